@@ -71,7 +71,8 @@ def unroll(
     if xs.ndim < 2:
         raise ValueError(f"xs must be [T, ..., D], got shape {xs.shape}")
     batch_shape = xs.shape[1:-1]
-    state = cell.zero_state(batch_shape) if state is None else state
+    if state is None:
+        state = _varying_like(cell.zero_state(batch_shape), (params, xs, lengths))
     _check_state(cell, state, batch_shape)
     if lengths is None:
         return jax.lax.scan(functools.partial(cell.step, params), state, xs)
@@ -94,6 +95,20 @@ def unroll(
 def _where(condition: jax.Array, yes: jax.Array, no: jax.Array) -> jax.Array:
     """``jnp.where`` with the condition's axes leading."""
     return jnp.where(condition.reshape(condition.shape + (1,) * (yes.ndim - condition.ndim)), yes, no)
+
+
+def _varying_like(tree: Any, other: Any) -> Any:
+    """The tree, marked as different on each device where ``other`` is (inside shard_map).
+
+    A scan's state must be so marked from the start if a step makes it so.
+    """
+    axes: set[str] = set()
+    for leaf in jax.tree.leaves(other):
+        type_ = jax.typeof(leaf)  # until jax 0.10.1 it has its varying axes as `vma`
+        axes |= type_.vma if hasattr(type_, "vma") else type_.manual_axis_type.varying
+    if not axes:
+        return tree
+    return jax.tree.map(lambda leaf: jax.lax.pcast(leaf, tuple(axes), to="varying"), tree)
 
 
 def _check_state(cell: Cell, state: State, batch_shape: tuple[int, ...]) -> None:

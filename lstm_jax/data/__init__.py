@@ -1,0 +1,26 @@
+"""Data: named files with a checked digest, their readers, and endless Grain pipelines."""
+
+from lstm_jax.data.fetch import CACHE_VARIABLE, Entry, cache_folder, fetch, registry
+from lstm_jax.data.pipelines import Batch, shuffled, sliding_windows, stream_windows
+from lstm_jax.data.tables import LabelledSequences, Table, read_csv, read_ts
+from lstm_jax.data.text import encode, ngram_loss, python_reference, read_text
+
+__all__ = [
+    "CACHE_VARIABLE",
+    "Batch",
+    "Entry",
+    "LabelledSequences",
+    "Table",
+    "cache_folder",
+    "encode",
+    "fetch",
+    "ngram_loss",
+    "python_reference",
+    "read_csv",
+    "read_text",
+    "read_ts",
+    "registry",
+    "shuffled",
+    "sliding_windows",
+    "stream_windows",
+]

@@ -1,0 +1,98 @@
+"""Named files: fetched once, checked by their SHA-256, kept in a cache folder."""
+
+import csv
+import functools
+import importlib.resources
+import os
+import pathlib
+from typing import NamedTuple
+
+from lstm_jax.errors import UserError
+
+CACHE_VARIABLE = "LSTM_JAX_DATA"
+
+
+class Entry(NamedTuple):
+    """A line of the registry.
+
+    Attributes:
+      file: the name by which the file is asked for, and its path in the cache folder.
+      sha256: the digest that the file must have, in hexadecimal.
+      url: where it is fetched from.
+      licence: what its owners allow.
+
+    >>> Entry("a/b.txt", "0" * 64, "https://example.org/b.txt", "public domain").file
+    'a/b.txt'
+    """
+
+    file: str
+    sha256: str
+    url: str
+    licence: str
+
+
+@functools.cache
+def registry() -> dict[str, Entry]:
+    """Every file that :func:`fetch` knows, by name.
+
+    >>> registry()["tiny_shakespeare/input.txt"].licence
+    'text in the public domain'
+    """
+    text = importlib.resources.files("lstm_jax.data").joinpath("registry.tsv").read_text("utf-8")
+    rows = csv.DictReader(text.splitlines(), delimiter="\t")
+    return {row["file"]: Entry(**row) for row in rows}
+
+
+def cache_folder() -> pathlib.Path:
+    """Where files are kept: ``$LSTM_JAX_DATA``, or the system's cache folder.
+
+    >>> cache_folder().name != ""
+    True
+    """
+    import pooch
+
+    return pathlib.Path(os.environ.get(CACHE_VARIABLE) or pooch.os_cache("lstm_jax"))
+
+
+def fetch(file: str) -> pathlib.Path:
+    """The path of a registered file, downloaded (with a progress bar) where it is missing.
+
+    Args:
+      file: a name of :func:`registry`, such as ``"etth1/ETTh1.csv"``.
+
+    Raises:
+      UserError: the name is unknown, the file cannot be fetched, or its digest is wrong.
+
+    >>> fetch("moon/rocks.csv")
+    Traceback (most recent call last):
+    lstm_jax.errors.UserError: no data file is registered as 'moon/rocks.csv'; known: ...
+    """
+    import pooch
+
+    if file not in registry():
+        raise UserError(
+            f"no data file is registered as {file!r}; known: {', '.join(sorted(registry()))}"
+        )
+    entry = registry()[file]
+    path = cache_folder() / file
+    if not path.exists():
+        try:
+            # Checked below and not by pooch, so that a file in the cache and a file just
+            # fetched are judged by the same lines; pooch moves it into place when complete.
+            pooch.retrieve(entry.url, None, path.name, path.parent, progressbar=True)
+        except Exception as error:  # requests and the file system fail in many ways
+            raise UserError(
+                f"{file}: could not be fetched from {entry.url} ({_brief(error)}); put the file "
+                f"at {path} by hand, or set {CACHE_VARIABLE} to a folder that holds it"
+            ) from error
+    digest = pooch.file_hash(str(path), alg="sha256")
+    if digest != entry.sha256:
+        raise UserError(
+            f"{path}: wrong SHA-256: expected {entry.sha256}, got {digest}; delete the file to "
+            "fetch it again"
+        )
+    return path
+
+
+def _brief(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''}"
