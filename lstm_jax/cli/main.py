@@ -1,0 +1,206 @@
+"""``lstm-jax train | evaluate | generate``."""
+
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+from tyro.conf import Positional
+
+from lstm_jax.errors import UserError
+from lstm_jax.tasks import TASKS, Samples
+from lstm_jax.tasks.options import Section, expectation, nearest, sections_of
+from lstm_jax.train import (
+    Report,
+    Stopped,
+    best_params,
+    evaluate,
+    load_config,
+    load_workdir,
+    train,
+    use_all_cores,
+)
+from lstm_jax.train.config import SHARED_SECTIONS, config_from
+
+INTERRUPTED = 130
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Train from a config file, or go on with a run: lstm-jax train SOURCE [--SECTION.KEY VALUE ...]"""
+
+    source: Positional[pathlib.Path]
+    """A config file (.toml), or the folder of a run to go on with."""
+    workdir: pathlib.Path | None = None
+    """The run's folder; by default runs/ and the config's name. A run in it is gone on with."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """Figures of a run's best checkpoint beside those of simple methods; draws its pictures."""
+
+    workdir: Positional[pathlib.Path]
+    """The run's folder."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Generate:
+    """Write text with a run's best checkpoint."""
+
+    workdir: Positional[pathlib.Path]
+    """The run's folder."""
+    prompt: str = ""
+    """What the text begins with."""
+    length: int = 400
+    """How much is written after the prompt."""
+    temperature: float = 0.8
+    """Below 1 likelier, above 1 bolder; 0 always takes the likeliest."""
+    seed: int = 0
+    """Decides the draws."""
+
+
+Command = Annotated[
+    Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Generate, tyro.conf.subcommand("generate")],
+    tyro.conf.OmitArgPrefixes,
+]
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs a command; returns its exit status.
+
+    Returns:
+      0; 1 for a user's mistake, told in one line; 2 for a command line of the wrong form;
+      128 and the signal's number where a signal stopped the run.
+    """
+    args = list(sys.argv[1:] if args is None else args)
+    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    if args[:1] == ["train"] and {"-h", "--help"} & set(args):
+        return _help_of_train(args)
+    try:
+        command, rest = tyro.cli(
+            Command,
+            prog="lstm-jax",
+            description="Train, evaluate and sample LSTMs from config files.",
+            args=args,
+            return_unknown_args=True,
+        )
+        if isinstance(command, Train):
+            _train(command, _overrides(rest))
+            return 0
+        if rest:
+            known = {"--" + field.name for field in dataclasses.fields(command)} - {"--workdir"}
+            raise UserError(f"{rest[0]}: unknown option{nearest(rest[0], sorted(known))}")
+        if isinstance(command, Evaluate):
+            _evaluate(command)
+        else:
+            _generate(command)
+        return 0
+    except UserError as error:
+        errors.print(f"lstm-jax: error: {error}", markup=False)
+        return 1
+    except Stopped as stopped:
+        return 128 + stopped.signal
+    except KeyboardInterrupt:
+        errors.print("lstm-jax: interrupted", markup=False)
+        return INTERRUPTED
+
+
+def _train(command: Train, overrides: dict[str, str]) -> None:
+    use_all_cores()
+    if command.source.is_dir():
+        if command.workdir not in (None, command.source):
+            raise UserError("--workdir: a run that is gone on with stays in its own folder")
+        workdir = command.source
+        config = config_from(load_workdir(workdir).as_dict(), str(workdir), overrides)
+    else:
+        config = load_config(command.source, overrides)
+        workdir = command.workdir or pathlib.Path("runs") / command.source.stem
+    train(config, workdir, Report())
+
+
+def _evaluate(command: Evaluate) -> None:
+    use_all_cores()
+    config = load_workdir(command.workdir)
+    evaluate(config, config.build_task(), command.workdir, Report())
+
+
+def _generate(command: Generate) -> None:
+    if command.length < 0:
+        raise UserError(f"--length: expected an integer of at least 0, got {command.length}")
+    if not 0 <= command.temperature < float("inf"):
+        raise UserError(f"--temperature: expected a number of at least 0, got {command.temperature}")
+    config = load_workdir(command.workdir)
+    task = config.build_task()
+    if not isinstance(task, Samples):
+        raise UserError(f"{command.workdir}: task {config.task} writes nothing")
+    params, _ = best_params(config, task, command.workdir)
+    text = task.sample(
+        params, command.prompt, command.length, command.temperature, command.seed
+    )
+    Report().say(text)
+
+
+def _overrides(words: Sequence[str]) -> dict[str, str]:
+    """``--section.key value`` and ``--section.key=value`` as texts by dotted key."""
+    overrides: dict[str, str] = {}
+    words = list(words)
+    while words:
+        word = words.pop(0)
+        flag, equals, value = word.partition("=")
+        if not flag.startswith("--") or "." not in flag:
+            raise UserError(f"{word}: expected --SECTION.KEY VALUE")
+        if not equals:
+            if not words:
+                raise UserError(f"{flag}: expected a value after it, got nothing")
+            value = words.pop(0)
+        overrides[flag[2:].replace("-", "_")] = value
+    return overrides
+
+
+def _help_of_train(args: Sequence[str]) -> int:
+    """What tyro says of the command, then every config key with its default."""
+    try:
+        tyro.cli(Command, prog="lstm-jax", args=["train", "--help"])
+    except SystemExit:
+        pass
+    console = Console(highlight=False)
+    given = [pathlib.Path(arg) for arg in args[1:] if arg.endswith(".toml")]
+    values: dict[str, Section] = {}
+    tasks = list(TASKS)
+    if given:
+        try:
+            config = load_config(given[0])
+        except UserError as error:
+            Console(stderr=True, soft_wrap=True).print(f"lstm-jax: error: {error}", markup=False)
+            return 1
+        tasks = [config.task]
+        values = {name: getattr(config, name) for name in ("data", "model", *SHARED_SECTIONS)}
+    for task in tasks:
+        for name, kind in sections_of(TASKS[task]).items():
+            _print_section(console, name, values.get(name) or kind(), f' of task = "{task}"')
+    for name, kind in SHARED_SECTIONS.items():
+        _print_section(console, name, values.get(name) or kind(), "")
+    return 0
+
+
+def _print_section(console: Console, name: str, section: Section, of: str) -> None:
+    # expand=False and fixed column titles keep every key on a line of its own when piped.
+    table = Table(title=f"[{name}]{of}", title_justify="left", box=None, pad_edge=False)
+    table.title = table.title.replace("[", r"\[")
+    table.add_column("flag", no_wrap=True)
+    table.add_column("takes")
+    table.add_column("default", no_wrap=True)
+    table.add_column("meaning")
+    for field in dataclasses.fields(section):
+        value = getattr(section, field.name)
+        shown = str(value).lower() if isinstance(value, bool) else str(value) or '""'
+        flag = f"--{name}.{field.name.replace('_', '-')}"
+        table.add_row(flag, expectation(field), shown, field.metadata["meaning"])
+    console.print(table)
+    console.print()

@@ -1,0 +1,330 @@
+"""Next character: a language model of one text, as one continuous stream."""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Iterator
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from lstm_jax.data import encode, fetch, ngram_loss, python_reference, read_text, stream_windows
+from lstm_jax.errors import UserError
+from lstm_jax.sequence import LSTM, dropout
+from lstm_jax.sequence.layers import LSTMStates
+from lstm_jax.tasks.base import Batch, Figures, Params
+from lstm_jax.tasks.options import Section, option
+
+NGRAM_ORDER = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class TextData(Section):
+    """Section ``[data]`` of task ``next_character``."""
+
+    text: str = option(
+        "python_reference", "python_reference, tiny_shakespeare, or the path of a UTF-8 file"
+    )
+    validation_fraction: float = option(
+        0.1, "share of the text, at its end, kept for validation", above=0, below=1
+    )
+    lanes: int = option(32, "rows of a batch, each reading its own part of the text", at_least=1)
+    window: int = option(64, "characters a row reads (and gradients flow back) a step", at_least=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class CharacterModel(Section):
+    """Section ``[model]`` of task ``next_character``."""
+
+    hidden_size: int = option(384, "hidden features of each LSTM layer", at_least=1)
+    num_layers: int = option(1, "stacked LSTM layers", at_least=1)
+    embedding_size: int = option(64, "features of a character's embedding", at_least=1)
+    tied_embeddings: bool = option(False, "read characters out by the matrix that embeds them")
+    input_dropout: float = option(0.0, "dropout on embeddings", at_least=0, below=1)
+    dropout: float = option(0.2, "dropout on the outputs of every layer", at_least=0, below=1)
+    dtype: str = option(
+        "float32", "type of the products; sums stay in float32", choices=("float32", "bfloat16")
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class NextCharacter:
+    """Predicts each character of a text from all before it.
+
+    Training is truncated backpropagation through time: each of ``lanes`` rows reads its part
+    of the text window by window, and the state after one window is the state before the
+    next.  Evaluation reads the validation text once, as one stream from a zero state.
+    Losses are in nats a character.
+
+    Raises:
+      UserError: the text is missing, empty, not UTF-8, or too short for one window.
+
+    >>> task = NextCharacter(TextData(lanes=4, window=16), CharacterModel(hidden_size=8))
+    >>> params = task.init(jax.random.key(0))
+    >>> batch = task.batches(seed=0)[0]
+    >>> loss, carry = task.loss(params, task.initial_carry(), batch, jax.random.key(1))
+    >>> bool(abs(loss - np.log(len(task.vocabulary))) < 0.2)  # nothing is learned yet
+    True
+
+    References:
+      Alex Graves, "Generating Sequences With Recurrent Neural Networks", arXiv:1308.0850,
+      2013, section 3; Tomas Mikolov et al., "Recurrent neural network based language model",
+      Interspeech 2010 (truncated backpropagation, state carried on); Ofir Press, Lior Wolf,
+      "Using the Output Embedding to Improve Language Models", EACL 2017 (tied embeddings).
+    """
+
+    data: TextData
+    model: CharacterModel
+    unit = "characters"
+    loss_unit = "nats a character"
+    splits = ("validation",)
+
+    def __post_init__(self) -> None:
+        train, validation = self._split
+        needed = self.data.lanes * self.data.window
+        if len(train) < needed:
+            raise UserError(
+                f"data.text: {self.data.text}: the training split has {len(train)} characters, "
+                f"expected at least data.lanes * data.window = {needed}"
+            )
+        if len(validation) < 2:
+            raise UserError(
+                f"data.validation_fraction: {self.data.text}: the validation split has "
+                f"{len(validation)} characters, expected at least 2"
+            )
+
+    @functools.cached_property
+    def text(self) -> str:
+        """The whole text."""
+        if self.data.text == "python_reference":
+            return python_reference()
+        if self.data.text == "tiny_shakespeare":
+            return read_text(fetch("tiny_shakespeare/input.txt"))
+        return read_text(self.data.text)
+
+    @functools.cached_property
+    def vocabulary(self) -> str:
+        """The different characters of the text, sorted."""
+        return "".join(sorted(set(self.text)))
+
+    @functools.cached_property
+    def _split(self) -> tuple[np.ndarray, np.ndarray]:
+        tokens = encode(self.text, self.vocabulary)
+        return tuple(np.split(tokens, [round(len(tokens) * (1 - self.data.validation_fraction))]))
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+    @property
+    def batch_size(self) -> int:
+        return self.data.lanes
+
+    @property
+    def units_per_step(self) -> int:
+        return self.data.lanes * self.data.window
+
+    @property
+    def _lstm(self) -> LSTM:
+        model = self.model
+        return LSTM(model.hidden_size, model.num_layers, model.dropout, dtype=model.dtype)
+
+    def batches(self, seed: int) -> grain.MapDataset:
+        return stream_windows(self._split[0], self.data.lanes, self.data.window, seed)
+
+    def init(self, key: jax.Array) -> Params:
+        """``embedding`` ``(V, E)``, ``lstm``, ``projection`` ``(H, V or E)``, ``bias`` ``(V,)``.
+
+        Tied embeddings need a projection only where E differs from H.
+        """
+        model, size = self.model, len(self.vocabulary)
+        embedding_key, lstm_key, projection_key = jax.random.split(key, 3)
+        params = {
+            "embedding": jax.random.normal(embedding_key, (size, model.embedding_size)),
+            "lstm": self._lstm.init(lstm_key, model.embedding_size),
+            "bias": jnp.zeros(size),
+        }
+        # Logits of a new network are near zero: tied, its unit embeddings must be scaled down.
+        if model.tied_embeddings:
+            params["embedding"] *= model.embedding_size**-0.5
+        width = model.embedding_size if model.tied_embeddings else size
+        if not (model.tied_embeddings and width == model.hidden_size):
+            init = jax.nn.initializers.glorot_uniform()
+            params["projection"] = init(projection_key, (model.hidden_size, width))
+        return params
+
+    def initial_carry(self) -> LSTMStates:
+        return self._lstm.zero_state((self.data.lanes,))
+
+    def logits(
+        self,
+        params: Params,
+        state: LSTMStates,
+        inputs: jax.Array,
+        *,
+        lengths: jax.Array | None = None,
+        key: jax.Array | None = None,
+    ) -> tuple[LSTMStates, jax.Array]:
+        """Scores of the next character after each one.
+
+        Args:
+          params: as from :meth:`init`.
+          state: the state of each layer, arrays ``[B, H]``.
+          inputs: characters, int32 ``[B, T]``.
+          lengths: how many characters of each row count, ``[B]``; all if None.
+          key: random key for dropout; None for no dropout.
+
+        Returns:
+          ``(state, logits)``: the state after the last character, and ``[B, T, V]``.
+        """
+        keys = [None] * 3 if key is None else jax.random.split(key, 3)
+        xs = params["embedding"][inputs.T]  # [T, B, E]
+        xs = dropout(xs, self.model.input_dropout, keys[0])
+        state, ys = self._lstm.apply(params["lstm"], xs, state, lengths=lengths, key=keys[1])
+        ys = dropout(ys, self.model.dropout, keys[2]).astype(self.model.dtype)
+        if "projection" in params:
+            ys = ys @ params["projection"].astype(ys.dtype)
+        if self.model.tied_embeddings:
+            ys = ys @ params["embedding"].T.astype(ys.dtype)
+        return state, ys.swapaxes(0, 1).astype(jnp.float32) + params["bias"]
+
+    def loss(
+        self, params: Params, carry: LSTMStates, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, LSTMStates]:
+        fresh = batch["start"][:, None]
+        carry = jax.tree.map(lambda leaf: jnp.where(fresh, jnp.zeros_like(leaf), leaf), carry)
+        carry, logits = self.logits(params, carry, batch["inputs"], key=key)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
+        return losses.mean(), carry
+
+    def evaluate(self, params: Params, split: str) -> Figures:
+        """``loss`` in nats and ``bits`` a character, over the whole split as one stream."""
+        loss = stream_loss(self, params, self._split[1])
+        return {"loss": loss, "bits": loss / float(np.log(2))}
+
+    def baselines(self, split: str) -> dict[str, Figures]:
+        train, validation = self._split
+        # As in `evaluate`, the first character is given.
+        train, validation = np.append(train, validation[:1]), validation[1:]
+        loss = ngram_loss(train, validation, len(self.vocabulary), NGRAM_ORDER)
+        name = f"{NGRAM_ORDER}-gram, Witten-Bell"
+        return {name: {"loss": loss, "bits": loss / float(np.log(2))}}
+
+    def pictures(self, params: Params) -> Iterator[tuple[str, object]]:
+        return iter(())
+
+    def sample(
+        self, params: Params, prompt: str, length: int, temperature: float, seed: int
+    ) -> str:
+        """The prompt carried on by ``length`` characters.
+
+        Args:
+          params: as from :meth:`init`.
+          prompt: what the text begins with; empty stands for a new paragraph.
+          length: how many characters to write, at least 0.
+          temperature: divides the logits; 0 always takes the likeliest character.
+          seed: decides the draws.
+
+        Raises:
+          UserError: the prompt has a character that the training text lacks.
+        """
+        try:
+            given = encode(prompt or "\n", self.vocabulary)
+        except UserError as error:
+            raise UserError(f"prompt: {error}") from error
+        written = _continuation(
+            self, params, jnp.asarray(given)[None], length, temperature, jax.random.key(seed)
+        )
+        return prompt + "".join(self.vocabulary[token] for token in np.asarray(written))
+
+
+@functools.partial(jax.jit, static_argnames=("task", "length"))
+def _continuation(
+    task: NextCharacter,
+    params: Params,
+    given: jax.Array,
+    length: int,
+    temperature: float,
+    key: jax.Array,
+) -> jax.Array:
+    state, logits = task.logits(params, task._lstm.zero_state((1,)), given)
+
+    def write(carried: tuple, key: jax.Array) -> tuple[tuple, jax.Array]:
+        state, logits = carried
+        drawn = jax.random.categorical(key, logits / jnp.maximum(temperature, 1e-6))
+        token = jnp.where(temperature > 0, drawn, logits.argmax(-1)).astype(jnp.int32)  # [1]
+        state, logits = task.logits(params, state, token[:, None])
+        return (state, logits[:, -1]), token[0]
+
+    return jax.lax.scan(write, (state, logits[:, -1]), jax.random.split(key, length))[1]
+
+
+def stream_loss(
+    task: NextCharacter, params: Params, tokens: np.ndarray, parts: int = 32, chunk: int = 256
+) -> float:
+    """Mean loss over a text read as one stream from a zero state, in nats a character.
+
+    The stream is cut into parts that are run side by side, each from what the run before it
+    found to be the state at its beginning; the first run begins each part from zeros.  What
+    a part began with fades over its length, so that after two or three runs no part's
+    beginning moves any more: then this is the one stream.  It is so after ``parts`` runs at
+    the latest, since each run makes one more part exact.  On a CPU this takes a tenth of the
+    time of reading one character after the other.
+
+    Args:
+      task: the task.
+      params: as from its ``init``.
+      tokens: int32 ``[N]``, N at least 2; the first character is given, the others predicted.
+      parts: how many parts.
+      chunk: how many characters of each part are run at a time, which bounds the memory.
+    """
+    tokens = jnp.asarray(tokens)
+    count = len(tokens) - 1
+    length = -(-count // parts)
+    chunks = -(-length // chunk)
+    position = jnp.arange(parts)[:, None] * length + jnp.arange(chunks * chunk)
+    scored = (jnp.arange(chunks * chunk) < length) & (position < count)
+    place = position.clip(max=count - 1)
+    inputs, targets = tokens[place], tokens[place + 1]
+    start = task._lstm.zero_state((parts,))
+    for _ in range(parts):
+        end, total = _parts_loss(task, chunk, params, start, inputs, targets, scored)
+        begin = jax.tree.map(lambda a: jnp.concatenate([jnp.zeros_like(a[:1]), a[:-1]]), end)
+        moved = max(
+            float(jnp.abs(new - old).max())
+            for new, old in zip(jax.tree.leaves(begin), jax.tree.leaves(start), strict=True)
+        )
+        start = begin
+        if moved < 1e-5:
+            break
+    return float(total) / count
+
+
+@functools.partial(jax.jit, static_argnames=("task", "chunk"))
+def _parts_loss(
+    task: NextCharacter,
+    chunk: int,
+    params: Params,
+    state: LSTMStates,
+    inputs: jax.Array,
+    targets: jax.Array,
+    scored: jax.Array,
+) -> tuple[LSTMStates, jax.Array]:
+    """The state after each part's last scored character, and the sum of all losses."""
+
+    def chunks(array: jax.Array) -> jax.Array:  # [parts, n * chunk] -> [n, parts, chunk]
+        return array.reshape(len(array), -1, chunk).swapaxes(0, 1)
+
+    def step(state: LSTMStates, window: tuple) -> tuple[LSTMStates, jax.Array]:
+        inputs, targets, scored = window
+        lengths = scored.sum(1)
+        state, logits = task.logits(params, state, inputs, lengths=lengths)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+        return state, jnp.where(scored, losses, 0.0).sum(1)
+
+    windows = (chunks(inputs), chunks(targets), chunks(scored))
+    state, sums = jax.lax.scan(step, state, windows)
+    return state, sums.sum()

@@ -1,0 +1,163 @@
+"""Sections of a config: frozen dataclasses whose fields know their range and meaning."""
+
+import dataclasses
+import difflib
+import math
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from lstm_jax.errors import UserError
+
+SectionT = TypeVar("SectionT", bound="Section")
+
+
+def option(
+    default: Any,
+    meaning: str,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+    choices: tuple[str, ...] | None = None,
+) -> Any:
+    """A field of a :class:`Section`: its default, one line of meaning, and its range."""
+    limits = {"at least": at_least, "above": above, "at most": at_most, "below": below}
+    metadata = {
+        "meaning": meaning,
+        "limits": {words: limit for words, limit in limits.items() if limit is not None},
+        "choices": choices,
+    }
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """A section of a config.  Subclasses are frozen dataclasses of :func:`option` fields.
+
+    Values are checked where a section is made, from a file or in Python.
+
+    Raises:
+      UserError: a value has the wrong type or lies outside its range.
+
+    >>> @dataclasses.dataclass(frozen=True)
+    ... class Window(Section):
+    ...     length: int = option(64, "steps", at_least=1)
+    >>> Window(length=8).length
+    8
+    >>> Window(length=0)
+    Traceback (most recent call last):
+    lstm_jax.errors.UserError: length: expected an integer of at least 1, got 0
+    """
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, int) and not isinstance(value, bool) and field.type is float:
+                object.__setattr__(self, field.name, float(value))
+            elif not _fits(field, value):
+                raise UserError(f"{field.name}: expected {expectation(field)}, got {value!r}")
+
+
+def expectation(field: dataclasses.Field) -> str:
+    """What a field takes, in words.
+
+    >>> expectation(dataclasses.fields(_Example)[0])
+    'an integer of at least 1'
+    """
+    if field.metadata["choices"]:
+        return f"one of {', '.join(field.metadata['choices'])}"
+    noun = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}[field.type]
+    limits = [f"{words} {limit:g}" for words, limit in field.metadata["limits"].items()]
+    return f"{noun} of {' and '.join(limits)}" if limits else noun
+
+
+def _fits(field: dataclasses.Field, value: Any) -> bool:
+    if field.metadata["choices"] and value not in field.metadata["choices"]:
+        return False
+    if field.type is float:
+        right_type = isinstance(value, float | int) and not isinstance(value, bool)
+        right_type = right_type and math.isfinite(value)
+    else:
+        right_type = type(value) is field.type
+    if not right_type:
+        return False
+    limits = field.metadata["limits"]
+    return (
+        value >= limits.get("at least", -math.inf)
+        and value > limits.get("above", -math.inf)
+        and value <= limits.get("at most", math.inf)
+        and value < limits.get("below", math.inf)
+        if limits
+        else True
+    )
+
+
+def nearest(name: str, known: typing.Iterable[str]) -> str:
+    """``"; did you mean ...?"`` where a known name resembles this one, else the known names.
+
+    >>> nearest("num_stepz", ["num_steps", "seed"])
+    '; did you mean num_steps?'
+    >>> nearest("colour", ["num_steps", "seed"])
+    '; known: num_steps, seed'
+    """
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(known)}"
+
+
+def section_from(
+    kind: type[SectionT], values: Mapping[str, Any], name: str, source: str
+) -> SectionT:
+    """A section from a mapping, such as a table of a TOML file.
+
+    Args:
+      kind: the section's dataclass.
+      values: its keys; those left out take their defaults.
+      name: the section's name, for messages: key ``k`` is ``name.k`` there.
+      source: the file that the values come from, for messages.
+
+    Raises:
+      UserError: a key is unknown, or a value does not fit its field.
+    """
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    for key, value in values.items():
+        if key not in fields:
+            known = nearest(f"{name}.{key}", [f"{name}.{field}" for field in fields])
+            raise UserError(f"{source}: unknown key {name}.{key}{known}")
+        if not _fits(fields[key], value):
+            wanted = expectation(fields[key])
+            raise UserError(f"{source}: {name}.{key}: expected {wanted}, got {value!r}")
+    return kind(**values)
+
+
+def parse(field: dataclasses.Field, text: str) -> Any:
+    """A command line's word as a value of the field's type, or as it is where it is none.
+
+    >>> parse(dataclasses.fields(_Example)[0], "12")
+    12
+    """
+    if field.type is bool:
+        return {"true": True, "false": False}.get(text.lower(), text)
+    try:
+        return field.type(text)
+    except ValueError:
+        return text
+
+
+def sections_of(task: type) -> dict[str, type[Section]]:
+    """The sections that a task class takes, by name: its fields that are sections."""
+    hints = typing.get_type_hints(task)
+    return {
+        field.name: hints[field.name]
+        for field in dataclasses.fields(task)
+        if isinstance(hints[field.name], type) and issubclass(hints[field.name], Section)
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Example(Section):
+    length: int = option(64, "steps", at_least=1)
+
+

@@ -1,0 +1,44 @@
+"""Training from a config: the loop, its optimizer, checkpoints and figures."""
+
+from lstm_jax.train.checkpoint import Checkpoints
+from lstm_jax.train.config import (
+    Config,
+    OptimizerConfig,
+    TrainConfig,
+    differing_keys,
+    load_config,
+    sections_for,
+    write_config,
+)
+from lstm_jax.train.devices import data_mesh, use_all_cores
+from lstm_jax.train.loop import Stopped, best_params, evaluate, train
+from lstm_jax.train.metrics import read_metrics
+from lstm_jax.train.optimizer import build_optimizer, build_schedule
+from lstm_jax.train.report import Report
+from lstm_jax.train.step import TrainState, build_step, init_state
+from lstm_jax.train.workdir import load_workdir
+
+__all__ = [
+    "Checkpoints",
+    "Config",
+    "OptimizerConfig",
+    "Report",
+    "Stopped",
+    "TrainConfig",
+    "TrainState",
+    "best_params",
+    "build_optimizer",
+    "build_schedule",
+    "build_step",
+    "data_mesh",
+    "differing_keys",
+    "evaluate",
+    "init_state",
+    "load_config",
+    "load_workdir",
+    "read_metrics",
+    "sections_for",
+    "train",
+    "use_all_cores",
+    "write_config",
+]

@@ -1,0 +1,163 @@
+"""Configs: TOML in, frozen typed dataclasses inside."""
+
+import dataclasses
+import pathlib
+import tomllib
+from collections.abc import Mapping
+from typing import Any
+
+from lstm_jax.errors import UserError
+from lstm_jax.tasks import TASKS, Section, Task, option
+from lstm_jax.tasks.options import nearest, parse, section_from, sections_of
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig(Section):
+    """Section ``[optimizer]``; arguments have optax's own names."""
+
+    name: str = option("adamw", "update rule", choices=("adamw", "adam", "sgd", "rmsprop"))
+    learning_rate: float = option(2e-3, "step size, at the peak of the schedule", above=0)
+    schedule: str = option(
+        "cosine", "learning rate over time", choices=("constant", "cosine", "exponential")
+    )
+    warmup_steps: int = option(100, "steps of linear warm-up from zero", at_least=0)
+    alpha: float = option(0.01, "cosine: last rate as a share of the peak", at_least=0, at_most=1)
+    transition_steps: int = option(1000, "exponential: steps to one decay_rate", at_least=1)
+    decay_rate: float = option(0.5, "exponential: factor every transition_steps", above=0, at_most=1)
+    b1: float = option(0.9, "adam: decay of the mean gradient", at_least=0, below=1)
+    b2: float = option(0.99, "adam: decay of the mean squared gradient", at_least=0, below=1)
+    eps: float = option(1e-8, "adam, rmsprop: added to the root", above=0)
+    decay: float = option(0.9, "rmsprop: decay of the mean squared gradient", at_least=0, below=1)
+    momentum: float = option(0.0, "sgd, rmsprop: decay of the velocity", at_least=0, below=1)
+    weight_decay: float = option(0.01, "adamw: pull of matrices towards zero", at_least=0)
+    max_norm: float = option(1.0, "gradients are clipped to this global norm; 0: no", at_least=0)
+    ema_decay: float = option(
+        0.0, "decay of the mean of parameters that is evaluated; 0: no mean", at_least=0, below=1
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig(Section):
+    """Section ``[train]``."""
+
+    num_steps: int = option(1000, "training steps", at_least=1)
+    log_every: int = option(50, "steps from one line of training figures to the next", at_least=1)
+    eval_every: int = option(500, "steps from one evaluation to the next", at_least=1)
+    checkpoint_every: int = option(500, "steps from one checkpoint to the next", at_least=1)
+    keep_checkpoints: int = option(2, "latest checkpoints kept, beside the best", at_least=1)
+    seed: int = option(0, "decides parameters, dropout and the order of data", at_least=0)
+    num_devices: int = option(0, "devices that share a batch; 0: all that divide it", at_least=0)
+    sample_prompt: str = option("", "what the text written at the end begins with")
+    sample_length: int = option(600, "length of the text written at the end", at_least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A whole run: which task, and the sections of it, the optimizer and the loop."""
+
+    task: str
+    data: Section
+    model: Section
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+
+    def build_task(self) -> Task:
+        """The task; reads its data."""
+        return TASKS[self.task](data=self.data, model=self.model)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as a TOML file has them."""
+        return dataclasses.asdict(self)
+
+
+SHARED_SECTIONS: dict[str, type[Section]] = {"optimizer": OptimizerConfig, "train": TrainConfig}
+
+
+def sections_for(task: str) -> dict[str, type[Section]]:
+    """The sections of a config for a task, by name."""
+    return {**sections_of(TASKS[task]), **SHARED_SECTIONS}
+
+
+def load_config(path: str | pathlib.Path, overrides: Mapping[str, str] | None = None) -> Config:
+    """The config in a TOML file, with some keys replaced.
+
+    Args:
+      path: the file.
+      overrides: texts by dotted key, as from a command line: ``{"train.num_steps": "500"}``.
+
+    Raises:
+      UserError: the file is missing or no TOML, a key is unknown (the nearest known one is
+        named), or a value has the wrong type or is impossible.
+
+    Example:
+      >>> import tempfile
+      >>> path = pathlib.Path(tempfile.mkdtemp()) / "a.toml"
+      >>> _ = path.write_text('task = "next_character"\\n[train]\\nnum_steps = 10\\n')
+      >>> load_config(path, {"train.seed": "3"}).train.seed
+      3
+      >>> load_config(path, {"train.num_stepz": "3"})
+      Traceback (most recent call last):
+      lstm_jax.errors.UserError: --train.num-stepz: unknown key train.num_stepz; did you mean ...
+    """
+    path = pathlib.Path(path)
+    try:
+        values = tomllib.loads(path.read_text("utf-8"))
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise UserError(f"{path}: no such config file") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: expected a TOML file in UTF-8, got other bytes") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}: not a TOML file: {error}") from error
+    return config_from(values, str(path), overrides or {})
+
+
+def config_from(values: Mapping[str, Any], source: str, overrides: Mapping[str, str]) -> Config:
+    """The config in a mapping of sections; as :func:`load_config`."""
+    if "task" not in values:
+        raise UserError(f"{source}: task: expected one of {', '.join(TASKS)}, got nothing")
+    task = values["task"]
+    if not isinstance(task, str) or task not in TASKS:
+        hint = nearest(str(task), TASKS)
+        raise UserError(f"{source}: task: expected one of {', '.join(TASKS)}, got {task!r}{hint}")
+    kinds = sections_for(task)
+    for name, section in values.items():
+        if name != "task" and name not in kinds:
+            raise UserError(f"{source}: unknown key {name}{nearest(name, ['task', *kinds])}")
+        if name != "task" and not isinstance(section, Mapping):
+            raise UserError(f"{source}: {name}: expected a section [{name}], got {section!r}")
+    sections = {
+        name: section_from(kind, values.get(name, {}), name, source) for name, kind in kinds.items()
+    }
+    for key, text in overrides.items():
+        name, _, field = key.partition(".")
+        flag = "--" + key.replace("_", "-")
+        fields = {f.name: f for f in dataclasses.fields(kinds[name])} if name in kinds else {}
+        if field not in fields:
+            known = [f"{n}.{f.name}" for n, kind in kinds.items() for f in dataclasses.fields(kind)]
+            close = nearest(key, known) if nearest(key, known).startswith("; did") else ""
+            raise UserError(f"{flag}: unknown key {key}{close}")
+        change = {field: parse(fields[field], text)}
+        changed = {**dataclasses.asdict(sections[name]), **change}
+        sections[name] = section_from(kinds[name], changed, name, flag)
+    return Config(task=task, **sections)
+
+
+def write_config(config: Config, path: pathlib.Path) -> None:
+    """The whole config, defaults included, as a TOML file."""
+    import tomli_w
+
+    path.write_text(tomli_w.dumps(config.as_dict()), "utf-8")
+
+
+def differing_keys(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
+    """The dotted keys in which two configs differ, with both values."""
+
+    def flat(config: Config) -> dict[str, Any]:
+        plain = config.as_dict()
+        keys = {"task": plain.pop("task")}
+        for name, section in plain.items():
+            keys |= {f"{name}.{key}": value for key, value in section.items()}
+        return keys
+
+    a, b = flat(one), flat(other)
+    return {key: (a.get(key), b.get(key)) for key in {**a, **b} if a.get(key) != b.get(key)}

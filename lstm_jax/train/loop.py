@@ -1,0 +1,286 @@
+"""The training loop, top to bottom."""
+
+import contextlib
+import dataclasses
+import json
+import math
+import pathlib
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from lstm_jax.errors import UserError
+from lstm_jax.tasks.base import Figures, Params, Samples, Task
+from lstm_jax.train.checkpoint import Checkpoints
+from lstm_jax.train.config import Config
+from lstm_jax.train.devices import AXIS, data_mesh
+from lstm_jax.train.metrics import MetricsLog, loss_curve, read_metrics
+from lstm_jax.train.optimizer import build_optimizer, build_schedule
+from lstm_jax.train.report import Clock, Report
+from lstm_jax.train.step import (
+    StepFigures,
+    TrainState,
+    build_step,
+    init_state,
+    state_shardings,
+)
+from lstm_jax.train.workdir import claimed
+
+
+VALIDATION_LOSS = "validation/loss"
+
+
+class Stopped(Exception):  # noqa: N818 - no error: the user asked for it
+    """Training was stopped by a signal and can go on; ``signal`` is its number."""
+
+    def __init__(self, number: int):
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.signal = number
+
+
+@dataclasses.dataclass
+class _Sums:
+    """What has been summed up since the last line of figures; part of a checkpoint."""
+
+    steps: int = 0
+    loss: float = 0.0
+    grad_norm: float = 0.0
+
+    def add(self, figures: StepFigures) -> None:
+        self.steps += 1
+        self.loss += float(figures.loss)
+        self.grad_norm += float(figures.grad_norm)
+
+
+def train(config: Config, workdir: pathlib.Path, report: Report) -> dict[str, Figures]:
+    """Trains from the start, or from the last checkpoint in ``workdir``, to the end.
+
+    A run that was stopped anywhere, killed included, and is taken up again gives bit for
+    bit the figures and parameters of one that never stopped (on as many devices).
+
+    Args:
+      config: the run.
+      workdir: its folder.
+      report: where it tells how it goes.
+
+    Returns:
+      The best checkpoint's figures by split, as in ``results.json``.
+
+    Raises:
+      UserError: the folder belongs to another run or process, the data have changed, or the
+        loss is not finite.
+      Stopped: SIGINT or SIGTERM came; the step was finished and all is saved.
+    """
+    with claimed(workdir, config):
+        task = config.build_task()
+        _run_steps(config, task, workdir, report)
+        return evaluate(config, task, workdir, report)
+
+
+def _run_steps(config: Config, task: Task, workdir: pathlib.Path, report: Report) -> None:
+    options = config.train
+    mesh = data_mesh(task.batch_size, options.num_devices)
+    schedule = build_schedule(config.optimizer, options.num_steps)
+    optimizer = build_optimizer(config.optimizer, schedule)
+    take_step = build_step(task, optimizer, schedule, config.optimizer.ema_decay, mesh)
+
+    state = init_state(task, optimizer, config.optimizer.ema_decay > 0, options.seed)
+    state = jax.device_put(state, state_shardings(state, mesh))
+    batches = iter(task.batches(options.seed).to_iter_dataset())
+    sums, loss = _Sums(), None  # loss: of the validation split, if taken at this step
+    checkpoints = Checkpoints(workdir / "checkpoints", options.keep_checkpoints)
+    restored = checkpoints.restore_latest(state, report.warn)
+    if restored is not None:
+        state, meta = restored
+        if meta["fingerprint"] != task.fingerprint:
+            raise UserError(
+                f"{workdir}: the data have changed since this run began: expected SHA-256 "
+                f"{meta['fingerprint']}, got {task.fingerprint}"
+            )
+        batches.set_state(meta["data"])
+        sums = _Sums(**meta["sums"])
+        report.say(f"going on from step {int(state.step)} in {workdir}")
+
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    report.say(
+        f"{config.task}: {parameters:,} parameters, {options.num_steps:,} steps of "
+        f"{task.units_per_step:,} {task.unit} on {mesh.size} {jax.default_backend()} device(s), "
+        f"in {workdir}"
+    )
+    log, clock = MetricsLog(workdir, int(state.step)), Clock(task.units_per_step)
+    lowest = min((line[VALIDATION_LOSS] for line in log.lines() if VALIDATION_LOSS in line), default=math.inf)
+    rows = NamedSharding(mesh, PartitionSpec(AXIS))
+
+    def save() -> None:
+        log.flush()
+        meta = {
+            "fingerprint": task.fingerprint,
+            "data": batches.get_state(),
+            "sums": dataclasses.asdict(sums),
+        }
+        checkpoints.save(state, meta, loss)
+
+    with contextlib.closing(log), contextlib.closing(checkpoints), _signals() as signals:
+        for step in range(int(state.step) + 1, options.num_steps + 1):
+            batch = jax.device_put(next(batches), rows)
+            clock.start()
+            state, figures = take_step(state, batch)
+            figures = jax.device_get(figures)
+            clock.stop()
+            if not (math.isfinite(figures.loss) and math.isfinite(figures.grad_norm)):
+                kept = checkpoints.latest_step()
+                raise UserError(
+                    f"step {step}: loss {figures.loss}, gradient norm {figures.grad_norm}: not "
+                    f"finite, training stops; the last good checkpoint is "
+                    f"{'none' if kept is None else f'that of step {kept}'}; try a lower "
+                    "optimizer.learning_rate or optimizer.max_norm"
+                )
+            sums.add(figures)
+
+            last = step == options.num_steps
+            logged = last or step % options.log_every == 0
+            line = _progress_line(task, options.num_steps, step, figures, clock)
+            report.progress(line, lasting=logged)
+            if logged:
+                means = {
+                    "train/loss": sums.loss / sums.steps,
+                    "train/grad_norm": sums.grad_norm / sums.steps,
+                    "learning_rate": float(figures.learning_rate),
+                }
+                log.write(step, means)
+                log.board(step, {f"{task.unit} per second": clock.units_per_second})
+                sums = _Sums()
+
+            loss, better = None, False
+            if "validation" in task.splits and (last or step % options.eval_every == 0):
+                validation = task.evaluate(_on_one_device(state), "validation")
+                log.write(step, {f"validation/{name}": x for name, x in validation.items()})
+                loss = validation["loss"]
+                better = loss < lowest
+                lowest = min(loss, lowest)
+                report.progress(f"{line} | validation loss {loss:.4f}", lasting=True)
+
+            if last or better or signals or step % options.checkpoint_every == 0:
+                save()
+            if signals:
+                report.end_progress()
+                report.say(
+                    f"stopped after step {step} of {options.num_steps}; all is saved; "
+                    f"go on with: lstm-jax train {workdir}"
+                )
+                raise Stopped(signals[0])
+        report.end_progress()
+
+
+def _progress_line(
+    task: Task, num_steps: int, step: int, figures: StepFigures, clock: Clock
+) -> str:
+    return (
+        f"step {step}/{num_steps} | loss {figures.loss:.4f} | "
+        f"learning rate {figures.learning_rate:.2e} | "
+        f"{clock.units_per_second:,.0f} {task.unit}/s | {clock.left(num_steps - step)} left"
+    )
+
+
+def _on_one_device(state: TrainState) -> Params:
+    """The parameters to evaluate; every device has them, and one is enough."""
+    device = next(iter(state.step.devices()))
+    return jax.device_put(jax.device_get(state.evaluated), device)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM in a list, so that a step can be finished; once only."""
+    came: list[int] = []
+
+    def take(number: int, frame: Any) -> None:
+        came.append(number)
+        for known, handler in before.items():
+            signal.signal(known, handler)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, take)
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def best_params(config: Config, task: Task, workdir: pathlib.Path) -> tuple[Params, int]:
+    """The parameters of a run's best checkpoint, and its step.
+
+    Raises:
+      UserError: there is no checkpoint, it is damaged, or the data have changed.
+    """
+    if not (workdir / "checkpoints").is_dir():
+        raise UserError(f"{workdir}: no checkpoint yet")
+    optimizer = build_optimizer(config.optimizer, lambda step: 0.0)
+    ema = config.optimizer.ema_decay > 0
+    like = jax.eval_shape(lambda: init_state(task, optimizer, ema, config.train.seed))
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), like)
+    checkpoints = Checkpoints(workdir / "checkpoints", config.train.keep_checkpoints)
+    with contextlib.closing(checkpoints):
+        step = checkpoints.best_step()
+        if step is None:
+            raise UserError(f"{workdir}: no checkpoint yet")
+        state, meta = checkpoints.restore(step, like)
+    if meta["fingerprint"] != task.fingerprint:
+        raise UserError(
+            f"{workdir}: the data have changed since this run began: expected SHA-256 "
+            f"{meta['fingerprint']}, got {task.fingerprint}"
+        )
+    return state.evaluated, step
+
+
+def evaluate(
+    config: Config, task: Task, workdir: pathlib.Path, report: Report
+) -> dict[str, Figures]:
+    """Figures of the best checkpoint beside those of simple methods, pictures, a sample.
+
+    Writes ``results.json`` and ``plots/*.png`` into the run's folder.
+
+    Returns:
+      The figures by split.
+    """
+    params, step = best_params(config, task, workdir)
+    results: dict[str, Any] = {"step": step}
+    baselines: dict[str, Figures] = {}
+    for split in task.splits:
+        results[split] = task.evaluate(params, split)
+        baselines = task.baselines(split)
+        report.figures(f"{split} split", {f"this run, step {step}": results[split], **baselines})
+    (workdir / "results.json").write_text(json.dumps(results, indent=2) + "\n", "utf-8")
+    for path in _draw(task, params, workdir, baselines, report):
+        report.say(f"drew {path}")
+    if isinstance(task, Samples) and config.train.sample_length:
+        options = config.train
+        report.say(f"\na sample of {options.sample_length} {task.unit}:\n")
+        report.say(task.sample(params, options.sample_prompt, options.sample_length, 0.8, 0) + "\n")
+    return {split: results[split] for split in task.splits}
+
+
+def _draw(
+    task: Task,
+    params: Params,
+    workdir: pathlib.Path,
+    baselines: dict[str, Figures],
+    report: Report,
+) -> Iterator[pathlib.Path]:
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        report.warn("no pictures: matplotlib is not installed (pip install 'lstm_jax[plot]')")
+        return
+    plots = workdir / "plots"
+    plots.mkdir(exist_ok=True)
+    curve = loss_curve(read_metrics(workdir / "metrics.jsonl"), task.loss_unit, baselines)
+    for name, figure in (*task.pictures(params), ("loss", curve)):
+        path = plots / f"{name}.png"
+        figure.savefig(path, dpi=120)
+        yield path

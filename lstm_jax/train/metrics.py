@@ -1,0 +1,110 @@
+"""The figures of a run: one line of JSON each time, and their curve as a picture."""
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The whole lines of a ``metrics.jsonl``; a last line cut short by a kill is left out.
+
+    >>> read_metrics(pathlib.Path("/no/such/metrics.jsonl"))
+    []
+    """
+    lines = []
+    for line in path.read_text("utf-8").splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+class MetricsLog:
+    """Appends lines to ``metrics.jsonl``, and to TensorBoard's files where it is installed.
+
+    Lines hold figures that are the same each time a run is repeated; speeds go to
+    TensorBoard and the progress line alone.
+
+    Args:
+      workdir: the run's folder.
+      step: where the run goes on; lines of later steps, which will be written again, go.
+    """
+
+    def __init__(self, workdir: pathlib.Path, step: int):
+        self.path = workdir / "metrics.jsonl"
+        kept = [line for line in read_metrics(self.path) if line["step"] <= step]
+        whole = "".join(json.dumps(line) + "\n" for line in kept)
+        if not self.path.exists() or self.path.read_text("utf-8") != whole:
+            part = self.path.with_suffix(".part")
+            part.write_text(whole, "utf-8")
+            part.replace(self.path)
+        self._file = self.path.open("a", encoding="utf-8")
+        self._board = _tensorboard(workdir, step)
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The lines on the disk."""
+        return read_metrics(self.path)
+
+    def write(self, step: int, figures: Mapping[str, float]) -> None:
+        """One line: the step and its figures."""
+        self._file.write(json.dumps({"step": step, **figures}) + "\n")
+        self.board(step, figures)
+
+    def board(self, step: int, figures: Mapping[str, float]) -> None:
+        """Figures for TensorBoard alone."""
+        if self._board is not None:
+            for name, figure in figures.items():
+                self._board.add_scalar(name, figure, step)
+
+    def flush(self) -> None:
+        """Puts all lines on the disk, which a checkpoint of their step relies on."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Flushes and closes the files."""
+        self.flush()
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def _tensorboard(workdir: pathlib.Path, step: int) -> Any:
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+
+
+def loss_curve(
+    lines: list[dict[str, Any]], unit: str, baselines: Mapping[str, Mapping[str, float]]
+) -> "Figure":
+    """Training and validation loss over steps, with the baselines' losses as level lines."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    styles = {
+        "train/loss": {"color": "#0072b2", "linewidth": 1.2, "label": "training"},
+        "validation/loss": {"color": "#d55e00", "marker": "o", "label": "validation"},
+    }
+    for name, style in styles.items():
+        points = [(line["step"], line[name]) for line in lines if name in line]
+        if points:
+            axes.plot(*zip(*points, strict=True), **style)
+    for number, (name, figures) in enumerate(baselines.items()):
+        if "loss" in figures:
+            dashes = [":", "-.", "--"][number % 3]
+            axes.axhline(figures["loss"], color="0.4", linestyle=dashes, label=name)
+    axes.set_xlabel("training step")
+    axes.set_ylabel(f"loss ({unit})")
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False)
+    return figure

@@ -1,0 +1,97 @@
+"""What a run tells its user while it goes on."""
+
+import time
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from lstm_jax.tasks.base import Figures
+
+
+class Report:
+    """Messages, a progress line, and tables of figures.
+
+    On a terminal the progress line stays in one place; elsewhere it is printed anew each
+    time figures are written.
+    """
+
+    def __init__(self, console: Console | None = None):
+        self._console = console or Console(highlight=False, soft_wrap=True)
+        self._live: Live | None = None
+
+    def say(self, message: str) -> None:
+        """One line."""
+        self._console.print(Text(message))
+
+    def warn(self, message: str) -> None:
+        """One line that stands out."""
+        self._console.print(Text(f"warning: {message}", style="yellow"))
+
+    def progress(self, line: str, *, lasting: bool) -> None:
+        """The progress line; ``lasting`` where figures were written with it."""
+        if self._console.is_terminal:
+            if self._live is None:
+                self._live = Live(console=self._console, auto_refresh=False)
+                self._live.start()
+            self._live.update(Text(line), refresh=True)
+        elif lasting:
+            self.say(line)
+
+    def end_progress(self) -> None:
+        """Leaves the progress line as it last was."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def figures(self, title: str, rows: Mapping[str, Figures]) -> None:
+        """A table with a row for each method and a column for each figure."""
+        table = Table(title=title, title_justify="left")
+        table.add_column("method")
+        names = list(dict.fromkeys(name for figures in rows.values() for name in figures))
+        for name in names:
+            table.add_column(name, justify="right")
+        for method, figures in rows.items():
+            cells = (f"{figures[name]:.4f}" if name in figures else "" for name in names)
+            table.add_row(method, *cells)
+        self._console.print(table)
+
+
+class Clock:
+    """Speed and time left, over the steps that this process has taken.
+
+    Compilation in the first step, and what happens between steps, do not count as speed.
+    """
+
+    def __init__(self, units_per_step: int):
+        self._units, self._steps, self._seconds = units_per_step, 0, 0.0
+        self._began = 0.0
+
+    def start(self) -> None:
+        """Before a step."""
+        self._began = time.perf_counter()
+
+    def stop(self) -> None:
+        """After it."""
+        seconds = time.perf_counter() - self._began
+        if self._steps > 0:
+            self._seconds += seconds
+        self._steps += 1
+
+    @property
+    def units_per_second(self) -> float:
+        """What the task counts, a second; 0 while unknown."""
+        return self._units * (self._steps - 1) / self._seconds if self._seconds else 0.0
+
+    def left(self, steps: int) -> str:
+        """The time that so many steps will take, as h:mm:ss.
+
+        >>> Clock(1).left(10)
+        '?'
+        """
+        if not self._seconds:
+            return "?"
+        seconds = round(steps * self._seconds / (self._steps - 1))
+        return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
