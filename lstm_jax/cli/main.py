@@ -1,5 +1,6 @@
 """``lstm-jax train | evaluate | generate``."""
 
+import contextlib
 import dataclasses
 import pathlib
 import sys
@@ -31,7 +32,11 @@ INTERRUPTED = 130
 
 @dataclasses.dataclass(frozen=True)
 class Train:
-    """Train from a config file, or go on with a run: lstm-jax train SOURCE [--SECTION.KEY VALUE ...]"""
+    """Train from a config file, or go on with a run.
+
+    Any config key can be replaced: lstm-jax train CONFIG --SECTION.KEY VALUE. With a config
+    file, --help shows that config's keys and values.
+    """
 
     source: Positional[pathlib.Path]
     """A config file (.toml), or the folder of a run to go on with."""
@@ -134,15 +139,15 @@ def _generate(command: Generate) -> None:
     if command.length < 0:
         raise UserError(f"--length: expected an integer of at least 0, got {command.length}")
     if not 0 <= command.temperature < float("inf"):
-        raise UserError(f"--temperature: expected a number of at least 0, got {command.temperature}")
+        raise UserError(
+            f"--temperature: expected a number of at least 0, got {command.temperature}"
+        )
     config = load_workdir(command.workdir)
     task = config.build_task()
     if not isinstance(task, Samples):
         raise UserError(f"{command.workdir}: task {config.task} writes nothing")
     params, _ = best_params(config, task, command.workdir)
-    text = task.sample(
-        params, command.prompt, command.length, command.temperature, command.seed
-    )
+    text = task.sample(params, command.prompt, command.length, command.temperature, command.seed)
     Report().say(text)
 
 
@@ -165,10 +170,8 @@ def _overrides(words: Sequence[str]) -> dict[str, str]:
 
 def _help_of_train(args: Sequence[str]) -> int:
     """What tyro says of the command, then every config key with its default."""
-    try:
+    with contextlib.suppress(SystemExit):
         tyro.cli(Command, prog="lstm-jax", args=["train", "--help"])
-    except SystemExit:
-        pass
     console = Console(highlight=False)
     given = [pathlib.Path(arg) for arg in args[1:] if arg.endswith(".toml")]
     values: dict[str, Section] = {}
@@ -190,9 +193,7 @@ def _help_of_train(args: Sequence[str]) -> int:
 
 
 def _print_section(console: Console, name: str, section: Section, of: str) -> None:
-    # expand=False and fixed column titles keep every key on a line of its own when piped.
-    table = Table(title=f"[{name}]{of}", title_justify="left", box=None, pad_edge=False)
-    table.title = table.title.replace("[", r"\[")
+    table = Table(title=rf"\[{name}]{of}", title_justify="left", box=None, pad_edge=False)
     table.add_column("flag", no_wrap=True)
     table.add_column("takes")
     table.add_column("default", no_wrap=True)

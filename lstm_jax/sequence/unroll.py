@@ -94,7 +94,9 @@ def unroll(
 
 def _where(condition: jax.Array, yes: jax.Array, no: jax.Array) -> jax.Array:
     """``jnp.where`` with the condition's axes leading."""
-    return jnp.where(condition.reshape(condition.shape + (1,) * (yes.ndim - condition.ndim)), yes, no)
+    return jnp.where(
+        condition.reshape(condition.shape + (1,) * (yes.ndim - condition.ndim)), yes, no
+    )
 
 
 def _varying_like(tree: Any, other: Any) -> Any:

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import jax
-import numpy as np
 
 if TYPE_CHECKING:
     import grain
@@ -12,7 +11,7 @@ if TYPE_CHECKING:
 
 Params = Any
 Carry = Any  # a pytree of arrays [B, ...]; () where batches have nothing to do with one another
-Batch = Mapping[str, np.ndarray]  # arrays [B, ...]
+Batch = Mapping[str, Any]  # arrays [B, ...]
 Figures = dict[str, float]  # figures of merit by name
 
 

@@ -258,7 +258,5 @@ class Classification:
 
 
 @functools.partial(jax.jit, static_argnames="task")
-def _logits(
-    task: Classification, params: Params, xs: jax.Array, lengths: jax.Array
-) -> jax.Array:
+def _logits(task: Classification, params: Params, xs: jax.Array, lengths: jax.Array) -> jax.Array:
     return task.logits(params, xs, lengths)

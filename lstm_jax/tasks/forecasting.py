@@ -182,7 +182,7 @@ class Forecasting:
           ``[B, F, C]``.
         """
         lstm_key, key = (None, None) if key is None else jax.random.split(key)
-        batch, window, columns = past.shape
+        batch, _, columns = past.shape
         last = past[:, -1:]
         rows = (past - last).swapaxes(1, 2).reshape(batch * columns, -1, self.model.segment)
         segments = rows.swapaxes(0, 1)  # [N, B * C, S]
@@ -241,7 +241,9 @@ class Forecasting:
         ahead = np.arange(1, self.data.horizon + 1)
         panels = figure.subplots(3, 1, sharex=True)
         for panel, place, guess in zip(panels, places, forecast, strict=True):
-            panel.plot(np.arange(1 - shown, 1), past[place, -shown:, -1], color="0.55", label="past")
+            panel.plot(
+                np.arange(1 - shown, 1), past[place, -shown:, -1], color="0.55", label="past"
+            )
             panel.plot(ahead, future[place, :, -1], color="black", label="truth")
             panel.plot(ahead, guess[:, -1], color="#d55e00", label="forecast")
             panel.axvline(0.5, color="0.8", linewidth=0.8)

@@ -113,7 +113,8 @@ class NextCharacter:
     @functools.cached_property
     def _split(self) -> tuple[np.ndarray, np.ndarray]:
         tokens = encode(self.text, self.vocabulary)
-        return tuple(np.split(tokens, [round(len(tokens) * (1 - self.data.validation_fraction))]))
+        cut = round(len(tokens) * (1 - self.data.validation_fraction))
+        return tokens[:cut], tokens[cut:]
 
     @property
     def fingerprint(self) -> str:
@@ -281,14 +282,14 @@ def stream_loss(
       parts: how many parts.
       chunk: how many characters of each part are run at a time, which bounds the memory.
     """
-    tokens = jnp.asarray(tokens)
-    count = len(tokens) - 1
+    text = jnp.asarray(tokens)
+    count = len(text) - 1
     length = -(-count // parts)
     chunks = -(-length // chunk)
     position = jnp.arange(parts)[:, None] * length + jnp.arange(chunks * chunk)
     scored = (jnp.arange(chunks * chunk) < length) & (position < count)
     place = position.clip(max=count - 1)
-    inputs, targets = tokens[place], tokens[place + 1]
+    inputs, targets = text[place], text[place + 1]
     start = task._lstm.zero_state((parts,))
     for _ in range(parts):
         end, total = _parts_loss(task, chunk, params, start, inputs, targets, scored)

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import math
+import operator
 import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -54,7 +55,7 @@ class Section:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, int) and not isinstance(value, bool) and field.type is float:
+            if isinstance(value, int) and not isinstance(value, bool) and _kind(field) is float:
                 object.__setattr__(self, field.name, float(value))
             elif not _fits(field, value):
                 raise UserError(f"{field.name}: expected {expectation(field)}, got {value!r}")
@@ -68,30 +69,36 @@ def expectation(field: dataclasses.Field) -> str:
     """
     if field.metadata["choices"]:
         return f"one of {', '.join(field.metadata['choices'])}"
-    noun = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}[field.type]
+    noun = _NOUNS[_kind(field)]
     limits = [f"{words} {limit:g}" for words, limit in field.metadata["limits"].items()]
     return f"{noun} of {' and '.join(limits)}" if limits else noun
+
+
+_NOUNS = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
+
+
+def _kind(field: dataclasses.Field) -> type:
+    """The type of a field, also where annotations are kept as texts."""
+    return next(kind for kind in _NOUNS if field.type in (kind, kind.__name__))
 
 
 def _fits(field: dataclasses.Field, value: Any) -> bool:
     if field.metadata["choices"] and value not in field.metadata["choices"]:
         return False
-    if field.type is float:
+    if _kind(field) is float:
         right_type = isinstance(value, float | int) and not isinstance(value, bool)
         right_type = right_type and math.isfinite(value)
     else:
-        right_type = type(value) is field.type
+        right_type = type(value) is _kind(field)
     if not right_type:
         return False
-    limits = field.metadata["limits"]
-    return (
-        value >= limits.get("at least", -math.inf)
-        and value > limits.get("above", -math.inf)
-        and value <= limits.get("at most", math.inf)
-        and value < limits.get("below", math.inf)
-        if limits
-        else True
-    )
+    holds = {
+        "at least": operator.ge,
+        "above": operator.gt,
+        "at most": operator.le,
+        "below": operator.lt,
+    }
+    return all(holds[words](value, limit) for words, limit in field.metadata["limits"].items())
 
 
 def nearest(name: str, known: typing.Iterable[str]) -> str:
@@ -138,10 +145,11 @@ def parse(field: dataclasses.Field, text: str) -> Any:
     >>> parse(dataclasses.fields(_Example)[0], "12")
     12
     """
-    if field.type is bool:
+    kind = _kind(field)
+    if kind is bool:
         return {"true": True, "false": False}.get(text.lower(), text)
     try:
-        return field.type(text)
+        return kind(text)
     except ValueError:
         return text
 
@@ -159,5 +167,3 @@ def sections_of(task: type) -> dict[str, type[Section]]:
 @dataclasses.dataclass(frozen=True)
 class _Example(Section):
     length: int = option(64, "steps", at_least=1)
-
-

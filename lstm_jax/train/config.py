@@ -23,7 +23,9 @@ class OptimizerConfig(Section):
     warmup_steps: int = option(100, "steps of linear warm-up from zero", at_least=0)
     alpha: float = option(0.01, "cosine: last rate as a share of the peak", at_least=0, at_most=1)
     transition_steps: int = option(1000, "exponential: steps to one decay_rate", at_least=1)
-    decay_rate: float = option(0.5, "exponential: factor every transition_steps", above=0, at_most=1)
+    decay_rate: float = option(
+        0.5, "exponential: factor every transition_steps", above=0, at_most=1
+    )
     b1: float = option(0.9, "adam: decay of the mean gradient", at_least=0, below=1)
     b2: float = option(0.99, "adam: decay of the mean squared gradient", at_least=0, below=1)
     eps: float = option(1e-8, "adam, rmsprop: added to the root", above=0)
@@ -125,7 +127,7 @@ def config_from(values: Mapping[str, Any], source: str, overrides: Mapping[str, 
             raise UserError(f"{source}: unknown key {name}{nearest(name, ['task', *kinds])}")
         if name != "task" and not isinstance(section, Mapping):
             raise UserError(f"{source}: {name}: expected a section [{name}], got {section!r}")
-    sections = {
+    sections: dict[str, Any] = {
         name: section_from(kind, values.get(name, {}), name, source) for name, kind in kinds.items()
     }
     for key, text in overrides.items():

@@ -29,7 +29,6 @@ from lstm_jax.train.step import (
 )
 from lstm_jax.train.workdir import claimed
 
-
 VALIDATION_LOSS = "validation/loss"
 
 
@@ -111,7 +110,9 @@ def _run_steps(config: Config, task: Task, workdir: pathlib.Path, report: Report
         f"in {workdir}"
     )
     log, clock = MetricsLog(workdir, int(state.step)), Clock(task.units_per_step)
-    lowest = min((line[VALIDATION_LOSS] for line in log.lines() if VALIDATION_LOSS in line), default=math.inf)
+    lowest = min(
+        (line[VALIDATION_LOSS] for line in log.lines() if VALIDATION_LOSS in line), default=math.inf
+    )
     rows = NamedSharding(mesh, PartitionSpec(AXIS))
 
     def save() -> None:

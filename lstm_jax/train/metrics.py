@@ -91,7 +91,7 @@ def loss_curve(
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    styles = {
+    styles: dict[str, dict[str, Any]] = {
         "train/loss": {"color": "#0072b2", "linewidth": 1.2, "label": "training"},
         "validation/loss": {"color": "#d55e00", "marker": "o", "label": "validation"},
     }

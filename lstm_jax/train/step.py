@@ -111,9 +111,7 @@ def build_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepFigures]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        loss, grads, carry = gradients(
-            state.params, state.carry, batch, jax.random.key_data(key)
-        )
+        loss, grads, carry = gradients(state.params, state.carry, batch, jax.random.key_data(key))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         average = state.average

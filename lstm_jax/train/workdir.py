@@ -62,5 +62,9 @@ def claimed(workdir: pathlib.Path, config: Config) -> Iterator[None]:
 def _refuse_other(workdir: pathlib.Path, config: Config) -> None:
     differing = differing_keys(load_workdir(workdir), config)
     if differing:
-        keys = ", ".join(f"{key} ({old!r} there, {new!r} asked)" for key, (old, new) in differing.items())
-        raise UserError(f"{workdir}: holds a run with another config: {keys}; take another --workdir")
+        keys = ", ".join(
+            f"{key} ({old!r} there, {new!r} asked)" for key, (old, new) in differing.items()
+        )
+        raise UserError(
+            f"{workdir}: holds a run with another config: {keys}; take another --workdir"
+        )

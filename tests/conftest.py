@@ -1,0 +1,34 @@
+"""What all tests share."""
+
+import os
+
+import jax
+import pytest
+
+# As the command line has it on a machine of two cores; must come before JAX is first used.
+jax.config.update("jax_num_cpu_devices", 2)
+os.environ.setdefault("MPLBACKEND", "agg")
+
+
+@pytest.fixture(scope="session")
+def public_data():
+    """Fetches a registered file, or skips the test where neither cache nor network has it."""
+    from lstm_jax.data import fetch
+    from lstm_jax.errors import UserError
+
+    missing: dict[str, str] = {}
+
+    def get(*files: str):
+        for file in files:
+            if file not in missing:
+                try:
+                    fetch(file)
+                    missing[file] = ""
+                except UserError as error:
+                    if "could not be fetched" not in str(error):
+                        raise
+                    missing[file] = str(error)
+            if missing[file]:
+                pytest.skip(f"needs public data: {missing[file]}")
+
+    return get
