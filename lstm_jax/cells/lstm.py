@@ -147,7 +147,10 @@ class LSTMCell:
         w_key, u_key, b_key = jax.random.split(key, 3)
 
         def gates(init: Initializer, key: jax.Array, shape: tuple[int, ...]) -> list[jax.Array]:
-            return [init(k, shape, dtype) for k in jax.random.split(key, 4)]
+            # Drawn in float32 or wider: an orthogonal matrix comes from a QR decomposition,
+            # which has no narrower types.
+            drawn = (init(k, shape, accumulation_dtype(dtype)) for k in jax.random.split(key, 4))
+            return [gate.astype(dtype) for gate in drawn]
 
         b_i, b_f, b_g, b_o = gates(self.bias_init, b_key, (size,))
         return {
