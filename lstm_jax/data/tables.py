@@ -44,6 +44,8 @@ def read_csv(path: str | pathlib.Path) -> Table:
             rows = list(csv.reader(file))
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: expected a CSV file in UTF-8, got other bytes") from error
+    except csv.Error as error:
+        raise UserError(f"{path}: not a CSV file: {error}") from error
     if len(rows) < 2 or len(rows[0]) < 2:
         raise UserError(
             f"{path}: expected a header and rows of a time stamp and numbers, got {len(rows)} lines"
@@ -102,7 +104,11 @@ def read_ts(path: str | pathlib.Path) -> LabelledSequences:
     examples: list[np.ndarray] = []
     labels: list[int] = []
     in_data = False
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: expected a .ts file in UTF-8, got other bytes") from error
+    for number, line in enumerate(lines, start=1):
         line = line.strip()
         if not line or line.startswith("#"):
             continue

@@ -22,7 +22,8 @@ def python_reference() -> str:
     from pydoc_data.topics import topics
 
     paragraphs = (p for name in sorted(topics) for p in topics[name].split("\n\n"))
-    return "\n\n".join(dict.fromkeys(p for p in paragraphs if p.strip()))
+    first = {p.strip(): p.strip("\n") for p in reversed(list(paragraphs)) if p.strip()}
+    return "\n\n".join(reversed(first.values()))
 
 
 def read_text(path: str | pathlib.Path) -> str:
@@ -64,7 +65,8 @@ def encode(text: str, vocabulary: str) -> np.ndarray:
     >>> encode("cab", "abc").tolist()
     [2, 0, 1]
     """
-    codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    # A command line's bytes that are no UTF-8 come as lone surrogates: let them be unknown.
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
     known = np.frombuffer(vocabulary.encode("utf-32-le"), np.uint32)
     found = np.minimum(np.searchsorted(known, codes), len(known) - 1)
     unknown = np.flatnonzero(known[found] != codes)
@@ -121,6 +123,8 @@ def ngram_loss(train: np.ndarray, held_out: np.ndarray, vocabulary_size: int, or
         kinds_of_gram, gram_counts = np.unique(gram[counted], return_counts=True)
         totals = np.bincount(context[counted], minlength=context.max() + 1)
         kinds = np.bincount(kinds_of_gram // vocabulary_size, minlength=context.max() + 1)
+        if not len(kinds_of_gram):  # the training tokens are fewer than n
+            break
         place = np.searchsorted(kinds_of_gram, gram[start:]).clip(max=len(kinds_of_gram) - 1)
         count = np.where(kinds_of_gram[place] == gram[start:], gram_counts[place], 0)
         total, kind = totals[context[start:]], kinds[context[start:]]

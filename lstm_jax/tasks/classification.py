@@ -92,11 +92,20 @@ class Classification:
                 f"data.test: {self.data.test}: expected the classes {', '.join(train.classes)} "
                 f"of the training file, got {', '.join(test.classes)}"
             )
-        if len(self._split("train").labels) < self.data.batch_size:
+        rows = int((~self._held_out).sum())
+        if rows < self.data.batch_size:
             raise UserError(
-                f"data.batch_size: expected at most the {len(self._split('train').labels)} "
-                f"training sequences, got {self.data.batch_size}"
+                f"data.batch_size: expected at most the {rows} training sequences, "
+                f"got {self.data.batch_size}"
             )
+        if self.data.validation_fraction and not self._held_out.any():
+            raise UserError(
+                f"data.validation_fraction: expected a share that keeps at least one of "
+                f"{len(train.labels)} sequences, got {self.data.validation_fraction}"
+            )
+        constant = np.flatnonzero(self._moments[1] == 0)
+        if constant.size:
+            raise UserError(f"data.train: {self.data.train}: dimension {constant[0]} is constant")
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -112,12 +121,27 @@ class Classification:
         return read(self.data.train, "TRAIN"), read(self.data.test, "TEST")
 
     @functools.cached_property
+    def _held_out(self) -> np.ndarray:
+        """Which sequences of the training file are for validation: the last of each class."""
+        labels = self._files[0].labels
+        held_out = np.zeros(len(labels), bool)
+        for label in np.unique(labels):
+            rows = np.flatnonzero(labels == label)
+            held_out[rows[len(rows) - round(len(rows) * self.data.validation_fraction) :]] = True
+        return held_out
+
+    @functools.cached_property
+    def _moments(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and deviation of each dimension, over all steps to train on."""
+        train = self._files[0]
+        valid = np.arange(train.xs.shape[1]) < train.lengths[:, None]
+        steps = train.xs[valid & ~self._held_out[:, None]].astype(np.float64)
+        return steps.mean(0), np.where(np.ptp(steps, 0) > 0, steps.std(0), 0.0)
+
+    @functools.cached_property
     def _splits(self) -> dict[str, LabelledSequences]:
         train, test = self._files
-        held_out = np.zeros(len(train.labels), bool)
-        for label in range(len(train.classes)):
-            rows = np.flatnonzero(train.labels == label)
-            held_out[rows[len(rows) - round(len(rows) * self.data.validation_fraction) :]] = True
+        mean, deviation = self._moments
 
         def rows(sequences: LabelledSequences, chosen: np.ndarray) -> LabelledSequences:
             return sequences._replace(
@@ -126,17 +150,13 @@ class Classification:
                 labels=sequences.labels[chosen],
             )
 
-        splits = {"train": rows(train, ~held_out), "validation": rows(train, held_out)}
-        known = splits["train"]
-        valid = np.arange(known.xs.shape[1]) < known.lengths[:, None]
-        mean, deviation = known.xs[valid].mean(0), known.xs[valid].std(0)
-        if (deviation == 0).any():
-            raise UserError(
-                f"data.train: {self.data.train}: dimension {int(deviation.argmin())} is constant"
-            )
         return {
-            name: split._replace(xs=(split.xs - mean) / deviation)
-            for name, split in {**splits, "test": test}.items()
+            name: split._replace(xs=((split.xs - mean) / deviation).astype(np.float32))
+            for name, split in {
+                "train": rows(train, ~self._held_out),
+                "validation": rows(train, self._held_out),
+                "test": test,
+            }.items()
         }
 
     def _split(self, name: str) -> LabelledSequences:

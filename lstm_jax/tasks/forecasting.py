@@ -112,6 +112,14 @@ class Forecasting:
                     f"got {getattr(data, f'{split}_rows')}"
                 )
 
+        train = self._table.values[: data.train_rows]
+        constant = np.flatnonzero(np.ptp(train, 0) == 0)
+        if constant.size:
+            raise UserError(
+                f"data.table: {data.table}: column {self._table.columns[constant[0]]!r} is "
+                "constant over the training rows"
+            )
+
     @functools.cached_property
     def _table(self) -> Table:
         return read_csv(fetch("etth1/ETTh1.csv") if self.data.table == "etth1" else self.data.table)
@@ -119,14 +127,7 @@ class Forecasting:
     @functools.cached_property
     def _standardised(self) -> np.ndarray:
         train = self._table.values[: self.data.train_rows]
-        deviation = train.std(0)
-        constant = np.flatnonzero(deviation == 0)
-        if constant.size:
-            raise UserError(
-                f"data.table: {self.data.table}: column {self._table.columns[constant[0]]!r} is "
-                "constant over the training rows"
-            )
-        return ((self._table.values - train.mean(0)) / deviation).astype(np.float32)
+        return ((self._table.values - train.mean(0)) / train.std(0)).astype(np.float32)
 
     @property
     def fingerprint(self) -> str:

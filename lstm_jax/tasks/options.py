@@ -2,8 +2,8 @@
 
 import dataclasses
 import difflib
-import math
 import operator
+import sys
 import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -55,10 +55,9 @@ class Section:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, int) and not isinstance(value, bool) and _kind(field) is float:
-                object.__setattr__(self, field.name, float(value))
-            elif not _fits(field, value):
+            if not _fits(field, value):
                 raise UserError(f"{field.name}: expected {expectation(field)}, got {value!r}")
+            object.__setattr__(self, field.name, _kind(field)(value))
 
 
 def expectation(field: dataclasses.Field) -> str:
@@ -87,7 +86,7 @@ def _fits(field: dataclasses.Field, value: Any) -> bool:
         return False
     if _kind(field) is float:
         right_type = isinstance(value, float | int) and not isinstance(value, bool)
-        right_type = right_type and math.isfinite(value)
+        right_type = right_type and abs(value) <= sys.float_info.max  # no infinity, no NaN
     else:
         right_type = type(value) is _kind(field)
     if not right_type:
@@ -101,17 +100,21 @@ def _fits(field: dataclasses.Field, value: Any) -> bool:
     return all(holds[words](value, limit) for words, limit in field.metadata["limits"].items())
 
 
-def nearest(name: str, known: typing.Iterable[str]) -> str:
+def nearest(name: str, known: typing.Iterable[str], section: str = "") -> str:
     """``"; did you mean ...?"`` where a known name resembles this one, else the known names.
+
+    Names are shown with their section before them, if one is given.
 
     >>> nearest("num_stepz", ["num_steps", "seed"])
     '; did you mean num_steps?'
     >>> nearest("colour", ["num_steps", "seed"])
     '; known: num_steps, seed'
     """
-    known = list(known)
+    known, dot = list(known), f"{section}." if section else ""
     close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(known)}"
+    if close:
+        return f"; did you mean {dot}{close[0]}?"
+    return f"; known: {', '.join(dot + each for each in known)}"
 
 
 def section_from(
@@ -131,8 +134,7 @@ def section_from(
     fields = {field.name: field for field in dataclasses.fields(kind)}
     for key, value in values.items():
         if key not in fields:
-            known = nearest(f"{name}.{key}", [f"{name}.{field}" for field in fields])
-            raise UserError(f"{source}: unknown key {name}.{key}{known}")
+            raise UserError(f"{source}: unknown key {name}.{key}{nearest(key, fields, name)}")
         if not _fits(fields[key], value):
             wanted = expectation(fields[key])
             raise UserError(f"{source}: {name}.{key}: expected {wanted}, got {value!r}")
