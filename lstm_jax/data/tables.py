@@ -42,6 +42,8 @@ def read_csv(path: str | pathlib.Path) -> Table:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.reader(file))
+        while rows and not rows[-1]:  # blank lines at the end
+            rows.pop()
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: expected a CSV file in UTF-8, got other bytes") from error
     except csv.Error as error:

@@ -22,8 +22,10 @@ def python_reference() -> str:
     from pydoc_data.topics import topics
 
     paragraphs = (p for name in sorted(topics) for p in topics[name].split("\n\n"))
-    first = {p.strip(): p.strip("\n") for p in reversed(list(paragraphs)) if p.strip()}
-    return "\n\n".join(reversed(first.values()))
+    first: dict[str, str] = {}
+    for paragraph in paragraphs:
+        first.setdefault(paragraph.strip(), paragraph.strip("\n"))
+    return "\n\n".join(paragraph for words, paragraph in first.items() if words)
 
 
 def read_text(path: str | pathlib.Path) -> str:

@@ -1,0 +1,145 @@
+"""The registry, the cache folder and the digests, without any network but this machine."""
+
+import gc
+import hashlib
+import http.server
+import re
+import sys
+import threading
+
+import pytest
+
+from lstm_jax.data import CACHE_VARIABLE, Entry, cache_folder, fetch, registry
+from lstm_jax.errors import UserError
+
+# pooch leaves the connection of a failed download open until it is collected.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+
+CONTENT = b"one line\n" * 1000
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache folder."""
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def register(monkeypatch):
+    """Makes one entry the whole registry."""
+
+    def only(file: str, sha256: str, url: str) -> None:
+        entry = Entry(file, sha256, url, "none")
+        monkeypatch.setattr(sys.modules["lstm_jax.data.fetch"], "registry", lambda: {file: entry})
+
+    return only
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A server on this machine: its address, and the list of the paths it was asked for."""
+    asked: list[str] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            found = self.path == "/good.txt"
+            self.send_response(200 if found else 404)
+            self.send_header("Content-Length", str(len(CONTENT) if found else 0))
+            self.end_headers()
+            self.wfile.write(CONTENT if found else b"")
+
+        def log_message(self, *_):
+            pass
+
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as running:
+        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"http://127.0.0.1:{running.server_port}", asked
+        running.shutdown()
+        thread.join()
+    gc.collect()
+
+
+def test_every_entry_can_be_fetched_and_checked():
+    assert registry()
+    for name, entry in registry().items():
+        assert entry.file == name
+        assert re.fullmatch(r"[0-9a-f]{64}", entry.sha256), name
+        assert re.fullmatch(r"https://\S+", entry.url), name
+        assert entry.licence.strip(), name
+        assert not name.startswith("/") and ".." not in name
+
+
+def test_the_cache_folder_is_that_of_the_variable(cache, monkeypatch):
+    assert cache_folder() == cache
+    monkeypatch.delenv(CACHE_VARIABLE)
+    assert cache_folder().name == "lstm_jax"
+    assert cache_folder().is_absolute()
+
+
+def test_a_file_in_the_cache_is_not_fetched(cache, register):
+    register("a/b.txt", hashlib.sha256(CONTENT).hexdigest(), "https://0.0.0.0/never")
+    (cache / "a").mkdir(parents=True)
+    (cache / "a/b.txt").write_bytes(CONTENT)
+    assert fetch("a/b.txt") == cache / "a/b.txt"
+
+
+def test_a_download_lands_in_the_cache_and_is_made_once(cache, register, server):
+    address, asked = server
+    register("a/b.txt", hashlib.sha256(CONTENT).hexdigest(), f"{address}/good.txt")
+    path = fetch("a/b.txt")
+    assert path == cache / "a/b.txt"
+    assert path.read_bytes() == CONTENT
+    assert fetch("a/b.txt") == path
+    assert asked == ["/good.txt"]
+    assert [p.name for p in path.parent.iterdir()] == ["b.txt"]
+
+
+def test_a_download_with_another_digest_is_refused(cache, register, server):
+    address, _ = server
+    register("b.txt", "0" * 64, f"{address}/good.txt")
+    with pytest.raises(UserError, match="wrong SHA-256"):
+        fetch("b.txt")
+
+
+def test_a_wrong_digest_names_the_file_and_both_digests(cache, register):
+    register("b.txt", "0" * 64, "https://0.0.0.0/never")
+    cache.mkdir()
+    (cache / "b.txt").write_bytes(CONTENT)
+    with pytest.raises(UserError) as caught:
+        fetch("b.txt")
+    assert str(caught.value) == (
+        f"{cache / 'b.txt'}: wrong SHA-256: expected {'0' * 64}, got "
+        f"{hashlib.sha256(CONTENT).hexdigest()}; delete the file to fetch it again"
+    )
+
+
+@pytest.mark.parametrize("kind", ["not found", "no server"])
+def test_a_failed_download_says_what_to_do(cache, register, server, kind):
+    address = server[0] if kind == "not found" else "http://127.0.0.1:1"
+    register("a/b.txt", "0" * 64, f"{address}/bad.txt")
+    with pytest.raises(UserError) as caught:
+        fetch("a/b.txt")
+    message = str(caught.value)
+    assert message.startswith(f"a/b.txt: could not be fetched from {address}/bad.txt (")
+    assert f"put the file at {cache / 'a/b.txt'} by hand, or set {CACHE_VARIABLE}" in message
+    assert "\n" not in message
+    assert not (cache / "a/b.txt").exists()
+
+
+def test_a_cache_that_cannot_be_written_is_an_error_for_the_user(cache, register, server):
+    cache.write_text("a file where the folder should be")
+    register("a/b.txt", "0" * 64, f"{server[0]}/good.txt")
+    with pytest.raises(UserError, match="could not be fetched"):
+        fetch("a/b.txt")
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(UserError) as caught:
+        fetch("moon/rocks.csv")
+    assert str(caught.value).startswith("no data file is registered as 'moon/rocks.csv'; known: ")
+    assert all(name in str(caught.value) for name in registry())

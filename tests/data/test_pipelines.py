@@ -1,0 +1,147 @@
+"""Endless batches: which rows they hold, in which order, and how they find their place."""
+
+import json
+
+import grain
+import numpy as np
+import pytest
+
+from lstm_jax.data import shuffled, sliding_windows, stream_windows
+
+
+def counted(n: int) -> np.ndarray:
+    """A text in which each token is its own place."""
+    return np.arange(n, dtype=np.int32)
+
+
+@pytest.mark.parametrize(("n", "lanes", "window"), [(61, 3, 4), (60, 3, 4), (24, 2, 12), (9, 9, 1)])
+def test_each_row_of_a_stream_goes_on_where_it_stopped(n, lanes, window):
+    batches = stream_windows(counted(n), lanes, window, seed=3)
+    epoch = n // lanes // window
+    for k in range(3 * epoch):
+        batch = batches[k]
+        assert batch["inputs"].shape == batch["targets"].shape == (lanes, window)
+        assert (batch["inputs"].dtype, batch["targets"].dtype) == (np.int32, np.int32)
+        # Each token is its place, so that the next one (in the ring) is one more.
+        np.testing.assert_array_equal(batch["targets"], (batch["inputs"] + 1) % n)
+        np.testing.assert_array_equal(batch["inputs"][:, 1:], batch["targets"][:, :-1])
+        np.testing.assert_array_equal(batch["start"], [k % epoch == 0] * lanes)
+        if k % epoch:
+            before = batches[k - 1]["targets"][:, -1]
+            np.testing.assert_array_equal(batch["inputs"][:, 0], before)
+
+
+def test_an_epoch_of_a_stream_reads_no_place_twice_and_nearly_all():
+    n, lanes, window = 103, 4, 6
+    batches = stream_windows(counted(n), lanes, window, seed=0)
+    epoch = n // lanes // window
+    offsets = set()
+    for e in range(6):
+        rows = np.concatenate([batches[e * epoch + k]["inputs"] for k in range(epoch)], 1)
+        assert len(np.unique(rows)) == rows.size == lanes * epoch * window
+        # Row b begins b parts after row 0, in the ring.
+        np.testing.assert_array_equal(
+            (rows[:, 0] - rows[0, 0]) % n, np.arange(lanes) * (n // lanes)
+        )
+        offsets.add(int(rows[0, 0]))
+    assert len(offsets) > 3, "epochs begin at different places"
+
+
+def test_a_stream_is_a_function_of_its_seed():
+    def first(seed: int) -> int:
+        return int(stream_windows(counted(1000), 2, 5, seed)[0]["inputs"][0, 0])
+
+    assert first(1) == first(1)
+    assert len({first(seed) for seed in range(8)}) > 4
+
+
+@pytest.mark.parametrize("n", [11, 1, 0])
+def test_a_stream_needs_one_window_a_lane(n):
+    with pytest.raises(ValueError, match=rf"at least lanes \* window = 12 tokens, got {n}"):
+        stream_windows(counted(n), lanes=3, window=4, seed=0)
+
+
+def test_sliding_windows_give_each_stretch_once_an_epoch_in_another_order():
+    series = np.stack([counted(20), 100 + counted(20)], 1).astype(np.float32)
+    batches = sliding_windows(series, 5, 3, batch_size=1, seed=0)
+    stretches = 20 - 5 - 3 + 1
+    epochs = []
+    for e in range(3):
+        epoch = [batches[e * stretches + k] for k in range(stretches)]
+        for batch in epoch:
+            start = int(batch["past"][0, 0, 0])
+            np.testing.assert_array_equal(batch["past"][0], series[start : start + 5])
+            np.testing.assert_array_equal(batch["future"][0], series[start + 5 : start + 8])
+        epochs.append([int(batch["past"][0, 0, 0]) for batch in epoch])
+        assert sorted(epochs[-1]) == list(range(stretches))
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert epochs[0] != sorted(epochs[0])
+
+
+def test_sliding_windows_of_a_batch_are_the_single_ones_in_order():
+    series = np.random.default_rng(0).normal(size=(30, 2)).astype(np.float32)
+    single = sliding_windows(series, 4, 2, batch_size=1, seed=7)
+    batches = sliding_windows(series, 4, 2, batch_size=10, seed=7)
+    for k in range(4):  # 25 stretches: the third batch reaches into the next epoch
+        for name in ("past", "future"):
+            rows = np.concatenate([single[10 * k + row][name] for row in range(10)])
+            np.testing.assert_array_equal(batches[k][name], rows)
+
+
+def test_sliding_windows_of_exactly_one_stretch_repeat_it():
+    series = counted(6)[:, None]
+    batch = sliding_windows(series, 4, 2, batch_size=3, seed=0)[5]
+    np.testing.assert_array_equal(batch["past"][:, :, 0], [[0, 1, 2, 3]] * 3)
+
+
+def test_sliding_windows_need_one_stretch():
+    with pytest.raises(ValueError, match=r"at least window \+ horizon = 7 rows, got 6"):
+        sliding_windows(np.zeros((6, 1)), 4, 3, batch_size=1, seed=0)
+
+
+def test_shuffled_gives_each_row_once_an_epoch_in_another_order():
+    arrays = {"x": np.arange(12) ** 2, "y": np.stack([np.arange(12), -np.arange(12)], 1)}
+    batches = shuffled(arrays, batch_size=4, seed=5)
+    epochs = []
+    for e in range(3):
+        rows = [batches[3 * e + k] for k in range(3)]
+        x = np.concatenate([batch["x"] for batch in rows])
+        y = np.concatenate([batch["y"] for batch in rows])
+        assert sorted(y[:, 0].tolist()) == list(range(12))
+        np.testing.assert_array_equal(y[:, 1], -y[:, 0])
+        np.testing.assert_array_equal(x, y[:, 0] ** 2)
+        epochs.append(tuple(y[:, 0].tolist()))
+    assert len(set(epochs)) == 3
+    assert shuffled(arrays, 4, seed=6)[0]["x"].tolist() != batches[0]["x"].tolist()
+
+
+def test_shuffled_refuses_arrays_of_different_lengths():
+    with pytest.raises(ValueError):
+        shuffled({"x": np.zeros(3), "y": np.zeros(4)}, batch_size=1, seed=0)
+
+
+PIPELINES = {
+    "stream_windows": lambda: stream_windows(counted(50), lanes=2, window=5, seed=1),
+    "sliding_windows": lambda: sliding_windows(counted(20)[:, None], 4, 2, batch_size=4, seed=1),
+    "shuffled": lambda: shuffled({"x": counted(10)}, batch_size=4, seed=1),
+}
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_an_iterators_state_as_json_finds_the_place_again(name):
+    """Also in a later epoch, and in a pipeline made anew, as after a restart."""
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
+    batches = PIPELINES[name]()
+    iterator = iter(batches.to_iter_dataset(options))
+    for _ in range(7):
+        next(iterator)
+    state = json.dumps(iterator.get_state())
+    expected = [next(iterator) for _ in range(9)]
+    again = iter(PIPELINES[name]().to_iter_dataset(options))
+    again.set_state(json.loads(state))
+    for k, batch in enumerate(expected):
+        got, indexed = next(again), batches[7 + k]
+        assert batch.keys() == got.keys() == indexed.keys()
+        for key in batch:
+            np.testing.assert_array_equal(got[key], batch[key])
+            np.testing.assert_array_equal(indexed[key], batch[key])

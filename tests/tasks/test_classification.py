@@ -1,0 +1,333 @@
+"""Classes of sequences of different lengths, against NumPy on each row by itself."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lstm_jax.errors import UserError
+from lstm_jax.tasks.classification import Classification, ClassifierModel, SequencesData
+
+CLASSES = ("ah", "eh", "oh")
+# Sums of ten terms in float32 (eps 1.2e-7), through ten steps.
+TOLERANCE = 5e-6
+
+logits = jax.jit(Classification.logits, static_argnums=0)
+gradient = jax.jit(
+    jax.grad(lambda params, task, *rest: task.loss(params, *rest)[0]), static_argnums=1
+)
+
+
+def sequences(seed: int, rows: int, dimensions: int = 2) -> tuple[list[np.ndarray], np.ndarray]:
+    """Sequences of 1 to 9 steps whose level depends on their class."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(rows) % 3
+    lengths = rng.integers(1, 10, rows)
+    xs = [
+        (10 * rng.normal(size=(t, dimensions)) + 5 * label + 100).astype(np.float32)
+        for t, label in zip(lengths, labels, strict=True)
+    ]
+    return xs, labels
+
+
+def content(xs, labels, classes=CLASSES) -> str:
+    lines = [
+        ":".join([*(",".join(map(str, column.tolist())) for column in x.T), classes[label]])
+        for x, label in zip(xs, labels, strict=True)
+    ]
+    return "\n".join([f"@classLabel true {' '.join(classes)}", "@data", *lines])
+
+
+TRAIN, TEST = sequences(0, 30), sequences(1, 20)
+
+
+@pytest.fixture(scope="module")
+def make(tmp_path_factory):
+    """Makes a small task of two small files."""
+    folder = tmp_path_factory.mktemp("sequences")
+
+    def task(train=None, test=None, data=None, **model) -> Classification:
+        paths = {}
+        for part, default, given in (("train", TRAIN, train), ("test", TEST, test)):
+            text = content(*default) if given is None else given
+            paths[part] = folder / f"{part}-{hash(text)}.ts"
+            paths[part].write_text(text)
+        model = {"hidden_size": 5, "num_layers": 2, "dropout": 0.0, "input_noise": 0.0} | model
+        options = {"batch_size": 4} | {part: str(path) for part, path in paths.items()}
+        return Classification(SequencesData(**options | (data or {})), ClassifierModel(**model))
+
+    return task
+
+
+def some_params(task):
+    """Parameters large enough that classes differ, and a bias that is not zero."""
+    params = task.init(jax.random.key(0))
+    params["b"] = jnp.array([0.3, -0.2, 0.1])
+    return jax.tree.map(lambda leaf: 2 * leaf, params)
+
+
+def standardised(xs) -> list[np.ndarray]:
+    steps = np.concatenate(TRAIN[0]).astype(np.float64)
+    return [(x - steps.mean(0)) / steps.std(0) for x in xs]
+
+
+def network(params, xs, pooling: str) -> np.ndarray:
+    """The scores of one row without padding, in float64."""
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+    for _, weights in sorted(params["lstm"].items()):
+        h = c = np.zeros(len(weights["w_hh"]))
+        ys = []
+        for x in xs:
+            z = (x @ weights["w_ih"] + h @ weights["w_hh"] + weights["b"]).reshape(4, -1)
+            i, f, o = (1 / (1 + np.exp(-z[gate])) for gate in (0, 1, 3))
+            c = f * c + i * np.tanh(z[2])
+            h = o * np.tanh(c)
+            ys.append(h)
+        xs = ys
+    pooled = np.mean(xs, 0) if pooling == "mean" else xs[-1]
+    return pooled @ params["w"] + params["b"]
+
+
+def cross_entropy(scores, label: int, smoothing: float = 0.0) -> float:
+    log_shares = scores - np.logaddexp.reduce(scores)
+    return -(1 - smoothing) * log_shares[label] - smoothing * log_shares.mean()
+
+
+def with_padding(batch, value: float):
+    """The batch with ``value`` past each row's end."""
+    past = np.arange(batch["xs"].shape[1]) >= batch["lengths"][:, None]
+    return {**batch, "xs": np.where(past[..., None], np.float32(value), batch["xs"])}
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_scores_are_those_of_each_row_by_itself(make, pooling):
+    task = make(pooling=pooling)
+    params = some_params(task)
+    test = task._split("test")
+    scores = logits(task, params, test.xs, test.lengths)
+    for got, x in zip(scores, standardised(TEST[0]), strict=True):
+        np.testing.assert_allclose(got, network(params, x, pooling), rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(("pooling", "noise"), [("mean", 0.5), ("last", 0.0)])
+def test_what_padding_holds_changes_neither_scores_nor_gradients(make, pooling, noise):
+    """Not one bit, with garbage, infinities or NaN in it, with and without noise and dropout."""
+    task = make(pooling=pooling, input_noise=noise, dropout=noise, num_layers=1)
+    params, batch, key = some_params(task), task.batches(seed=0)[0], jax.random.key(1)
+    zeros = with_padding(batch, 0.0)
+    assert zeros["lengths"].min() < zeros["xs"].shape[1]
+    scores = logits(task, params, zeros["xs"], zeros["lengths"], key)
+    grads = gradient(params, task, (), zeros, key)
+    assert all(np.isfinite(leaf).all() and leaf.any() for leaf in jax.tree.leaves(grads))
+    for value in (-1e30, np.inf, np.nan):
+        other = with_padding(batch, value)
+        np.testing.assert_array_equal(
+            logits(task, params, other["xs"], other["lengths"], key), scores
+        )
+        jax.tree.map(np.testing.assert_array_equal, gradient(params, task, (), other, key), grads)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_more_padding_changes_nothing(make, pooling):
+    """The gradient is the mean of those of the rows by themselves; for scores see above."""
+    task = make(pooling=pooling, num_layers=1)
+    params, key = some_params(task), jax.random.key(1)
+    rng = np.random.default_rng(0)
+    rows = [
+        {
+            "xs": rng.normal(size=(1, length, 2)).astype(np.float32),
+            "lengths": np.array([length], np.int32),
+            "labels": np.array([label], np.int32),
+        }
+        for length, label in ((3, 1), (6, 2))
+    ]
+    batch = {
+        "xs": np.stack(
+            [np.pad(row["xs"][0], ((0, 9 - len(row["xs"][0])), (0, 0))) for row in rows]
+        ),
+        "lengths": np.array([3, 6], np.int32),
+        "labels": np.array([1, 2], np.int32),
+    }
+    batch = with_padding(batch, np.nan)
+    grads = [gradient(params, task, (), row, key) for row in rows]
+    jax.tree.map(
+        lambda got, *alone: np.testing.assert_allclose(
+            got, np.mean(alone, 0), rtol=0, atol=TOLERANCE
+        ),
+        gradient(params, task, (), batch, key),
+        *grads,
+    )
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_the_loss_is_the_cross_entropy_of_the_numpy_scores(make, smoothing):
+    task = make(label_smoothing=smoothing)
+    params, batch = some_params(task), task.batches(seed=0)[0]
+    expected = [
+        cross_entropy(network(params, x[:length].astype(np.float64), "mean"), label, smoothing)
+        for x, length, label in zip(batch["xs"], batch["lengths"], batch["labels"], strict=True)
+    ]
+    loss, carry = jax.jit(task.loss)(params, (), batch, jax.random.key(0))
+    assert float(loss) == pytest.approx(np.mean(expected), rel=TOLERANCE)
+    assert carry == ()
+
+
+def test_evaluate_counts_the_rows_that_numpy_gets_right(make):
+    """Smoothing is for training alone, and so is dropout."""
+    task = make(label_smoothing=0.3, dropout=0.5, input_noise=1.0)
+    params = some_params(task)
+    scores = [network(params, x, "mean") for x in standardised(TEST[0])]
+    right = np.mean([s.argmax() == label for s, label in zip(scores, TEST[1], strict=True)])
+    loss = np.mean([cross_entropy(s, label) for s, label in zip(scores, TEST[1], strict=True)])
+    figures = task.evaluate(params, "test")
+    assert 0 < right < 1
+    assert figures["accuracy"] == pytest.approx(100 * right)
+    assert figures["loss"] == pytest.approx(loss, rel=TOLERANCE)
+
+
+def test_noise_and_dropout_are_at_work_with_a_key_only(make):
+    plain = make(num_layers=1)
+    params, batch = some_params(plain), plain.batches(seed=0)[0]
+    arguments = (params, batch["xs"], batch["lengths"])
+    scores = logits(plain, *arguments)
+    for options in ({"dropout": 0.5}, {"input_noise": 0.5}):
+        task = make(**options, num_layers=1)
+        np.testing.assert_array_equal(logits(task, *arguments), scores)
+        assert np.abs(logits(task, *arguments, jax.random.key(0)) - scores).max() > 1e-2
+
+
+def test_bfloat16_is_close_to_float32(make):
+    task, coarse = make(), make(dtype="bfloat16")
+    params, batch = some_params(task), task.batches(seed=0)[0]
+    scores = logits(task, params, batch["xs"], batch["lengths"])
+    other = logits(coarse, params, batch["xs"], batch["lengths"])
+    assert other.dtype == jnp.float32
+    # bfloat16 rounds each factor to 2**-9; scores are of order one.
+    np.testing.assert_allclose(other, scores, rtol=0, atol=0.05)
+    assert np.abs(other - scores).max() > 0
+
+
+def by_row(split) -> list[tuple]:
+    return sorted(
+        (int(label), np.round(x[:length], 4).tolist())
+        for x, length, label in zip(split.xs, split.lengths, split.labels, strict=True)
+    )
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.3, 0.5])
+def test_validation_takes_its_share_of_each_class(make, fraction):
+    """10 sequences a class; the splits are apart, and standardised by what is left to train."""
+    task = make(data={"validation_fraction": fraction})
+    assert task.splits == ("validation", "test")
+    train, validation = task._split("train"), task._split("validation")
+    share = round(10 * fraction)
+    np.testing.assert_array_equal(np.bincount(validation.labels), [share] * 3)
+    np.testing.assert_array_equal(np.bincount(train.labels), [10 - share] * 3)
+    steps = np.concatenate([x[:n] for x, n in zip(train.xs, train.lengths, strict=True)])
+    np.testing.assert_allclose(steps.mean(0), 0, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(steps.std(0), 1, rtol=1e-5)
+    # Put back on their old scale, the two splits are the file.
+    whole = np.concatenate(TRAIN[0])
+    both = np.concatenate(
+        [steps, *(x[:n] for x, n in zip(validation.xs, validation.lengths, strict=True))]
+    )
+    z = [(s - s.mean(0)) / s.std(0) for s in (both, whole)]
+    np.testing.assert_allclose(np.sort(z[0], 0), np.sort(z[1], 0), rtol=0, atol=1e-4)
+    train_rows = [row for _, row in by_row(train)]
+    assert not any(row in train_rows for _, row in by_row(validation))
+
+
+def test_a_validation_split_that_is_named_has_sequences(make):
+    """A share so small that it rounds to no sequence cannot choose the best checkpoint."""
+    try:
+        task = make(data={"validation_fraction": 0.04})
+    except UserError as error:
+        assert "data.validation_fraction" in str(error)
+    else:
+        assert "validation" not in task.splits or len(task._split("validation").labels)
+
+
+def test_without_a_validation_share_there_is_no_such_split(make):
+    task = make()
+    assert task.splits == ("test",)
+    assert len(task._split("train").labels) == 30
+
+
+def test_the_baseline_is_the_share_of_the_commonest_training_class(make):
+    xs, _ = TRAIN
+    task = make(train=content(xs, [2] * 12 + [0] * 9 + [1] * 9))
+    ((_, figures),) = task.baselines("test").items()
+    assert figures["accuracy"] == pytest.approx(100 * np.mean(TEST[1] == 2))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"test": content(*sequences(1, 6, dimensions=3))},
+            "expected 2 dimensions as in the training file, got 3",
+        ),
+        (
+            {"test": content(*TEST, classes=("ah", "oh", "eh"))},
+            "expected the classes ah, eh, oh of the training file, got ah, oh, eh",
+        ),
+        (
+            {"data": {"batch_size": 31}},
+            "data.batch_size: expected at most the 30 training sequences, got 31",
+        ),
+        (
+            {"data": {"batch_size": 28, "validation_fraction": 0.1}},
+            "data.batch_size: expected at most the 27 training sequences, got 28",
+        ),
+        (
+            {"train": content([np.insert(x, 1, 2.0, 1) for x in TRAIN[0]], TRAIN[1])},
+            "dimension 1 is constant",
+        ),
+        (
+            # The mean of many 0.1 in float32 is not 0.1, and so their deviation is not zero.
+            {"train": content([np.insert(x, 1, 0.1, 1) for x in TRAIN[0]], TRAIN[1])},
+            "dimension 1 is constant",
+        ),
+    ],
+)
+def test_files_and_options_that_do_not_fit_are_named(make, options, message):
+    if "constant" in message:
+        options = {**options, "test": content(*sequences(1, 6, dimensions=3))}
+    with pytest.raises(UserError) as caught:
+        make(**options)
+    assert message in str(caught.value)
+
+
+def test_a_share_that_leaves_nothing_to_train_names_the_batch_size(make):
+    with pytest.raises(UserError, match=r"expected at most the 0 training sequences, got 4"):
+        make(data={"validation_fraction": 0.99})
+
+
+def test_the_fingerprint_changes_with_either_file(make):
+    task, (xs, labels) = make(), TEST
+    assert task.fingerprint == make().fingerprint
+    assert task.fingerprint != make(test=content(xs, (labels + 1) % 3)).fingerprint
+    assert task.fingerprint != make(train=content(*sequences(2, 30))).fingerprint
+
+
+@pytest.mark.data
+def test_padding_changes_nothing_in_the_japanese_vowels(public_data):
+    public_data(*(f"japanese_vowels/JapaneseVowels_{part}.ts" for part in ("TRAIN", "TEST")))
+    task = Classification(SequencesData(), dataclasses.replace(ClassifierModel(), hidden_size=8))
+    params = task.init(jax.random.key(0))
+    test = task._split("test")
+    batch = {"xs": test.xs, "lengths": test.lengths, "labels": test.labels}
+    zeros, nans = with_padding(batch, 0.0), with_padding(batch, np.nan)
+    scores = logits(task, params, zeros["xs"], test.lengths)
+    np.testing.assert_array_equal(logits(task, params, nans["xs"], test.lengths), scores)
+    for row in range(0, 370, 37):
+        x = test.xs[row, : test.lengths[row]].astype(np.float64)
+        np.testing.assert_allclose(
+            scores[row], network(params, x, "mean"), rtol=0, atol=4 * TOLERANCE
+        )
+    # 88 of the 370 test utterances are of one speaker, but all 30 a speaker of training.
+    assert task.baselines("test")["always the commonest class"]["accuracy"] == pytest.approx(
+        100 * 31 / 370
+    )

@@ -1,0 +1,288 @@
+"""Forecasts, their windows, errors and baselines against explicit loops."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lstm_jax.errors import UserError
+from lstm_jax.tasks.forecasting import Forecasting, ForecastModel, SeriesData
+
+TRAIN, VALIDATION, TEST, WINDOW, HORIZON, SEASON = 200, 100, 80, 24, 5, 8
+
+
+def table(rows: int = 400) -> np.ndarray:
+    """Three columns of other sizes, with a season, a trend and noise."""
+    t = np.arange(rows)
+    noise = np.random.default_rng(0).normal(size=(rows, 3))
+    season = np.sin(2 * np.pi * t / SEASON)[:, None]
+    return np.array([3.0, -100.0, 0.02]) * (season + 0.01 * t[:, None] + 0.3 * noise) + 7
+
+
+# Compiled once for all tests that have the task and the shapes in common.
+forecast_of = jax.jit(Forecasting.forecast, static_argnums=0)
+
+
+@pytest.fixture(scope="module")
+def make(tmp_path_factory):
+    """Makes a small task of a small table."""
+    folder = tmp_path_factory.mktemp("tables")
+
+    def task(values=None, model=None, **data) -> Forecasting:
+        values = table() if values is None else values
+        path = folder / f"{hash(values.tobytes())}.csv"
+        rows = [",".join([str(t), *map(repr, row)]) for t, row in enumerate(values.tolist())]
+        path.write_text("\n".join(["date,one,two,three", *rows]))
+        sizes = SeriesData(
+            str(path), TRAIN, VALIDATION, TEST, WINDOW, HORIZON, SEASON, batch_size=4
+        )
+        small = ForecastModel(segment=6, hidden_size=4, num_layers=2, dropout=0.0)
+        return Forecasting(
+            dataclasses.replace(sizes, **data), dataclasses.replace(small, **(model or {}))
+        )
+
+    return task
+
+
+def standardised() -> np.ndarray:
+    values = table()
+    return (values - values[:TRAIN].mean(0)) / values[:TRAIN].std(0)
+
+
+def windows(split: str, window: int = WINDOW, horizon: int = HORIZON) -> list[tuple]:
+    """Past and future of every forecast of which all rows lie in the split."""
+    begin, end = {"validation": (200, 300), "test": (300, 380)}[split]
+    series = standardised()
+    return [
+        (series[at - window : at], series[at : at + horizon])
+        for at in range(begin, end - horizon + 1)
+    ]
+
+
+def errors(forecasts, futures) -> dict[str, float]:
+    error = np.array(forecasts) - np.array(futures)
+    return {"mse": (error**2).mean(), "mae": np.abs(error).mean()}
+
+
+def network(params, column: np.ndarray, segment: int = 6) -> np.ndarray:
+    """The docstring's equations for one column, in float64."""
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+    rest = column - column[-1]
+    xs = [
+        np.maximum(rest[n : n + segment] @ params["w_e"] + params["b_e"], 0)
+        for n in range(0, len(rest), segment)
+    ]
+    for _, weights in sorted(params["lstm"].items()):
+        h = c = np.zeros(len(weights["w_hh"]))
+        ys = []
+        for x in xs:
+            z = x @ weights["w_ih"] + h @ weights["w_hh"] + weights["b"]
+            i, f, o = (1 / (1 + np.exp(-z.reshape(4, -1)[gate])) for gate in (0, 1, 3))
+            c = f * c + i * np.tanh(z.reshape(4, -1)[2])
+            h = o * np.tanh(c)
+            ys.append(h)
+        xs = ys
+    return xs[-1] @ params["w_y"] + params["b_y"] + column[-1]
+
+
+def some_params(task):
+    """Parameters with biases that are not zero."""
+    params = task.init(jax.random.key(0))
+    for n, name in enumerate(("b_e", "b_y")):
+        params[name] = 0.3 * jax.random.normal(jax.random.key(n), params[name].shape)
+    return params
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_windows_are_explicit_slices_and_standardised_by_training_rows(make, split):
+    past, future = make()._windows(split)
+    expected = windows(split)
+    assert len(past) == len(future) == len(expected)
+    for n, (before, after) in enumerate(expected):
+        np.testing.assert_allclose(past[n], before, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(future[n], after, rtol=0, atol=1e-6)
+
+
+def test_rows_after_the_training_rows_do_not_move_the_standardisation(make):
+    values = table()
+    changed = values.copy()
+    changed[TRAIN:] += 1000
+    (batch, other) = (make(values=v).batches(seed=0)[3] for v in (values, changed))
+    for name in ("past", "future"):
+        np.testing.assert_array_equal(batch[name], other[name])
+
+
+def test_training_batches_lie_within_the_training_rows(make):
+    batches, series = make().batches(seed=0), standardised()
+    starts = []
+    for k in range(2 * (TRAIN - WINDOW - HORIZON + 1) // 4):
+        for past, future in zip(batches[k]["past"], batches[k]["future"], strict=True):
+            (start,) = np.flatnonzero(np.abs(series - past[0]).max(1) < 1e-6)
+            stretch = np.concatenate([past, future])
+            expected = series[start : start + WINDOW + HORIZON]
+            np.testing.assert_allclose(stretch, expected, rtol=0, atol=1e-6)
+            starts.append(start)
+    assert set(starts) == set(range(TRAIN - WINDOW - HORIZON + 1))
+
+
+def test_a_forecast_is_that_of_the_equations(make):
+    task = make()
+    params = some_params(task)
+    past = np.stack([before for before, _ in windows("test")[:3]]).astype(np.float32)
+    forecast = forecast_of(task, params, past)
+    for b in range(3):
+        for column in range(3):
+            expected = network(params, past[b, :, column].astype(np.float64))
+            np.testing.assert_allclose(forecast[b, :, column], expected, rtol=0, atol=1e-5)
+
+
+def test_a_network_of_zeros_forecasts_the_last_value_exactly(make):
+    task = make()
+    zeros = jax.tree.map(jnp.zeros_like, task.init(jax.random.key(0)))
+    past, _ = task._windows("test")
+    forecast = forecast_of(task, zeros, past)
+    np.testing.assert_array_equal(forecast, np.repeat(past[:, -1:], HORIZON, 1))
+    figures = task.evaluate(zeros, "test")
+    assert figures["mse"] == task.baselines("test")["persistence"]["mse"]
+
+
+@pytest.mark.parametrize("batch", [1000, 32, 19])
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_evaluate_is_the_error_over_all_windows(make, monkeypatch, split, batch):
+    """Also where the windows do not divide into evaluation batches."""
+    monkeypatch.setattr("lstm_jax.tasks.forecasting.EVALUATION_BATCH", batch)
+    task = make()
+    params = some_params(task)
+    pasts, futures = zip(*windows(split), strict=True)
+    forecasts = [np.stack([network(params, c) for c in past.T], 1) for past in pasts]
+    expected = errors(forecasts, futures)
+    figures = task.evaluate(params, split)
+    assert figures["mse"] == pytest.approx(expected["mse"], rel=1e-5)
+    assert figures["mae"] == pytest.approx(expected["mae"], rel=1e-5)
+    assert figures["loss"] == figures["mse"]
+
+
+@pytest.mark.parametrize("horizon", [1, HORIZON, SEASON, 2 * SEASON + 3])
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_baselines_are_those_of_explicit_loops(make, split, horizon):
+    """Also where the horizon is longer than the season."""
+    task = make(horizon=horizon)
+    pasts, futures = zip(*windows(split, horizon=horizon), strict=True)
+    persistence = [[past[-1] for _ in range(horizon)] for past in pasts]
+    seasonal = []
+    for past in pasts:
+        rows = list(past)
+        for _ in range(horizon):
+            rows.append(rows[-SEASON])
+        seasonal.append(rows[len(past) :])
+    baselines = task.baselines(split)
+    assert list(baselines) == ["persistence", "seasonal naive (8 rows)"]
+    for figures, forecasts in zip(baselines.values(), (persistence, seasonal), strict=True):
+        assert figures == pytest.approx(errors(forecasts, futures), rel=1e-5)
+
+
+def test_columns_stay_apart(make):
+    """Their order, and what the other columns hold, changes no column's forecast."""
+    task = make()
+    params = some_params(task)
+    past = np.array(task._windows("test")[0][:4])
+    forecast = np.asarray(forecast_of(task, params, past))
+    order = [2, 0, 1]
+    np.testing.assert_allclose(
+        forecast_of(task, params, past[:, :, order]), forecast[:, :, order], rtol=0, atol=1e-6
+    )
+    past[:, :, :2] = np.random.default_rng(1).normal(size=past[:, :, :2].shape)
+    np.testing.assert_allclose(
+        forecast_of(task, params, past)[:, :, 2], forecast[:, :, 2], rtol=0, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("loss", ["mse", "mae"])
+def test_the_loss_is_the_error_of_the_forecast(make, loss):
+    task = make(model={"loss": loss})
+    params, batch = some_params(task), task.batches(seed=0)[0]
+    forecasts = [
+        np.stack([network(params, column) for column in past.T], 1)
+        for past in batch["past"].astype(np.float64)
+    ]
+    value, carry = jax.jit(task.loss)(params, task.initial_carry(), batch, jax.random.key(0))
+    assert float(value) == pytest.approx(errors(forecasts, batch["future"])[loss], rel=1e-5)
+    assert carry == ()
+    assert loss in task.loss_unit
+
+
+def test_dropout_is_at_work_with_a_key_only(make):
+    task, plain = make(model={"dropout": 0.5}), make()
+    params, past = some_params(task), task.batches(seed=0)[0]["past"]
+    forecast = forecast_of(task, params, past)
+    np.testing.assert_array_equal(forecast, forecast_of(plain, params, past))
+    assert np.abs(forecast_of(task, params, past, jax.random.key(0)) - forecast).max() > 1e-2
+
+
+def test_bfloat16_is_close_to_float32(make):
+    task, coarse = make(), make(model={"dtype": "bfloat16"})
+    params, past = some_params(task), task.batches(seed=0)[0]["past"]
+    forecast, other = forecast_of(task, params, past), forecast_of(coarse, params, past)
+    assert other.dtype == jnp.float32
+    # bfloat16 rounds each factor to 2**-9; outputs are of order one.
+    np.testing.assert_allclose(other, forecast, rtol=0, atol=0.02)
+    assert np.abs(other - forecast).max() > 0
+
+
+def constant(values: np.ndarray, value: float) -> np.ndarray:
+    values = values.copy()
+    values[:TRAIN, 1] = value
+    return values
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model": {"segment": 7}}, "model.segment: expected a divisor of data.window = 24, got 7"),
+        ({"season": 25}, "data.season: expected at most data.window = 24, got 25"),
+        (
+            {"test_rows": 101},
+            ".csv has 400 rows, expected at least train_rows + validation_ro",
+        ),
+        ({"train_rows": 28}, "data.train_rows: expected at least window + horizon = 29, got 28"),
+        ({"validation_rows": 4}, "data.validation_rows: expected at least horizon = 5, got 4"),
+        ({"test_rows": 4}, "data.test_rows: expected at least horizon = 5, got 4"),
+        ({"values": constant(table(), 5.0)}, "column 'two' is constant over the training rows"),
+        # The mean of many 0.7 is not 0.7, and so their deviation is not quite zero.
+        ({"values": constant(table(), 0.7)}, "column 'two' is constant over the training rows"),
+    ],
+)
+def test_options_that_do_not_fit_each_other_are_named(make, options, message):
+    with pytest.raises(UserError) as caught:
+        make(**options).batches(seed=0)
+    assert message in str(caught.value)
+
+
+def test_a_constant_column_is_refused_when_the_task_is_made(make):
+    with pytest.raises(UserError, match="'two' is constant"):
+        make(values=constant(table(), 5.0))
+
+
+def test_the_fewest_rows_that_do_are_enough(make):
+    task = make(train_rows=WINDOW + HORIZON, validation_rows=HORIZON, test_rows=HORIZON)
+    params = task.init(jax.random.key(0))
+    for split in task.splits:
+        assert len(task._windows(split)[0]) == 1
+        assert np.isfinite(task.evaluate(params, split)["loss"])
+
+
+def test_the_fingerprint_changes_with_the_table(make):
+    changed = table()
+    changed[-1, -1] += 1
+    assert make().fingerprint != make(values=changed).fingerprint
+
+
+@pytest.mark.data
+def test_baselines_of_etth1_are_in_the_published_neighbourhood(public_data):
+    """Horizon 96, test rows: about 1.29 for persistence, 0.51 for the day before."""
+    public_data("etth1/ETTh1.csv")
+    baselines = Forecasting(SeriesData(), ForecastModel()).baselines("test")
+    assert 1.28 < baselines["persistence"]["mse"] < 1.31
+    assert 0.50 < baselines["seasonal naive (24 rows)"]["mse"] < 0.52

@@ -1,0 +1,167 @@
+"""Every task gives all that the protocol asks for, so that the loop needs to know no other."""
+
+import dataclasses
+import inspect
+import itertools
+
+import grain
+import jax
+import numpy as np
+import pytest
+
+from lstm_jax.tasks import TASKS, Samples, Task
+from lstm_jax.tasks.options import sections_of
+
+NAMES = {*Task.__annotations__, *(name for name in vars(Task) if not name.startswith("_"))}
+
+value_and_grad = jax.jit(
+    jax.value_and_grad(lambda params, task, *rest: task.loss(params, *rest), has_aux=True),
+    static_argnums=1,
+)
+
+
+@pytest.fixture(scope="module", params=TASKS)
+def task(request, tmp_path_factory):
+    """A small task of each kind."""
+    folder, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    if request.param == "next_character":
+        file = folder / "text.txt"
+        file.write_text("".join(rng.choice(list("abcd e"), 500)))
+        data = {"text": str(file), "lanes": 3, "window": 7}
+        model = {"hidden_size": 5, "embedding_size": 4, "dropout": 0.2}
+    elif request.param == "forecasting":
+        file = folder / "table.csv"
+        rows = [f"{t},{x},{y}" for t, (x, y) in enumerate(rng.normal(size=(90, 2)).tolist())]
+        file.write_text("\n".join(["date,a,b", *rows]))
+        data = {"table": str(file), "train_rows": 40, "validation_rows": 20, "test_rows": 30}
+        data |= {"window": 12, "horizon": 5, "season": 4, "batch_size": 3}
+        model = {"segment": 4, "hidden_size": 5}
+    else:
+        file = folder / "sequences.ts"
+        lengths = rng.integers(2, 9, 24)
+        columns = [[",".join(map(str, rng.normal(size=n))) for _ in "xy"] for n in lengths]
+        rows = [":".join([*pair, "abc"[n % 3]]) for n, pair in enumerate(columns)]
+        file.write_text("\n".join(["@classLabel true a b c", "@data", *rows]))
+        data = {"train": str(file), "test": str(file), "validation_fraction": 0.25}
+        data |= {"batch_size": 3}
+        model = {"hidden_size": 5}
+    kind = TASKS[request.param]
+    sections = sections_of(kind)
+    return kind(sections["data"](**data), sections["model"](**model))
+
+
+def test_the_protocol_has_the_names_that_the_loop_needs():
+    assert {"batches", "init", "loss", "evaluate", "splits", "fingerprint"} <= NAMES
+
+
+@pytest.mark.parametrize("kind", TASKS.values())
+def test_a_task_is_a_frozen_dataclass_with_all_names_of_the_protocol(kind):
+    assert [name for name in sorted(NAMES) if not hasattr(kind, name)] == []
+    assert kind.__dataclass_params__.frozen
+    assert [field.name for field in dataclasses.fields(kind)] == ["data", "model"]
+    for name in NAMES:
+        if inspect.isfunction(wanted := getattr(Task, name, None)):
+            got = inspect.signature(getattr(kind, name)).parameters
+            assert list(got) == list(inspect.signature(wanted).parameters), name
+
+
+def test_values_have_the_types_of_the_protocol(task):
+    assert isinstance(task.unit, str) and isinstance(task.loss_unit, str)
+    assert isinstance(task.splits, tuple) and task.splits
+    assert isinstance(task.batch_size, int) and isinstance(task.units_per_step, int)
+    assert len(task.fingerprint) == 64 and task.fingerprint == task.fingerprint
+    hash(task)  # a static argument of jitted functions
+
+
+def test_batches_hold_batch_size_rows_and_their_units(task):
+    assert task.batch_size == 3
+    batches = task.batches(seed=0)
+    assert isinstance(batches, grain.MapDataset)
+    for k in (0, 1, 1000):
+        assert {len(array) for array in batches[k].values()} == {3}
+        assert all(isinstance(array, np.ndarray) for array in batches[k].values())
+    if task.unit == "characters":
+        assert task.units_per_step == batches[0]["targets"].size
+    else:
+        assert task.units_per_step == 3
+
+
+def test_a_batch_is_a_function_of_its_number_and_the_seed(task):
+    again, other = task.batches(seed=0)[5], task.batches(seed=1)[5]
+    for name, array in task.batches(seed=0)[5].items():
+        np.testing.assert_array_equal(array, again[name])
+    assert any((array != other[name]).any() for name, array in again.items())
+
+
+def test_the_loss_is_a_scalar_with_finite_gradients_that_reach_every_parameter(task):
+    params = task.init(jax.random.key(0))
+    carry, total = task.initial_carry(), jax.tree.map(np.zeros_like, params)
+    batches = iter(task.batches(seed=0).to_iter_dataset())
+    for k, batch in enumerate(itertools.islice(batches, 4)):
+        (loss, new_carry), grads = value_and_grad(params, task, carry, batch, jax.random.key(k))
+        assert loss.shape == () and np.isfinite(loss)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+        # The loop hands on what it got: same structure, shapes and types.
+        assert jax.tree.map(jax.typeof, new_carry) == jax.tree.map(jax.typeof, carry)
+        carry, total = new_carry, jax.tree.map(lambda a, b: a + np.abs(b), total, grads)
+    assert all(leaf.any() for leaf in jax.tree.leaves(total))
+
+
+def test_a_gradient_is_the_slope_of_the_loss(task):
+    """Central differences along a random direction."""
+    params, rng = task.init(jax.random.key(0)), np.random.default_rng(2)
+    direction = jax.tree.map(lambda a: rng.normal(size=a.shape).astype(np.float32), params)
+    rest = (task, task.initial_carry(), task.batches(seed=0)[0], jax.random.key(1))
+
+    def along(step: float):
+        moved = jax.tree.map(lambda a, d: a + np.float32(step) * d, params, direction)
+        (loss, _), grads = value_and_grad(moved, *rest)
+        products = jax.tree.map(lambda g, d: float((g * d).sum()), grads, direction)
+        return float(loss), sum(jax.tree.leaves(products))
+
+    step = 3e-3
+    slope = (along(step)[0] - along(-step)[0]) / (2 * step)
+    # Rounding of the loss (1e-7 / step) and the step's own error (step**2).
+    assert along(0.0)[1] == pytest.approx(slope, rel=5e-3, abs=1e-3)
+
+
+def test_new_parameters_depend_on_the_key_and_fit_the_loss(task):
+    one, same, other = (task.init(jax.random.key(seed)) for seed in (0, 0, 1))
+    jax.tree.map(np.testing.assert_array_equal, one, same)
+    assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, (one, other)), strict=True))
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(one))
+
+
+def test_evaluation_gives_a_loss_and_the_figures_of_the_baselines(task):
+    params = task.init(jax.random.key(0))
+    for split in task.splits:
+        figures = task.evaluate(params, split)
+        assert "loss" in figures
+        assert all(type(v) is float and np.isfinite(v) for v in figures.values())
+        assert figures == task.evaluate(params, split)
+        assert task.baselines(split)
+        for baseline in task.baselines(split).values():
+            assert set(baseline) <= set(figures)
+            assert all(type(v) is float and np.isfinite(v) for v in baseline.values())
+
+
+def test_pictures_are_figures_that_can_be_saved(task, tmp_path):
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+
+    pictures = list(task.pictures(task.init(jax.random.key(0))))
+    names = [name for name, _ in pictures]
+    assert len(set(names)) == len(names)
+    for name, figure in pictures:
+        assert isinstance(figure, Figure)
+        figure.savefig(tmp_path / f"{name}.png")
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    if not names:
+        assert task.unit == "characters"
+
+
+def test_a_task_that_samples_carries_the_prompt_on(task):
+    assert isinstance(task, Samples) == (task.unit == "characters")
+    if isinstance(task, Samples):
+        text = task.sample(task.init(jax.random.key(0)), "ab", 5, 1.0, 0)
+        assert text.startswith("ab") and len(text) == 7
