@@ -211,24 +211,28 @@ class Forecasting:
         return stretches[:, : data.window], stretches[:, data.window :]
 
     def evaluate(self, params: Params, split: str) -> Figures:
-        """``mse`` and ``mae`` over all windows and columns of a split; ``loss`` is the MSE."""
+        """``mse`` and ``mae`` over all windows and columns; ``loss`` is what training minimises."""
         past, future = self._windows(split)
         # One shape for all batches, the last one filled up with rows that are dropped again.
         forecasts = []
         for start in range(0, len(past), EVALUATION_BATCH):
             rows = np.arange(start, start + EVALUATION_BATCH).clip(max=len(past) - 1)
             forecasts.append(np.asarray(_forecast(self, params, past[rows])))
-        figures = _errors(np.concatenate(forecasts)[: len(past)], future)
-        return {"loss": figures["mse"], **figures}
+        return self._errors(np.concatenate(forecasts)[: len(past)], future)
 
     def baselines(self, split: str) -> dict[str, Figures]:
         past, future = self._windows(split)
         season = past[:, -self.data.season :]
         steps = np.arange(self.data.horizon) % self.data.season
         return {
-            "persistence": _errors(past[:, -1:], future),
-            f"seasonal naive ({self.data.season} rows)": _errors(season[:, steps], future),
+            "persistence": self._errors(past[:, -1:], future),
+            f"seasonal naive ({self.data.season} rows)": self._errors(season[:, steps], future),
         }
+
+    def _errors(self, forecast: np.ndarray, truth: np.ndarray) -> Figures:
+        error = (forecast - truth).astype(np.float64)
+        errors = {"mse": float(np.square(error).mean()), "mae": float(np.abs(error).mean())}
+        return {"loss": errors[self.model.loss], **errors}
 
     def pictures(self, params: Params) -> Iterator[tuple[str, "Figure"]]:
         """Forecasts of the last column, at three places of the test rows."""
@@ -250,7 +254,8 @@ class Forecasting:
             panel.axvline(0.5, color="0.8", linewidth=0.8)
             panel.set_ylabel(f"{self._table.columns[-1]} (standard deviations)")
             panel.set_title(f"test window {place}", loc="left", fontsize="medium")
-        panels[0].legend(loc="upper left", ncols=3, frameon=False)
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper right", ncols=3, frameon=False)
         panels[-1].set_xlabel("rows from the end of the past")
         yield "forecasts", figure
 
@@ -258,8 +263,3 @@ class Forecasting:
 @functools.partial(jax.jit, static_argnames="task")
 def _forecast(task: Forecasting, params: Params, past: jax.Array) -> jax.Array:
     return task.forecast(params, past)
-
-
-def _errors(forecast: np.ndarray, truth: np.ndarray) -> Figures:
-    error = (forecast - truth).astype(np.float64)
-    return {"mse": float(np.square(error).mean()), "mae": float(np.abs(error).mean())}

@@ -251,13 +251,14 @@ def evaluate(
     """
     params, step = best_params(config, task, workdir)
     results: dict[str, Any] = {"step": step}
-    baselines: dict[str, Figures] = {}
+    baselines = {split: task.baselines(split) for split in task.splits}
     for split in task.splits:
         results[split] = task.evaluate(params, split)
-        baselines = task.baselines(split)
-        report.figures(f"{split} split", {f"this run, step {step}": results[split], **baselines})
+        rows = {f"this run, step {step}": results[split], **baselines[split]}
+        report.figures(f"{split} split", rows)
     (workdir / "results.json").write_text(json.dumps(results, indent=2) + "\n", "utf-8")
-    for path in _draw(task, params, workdir, baselines, report):
+    # The curve shows the validation loss, where there is one.
+    for path in _draw(task, params, workdir, baselines.get("validation", {}), report):
         report.say(f"drew {path}")
     if isinstance(task, Samples) and config.train.sample_length:
         options = config.train
