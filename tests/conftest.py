@@ -7,6 +7,7 @@ import pytest
 
 # As the command line has it on a machine of two cores; must come before JAX is first used.
 jax.config.update("jax_num_cpu_devices", 2)
+jax.devices()
 os.environ.setdefault("MPLBACKEND", "agg")
 
 

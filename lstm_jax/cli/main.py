@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import io
+import itertools
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -28,6 +30,7 @@ from lstm_jax.train import (
 from lstm_jax.train.config import SHARED_SECTIONS, config_from
 
 INTERRUPTED = 130
+COMMANDS = ("train", "evaluate", "generate")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,27 +87,37 @@ def main(args: Sequence[str] | None = None) -> int:
       128 and the signal's number where a signal stopped the run.
     """
     args = list(sys.argv[1:] if args is None else args)
+    told = io.StringIO()
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     if args[:1] == ["train"] and {"-h", "--help"} & set(args):
         return _help_of_train(args)
     try:
-        command, rest = tyro.cli(
-            Command,
-            prog="lstm-jax",
-            description="Train, evaluate and sample LSTMs from config files.",
-            args=args,
-            return_unknown_args=True,
-        )
+        if args and not args[0].startswith("-") and args[0] not in COMMANDS:
+            raise UserError(f"{args[0]}: unknown command{nearest(args[0], COMMANDS)}")
+        with contextlib.redirect_stderr(told):
+            command, rest = tyro.cli(
+                Command,
+                prog="lstm-jax",
+                description="Train, evaluate and sample LSTMs from config files.",
+                args=args,
+                return_unknown_args=True,
+            )
         if isinstance(command, Train):
             _train(command, _overrides(rest))
             return 0
         if rest:
             known = {"--" + field.name for field in dataclasses.fields(command)} - {"--workdir"}
-            raise UserError(f"{rest[0]}: unknown option{nearest(rest[0], sorted(known))}")
+            hint = nearest(rest[0], sorted(known)) if known else ""
+            raise UserError(f"{rest[0]}: unknown option{hint}")
         if isinstance(command, Evaluate):
             _evaluate(command)
         else:
             _generate(command)
+        return 0
+    except SystemExit as end:
+        if end.code:
+            errors.print(f"lstm-jax: error: {_one_line(told.getvalue())}", markup=False)
+            return 2
         return 0
     except UserError as error:
         errors.print(f"lstm-jax: error: {error}", markup=False)
@@ -114,6 +127,14 @@ def main(args: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         errors.print("lstm-jax: interrupted", markup=False)
         return INTERRUPTED
+
+
+def _one_line(box: str) -> str:
+    """What tyro says of a wrong command line, without the frame and the advice under it."""
+    lines = (line.strip("│|╭╮╰╯+ ") for line in box.splitlines()[1:])  # the first is the title
+    parts = itertools.groupby(lines, key=lambda line: set(line) <= set("─-"))
+    said = next((" ".join(part) for is_rule, part in parts if not is_rule), "mistaken")
+    return f"{said}; see lstm-jax --help"
 
 
 def _train(command: Train, overrides: dict[str, str]) -> None:
@@ -142,13 +163,15 @@ def _generate(command: Generate) -> None:
         raise UserError(
             f"--temperature: expected a number of at least 0, got {command.temperature}"
         )
+    if not 0 <= command.seed < 2**32:
+        raise UserError(f"--seed: expected an integer from 0 to 2**32 - 1, got {command.seed}")
     config = load_workdir(command.workdir)
     task = config.build_task()
     if not isinstance(task, Samples):
         raise UserError(f"{command.workdir}: task {config.task} writes nothing")
     params, _ = best_params(config, task, command.workdir)
     text = task.sample(params, command.prompt, command.length, command.temperature, command.seed)
-    Report().say(text)
+    sys.stdout.write(text + "\n")  # rich would expand its tabs and drop its line ends
 
 
 def _overrides(words: Sequence[str]) -> dict[str, str]:
@@ -159,7 +182,8 @@ def _overrides(words: Sequence[str]) -> dict[str, str]:
         word = words.pop(0)
         flag, equals, value = word.partition("=")
         if not flag.startswith("--") or "." not in flag:
-            raise UserError(f"{word}: expected --SECTION.KEY VALUE")
+            hint = nearest(flag, ["--workdir"]) if flag.startswith("--") else ""
+            raise UserError(f"{word}: expected --SECTION.KEY VALUE{hint}")
         if not equals:
             if not words:
                 raise UserError(f"{flag}: expected a value after it, got nothing")

@@ -79,5 +79,9 @@ class Samples(Protocol):
     def sample(
         self, params: Params, prompt: str, length: int, temperature: float, seed: int
     ) -> str:
-        """The prompt carried on by ``length`` units."""
+        """The prompt carried on by ``length`` units; of length 0, it is only checked.
+
+        Raises:
+          UserError: the prompt is none that the task could carry on.
+        """
         ...

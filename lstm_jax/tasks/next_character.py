@@ -236,6 +236,8 @@ class NextCharacter:
             given = encode(prompt or "\n", self.vocabulary)
         except UserError as error:
             raise UserError(f"prompt: {error}") from error
+        if length == 0:
+            return prompt
         written = _continuation(
             self, params, jnp.asarray(given)[None], length, temperature, jax.random.key(seed)
         )

@@ -1,10 +1,11 @@
 """Checkpoints: written whole or not at all, checked when read, never unpickled."""
 
+import contextlib
 import hashlib
 import json
 import logging
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -16,6 +17,8 @@ from lstm_jax.train.step import TrainState
 
 # Orbax reports each step of its work; a run prints what concerns its user itself.
 logging.getLogger("absl").setLevel(logging.ERROR)
+
+FILES = "files.json"  # in each checkpoint: the SHA-256 of every other file of it
 
 
 def digest(tree: Any) -> str:
@@ -34,6 +37,25 @@ def digest(tree: Any) -> str:
     return hashed.hexdigest()
 
 
+def _digests(folder: pathlib.Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in (FILES, f"{FILES}.part")
+    }
+
+
+class _LatestAndBest(ocp.checkpoint_managers.PreservationPolicy):
+    """Keeps the steps that a function chooses; losses are the business of `Checkpoints`."""
+
+    def __init__(self, kept: Callable[[list[int]], set[int | None]]):
+        self._kept = kept
+
+    def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
+        kept = self._kept([checkpoint.step for checkpoint in checkpoints])
+        return [checkpoint.step in kept for checkpoint in checkpoints]
+
+
 class Checkpoints:
     """The checkpoints of a run: the latest few and the best, each a numbered folder.
 
@@ -46,22 +68,22 @@ class Checkpoints:
     """
 
     def __init__(self, folder: pathlib.Path, keep: int):
-        policies = ocp.checkpoint_managers
-        best = policies.BestN(
-            get_metric_fn=lambda metrics: metrics["loss"],
-            reverse=True,
-            n=1,
-            keep_checkpoints_without_metrics=False,
-        )
         self.folder = folder.absolute()
+        self._keep = keep
+        self._losses: dict[int, float] = {}
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
+                preservation_policy=_LatestAndBest(self._kept),
                 enable_async_checkpointing=False,
             ),
             item_names=("state", "meta"),
         )
+        for step in self.steps():
+            # Read by hand: Orbax would fail altogether on a damaged one.
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                meta = json.loads((self.folder / str(step) / "meta" / "metadata").read_text())
+                self._losses[step] = float(meta["loss"])
 
     def steps(self) -> list[int]:
         """The steps of which there is a checkpoint, the latest first."""
@@ -79,24 +101,32 @@ class Checkpoints:
         if step in self._manager.all_steps():
             # Left from before this run was taken up from an earlier checkpoint.
             self._manager.delete(step)
+        self._losses.pop(step, None)
+        if loss is not None:
+            self._losses[step] = loss
         self._manager.save(
             step,
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(state),
-                meta=ocp.args.JsonSave({**meta, "digest": digest(state)}),
+                meta=ocp.args.JsonSave({**meta, "loss": loss, "digest": digest(state)}),
             ),
-            metrics=None if loss is None else {"loss": loss},
             force=True,
         )
+        part = self.folder / str(step) / f"{FILES}.part"
+        part.write_text(json.dumps(_digests(self.folder / str(step))), "utf-8")
+        part.replace(self.folder / str(step) / FILES)
 
     def best_step(self) -> int | None:
         """The step of the lowest validation loss, or the latest where none was taken."""
-        losses = {}
-        for step in self.steps():
-            file = self.folder / str(step) / "metrics" / "metrics"
-            if file.exists():
-                losses[step] = json.loads(file.read_text())["loss"]
-        return min(losses, key=lambda step: (losses[step], step), default=self.latest_step())
+        return self._best_of(self.steps())
+
+    def _best_of(self, steps: Iterable[int]) -> int | None:
+        known = [step for step in steps if step in self._losses]
+        best = min(known, key=lambda step: (self._losses[step], step), default=None)
+        return max(steps, default=None) if best is None else best
+
+    def _kept(self, steps: list[int]) -> set[int | None]:
+        return {*sorted(steps)[-self._keep :], self._best_of(steps)}
 
     def latest_step(self) -> int | None:
         """The step of the latest checkpoint, None where there is none."""
@@ -112,6 +142,7 @@ class Checkpoints:
         Raises:
           UserError: the checkpoint is damaged.
         """
+        self._check_files(step)
         try:
             restored = self._manager.restore(
                 step,
@@ -130,6 +161,39 @@ class Checkpoints:
         if not whole:
             raise UserError(f"{self.folder / str(step)}: damaged checkpoint (digest differs)")
         return state, meta
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """What a checkpoint holds beside the state.
+
+        Raises:
+          UserError: the checkpoint is damaged.
+        """
+        self._check_files(step)
+        try:
+            args = ocp.args.Composite(meta=ocp.args.JsonRestore())
+            return self._manager.restore(step, args=args)["meta"]
+        except Exception as error:
+            raise UserError(f"{self.folder / str(step)}: damaged checkpoint (meta)") from error
+
+    def _check_files(self, step: int) -> None:
+        """Compares files with their digests: Orbax fails loudly in threads on damaged ones.
+
+        Where the digests themselves are missing, since the process was killed just before
+        they were written, the digest of the state alone must do.
+        """
+        folder = self.folder / str(step)
+        try:
+            known = json.loads((folder / FILES).read_text("utf-8"))
+        except FileNotFoundError:
+            known = {}
+        except ValueError as error:
+            raise UserError(f"{folder}: damaged checkpoint ({FILES} is no JSON)") from error
+        found = _digests(folder)
+        for name in known or ("state", "meta"):
+            if not (folder / name).exists():
+                raise UserError(f"{folder}: damaged checkpoint ({name} is missing)")
+            if known and found[name] != known[name]:
+                raise UserError(f"{folder}: damaged checkpoint ({name} has changed)")
 
     def restore_latest(
         self, like: TrainState, warn: Callable[[str], None]

@@ -47,7 +47,9 @@ class TrainConfig(Section):
     eval_every: int = option(500, "steps from one evaluation to the next", at_least=1)
     checkpoint_every: int = option(500, "steps from one checkpoint to the next", at_least=1)
     keep_checkpoints: int = option(2, "latest checkpoints kept, beside the best", at_least=1)
-    seed: int = option(0, "decides parameters, dropout and the order of data", at_least=0)
+    seed: int = option(
+        0, "decides parameters, dropout and the order of data", at_least=0, at_most=2**32 - 1
+    )
     num_devices: int = option(0, "devices that share a batch; 0: all that divide it", at_least=0)
     sample_prompt: str = option("", "what the text written at the end begins with")
     sample_length: int = option(600, "length of the text written at the end", at_least=0)
@@ -104,8 +106,10 @@ def load_config(path: str | pathlib.Path, overrides: Mapping[str, str] | None = 
     path = pathlib.Path(path)
     try:
         values = tomllib.loads(path.read_text("utf-8"))
-    except (FileNotFoundError, IsADirectoryError) as error:
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise UserError(f"{path}: no such config file") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: expected a TOML file in UTF-8, got other bytes") from error
     except tomllib.TOMLDecodeError as error:

@@ -73,8 +73,13 @@ def train(config: Config, workdir: pathlib.Path, report: Report) -> dict[str, Fi
         loss is not finite.
       Stopped: SIGINT or SIGTERM came; the step was finished and all is saved.
     """
+    # Before the folder is claimed: a config that cannot run must not take it.
+    task = config.build_task()
+    data_mesh(task.batch_size, config.train.num_devices)
+    if isinstance(task, Samples) and config.train.sample_length:
+        # A prompt that cannot be encoded is told now and not at the end.
+        task.sample(None, config.train.sample_prompt, 0, 1.0, 0)
     with claimed(workdir, config):
-        task = config.build_task()
         _run_steps(config, task, workdir, report)
         return evaluate(config, task, workdir, report)
 
@@ -91,14 +96,10 @@ def _run_steps(config: Config, task: Task, workdir: pathlib.Path, report: Report
     batches = iter(task.batches(options.seed).to_iter_dataset())
     sums, loss = _Sums(), None  # loss: of the validation split, if taken at this step
     checkpoints = Checkpoints(workdir / "checkpoints", options.keep_checkpoints)
+    _refuse_other_data(checkpoints, task, workdir)
     restored = checkpoints.restore_latest(state, report.warn)
     if restored is not None:
         state, meta = restored
-        if meta["fingerprint"] != task.fingerprint:
-            raise UserError(
-                f"{workdir}: the data have changed since this run began: expected SHA-256 "
-                f"{meta['fingerprint']}, got {task.fingerprint}"
-            )
         batches.set_state(meta["data"])
         sums = _Sums(**meta["sums"])
         report.say(f"going on from step {int(state.step)} in {workdir}")
@@ -124,6 +125,15 @@ def _run_steps(config: Config, task: Task, workdir: pathlib.Path, report: Report
         }
         checkpoints.save(state, meta, loss)
 
+    def diverged(step: int, what: str) -> UserError:
+        report.end_progress()
+        kept = checkpoints.latest_step()
+        return UserError(
+            f"step {step}: {what}: not finite, training stops; the last good checkpoint is "
+            f"{'none' if kept is None else f'that of step {kept}'}; try a lower "
+            "optimizer.learning_rate or optimizer.max_norm"
+        )
+
     with contextlib.closing(log), contextlib.closing(checkpoints), _signals() as signals:
         for step in range(int(state.step) + 1, options.num_steps + 1):
             batch = jax.device_put(next(batches), rows)
@@ -132,13 +142,7 @@ def _run_steps(config: Config, task: Task, workdir: pathlib.Path, report: Report
             figures = jax.device_get(figures)
             clock.stop()
             if not (math.isfinite(figures.loss) and math.isfinite(figures.grad_norm)):
-                kept = checkpoints.latest_step()
-                raise UserError(
-                    f"step {step}: loss {figures.loss}, gradient norm {figures.grad_norm}: not "
-                    f"finite, training stops; the last good checkpoint is "
-                    f"{'none' if kept is None else f'that of step {kept}'}; try a lower "
-                    "optimizer.learning_rate or optimizer.max_norm"
-                )
+                raise diverged(step, f"loss {figures.loss}, gradient norm {figures.grad_norm}")
             sums.add(figures)
 
             last = step == options.num_steps
@@ -158,8 +162,10 @@ def _run_steps(config: Config, task: Task, workdir: pathlib.Path, report: Report
             loss, better = None, False
             if "validation" in task.splits and (last or step % options.eval_every == 0):
                 validation = task.evaluate(_on_one_device(state), "validation")
-                log.write(step, {f"validation/{name}": x for name, x in validation.items()})
                 loss = validation["loss"]
+                if not math.isfinite(loss):
+                    raise diverged(step, f"validation loss {loss}")
+                log.write(step, {f"validation/{name}": x for name, x in validation.items()})
                 better = loss < lowest
                 lowest = min(loss, lowest)
                 report.progress(f"{line} | validation loss {loss:.4f}", lasting=True)
@@ -212,6 +218,21 @@ def _signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
+def _refuse_other_data(checkpoints: Checkpoints, task: Task, workdir: pathlib.Path) -> None:
+    """Before a state is read, whose shapes can depend on the data."""
+    for step in checkpoints.steps():
+        try:
+            began_with = checkpoints.meta(step)["fingerprint"]
+        except UserError:
+            continue  # a damaged one, of which restoring will tell
+        if began_with != task.fingerprint:
+            raise UserError(
+                f"{workdir}: the data have changed since this run began: expected SHA-256 "
+                f"{began_with}, got {task.fingerprint}"
+            )
+        return
+
+
 def best_params(config: Config, task: Task, workdir: pathlib.Path) -> tuple[Params, int]:
     """The parameters of a run's best checkpoint, and its step.
 
@@ -230,12 +251,8 @@ def best_params(config: Config, task: Task, workdir: pathlib.Path) -> tuple[Para
         step = checkpoints.best_step()
         if step is None:
             raise UserError(f"{workdir}: no checkpoint yet")
-        state, meta = checkpoints.restore(step, like)
-    if meta["fingerprint"] != task.fingerprint:
-        raise UserError(
-            f"{workdir}: the data have changed since this run began: expected SHA-256 "
-            f"{meta['fingerprint']}, got {task.fingerprint}"
-        )
+        _refuse_other_data(checkpoints, task, workdir)
+        state, _ = checkpoints.restore(step, like)
     return state.evaluated, step
 
 

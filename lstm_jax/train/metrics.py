@@ -106,5 +106,6 @@ def loss_curve(
     axes.set_xlabel("training step")
     axes.set_ylabel(f"loss ({unit})")
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False)
     return figure

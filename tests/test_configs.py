@@ -1,0 +1,113 @@
+"""Every shipped config, shrunk, runs to its end."""
+
+import json
+import pathlib
+import tomllib
+
+import pytest
+
+from lstm_jax.cli import main
+from lstm_jax.data.fetch import registry
+from lstm_jax.train import load_config, sections_for
+
+CONFIGS = sorted(pathlib.Path(__file__).parents[1].glob("configs/*.toml"))
+SMALL = {
+    "next_character": {
+        "data.lanes": 4,
+        "data.window": 8,
+        "model.hidden_size": 8,
+        "model.embedding_size": 4,
+        "train.sample_length": 8,
+    },
+    "forecasting": {
+        "data.train_rows": 300,
+        "data.validation_rows": 120,
+        "data.test_rows": 120,
+        "data.window": 96,
+        "data.horizon": 24,
+        "data.batch_size": 4,
+        "model.segment": 24,
+        "model.hidden_size": 8,
+    },
+    "classification": {"data.batch_size": 4, "model.hidden_size": 8},
+}
+SHORT = {
+    "train.num_steps": 4,
+    "train.log_every": 1,
+    "train.eval_every": 2,
+    "train.checkpoint_every": 3,
+    "optimizer.warmup_steps": 1,
+}
+
+
+def needed(path: pathlib.Path) -> list[str]:
+    """The registered files that a config's data come from."""
+    names = {value for value in tomllib.loads(path.read_text("utf-8"))["data"].values()}
+    return [file for file in registry() if file.split("/")[0] in names]
+
+
+def cases():
+    for path in CONFIGS:
+        marks = [pytest.mark.data] if needed(path) else []
+        yield pytest.param(path, id=path.stem, marks=marks)
+
+
+def test_there_are_configs():
+    assert {"quickstart", "tiny_shakespeare", "etth1", "japanese_vowels"} <= {
+        path.stem for path in CONFIGS
+    }
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_key_is_known(path):
+    config = load_config(path)
+    values = tomllib.loads(path.read_text("utf-8"))
+    for name, section in values.items():
+        if name != "task":
+            known = sections_for(config.task)[name].__dataclass_fields__
+            assert set(section) <= set(known)
+            for key, value in section.items():
+                assert getattr(getattr(config, name), key) == value
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_sizes_fit(path):
+    """Of the values as they are shipped."""
+    config = load_config(path)
+    assert config.train.num_steps >= config.optimizer.warmup_steps
+    for key in ("log_every", "eval_every", "checkpoint_every"):
+        assert getattr(config.train, key) <= config.train.num_steps
+
+
+@pytest.mark.parametrize("path", cases())
+def test_shrunk_it_runs_to_its_end(path, tmp_path, capsys, public_data):
+    public_data(*needed(path))
+    workdir = tmp_path / "run"
+    config = load_config(path)
+    overrides = {**SMALL[config.task], **SHORT}
+    flags = [
+        word for key, x in overrides.items() for word in (f"--{key}".replace("_", "-"), str(x))
+    ]
+    assert main(["train", str(path), "--workdir", str(workdir), *flags]) == 0
+    told = capsys.readouterr()
+    assert told.err == ""
+
+    assert load_config(workdir / "config.toml").train.num_steps == 4
+    lines = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text("utf-8").splitlines()]
+    assert [line["step"] for line in lines if "train/loss" in line] == [1, 2, 3, 4]
+    assert all(isinstance(line["step"], int) for line in lines)
+    assert all(isinstance(x, int | float) for line in lines for x in line.values())
+    splits = config.build_task().splits
+    evaluated = [2, 4] if "validation" in splits else []
+    assert [line["step"] for line in lines if "validation/loss" in line] == evaluated
+    assert "4" in {path.name for path in (workdir / "checkpoints").iterdir()}
+
+    plots = {plot.stem: plot for plot in (workdir / "plots").glob("*.png")}
+    expected = {"forecasting": {"forecasts"}, "classification": {"confusion"}}
+    assert set(plots) == {"loss", *expected.get(config.task, set())}
+    assert all(plot.read_bytes().startswith(b"\x89PNG") for plot in plots.values())
+    results = json.loads((workdir / "results.json").read_text("utf-8"))
+    assert set(results) == {"step", *splits}
+    assert all("loss" in results[split] for split in splits)
+    for plot in plots.values():
+        assert str(plot) in told.out

@@ -1,0 +1,307 @@
+"""Checkpoints: bit for bit, the best and the last kept, damage found and passed over."""
+
+import contextlib
+import gc
+import json
+import os
+import pathlib
+import pickle
+import re
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import lstm_jax
+from lstm_jax.errors import UserError
+from lstm_jax.train import Checkpoints, TrainState, data_mesh
+from lstm_jax.train.checkpoint import digest
+from lstm_jax.train.devices import AXIS
+
+
+def make_state(step: int, *, average: bool = True) -> TrainState:
+    """A small state of every kind of part, over two devices."""
+    rng = np.random.default_rng(step)
+    params = {
+        "w": jnp.asarray(rng.normal(size=(40, 30)), jnp.float32),
+        "b": jnp.asarray([np.inf, -0.0, 1e-42], jnp.float32),
+        "half": jnp.asarray(rng.normal(size=5), jnp.bfloat16),
+    }
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(lambda step: 0.1))
+    _, opt_state = optimizer.update(params, optimizer.init(params), params)
+    mesh = data_mesh(4, 2)
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
+    state = TrainState(
+        step=jnp.asarray(step, jnp.int32),
+        params=params,
+        average=jax.tree.map(lambda leaf: leaf * 2, params) if average else None,
+        opt_state=opt_state,
+        carry=({"h": jnp.asarray(rng.normal(size=(4, 3)), jnp.float32)},),
+        key=jax.random.key_data(jax.random.key(step)),
+    )
+    carry = jax.device_put(state.carry, rows)
+    return jax.device_put(state, everywhere)._replace(carry=carry)
+
+
+@contextlib.contextmanager
+def opened(folder, keep=3):
+    with contextlib.closing(Checkpoints(folder, keep)) as checkpoints:
+        yield checkpoints
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> pathlib.Path:
+    """Checkpoints of steps 1, 2 and 3; the first is the best."""
+    folder = tmp_path_factory.mktemp("saved") / "checkpoints"
+    with opened(folder) as checkpoints:
+        for step, loss in ((1, 0.5), (2, 0.75), (3, 0.625)):
+            checkpoints.save(make_state(step), {"data": {"at": step}}, loss)
+    return folder
+
+
+@pytest.fixture
+def folder(saved, tmp_path) -> pathlib.Path:
+    """A copy of them to damage."""
+    shutil.copytree(saved, tmp_path / "checkpoints")
+    return tmp_path / "checkpoints"
+
+
+def bits(tree) -> list[tuple[str, str, bytes]]:
+    return [
+        (jax.tree_util.keystr(path), str(leaf.dtype), np.asarray(leaf).tobytes())
+        for path, leaf in jax.tree.leaves_with_path(tree)
+    ]
+
+
+@pytest.mark.parametrize("average", [True, False])
+def test_comes_back_bit_for_bit(average, tmp_path):
+    state = make_state(7, average=average)
+    meta = {"data": {"next_index": 3}, "sums": {"loss": 0.1 + 0.2}, "fingerprint": "abc"}
+    with opened(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(state, meta, 0.5)
+    with opened(tmp_path / "checkpoints") as checkpoints:
+        restored, got = checkpoints.restore(7, make_state(0, average=average))
+    assert bits(restored) == bits(state)
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    assert {key: got[key] for key in meta} == meta
+    for a, b in zip(jax.tree.leaves(restored), jax.tree.leaves(state), strict=True):
+        assert a.sharding.is_equivalent_to(b.sharding, a.ndim)
+
+
+def test_digest_tells_names_types_shapes_and_bits():
+    trees = [
+        {"a": np.zeros(2, np.float32)},
+        {"b": np.zeros(2, np.float32)},
+        {"a": np.zeros(2, np.int32)},
+        {"a": np.zeros((2, 1), np.float32)},
+        {"a": -np.zeros(2, np.float32)},
+        {"a": np.zeros(1, np.float32), "b": np.zeros(1, np.float32)},
+    ]
+    assert len({digest(tree) for tree in trees}) == len(trees)
+    assert digest(trees[0]) == digest({"a": jnp.zeros(2)})
+
+
+@pytest.mark.parametrize("reopened", [False, True], ids=["one process", "a process for each"])
+def test_the_last_few_and_the_best_are_kept(reopened, tmp_path):
+    losses = {1: 0.9, 2: 0.3, 3: None, 4: 0.5, 5: 0.4, 6: None, 7: 0.35}
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(opened(tmp_path, keep=2))
+        for step, loss in losses.items():
+            if reopened:
+                stack.close()
+                checkpoints = stack.enter_context(opened(tmp_path, keep=2))
+            checkpoints.save(make_state(step), {}, loss)
+            seen = {n: x for n, x in losses.items() if n <= step and x is not None}
+            best = min(seen, key=seen.__getitem__)
+            assert checkpoints.best_step() == best
+            assert checkpoints.latest_step() == step
+            latest = range(max(1, step - 1), step + 1)
+            assert checkpoints.steps() == sorted({best, *latest}, reverse=True)
+        restored, _ = checkpoints.restore(2, make_state(0))
+    assert bits(restored) == bits(make_state(2))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "6", "7"]
+
+
+def test_best_is_the_latest_where_no_loss_was_taken(tmp_path):
+    with opened(tmp_path) as checkpoints:
+        assert checkpoints.best_step() is None and checkpoints.latest_step() is None
+        assert checkpoints.restore_latest(make_state(0), pytest.fail) is None
+        for step in (1, 2):
+            checkpoints.save(make_state(step), {}, None)
+        assert checkpoints.best_step() == 2
+
+
+def test_a_step_saved_again_takes_the_place_of_the_old(folder):
+    other = make_state(3)._replace(key=jnp.array([5, 6], jnp.uint32))
+    with opened(folder) as checkpoints:
+        checkpoints.save(other, {"data": "new"}, 0.25)
+        assert checkpoints.steps() == [3, 2, 1] and checkpoints.best_step() == 3
+    with opened(folder) as checkpoints:
+        restored, meta = checkpoints.restore(3, make_state(0))
+    assert bits(restored) == bits(other) and meta["data"] == "new"
+
+
+def files_of(checkpoint: pathlib.Path) -> list[pathlib.Path]:
+    return sorted(path for path in checkpoint.rglob("*") if path.is_file())
+
+
+def largest(checkpoint: pathlib.Path) -> pathlib.Path:
+    """The file that holds most of the arrays."""
+    return max(files_of(checkpoint / "state"), key=lambda path: path.stat().st_size)
+
+
+def halve(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0x10
+    path.write_bytes(data)
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+DAMAGE = {
+    "data file cut short": lambda at: halve(largest(at)),
+    "a byte of a data file flipped": lambda at: flip(largest(at)),
+    "data file emptied": lambda at: empty(largest(at)),
+    "data file removed": lambda at: largest(at).unlink(),
+    "metadata of arrays removed": lambda at: (at / "state" / "_METADATA").unlink(),
+    "meta removed": lambda at: shutil.rmtree(at / "meta"),
+    "meta emptied": lambda at: [empty(path) for path in files_of(at / "meta")],
+    "state removed": lambda at: shutil.rmtree(at / "state"),
+    "folder emptied": lambda at: (shutil.rmtree(at), at.mkdir()),
+}
+
+
+@pytest.fixture
+def no_traceback(capfd):
+    """No library may print one, neither at once nor when its remains are collected."""
+    yield
+    gc.collect()
+    told = capfd.readouterr()
+    assert "Traceback" not in told.err + told.out
+    assert "Exception ignored" not in told.err
+
+
+@pytest.mark.usefixtures("no_traceback")
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_latest_checkpoint_is_passed_over(kind, folder):
+    DAMAGE[kind](folder / "3")
+    warnings: list[str] = []
+    with opened(folder) as checkpoints:
+        restored, meta = checkpoints.restore_latest(make_state(0), warnings.append)
+        assert checkpoints.best_step() == 1
+        # Training comes to step 3 again.
+        checkpoints.save(make_state(3), {}, 0.25)
+        assert checkpoints.restore_latest(make_state(0), pytest.fail)[0].step == 3
+    assert bits(restored) == bits(make_state(2)) and meta["data"] == {"at": 2}
+    assert len(warnings) == 1 and str(folder / "3") in warnings[0]
+    assert "\n" not in warnings[0]
+
+
+@pytest.mark.usefixtures("no_traceback")
+@pytest.mark.parametrize("harm", [empty, flip, pathlib.Path.unlink], ids=lambda f: f.__name__)
+def test_no_file_can_be_damaged_unseen(harm, saved, tmp_path):
+    """Whichever file it is, either the whole state is there or the one before is taken."""
+    for number, path in enumerate(files_of(saved / "3")):
+        folder = tmp_path / str(number)
+        shutil.copytree(saved, folder)
+        target = folder / path.relative_to(saved)
+        if target.stat().st_size == 0:
+            continue
+        harm(target)
+        warnings: list[str] = []
+        with opened(folder) as checkpoints:
+            restored, meta = checkpoints.restore_latest(make_state(0), warnings.append)
+            assert checkpoints.best_step() == 1, path
+        step = 2 if warnings else 3
+        assert bits(restored) == bits(make_state(step)), path
+        assert meta["data"] == {"at": step}, path
+        assert all(str(folder / "3") in warning for warning in warnings)
+
+
+@pytest.mark.usefixtures("no_traceback")
+def test_losses_that_cannot_be_read_stop_nothing(folder):
+    for path in files_of(folder / "1"):
+        if path.relative_to(folder / "1").parts[0] != "state":
+            empty(path)
+    warnings: list[str] = []
+    with opened(folder) as checkpoints:
+        assert checkpoints.best_step() == 3  # the lowest of the losses that are left
+        restored, _ = checkpoints.restore_latest(make_state(0), warnings.append)
+        checkpoints.save(make_state(4), {}, 0.7)
+        assert checkpoints.best_step() == 3
+    assert bits(restored) == bits(make_state(3)) and warnings == []
+
+
+@pytest.mark.usefixtures("no_traceback")
+def test_two_damaged_ones_are_passed_over(folder):
+    flip(largest(folder / "3"))
+    halve(largest(folder / "2"))
+    warnings: list[str] = []
+    with opened(folder) as checkpoints:
+        restored, _ = checkpoints.restore_latest(make_state(0), warnings.append)
+    assert bits(restored) == bits(make_state(1))
+    assert [str(folder / n) in told for n, told in zip("32", warnings, strict=True)] == [True] * 2
+
+
+@pytest.mark.usefixtures("no_traceback")
+def test_all_damaged(folder):
+    for step in "123":
+        flip(largest(folder / step))
+    warnings: list[str] = []
+    with opened(folder) as checkpoints, pytest.raises(UserError) as caught:
+        checkpoints.restore_latest(make_state(0), warnings.append)
+    assert str(folder) in str(caught.value) and "every checkpoint is damaged" in str(caught.value)
+    assert len(warnings) == 3
+    assert sorted(path.name for path in folder.iterdir()) == ["1", "2", "3"]
+
+
+def test_what_a_kill_leaves_of_a_save_is_no_checkpoint(folder):
+    """Orbax writes to a folder of another name and moves it."""
+    (folder / "3").rename(folder / "3.orbax-checkpoint-tmp")
+    with opened(folder) as checkpoints:
+        assert checkpoints.steps() == [2, 1]
+        restored, _ = checkpoints.restore_latest(make_state(0), pytest.fail)
+        assert bits(restored) == bits(make_state(2))
+        checkpoints.save(make_state(3), {}, None)
+    with opened(folder) as checkpoints:
+        assert checkpoints.restore_latest(make_state(0), pytest.fail)[0].step == 3
+
+
+def test_nothing_is_unpickled(saved, tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("something was unpickled")
+
+    for name in ("load", "loads", "Unpickler"):
+        monkeypatch.setattr(pickle, name, refuse)
+    with opened(saved) as checkpoints:
+        restored, _ = checkpoints.restore(3, make_state(0))
+    assert bits(restored) == bits(make_state(3))
+    for path in files_of(saved):
+        data = path.read_bytes()
+        assert not (data.startswith(b"\x80") and data.endswith(b".")), path
+
+
+def test_source_has_no_pickle():
+    words = re.compile(r"\b(pickle|cloudpickle|dill|joblib|shelve|allow_pickle)\b")
+    sources = sorted(pathlib.Path(lstm_jax.__file__).parent.rglob("*.py"))
+    assert len(sources) > 20
+    for path in sources:
+        # "Never read with pickle" may be said, in docstrings and comments.
+        for line in path.read_text("utf-8").splitlines():
+            used = re.search(r"\bimport\b|\bfrom\b|[(=.]", line) and words.search(line)
+            assert not used, f"{path}: {line.strip()}"
+
+
+def test_meta_is_json(saved):
+    (text,) = (path for path in files_of(saved / "3" / "meta") if path.suffix == "")
+    assert json.loads(text.read_text("utf-8"))["digest"] == digest(make_state(3))

@@ -1,0 +1,274 @@
+"""Configs: every mistake in a file or a flag is told by its file and dotted key."""
+
+import dataclasses
+import pathlib
+import re
+
+import pytest
+
+from lstm_jax.errors import UserError
+from lstm_jax.tasks import TASKS
+from lstm_jax.train import (
+    OptimizerConfig,
+    TrainConfig,
+    differing_keys,
+    load_config,
+    sections_for,
+    write_config,
+)
+
+CONFIGS = sorted(pathlib.Path(__file__).parents[2].glob("configs/*.toml"))
+
+
+@pytest.fixture
+def toml(tmp_path):
+    """Writes a config file and gives its path."""
+
+    def write(text: str, task: str = "next_character") -> pathlib.Path:
+        path = tmp_path / "run.toml"
+        path.write_text(f'task = "{task}"\n{text}' if task else text, "utf-8")
+        return path
+
+    return write
+
+
+def message(path, overrides=None) -> str:
+    with pytest.raises(UserError) as caught:
+        load_config(path, overrides)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configs_load_and_come_back_as_written(path, tmp_path):
+    config = load_config(path)
+    write_config(config, tmp_path / "config.toml")
+    assert load_config(tmp_path / "config.toml") == config
+    assert differing_keys(config, load_config(tmp_path / "config.toml")) == {}
+
+
+@pytest.mark.parametrize("task", sorted(TASKS))
+def test_defaults_of_every_task_come_back_as_written(task, toml, tmp_path):
+    config = load_config(toml("", task))
+    write_config(config, tmp_path / "written.toml")
+    assert load_config(tmp_path / "written.toml") == config
+
+
+def test_texts_with_quotes_and_line_ends_come_back_as_written(toml, tmp_path):
+    prompt = 'He said "no":\n\\ ß\t=>\x7f'
+    config = load_config(toml(""), {"train.sample_prompt": prompt})
+    write_config(config, tmp_path / "written.toml")
+    assert load_config(tmp_path / "written.toml").train.sample_prompt == prompt
+
+
+def test_keys_left_out_take_their_defaults(toml):
+    config = load_config(toml("[train]\nnum_steps = 7\n"))
+    assert config.train == TrainConfig(num_steps=7)
+    assert config.optimizer == OptimizerConfig()
+
+
+def test_fixed_names():
+    sections = sections_for("next_character")
+    for key in (
+        "optimizer.learning_rate",
+        "train.num_steps",
+        "train.eval_every",
+        "train.checkpoint_every",
+        "train.seed",
+    ):
+        section, field = key.split(".")
+        assert field in {f.name for f in dataclasses.fields(sections[section])}
+
+
+def test_integer_for_a_float_is_a_float(toml):
+    rate = load_config(toml("[optimizer]\nlearning_rate = 1\n")).optimizer.learning_rate
+    assert rate == 1.0 and isinstance(rate, float)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        pytest.param(
+            "[train]\nnum_stepz = 5\n",
+            ("unknown key train.num_stepz", "did you mean train.num_steps?"),
+            id="misspelt key",
+        ),
+        pytest.param(
+            "[train]\ncolour = 5\n",
+            ("unknown key train.colour", "train.seed"),
+            id="key like no other",
+        ),
+        pytest.param("[trian]\nseed = 5\n", ("unknown key trian", "train?"), id="misspelt section"),
+        pytest.param("seed = 5\n", ("unknown key seed",), id="key outside a section"),
+        pytest.param("train = 5\n", ("train", "a section [train]", "5"), id="no section"),
+        pytest.param(
+            "[train]\nnum_steps = true\n",
+            ("train.num_steps", "an integer of at least 1", "True"),
+            id="bool for int",
+        ),
+        pytest.param(
+            '[train]\nnum_steps = "5"\n',
+            ("train.num_steps", "an integer of at least 1", "'5'"),
+            id="text for int",
+        ),
+        pytest.param(
+            "[train]\nnum_steps = 5.0\n",
+            ("train.num_steps", "an integer of at least 1", "5.0"),
+            id="float for int",
+        ),
+        pytest.param(
+            "[optimizer]\nlearning_rate = true\n",
+            ("optimizer.learning_rate", "a number of above 0", "True"),
+            id="bool for float",
+        ),
+        pytest.param(
+            "[model]\ntied_embeddings = 1\n",
+            ("model.tied_embeddings", "true or false", "1"),
+            id="int for bool",
+        ),
+        pytest.param("[data]\ntext = 1\n", ("data.text", "a text", "1"), id="int for text"),
+        pytest.param("[data]\ntext = []\n", ("data.text", "a text", "[]"), id="list for text"),
+        pytest.param(
+            "[optimizer]\nname = ['adam']\n",
+            ("optimizer.name", "one of adamw, adam", "['adam']"),
+            id="list for choice",
+        ),
+        pytest.param(
+            "[train]\nnum_steps = 0\n",
+            ("train.num_steps", "an integer of at least 1", "0"),
+            id="too small",
+        ),
+        pytest.param(
+            "[optimizer]\nlearning_rate = 0\n",
+            ("optimizer.learning_rate", "above 0", "0"),
+            id="integer at an open limit",
+        ),
+        pytest.param(
+            "[optimizer]\nlearning_rate = nan\n",
+            ("optimizer.learning_rate", "a number", "nan"),
+            id="nan",
+        ),
+        pytest.param(
+            "[optimizer]\nlearning_rate = inf\n",
+            ("optimizer.learning_rate", "a number", "inf"),
+            id="infinite",
+        ),
+        pytest.param(
+            "[model]\ndropout = 1.0\n",
+            ("model.dropout", "at least 0 and below 1", "1.0"),
+            id="too large",
+        ),
+        pytest.param(
+            '[optimizer]\nname = "adan"\n',
+            ("optimizer.name", "one of adamw, adam, sgd, rmsprop", "'adan'"),
+            id="no choice",
+        ),
+        pytest.param(
+            "[train]\nseed = 99999999999999999999\n",
+            ("train.seed", "99999999999999999999"),
+            id="seed of more than 64 bits",
+        ),
+        pytest.param("[train\n", ("not a TOML file", "line"), id="no TOML"),
+    ],
+)
+def test_mistakes_in_a_file(text, words, toml):
+    path = toml(text)
+    told = message(path)
+    assert told.startswith(f"{path}: ")
+    for word in words:
+        assert word in told
+
+
+def test_missing_and_unknown_task(toml):
+    path = toml("[train]\nseed = 1\n", task="")
+    assert message(path).startswith(f"{path}: task: expected one of next_character, ")
+    path = toml("", task="next_charcter")
+    told = message(path)
+    assert told.startswith(f"{path}: task: expected one of ")
+    assert "got 'next_charcter'; did you mean next_character?" in told
+    path = toml("task = 3\n", task="")
+    assert "task: expected one of" in message(path) and "got 3" in message(path)
+
+
+def test_file_that_cannot_be_read(tmp_path, toml):
+    missing = tmp_path / "missing.toml"
+    assert message(missing) == f"{missing}: no such config file"
+    assert message(tmp_path).startswith(f"{tmp_path}: ")
+    inside = toml("") / "inside.toml"
+    assert message(inside).startswith(f"{inside}: ")
+    other = tmp_path / "latin.toml"
+    other.write_bytes('task = "café"'.encode("latin-1"))
+    assert "UTF-8" in message(other) and str(other) in message(other)
+
+
+def test_overrides_are_read_by_the_type_of_their_key(toml):
+    config = load_config(
+        toml("[train]\nseed = 4\n"),
+        {
+            "train.num_steps": "12",
+            "optimizer.learning_rate": "1e-3",
+            "optimizer.weight_decay": "0",
+            "model.tied_embeddings": "true",
+            "data.text": "5",
+            "train.sample_prompt": "",
+        },
+    )
+    assert config.train.num_steps == 12
+    assert config.train.seed == 4
+    assert config.optimizer.learning_rate == 1e-3
+    assert config.optimizer.weight_decay == 0.0
+    assert config.model.tied_embeddings is True
+    assert config.data.text == "5"
+    assert config.train.sample_prompt == ""
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("train.num_stepz", "5", ("--train.num-stepz", "did you mean train.num_steps?")),
+        ("trian.num_steps", "5", ("--trian.num-steps", "did you mean train.num_steps?")),
+        ("num_steps", "5", ("--num-steps", "unknown key num_steps")),
+        ("train.num_steps", "many", ("--train.num-steps", "an integer of at least 1", "'many'")),
+        ("train.num_steps", "1.5", ("--train.num-steps", "an integer of at least 1", "'1.5'")),
+        ("train.num_steps", "0", ("--train.num-steps", "an integer of at least 1", "0")),
+        ("optimizer.learning_rate", "fast", ("--optimizer.learning-rate", "a number", "'fast'")),
+        ("optimizer.learning_rate", "nan", ("--optimizer.learning-rate", "a number", "nan")),
+        ("model.tied_embeddings", "yes", ("--model.tied-embeddings", "true or false", "'yes'")),
+        ("optimizer.name", "adan", ("--optimizer.name", "one of adamw", "'adan'")),
+        ("model.hidden", "5", ("--model.hidden", "unknown key model.hidden")),
+    ],
+)
+def test_mistakes_in_overrides(key, value, words, toml):
+    told = message(toml(""), {key: value})
+    assert told.startswith(f"{words[0]}: ")
+    for word in words[1:]:
+        assert word in told
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"learning_rate": 0}, {"learning_rate": -1}, {"alpha": 2}, {"decay_rate": 0}, {"b1": 1}],
+    ids=str,
+)
+def test_ranges_hold_for_sections_made_in_python(values):
+    (key,) = values
+    with pytest.raises(UserError, match=f"^{key}: expected a number of .*, got {values[key]}"):
+        OptimizerConfig(**values)
+
+
+def test_differing_keys_have_both_values(toml):
+    one = load_config(toml(""))
+    other = load_config(toml(""), {"train.seed": "3", "model.dropout": "0.5"})
+    assert differing_keys(one, other) == {"train.seed": (0, 3), "model.dropout": (0.2, 0.5)}
+    assert differing_keys(other, one)["train.seed"] == (3, 0)
+    third = load_config(toml("", "classification"))
+    assert differing_keys(one, third)["task"] == ("next_character", "classification")
+
+
+def test_every_key_has_a_meaning_of_one_line():
+    for task in TASKS:
+        for name, kind in sections_for(task).items():
+            for field in dataclasses.fields(kind):
+                meaning = field.metadata["meaning"]
+                assert re.fullmatch(r"\S.{5,99}", meaning), f"{name}.{field.name}: {meaning!r}"

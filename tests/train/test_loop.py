@@ -1,0 +1,376 @@
+"""The loop: what a run leaves behind, stopping and going on, and what it refuses."""
+
+import json
+import math
+import os
+import signal
+
+import filelock
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+from rich.console import Console
+
+from lstm_jax.errors import UserError
+from lstm_jax.tasks import TASKS, NextCharacter
+from lstm_jax.train import Report, Stopped, best_params, evaluate, load_config, read_metrics, train
+
+CONFIG = """
+task = "next_character"
+[data]
+text = "{folder}/text.txt"
+lanes = 4
+window = 8
+[model]
+hidden_size = 8
+embedding_size = 4
+dropout = 0.3
+[optimizer]
+learning_rate = 1e-2
+warmup_steps = 4
+ema_decay = 0.9
+[train]
+num_steps = 24
+log_every = 5
+eval_every = 8
+checkpoint_every = 7
+num_devices = 2
+sample_length = 10
+"""
+
+
+class Listener(Report):
+    """Keeps what is said, and calls ``at_step`` when a step's progress is reported."""
+
+    def __init__(self, at_step=lambda step: None):
+        super().__init__(Console(quiet=True))
+        self.said: list[str] = []
+        self.warned: list[str] = []
+        self.steps: list[int] = []
+        self._at_step = at_step
+
+    def say(self, message):
+        self.said.append(message)
+
+    def warn(self, message):
+        self.warned.append(message)
+
+    def progress(self, line, *, lasting):
+        step = int(line.split()[1].partition("/")[0])
+        if step not in self.steps:
+            self.steps.append(step)
+            self._at_step(step)
+
+
+def killer(number, *steps):
+    """Sends this process a signal in the midst of given steps."""
+
+    def at_step(step):
+        if step in steps:
+            os.kill(os.getpid(), number)
+
+    return at_step
+
+
+def write_config(folder, **overrides):
+    """A config of a small text; overrides by names such as train__num_steps."""
+    if not (folder / "text.txt").exists():
+        words = ["the", "quick", "brown", "fox,", "a", "lazy", "dög\n"]
+        words = np.random.default_rng(0).choice(words, 300)
+        (folder / "text.txt").write_text(" ".join(words), "utf-8")
+    path = folder / "run.toml"
+    path.write_text(CONFIG.format(folder=folder), "utf-8")
+    changes = {key.replace("__", "."): str(value) for key, value in overrides.items()}
+    return load_config(path, changes)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """Keeps what was compiled: these runs share their training step."""
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.2,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that was never stopped: its config, folder and report."""
+    folder = tmp_path_factory.mktemp("whole")
+    config, report = write_config(folder), Listener()
+    results = train(config, folder / "run", report)
+    return config, folder / "run", report, results
+
+
+def files(workdir):
+    return {name: (workdir / name).read_bytes() for name in ("metrics.jsonl", "results.json")}
+
+
+def final_meta(workdir):
+    """All that the last checkpoint holds beside arrays, with the digest of the arrays."""
+    return json.loads((workdir / "checkpoints" / "24" / "meta" / "metadata").read_text("utf-8"))
+
+
+def test_what_a_run_leaves(whole):
+    config, workdir, report, results = whole
+    assert load_config(workdir / "config.toml") == config
+    lines = read_metrics(workdir / "metrics.jsonl")
+    assert [line["step"] for line in lines if "train/loss" in line] == [5, 10, 15, 20, 24]
+    assert [line["step"] for line in lines if "validation/loss" in line] == [8, 16, 24]
+    assert [line["step"] for line in lines] == sorted(line["step"] for line in lines)
+    assert report.steps == list(range(1, 25))
+    assert (workdir / "plots" / "loss.png").read_bytes().startswith(b"\x89PNG")
+    on_disk = json.loads((workdir / "results.json").read_text("utf-8"))
+    best = min(
+        (line for line in lines if "validation/loss" in line),
+        key=lambda line: line["validation/loss"],
+    )
+    assert on_disk["step"] == best["step"]
+    assert on_disk["validation"]["loss"] == best["validation/loss"]
+    assert results == {"validation": on_disk["validation"]}
+    kept = {int(path.name) for path in (workdir / "checkpoints").iterdir()}
+    assert {best["step"], 24} <= kept and len(kept) <= 3
+
+
+def test_training_has_a_pulse(whole):
+    losses = [
+        x["train/loss"] for x in read_metrics(whole[1] / "metrics.jsonl") if "train/loss" in x
+    ]
+    assert losses[-1] < losses[0] - 0.1
+
+
+def test_train_loss_is_the_mean_since_the_last_line(whole, tmp_path):
+    """Against a run that writes a line each step."""
+    config = write_config(tmp_path, train__log_every=1, data__text=whole[0].data.text)
+    train(config, tmp_path / "run", Listener())
+    each = {
+        line["step"]: line["train/loss"]
+        for line in read_metrics(tmp_path / "run" / "metrics.jsonl")
+        if "train/loss" in line
+    }
+    begin = 0
+    for line in read_metrics(whole[1] / "metrics.jsonl"):
+        if "train/loss" in line:
+            mean = np.mean([each[step] for step in range(begin + 1, line["step"] + 1)])
+            np.testing.assert_allclose(line["train/loss"], mean, rtol=1e-12)
+            begin = line["step"]
+
+
+def test_stopped_often_is_never_stopped(whole, tmp_path):
+    """By both signals, before, at and after lines, evaluations and checkpoints."""
+    config, workdir, _, _ = whole
+    config = write_config(tmp_path, data__text=config.data.text)
+    done = 0
+    for number, steps in (
+        (signal.SIGTERM, [1]),
+        (signal.SIGINT, [8]),
+        (signal.SIGTERM, [13]),
+        (signal.SIGINT, [24]),
+    ):
+        report = Listener(killer(number, *steps))
+        before = signal.getsignal(number)
+        with pytest.raises(Stopped) as stopped:
+            train(config, tmp_path / "run", report)
+        assert stopped.value.signal == number
+        assert signal.getsignal(number) is before
+        assert report.steps == list(range(done + 1, steps[0] + 1))
+        done = steps[0]
+        assert f"stopped after step {done} of 24" in report.said[-1]
+        assert f"lstm-jax train {tmp_path / 'run'}" in report.said[-1]
+        assert not (tmp_path / "run" / "results.json").exists()
+    report = Listener()
+    train(config, tmp_path / "run", report)
+    assert report.steps == [] and report.warned == []
+    assert files(tmp_path / "run") == files(workdir)
+    assert final_meta(tmp_path / "run") == final_meta(workdir)
+
+
+def test_a_damaged_checkpoint_only_costs_time(whole, tmp_path):
+    config, workdir, _, _ = whole
+    config = write_config(tmp_path, data__text=config.data.text)
+    with pytest.raises(Stopped):
+        train(config, tmp_path / "run", Listener(killer(signal.SIGTERM, 17)))
+    for path in (tmp_path / "run" / "checkpoints" / "17" / "meta").iterdir():
+        path.write_bytes(b"{")
+    report = Listener()
+    train(config, tmp_path / "run", report)
+    assert report.steps[0] in (15, 17)  # after the checkpoint of step 14, or 16 if that is best
+    assert len(report.warned) == 1
+    assert str(tmp_path / "run" / "checkpoints" / "17") in report.warned[0]
+    assert files(tmp_path / "run") == files(workdir)
+    assert final_meta(tmp_path / "run") == final_meta(workdir)
+
+
+def test_a_finished_run_says_its_results_again(whole):
+    config, workdir, _, results = whole
+    before = files(workdir)
+    report = Listener()
+    assert train(config, workdir, report) == results
+    assert report.steps == [] and files(workdir) == before
+
+
+def test_evaluate_gives_the_best_checkpoint(whole):
+    config, workdir, _, results = whole
+    assert evaluate(config, config.build_task(), workdir, Listener()) == results
+
+
+def test_a_second_process_is_refused(whole):
+    config, workdir, _, _ = whole
+    with (
+        filelock.FileLock(workdir / ".lock", timeout=0),
+        pytest.raises(UserError, match=r"another process is training in this folder") as caught,
+    ):
+        train(config, workdir, Listener())
+    assert str(workdir) in str(caught.value)
+
+
+def test_the_folder_is_held_while_it_trains(whole, tmp_path):
+    config = write_config(tmp_path, data__text=whole[0].data.text, train__num_steps=2)
+    refused = []
+
+    def at_step(step):
+        try:
+            train(config, tmp_path / "run", Listener())
+        except UserError as error:
+            refused.append(str(error))
+
+    train(config, tmp_path / "run", Listener(at_step))
+    assert len(refused) == 2 and all("another process" in told for told in refused)
+    assert train(config, tmp_path / "run", Listener())  # released at the end
+
+
+def test_another_config_is_refused(whole):
+    workdir = whole[1]
+    other = write_config(workdir.parent, train__num_steps=30, optimizer__name="adam")
+    with pytest.raises(UserError) as caught:
+        train(other, workdir, Listener())
+    told = str(caught.value)
+    assert told.startswith(f"{workdir}: ") and "\n" not in told
+    assert "train.num_steps (24 there, 30 asked)" in told
+    assert "optimizer.name ('adamw' there, 'adam' asked)" in told
+    assert "train.seed" not in told
+
+
+@pytest.mark.parametrize("end", ["q", "Ω"], ids=["known characters", "a new character"])
+def test_changed_data_are_refused(end, whole, tmp_path):
+    text = tmp_path / "text.txt"
+    config = write_config(tmp_path, train__num_steps=2)
+    train(config, tmp_path / "run", Listener())
+    text.write_text(text.read_text("utf-8")[:-1] + end, "utf-8")
+    report = Listener()
+    for go_on in (
+        lambda: train(config, tmp_path / "run", report),
+        lambda: evaluate(config, config.build_task(), tmp_path / "run", report),
+    ):
+        with pytest.raises(UserError, match=r"the data have changed since this run began"):
+            go_on()
+    assert report.warned == []  # no checkpoint is to blame
+    assert (tmp_path / "run" / "checkpoints" / "2").is_dir()
+
+
+def test_a_run_that_could_not_begin_leaves_the_folder_free(tmp_path):
+    config = write_config(tmp_path, data__text=tmp_path / "missing.txt", train__num_steps=1)
+    with pytest.raises(UserError, match=r"missing\.txt: no such file"):
+        train(config, tmp_path / "run", Listener())
+    train(write_config(tmp_path, train__num_steps=1), tmp_path / "run", Listener())
+
+
+def test_a_prompt_that_cannot_be_encoded_is_told_before_training(tmp_path):
+    config = write_config(tmp_path, train__sample_prompt="Ω", train__num_steps=1)
+    report = Listener()
+    with pytest.raises(UserError, match="Ω"):
+        train(config, tmp_path / "run", report)
+    assert report.steps == []
+
+
+def test_devices_that_do_not_fit(tmp_path):
+    for overrides in ({"train__num_devices": 1000}, {"train__num_devices": 2, "data__lanes": 3}):
+        with pytest.raises(UserError, match=r"^train\.num_devices: expected"):
+            train(write_config(tmp_path, **overrides), tmp_path / "run", Listener())
+
+
+class Diverging(NextCharacter):
+    """Its training loss is no number from step 12 on."""
+
+    def initial_carry(self):
+        return super().initial_carry(), jnp.zeros(self.data.lanes, jnp.int32)
+
+    def loss(self, params, carry, batch, key):
+        loss, states = super().loss(params, carry[0], batch, key)
+        taken = carry[1] + 1
+        return jnp.where(taken[0] >= 12, jnp.nan, loss), (states, taken)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
+    monkeypatch.setitem(TASKS, "next_character", Diverging)
+    config = write_config(tmp_path)
+    for attempt in range(2):
+        report = Listener()
+        with pytest.raises(UserError) as caught:
+            train(config, tmp_path / "run", report)
+        told = str(caught.value)
+        assert "step 12" in told and "not finite" in told and "\n" not in told
+        assert report.steps[-1] == 11
+        if attempt == 0:  # 8: the first evaluation is the best so far
+            assert "that of step 8" in told
+    assert {"7", "8"} == {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    params, step = best_params(config, config.build_task(), tmp_path / "run")
+    assert step == 8
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(params))
+
+
+class Unsound(NextCharacter):
+    """Its validation loss is no number from the second evaluation of a process on."""
+
+    evaluations = 0
+
+    def evaluate(self, params, split):
+        type(self).evaluations += 1
+        figures = super().evaluate(params, split)
+        return {**figures, "loss": math.nan} if type(self).evaluations == 2 else figures
+
+
+def test_a_validation_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
+    monkeypatch.setitem(TASKS, "next_character", Unsound)
+    monkeypatch.setattr(Unsound, "evaluations", 0)
+    config = write_config(tmp_path, train__checkpoint_every=8)
+    with pytest.raises(UserError, match=r"step 16.*not finite"):
+        train(config, tmp_path / "run", Listener())
+    assert best_params(config, config.build_task(), tmp_path / "run")[1] == 8
+
+
+def test_a_learning_rate_far_too_high(tmp_path):
+    """However the figures run away, the checkpoints that are left hold finite parameters."""
+    config = write_config(
+        tmp_path,
+        optimizer__name="sgd",
+        optimizer__schedule="constant",
+        optimizer__learning_rate=1e38,
+        optimizer__warmup_steps=0,
+        optimizer__max_norm=0,
+        train__checkpoint_every=1,
+        train__num_steps=50,
+        train__keep_checkpoints=1,
+    )
+    with pytest.raises(UserError, match=r"step \d+.*not finite"):
+        train(config, tmp_path / "run", Listener())
+    params, _ = best_params(config, config.build_task(), tmp_path / "run")
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(params))
+
+
+def test_bfloat16_trains_and_keeps_float32_parameters(tmp_path):
+    config = write_config(tmp_path, model__dtype="bfloat16", train__num_steps=8)
+    results = train(config, tmp_path / "run", Listener())
+    params, _ = best_params(config, config.build_task(), tmp_path / "run")
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"float32"}
+    assert 1.0 < results["validation"]["loss"] < 4.0
