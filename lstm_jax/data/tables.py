@@ -1,12 +1,14 @@
 """Readers of numeric files: CSV tables, and the .ts format of the UEA and UCR archives."""
 
 import csv
+import io
 import math
 import pathlib
 from typing import NamedTuple
 
 import numpy as np
 
+from lstm_jax.data.text import read_text
 from lstm_jax.errors import UserError
 
 
@@ -36,16 +38,10 @@ def read_csv(path: str | pathlib.Path) -> Table:
     Traceback (most recent call last):
     lstm_jax.errors.UserError: /no/such/file.csv: no such file
     """
-    path = pathlib.Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.reader(file))
+        rows = list(csv.reader(io.StringIO(read_text(path), newline="")))
         while rows and not rows[-1]:  # blank lines at the end
             rows.pop()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: expected a CSV file in UTF-8, got other bytes") from error
     except csv.Error as error:
         raise UserError(f"{path}: not a CSV file: {error}") from error
     if len(rows) < 2 or len(rows[0]) < 2:
@@ -99,18 +95,11 @@ def read_ts(path: str | pathlib.Path) -> LabelledSequences:
     Traceback (most recent call last):
     lstm_jax.errors.UserError: /no/such/file.ts: no such file
     """
-    path = pathlib.Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
     classes: tuple[str, ...] = ()
     examples: list[np.ndarray] = []
     labels: list[int] = []
     in_data = False
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: expected a .ts file in UTF-8, got other bytes") from error
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         line = line.strip()
         if not line or line.startswith("#"):
             continue

@@ -41,8 +41,8 @@ def test_read_csv_reads_back_what_numpy_wrote(tmp_path):
         ("t,a,b\n1,2,3\n2,3\n", "line 3: expected 3 fields as in the header, got 2"),
         ("t,a,b\n1,2,3,4\n", "line 2: expected 3 fields as in the header, got 4"),
         ("t,a,b\n", "expected a header and rows of a time stamp and numbers, got 1 lines"),
-        ("", "expected a header and rows of a time stamp and numbers, got 0 lines"),
-        ("t,a\n1,\xff".encode("latin-1"), "expected a CSV file in UTF-8, got other bytes"),
+        ("", "expected text, got an empty file"),
+        ("t,a\n1,\xff".encode("latin-1"), "expected UTF-8 text, got byte 0xff at position 6"),
     ],
 )
 def test_read_csv_says_what_is_wrong_and_where(tmp_path, content, message):
@@ -103,7 +103,7 @@ def test_read_ts_takes_steps_without_any_value_at_the_end_as_padding(tmp_path):
         ("@data\n1:2:one\n", "line 2: expected @classLabel and @data before the first example"),
         ("@classLabel true one\n1:one\n", "line 2: expected @classLabel and @data before the fir"),
         (HEADER, "expected examples after @data, got none"),
-        ("", "expected examples after @data, got none"),
+        ("", "expected text, got an empty file"),
     ],
 )
 def test_read_ts_says_what_is_wrong_and_where(tmp_path, content, message):
