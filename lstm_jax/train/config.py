@@ -53,6 +53,9 @@ class TrainConfig(Section):
     num_devices: int = option(0, "devices that share a batch; 0: all that divide it", at_least=0)
     sample_prompt: str = option("", "what the text written at the end begins with")
     sample_length: int = option(600, "length of the text written at the end", at_least=0)
+    sample_temperature: float = option(
+        0.6, "of the text written at the end: below 1 likelier, above 1 bolder", at_least=0
+    )
 
 
 @dataclasses.dataclass(frozen=True)

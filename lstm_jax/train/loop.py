@@ -280,7 +280,8 @@ def evaluate(
     if isinstance(task, Samples) and config.train.sample_length:
         options = config.train
         report.say(f"\na sample of {options.sample_length} {task.unit}:\n")
-        report.say(task.sample(params, options.sample_prompt, options.sample_length, 0.8, 0) + "\n")
+        how = (options.sample_prompt, options.sample_length, options.sample_temperature, 0)
+        report.say(task.sample(params, *how) + "\n")
     return {split: results[split] for split in task.splits}
 
 
