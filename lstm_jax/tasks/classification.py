@@ -162,7 +162,7 @@ class Classification:
     def _split(self, name: str) -> LabelledSequences:
         return self._splits[name]
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
         for sequences in self._files:

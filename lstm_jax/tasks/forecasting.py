@@ -129,7 +129,7 @@ class Forecasting:
         train = self._table.values[: self.data.train_rows]
         return ((self._table.values - train.mean(0)) / train.std(0)).astype(np.float32)
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
         return hashlib.sha256(self._table.values.tobytes()).hexdigest()
 

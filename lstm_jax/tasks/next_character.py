@@ -116,7 +116,7 @@ class NextCharacter:
         cut = round(len(tokens) * (1 - self.data.validation_fraction))
         return tokens[:cut], tokens[cut:]
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
         return hashlib.sha256(self.text.encode()).hexdigest()
 
@@ -165,8 +165,6 @@ class NextCharacter:
         params: Params,
         state: LSTMStates,
         inputs: jax.Array,
-        *,
-        lengths: jax.Array | None = None,
         key: jax.Array | None = None,
     ) -> tuple[LSTMStates, jax.Array]:
         """Scores of the next character after each one.
@@ -175,7 +173,6 @@ class NextCharacter:
           params: as from :meth:`init`.
           state: the state of each layer, arrays ``[B, H]``.
           inputs: characters, int32 ``[B, T]``.
-          lengths: how many characters of each row count, ``[B]``; all if None.
           key: random key for dropout; None for no dropout.
 
         Returns:
@@ -184,7 +181,7 @@ class NextCharacter:
         keys = [None] * 3 if key is None else jax.random.split(key, 3)
         xs = params["embedding"][inputs.T]  # [T, B, E]
         xs = dropout(xs, self.model.input_dropout, keys[0])
-        state, ys = self._lstm.apply(params["lstm"], xs, state, lengths=lengths, key=keys[1])
+        state, ys = self._lstm.apply(params["lstm"], xs, state, key=keys[1])
         ys = dropout(ys, self.model.dropout, keys[2]).astype(self.model.dtype)
         if "projection" in params:
             ys = ys @ params["projection"].astype(ys.dtype)
@@ -266,68 +263,35 @@ def _continuation(
 
 
 def stream_loss(
-    task: NextCharacter, params: Params, tokens: np.ndarray, parts: int = 32, chunk: int = 256
+    task: NextCharacter, params: Params, tokens: np.ndarray, chunk: int = 1024
 ) -> float:
     """Mean loss over a text read as one stream from a zero state, in nats a character.
-
-    The stream is cut into parts that are run side by side, each from what the run before it
-    found to be the state at its beginning; the first run begins each part from zeros.  What
-    a part began with fades over its length, so that after two or three runs no part's
-    beginning moves any more: then this is the one stream.  It is so after ``parts`` runs at
-    the latest, since each run makes one more part exact.  On a CPU this takes a tenth of the
-    time of reading one character after the other.
 
     Args:
       task: the task.
       params: as from its ``init``.
       tokens: int32 ``[N]``, N at least 2; the first character is given, the others predicted.
-      parts: how many parts.
-      chunk: how many characters of each part are run at a time, which bounds the memory.
+      chunk: how many characters are run at a time, which bounds the memory.
     """
-    text = jnp.asarray(tokens)
-    count = len(text) - 1
-    length = -(-count // parts)
-    chunks = -(-length // chunk)
-    position = jnp.arange(parts)[:, None] * length + jnp.arange(chunks * chunk)
-    scored = (jnp.arange(chunks * chunk) < length) & (position < count)
-    place = position.clip(max=count - 1)
-    inputs, targets = text[place], text[place + 1]
-    start = task._lstm.zero_state((parts,))
-    for _ in range(parts):
-        end, total = _parts_loss(task, chunk, params, start, inputs, targets, scored)
-        begin = jax.tree.map(lambda a: jnp.concatenate([jnp.zeros_like(a[:1]), a[:-1]]), end)
-        moved = max(
-            float(jnp.abs(new - old).max())
-            for new, old in zip(jax.tree.leaves(begin), jax.tree.leaves(start), strict=True)
-        )
-        start = begin
-        if moved < 1e-5:
-            break
-    return float(total) / count
+    count = len(tokens) - 1
+    place = np.arange(-(-count // chunk) * chunk)
+    scored = place < count  # what fills the last chunk up is not
+    inputs = tokens[place.clip(max=count - 1)]
+    targets = tokens[place.clip(max=count - 1) + 1]
+    windows = (array.reshape(-1, chunk) for array in (inputs, targets, scored))
+    return float(np.asarray(_chunk_losses(task, params, *windows), np.float64).sum()) / count
 
 
-@functools.partial(jax.jit, static_argnames=("task", "chunk"))
-def _parts_loss(
-    task: NextCharacter,
-    chunk: int,
-    params: Params,
-    state: LSTMStates,
-    inputs: jax.Array,
-    targets: jax.Array,
-    scored: jax.Array,
-) -> tuple[LSTMStates, jax.Array]:
-    """The state after each part's last scored character, and the sum of all losses."""
-
-    def chunks(array: jax.Array) -> jax.Array:  # [parts, n * chunk] -> [n, parts, chunk]
-        return array.reshape(len(array), -1, chunk).swapaxes(0, 1)
+@functools.partial(jax.jit, static_argnames="task")
+def _chunk_losses(
+    task: NextCharacter, params: Params, inputs: jax.Array, targets: jax.Array, scored: jax.Array
+) -> jax.Array:
+    """The sum of the scored losses of each chunk, the state carried from one to the next."""
 
     def step(state: LSTMStates, window: tuple) -> tuple[LSTMStates, jax.Array]:
         inputs, targets, scored = window
-        lengths = scored.sum(1)
-        state, logits = task.logits(params, state, inputs, lengths=lengths)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-        return state, jnp.where(scored, losses, 0.0).sum(1)
+        state, logits = task.logits(params, state, inputs[None])
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits[0], targets)
+        return state, jnp.where(scored, losses, 0.0).sum()
 
-    windows = (chunks(inputs), chunks(targets), chunks(scored))
-    state, sums = jax.lax.scan(step, state, windows)
-    return state, sums.sum()
+    return jax.lax.scan(step, task._lstm.zero_state((1,)), (inputs, targets, scored))[1]
