@@ -1,11 +1,14 @@
-"""What every cell is, and the few helpers that all cells share."""
+"""What every cell is, and what all cells share: drawing parameters, checking, casting."""
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
+
+from lstm_jax.cells.activations import Activation, Activations, activation, check_limit, clipped
 
 Params = Any  # a pytree of arrays
 State = Any  # a pytree of arrays, each with the batch axes leading
@@ -16,12 +19,13 @@ class Cell(Protocol):
     """A recurrent cell: its sizes and options, and its equations as one pure step.
 
     Implementations are frozen dataclasses, so that they are hashable and can be
-    static arguments of a jitted function.  They hold no arrays.
+    static arguments of a jitted function.  They hold no arrays.  :class:`BaseCell` gives
+    most of it; it is no must.
     """
 
     @property
     def hidden_size(self) -> int:
-        """H, the number of features of one output."""
+        """H, the number of hidden features."""
         ...
 
     def init(self, key: jax.Array, input_size: int) -> Params:
@@ -37,6 +41,349 @@ class Cell(Protocol):
         ...
 
 
+class Parameter(NamedTuple):
+    """How one parameter begins.
+
+    Attributes:
+      init: draws it, called as ``init(key, shape, dtype)``.
+      shape: its shape.
+    """
+
+    init: Initializer
+    shape: tuple[int, ...]
+
+
+# Made once: each call of these factories returns a new function, and cells compare
+# (and hash) by the functions they hold.
+glorot_uniform = jax.nn.initializers.glorot_uniform()
+orthogonal = jax.nn.initializers.orthogonal()
+zeros = jax.nn.initializers.zeros
+
+
+@dataclasses.dataclass(frozen=True)
+class BaseCell:
+    """What cells share.  A cell says its parameters, its state and its equations::
+
+        @dataclasses.dataclass(frozen=True)
+        class MyCell(BaseCell):
+            def parameters(self, input_size): ...   # name to Parameter
+            def zero_state(self, batch_shape=()): ...
+            def equations(self, params, state, x): ...
+
+    and has ``init``, ``initial_state`` and a checked ``step`` from here.  Parameters are a
+    flat dict.  Those whose names begin with ``w_`` are the matrices of products and are
+    cast to ``dtype`` before each step; all others keep the type they are stored in.
+
+    Attributes:
+      hidden_size: H, the number of hidden features.
+      dtype: type of the products (``"bfloat16"``, ``"float32"``, ...); None takes what the
+        parameters and inputs have.  Cell states and every sum stay in float32 or wider.
+      param_dtype: type in which parameters are stored.
+      kernel_init: draws each gate's input weights; Glorot-uniform.
+      recurrent_kernel_init: draws each gate's recurrent weights; orthogonal.
+      bias_init: draws each gate's bias; zeros.
+      learn_initial_state: whether the state before the first step is a parameter, too:
+        ``h_0`` for the state's ``h`` and so on, beginning with the zero state.
+    """
+
+    hidden_size: int
+    _: dataclasses.KW_ONLY
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = "float32"
+    kernel_init: Initializer = glorot_uniform
+    recurrent_kernel_init: Initializer = orthogonal
+    bias_init: Initializer = zeros
+    learn_initial_state: bool = False
+
+    def __post_init__(self):
+        check_size("hidden_size", self.hidden_size)
+        for name in ("dtype", "param_dtype"):
+            check_dtype(name, getattr(self, name))
+
+    # ---- what a cell says ----
+
+    def parameters(self, input_size: int) -> dict[str, Parameter]:
+        """How each parameter begins, by its name."""
+        raise NotImplementedError
+
+    def zero_state(self, batch_shape: tuple[int, ...] = ()) -> Any:
+        """The state of a sequence that has not begun: a NamedTuple of arrays."""
+        raise NotImplementedError
+
+    def equations(self, params: Params, state: Any, x: jax.Array) -> tuple[Any, jax.Array]:
+        """One step, its arguments checked and cast."""
+        raise NotImplementedError
+
+    # ---- what follows from it ----
+
+    @property
+    def output_size(self) -> int:
+        """Features of one output: H unless a cell says otherwise."""
+        return self.hidden_size
+
+    @property
+    def num_feature_axes(self) -> int:
+        """How many axes of an input are no batch axes: the last one unless a cell says more."""
+        return 1
+
+    def init(self, key: jax.Array, input_size: int) -> dict[str, jax.Array]:
+        """The parameters by name, as this cell's docstring lists them, in ``param_dtype``.
+
+        Args:
+          key: a random key.
+          input_size: D, the number of input features.
+
+        Raises:
+          TypeError, ValueError: ``input_size`` is no positive integer.
+        """
+        parameters = self.all_parameters(input_size)
+        keys = jax.random.split(key, len(parameters))
+        return {
+            name: draw(parameter, k, self.param_dtype)
+            for (name, parameter), k in zip(parameters.items(), keys, strict=True)
+        }
+
+    def all_parameters(self, input_size: int) -> dict[str, Parameter]:
+        """:meth:`parameters`, and the initial state's where that is learned."""
+        check_size("input_size", input_size)
+        parameters = dict(self.parameters(input_size))
+        if self.learn_initial_state:
+            for name, start in self.zero_state()._asdict().items():
+                parameters[f"{name}_0"] = Parameter(constant(start), start.shape)
+        return parameters
+
+    def initial_state(self, params: Params, batch_shape: tuple[int, ...] = ()) -> Any:
+        """The state before the first step: zeros, or what was learned."""
+        state = self.zero_state(batch_shape)
+        if not self.learn_initial_state:
+            return state
+        return type(state)(
+            **{
+                name: jnp.broadcast_to(params[f"{name}_0"].astype(zero.dtype), zero.shape)
+                for name, zero in state._asdict().items()
+            }
+        )
+
+    def step(self, params: Params, state: Any, x: jax.Array) -> tuple[Any, jax.Array]:
+        """One step in time, its arguments checked and cast to ``dtype``.
+
+        Args:
+          params: as from :meth:`init`.
+          state: as from :meth:`zero_state`, or the state that the step before returned.
+          x: this step's input, ``[..., D]``.
+
+        Returns:
+          ``(state, y)``: the new state, in the types of the old one, and the output.
+
+        Raises:
+          TypeError: ``state`` has another structure than :meth:`zero_state`, ``params`` lack
+            a name, or an array is no floating one.
+          ValueError: a shape does not fit the cell's sizes.
+        """
+        x, state = jnp.asarray(x), jax.tree.map(jnp.asarray, state)
+        self.check_params(params)
+        self.check_x(params, x)
+        self.check_state(state)
+        params = {
+            name: cast(array, self.dtype) if name.startswith("w_") else array
+            for name, array in params.items()
+        }
+        return self.equations(params, state, cast(x, self.dtype))
+
+    # ---- help for cells ----
+
+    def zeros(self, *shape: int, accumulated: bool = False) -> jax.Array:
+        """Zeros of a state: in the type of the products, or of sums where ``accumulated``."""
+        dtype = jnp.dtype(self.param_dtype if self.dtype is None else self.dtype)
+        return jnp.zeros(shape, accumulation_dtype(dtype) if accumulated else dtype)
+
+    def input_size(self, params: Params) -> int | None:
+        """D as the parameters have it, or None where it cannot be told."""
+        return params["w_ih"].shape[-2] if "w_ih" in params else None
+
+    def check_params(self, params: Params) -> None:
+        """Raises where parameters are not as :meth:`init` makes them."""
+        size = self.input_size(params)
+        if size is None:
+            return
+        expected = self.all_parameters(size)
+        if set(params) != set(expected):
+            raise TypeError(
+                f"params of {type(self).__name__} must have {', '.join(expected)}, "
+                f"got {', '.join(map(str, params))}"
+            )
+        for name, (_, shape) in expected.items():
+            if jnp.shape(params[name]) != shape:
+                raise ValueError(
+                    f"params[{name!r}] of {type(self).__name__} with hidden_size="
+                    f"{self.hidden_size} must have shape {shape}, got {jnp.shape(params[name])}"
+                )
+
+    def check_x(self, params: Params, x: jax.Array) -> None:
+        """Raises where an input does not fit the parameters."""
+        check_real("x", x)
+        size = self.input_size(params)
+        if size is not None and (x.ndim < self.num_feature_axes or x.shape[-1] != size):
+            raise ValueError(
+                f"x must be [..., D] with D={size} (as the parameters have it), got shape {x.shape}"
+            )
+
+    def check_state(self, state: Any) -> None:
+        """Raises where a state has not the fields, sizes or types of :meth:`zero_state`."""
+        expected = jax.eval_shape(self.zero_state)
+        kind = type(expected)
+        if not isinstance(state, kind):
+            fields = ", ".join(expected._fields)
+            raise TypeError(f"state must be {kind.__name__}({fields}), got {type(state).__name__}")
+        for name, wanted in expected._asdict().items():
+            given = getattr(state, name)
+            rank = len(wanted.shape)
+            if given.shape[given.ndim - rank :] != wanted.shape or given.ndim < rank:
+                sizes = ", ".join(map(str, ("...", *wanted.shape)))
+                raise ValueError(f"state.{name} must be [{sizes}], got shape {given.shape}")
+            if not jnp.issubdtype(given.dtype, jnp.floating):
+                raise TypeError(f"state.{name} must be floating, got {given.dtype}")
+
+
+@dataclasses.dataclass(frozen=True)
+class GatedCell(BaseCell):
+    """Options of cells with gates; they mean the same in each of them.
+
+    Attributes:
+      gate_fn: activation of the gates, by name or itself; ``"sigmoid"``.
+      activation_fn: activation of what is to be written; ``"tanh"``.
+      preactivation_clip: gates and candidates are computed of pre-activations clipped to
+        plus and minus this (ONNX ``clip``); None for no clipping.
+      chrono: the longest dependency to expect, in steps, above 2: gates that keep the state
+        begin with biases log u, u uniform in [1, chrono - 1], and gates that write it with
+        the negative of the same (Tallec & Ollivier 2018, equation 16); None for none.
+
+    References:
+      Corentin Tallec, Yann Ollivier, "Can recurrent neural networks warp time?", ICLR 2018.
+    """
+
+    gate_fn: Activation = "sigmoid"
+    activation_fn: Activation = "tanh"
+    preactivation_clip: float | None = None
+    chrono: float | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        activation("gate_fn", self.gate_fn)
+        activation("activation_fn", self.activation_fn)
+        check_limit("preactivation_clip", self.preactivation_clip)
+        check_limit("chrono", self.chrono)
+        if self.chrono is not None and self.chrono <= 2:
+            raise ValueError(f"chrono must be above 2 (steps), got {self.chrono}")
+
+    @property
+    def activations(self) -> Activations:
+        """The functions that the options ask for."""
+        limit = self.preactivation_clip
+        candidate = activation("activation_fn", self.activation_fn)
+        return Activations(
+            gate=clipped(activation("gate_fn", self.gate_fn), limit),
+            candidate=clipped(candidate, limit),
+            output=candidate,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class LSTMFamilyCell(GatedCell):
+    """Options of the LSTM family, cells with a cell state c; they mean the same in each.
+
+    Attributes:
+      output_fn: activation of the cell state on its way to the hidden state;
+        ``activation_fn`` if None.
+      cell_clip: the new cell state is clipped to plus and minus this (Sak et al. 2014);
+        None for no clipping.
+      forget_bias: added to the forget gate's initial bias, so that a new network
+        remembers (Gers et al. 2000; Jozefowicz et al. 2015); ``chrono`` replaces it.
+    """
+
+    output_fn: Activation | None = None
+    cell_clip: float | None = None
+    forget_bias: float = 1.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.output_fn is not None:
+            activation("output_fn", self.output_fn)
+        check_limit("cell_clip", self.cell_clip)
+
+    @property
+    def activations(self) -> Activations:
+        """The functions that the options ask for."""
+        functions = super().activations
+        if self.output_fn is not None:
+            functions = functions._replace(output=activation("output_fn", self.output_fn))
+        return functions._replace(clip=clipped(functions.clip, self.cell_clip))
+
+    def gate_biases(self, gates: str) -> Initializer:
+        """Draws the biases of gates side by side, such as ``"ifgo"``.
+
+        Gate f begins with ``forget_bias`` more than ``bias_init`` draws; with ``chrono``,
+        f and i begin as Tallec & Ollivier have it.
+        """
+
+        def init(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+            drawn = jnp.split(blocks(self.bias_init, len(gates))(key, shape, dtype), len(gates))
+            biases = dict(zip(gates, drawn, strict=True))
+            if self.chrono is None:
+                if "f" in gates:
+                    biases["f"] = biases["f"] + jnp.asarray(self.forget_bias, dtype)
+            else:
+                b = chrono_bias(self.chrono)(jax.random.fold_in(key, 1), biases["f"].shape, dtype)
+                biases |= {gate: bias for gate, bias in (("f", b), ("i", -b)) if gate in gates}
+            return jnp.concatenate(list(biases.values()))
+
+        return init
+
+
+# ---- drawing ----
+
+
+def draw(parameter: Parameter, key: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """A new parameter in ``dtype``.
+
+    Drawn in float32 or wider: an orthogonal matrix comes from a QR decomposition, which has
+    no narrower types.
+    """
+    return parameter.init(key, parameter.shape, accumulation_dtype(dtype)).astype(dtype)
+
+
+def blocks(init: Initializer, count: int) -> Initializer:
+    """Draws ``count`` equal blocks side by side along the last axis, each by itself.
+
+    Each gate's weights are so drawn for their own shape: an orthogonal block is orthogonal.
+
+    >>> import jax
+    >>> blocks(jax.nn.initializers.orthogonal(), 4)(jax.random.key(0), (3, 12), "float32").shape
+    (3, 12)
+    """
+
+    def init_blocks(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        shape = (*shape[:-1], shape[-1] // count)
+        return jnp.concatenate([init(k, shape, dtype) for k in jax.random.split(key, count)], -1)
+
+    return init_blocks
+
+
+def constant(value: jax.Array) -> Initializer:
+    """Begins with ``value``."""
+    return lambda key, shape, dtype: jnp.broadcast_to(value, shape).astype(dtype)
+
+
+def chrono_bias(longest: float) -> Initializer:
+    """Draws log u with u uniform in [1, longest - 1] (Tallec & Ollivier 2018, equation 16)."""
+    return lambda key, shape, dtype: jnp.log(
+        jax.random.uniform(key, shape, dtype, 1.0, longest - 1.0)
+    )
+
+
+# ---- arithmetic ----
+
+
 def accumulation_dtype(*arrays_or_dtypes: Any) -> jnp.dtype:
     """The type in which products of these are summed: float32, or wider if they are."""
     return jnp.promote_types(jnp.result_type(*arrays_or_dtypes), jnp.float32)
@@ -50,6 +397,20 @@ def dot(x: jax.Array, w: jax.Array) -> jax.Array:
     )
 
 
+def affine(params: Params, h: jax.Array, x: jax.Array) -> jax.Array:
+    """``x @ w_ih + h @ w_hh + b``: the pre-activations of all gates, side by side.
+
+    They are in float32 or wider whatever the operands are.
+    """
+    z = dot(x, params["w_ih"]) + dot(h, params["w_hh"])
+    return z + params["b"].astype(z.dtype)
+
+
+def like(new: State, old: State) -> State:
+    """The new state in the types of the old one, as a scan's carry must be."""
+    return jax.tree.map(lambda n, o: n.astype(o.dtype), new, old)
+
+
 def cast(tree: Any, dtype: DTypeLike | None) -> Any:
     """The tree with every array in ``dtype``; as it is where ``dtype`` is None."""
     if dtype is None:
@@ -57,23 +418,30 @@ def cast(tree: Any, dtype: DTypeLike | None) -> Any:
     return jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
 
 
-def check_hidden_size(hidden_size: int) -> None:
-    """Raises where ``hidden_size`` is no positive integer."""
-    if isinstance(hidden_size, bool) or not isinstance(hidden_size, int):
-        raise TypeError(f"hidden_size must be an int, got {hidden_size!r}")
-    if hidden_size < 1:
-        raise ValueError(f"hidden_size must be at least 1, got {hidden_size}")
+# ---- checks ----
 
 
-def check_input_size(input_size: int) -> None:
-    """Raises where ``input_size`` is no positive integer."""
-    if isinstance(input_size, bool) or not isinstance(input_size, int):
-        raise TypeError(f"input_size must be an int, got {input_size!r}")
-    if input_size < 1:
-        raise ValueError(f"input_size must be at least 1, got {input_size}")
+def check_size(name: str, size: Any) -> None:
+    """Raises where ``size`` is no positive integer."""
+    if isinstance(size, bool) or not isinstance(size, int):
+        raise TypeError(f"{name} must be an int, got {size!r}")
+    if size < 1:
+        raise ValueError(f"{name} must be at least 1, got {size}")
 
 
-def check_features(name: str, array: jax.Array, size: int, axes: str, letter: str) -> None:
-    """Raises where the last axis of ``array`` does not have ``size`` elements."""
-    if array.ndim < 1 or array.shape[-1] != size:
-        raise ValueError(f"{name} must be {axes} with {letter}={size}, got shape {array.shape}")
+def check_dtype(name: str, dtype: Any) -> None:
+    """Raises where ``dtype`` is neither None nor a floating type."""
+    if dtype is None and name == "dtype":
+        return
+    try:
+        floating = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:
+        floating = False
+    if not floating or dtype is None:
+        raise TypeError(f"{name} must be a floating type such as 'float32', got {dtype!r}")
+
+
+def check_real(name: str, array: jax.Array) -> None:
+    """Raises where an array is complex."""
+    if jnp.issubdtype(array.dtype, jnp.complexfloating):
+        raise TypeError(f"{name} must be real, got {array.dtype}")

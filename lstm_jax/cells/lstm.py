@@ -5,23 +5,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 
-from lstm_jax.cells.base import (
-    Initializer,
-    accumulation_dtype,
-    cast,
-    check_features,
-    check_hidden_size,
-    check_input_size,
-    dot,
-)
-
-# Made once: each call of these factories returns a new function, and cells compare
-# (and hash) by the functions they hold.
-_glorot_uniform = jax.nn.initializers.glorot_uniform()
-_orthogonal = jax.nn.initializers.orthogonal()
-_zeros = jax.nn.initializers.zeros
+from lstm_jax.cells.activations import STANDARD, Activations
+from lstm_jax.cells.base import LSTMFamilyCell, Parameter, affine, blocks, like
 
 
 class LSTMState(NamedTuple):
@@ -41,7 +27,10 @@ class LSTMState(NamedTuple):
 
 
 def lstm_cell(
-    params: dict[str, jax.Array], state: LSTMState, x: jax.Array
+    params: dict[str, jax.Array],
+    state: LSTMState,
+    x: jax.Array,
+    a: Activations = STANDARD,
 ) -> tuple[LSTMState, jax.Array]:
     r"""One step of the standard LSTM.
 
@@ -61,6 +50,7 @@ def lstm_cell(
       params: ``w_ih`` ``(D, 4H)``, ``w_hh`` ``(H, 4H)``, ``b`` ``(4H,)``.
       state: ``h`` and ``c``, each ``[..., H]``.
       x: the input of this step, ``[..., D]``.
+      a: the element-wise functions; σ, tanh and tanh, and no clipping.
 
     Returns:
       ``(state, y)``: the new state, in the types of the old one, and the output
@@ -81,32 +71,22 @@ def lstm_cell(
       squashing beyond tanh, as in Greff et al., "LSTM: A Search Space Odyssey", 2017,
       section 3, variant NP).
     """
-    z = dot(x, params["w_ih"]) + dot(state.h, params["w_hh"])
-    z = z + params["b"].astype(z.dtype)
-    i, f, g, o = jnp.split(z, 4, axis=-1)
-    c = jax.nn.sigmoid(f) * state.c.astype(z.dtype) + jax.nn.sigmoid(i) * jnp.tanh(g)
-    h = jax.nn.sigmoid(o) * jnp.tanh(c)
-    state = LSTMState(h=h.astype(state.h.dtype), c=c.astype(state.c.dtype))
+    i, f, g, o = jnp.split(affine(params, state.h, x), 4, -1)
+    c = a.clip(a.gate(f) * state.c + a.gate(i) * a.candidate(g))
+    h = a.gate(o) * a.output(c)
+    state = like(LSTMState(h=h, c=c), state)
     return state, state.h
 
 
 @dataclasses.dataclass(frozen=True)
-class LSTMCell:
+class LSTMCell(LSTMFamilyCell):
     """Sizes and options of a standard LSTM; its equations are :func:`lstm_cell`.
 
-    Attributes:
-      hidden_size: H, the number of hidden features.
-      dtype: type of the products (``"bfloat16"``, ``"float32"``, ...); None takes what the
-        parameters and inputs have.  The cell state and every sum stay in float32 or wider.
-      param_dtype: type in which parameters are stored.
-      kernel_init: draws each gate's input weights ``(D, H)``; Glorot-uniform.
-      recurrent_kernel_init: draws each gate's recurrent weights ``(H, H)``; orthogonal.
-      bias_init: draws each gate's bias ``(H,)``; zeros.
-      forget_bias: added to the forget gate's initial bias, so that a new network
-        remembers (Gers et al. 2000; Jozefowicz et al. 2015).
+    Parameters are ``w_ih`` ``(D, 4H)``, ``w_hh`` ``(H, 4H)`` and ``b`` ``(4H,)`` with gates in
+    the order i, f, g, o; options are those of :class:`LSTMFamilyCell`.
 
     Raises:
-      TypeError, ValueError: ``hidden_size`` is no positive integer.
+      TypeError, ValueError: a size or option is impossible; the message names it.
 
     Example:
       >>> import jax
@@ -119,65 +99,20 @@ class LSTMCell:
       (5, 4)
     """
 
-    hidden_size: int
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = "float32"
-    kernel_init: Initializer = _glorot_uniform
-    recurrent_kernel_init: Initializer = _orthogonal
-    bias_init: Initializer = _zeros
-    forget_bias: float = 1.0
-
-    def __post_init__(self):
-        check_hidden_size(self.hidden_size)
-
-    def init(self, key: jax.Array, input_size: int) -> dict[str, jax.Array]:
-        """Parameters ``w_ih`` ``(D, 4H)``, ``w_hh`` ``(H, 4H)`` and ``b`` ``(4H,)``.
-
-        Each gate's block is drawn by itself, so that an orthogonal block is orthogonal.
-
-        Args:
-          key: a random key.
-          input_size: D, the number of input features.
-
-        Raises:
-          TypeError, ValueError: ``input_size`` is no positive integer.
-        """
-        check_input_size(input_size)
-        size, dtype = self.hidden_size, jnp.dtype(self.param_dtype)
-        w_key, u_key, b_key = jax.random.split(key, 3)
-
-        def gates(init: Initializer, key: jax.Array, shape: tuple[int, ...]) -> list[jax.Array]:
-            # Drawn in float32 or wider: an orthogonal matrix comes from a QR decomposition,
-            # which has no narrower types.
-            drawn = (init(k, shape, accumulation_dtype(dtype)) for k in jax.random.split(key, 4))
-            return [gate.astype(dtype) for gate in drawn]
-
-        b_i, b_f, b_g, b_o = gates(self.bias_init, b_key, (size,))
+    def parameters(self, input_size: int) -> dict[str, Parameter]:
+        D, H = input_size, self.hidden_size
         return {
-            "w_ih": jnp.concatenate(gates(self.kernel_init, w_key, (input_size, size)), -1),
-            "w_hh": jnp.concatenate(gates(self.recurrent_kernel_init, u_key, (size, size)), -1),
-            "b": jnp.concatenate([b_i, b_f + jnp.asarray(self.forget_bias, dtype), b_g, b_o]),
+            "w_ih": Parameter(blocks(self.kernel_init, 4), (D, 4 * H)),
+            "w_hh": Parameter(blocks(self.recurrent_kernel_init, 4), (H, 4 * H)),
+            "b": Parameter(self.gate_biases("ifgo"), (4 * H,)),
         }
 
     def zero_state(self, batch_shape: tuple[int, ...] = ()) -> LSTMState:
         """``h`` and ``c`` of zeros, each ``[*batch_shape, H]``; ``c`` in float32 or wider."""
-        dtype = jnp.dtype(self.param_dtype if self.dtype is None else self.dtype)
         shape = (*batch_shape, self.hidden_size)
-        return LSTMState(h=jnp.zeros(shape, dtype), c=jnp.zeros(shape, accumulation_dtype(dtype)))
+        return LSTMState(h=self.zeros(*shape), c=self.zeros(*shape, accumulated=True))
 
-    def step(
+    def equations(
         self, params: dict[str, jax.Array], state: LSTMState, x: jax.Array
     ) -> tuple[LSTMState, jax.Array]:
-        """:func:`lstm_cell`, its arguments checked and cast to ``dtype``.
-
-        Raises:
-          TypeError: ``state`` is no :class:`LSTMState`.
-          ValueError: the last axis of ``x`` is not D or that of ``state`` not H.
-        """
-        if not isinstance(state, LSTMState):
-            raise TypeError(f"state must be an LSTMState(h, c), got {type(state).__name__}")
-        check_features("x", x, params["w_ih"].shape[0], "[..., D]", "D")
-        check_features("state.h", state.h, self.hidden_size, "[..., H]", "H")
-        check_features("state.c", state.c, self.hidden_size, "[..., H]", "H")
-        weights = cast({"w_ih": params["w_ih"], "w_hh": params["w_hh"]}, self.dtype)
-        return lstm_cell({**params, **weights}, state, cast(x, self.dtype))
+        return lstm_cell(params, state, x, self.activations)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from lstm_jax.cells import LSTMCell, LSTMState
-from lstm_jax.cells.base import check_hidden_size, check_input_size
+from lstm_jax.cells.base import check_size
 from lstm_jax.sequence.unroll import unroll
 
 LSTMParams = dict[str, dict[str, jax.Array]]
@@ -79,7 +79,7 @@ class LSTM:
     engine: str = "auto"
 
     def __post_init__(self):
-        check_hidden_size(self.hidden_size)
+        check_size("hidden_size", self.hidden_size)
         if isinstance(self.num_layers, bool) or not isinstance(self.num_layers, int):
             raise TypeError(f"num_layers must be an int, got {self.num_layers!r}")
         if self.num_layers < 1:
@@ -95,7 +95,7 @@ class LSTM:
 
     def init(self, key: jax.Array, input_size: int) -> LSTMParams:
         """The parameters of each layer's cell, by the layer's name."""
-        check_input_size(input_size)
+        check_size("input_size", input_size)
         keys = jax.random.split(key, self.num_layers)
         sizes = [input_size] + [self.hidden_size] * (self.num_layers - 1)
         return {

@@ -1,15 +1,16 @@
 """Running a cell over time."""
 
-import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lstm_jax.cells.base import Cell, Params, State
+from lstm_jax.cells.base import Cell, Params, State, like
+from lstm_jax.sequence.regularizers import noisy_step
 
-ENGINES = ("auto", "scan")
+ENGINES = ("auto", "scan", "associative")
 
 
 def unroll(
@@ -19,40 +20,52 @@ def unroll(
     state: State | None = None,
     *,
     lengths: jax.Array | None = None,
+    resets: jax.Array | None = None,
+    reverse: bool = False,
+    key: jax.Array | None = None,
     engine: str = "auto",
 ) -> tuple[State, jax.Array]:
     """A cell over a sequence.
 
     In Python, for one row::
 
-        ys = []
-        for t in range(T):
-            if t < length:
-                state, y = cell.step(params, state, xs[t])
-            else:
-                y = 0
-            ys.append(y)
+        ys = [0] * T
+        for t in range(length):  # from length - 1 down to 0 where reverse
+            if resets[t]:
+                state = initial_state
+            state, ys[t] = cell.step(params, state, xs[t])
 
     Args:
       cell: sizes and equations, such as ``LSTMCell(hidden_size=64)``.
       params: the cell's parameters, as from ``cell.init``.
       xs: the inputs, ``[T, ..., D]``, with any number of batch axes.
-      state: the state before the first step, each array ``[..., H]``; zeros if None.
+      state: the state before the first step, each array ``[..., H]``; if None the cell's
+        initial state, which is zeros unless it is learned.
       lengths: how many steps of each row count, integers of the batch shape ``[...]`` from
         0 to T.  Steps at or past a row's length change neither its state nor receive or
         give gradient, whatever ``xs`` holds there, and their outputs are zero.
+      resets: booleans ``[T, ...]``; a true flag puts the cell's initial state (not
+        ``state``) in place before that step reads it.  :func:`resets_from_dones` and
+        :func:`resets_from_segments` make them.
+      reverse: whether time runs backwards, each row from its own last valid step; outputs
+        stay at the times of their inputs, and a reset at t stands before step t, which
+        then follows step t + 1.
+      key: random key that switches on what a regulariser around the cell draws
+        (:class:`Zoneout` and its kin); None as in evaluation.
       engine: how the loop is run.  ``"scan"`` is ``jax.lax.scan`` over ``cell.step``, the
-        reference; ``"auto"`` chooses, which today means ``"scan"``.
+        reference; ``"associative"`` is ``jax.lax.associative_scan``, for cells whose
+        recurrence is linear; ``"auto"`` chooses, which today means ``"scan"``.
 
     Returns:
       ``(state, ys)``: the state after each row's last step, and the outputs ``[T, ..., H]``.
 
     Raises:
-      ValueError: ``xs`` has no time or feature axis, ``state`` or ``lengths`` do not have
-        the batch shape of ``xs``, a (concrete) length lies outside 0..T, or ``engine`` is
-        unknown.
-      TypeError: ``lengths`` are not integers or ``state`` has another structure than
-        ``cell.zero_state()``.
+      ValueError: ``xs`` has no time or feature axis or another feature size than the
+        parameters, ``state``, ``lengths`` or ``resets`` do not have the batch shape of
+        ``xs``, a (concrete) length lies outside 0..T, or ``engine`` is unknown or none for
+        this cell.
+      TypeError: ``lengths`` are not integers, ``resets`` not booleans, or ``state`` has
+        another structure than ``cell.zero_state()``.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -68,35 +81,106 @@ def unroll(
     """
     if engine not in ENGINES:
         raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
-    if xs.ndim < 2:
-        raise ValueError(f"xs must be [T, ..., D], got shape {xs.shape}")
-    batch_shape = xs.shape[1:-1]
+    xs = jnp.asarray(xs)
+    batch_shape = _checked_batch_shape(cell, params, xs)
+    num_steps = xs.shape[0]
+    start = initial_state(cell, params, xs.shape[1:-1])
+    start = _varying_like(start, (params, xs, lengths, resets, key))
     if state is None:
-        state = _varying_like(cell.zero_state(batch_shape), (params, xs, lengths))
-    _check_state(cell, state, batch_shape)
-    if lengths is None:
-        return jax.lax.scan(functools.partial(cell.step, params), state, xs)
+        state = start
+    else:
+        state = jax.tree.map(jnp.asarray, state)
+        _check_state(state, start)
+        start = like(start, state)
 
-    lengths = _checked_lengths(lengths, xs.shape[0], batch_shape)
-    valid = jnp.arange(xs.shape[0]).reshape(-1, *[1] * lengths.ndim) < lengths  # [T, ...]
-    # What lies past a row's end must not reach the step: a NaN or infinity there would come
-    # back as 0 * NaN in the gradient of the parameters.
-    xs = _where(valid, xs, jnp.zeros_like(xs))
+    valid = None
+    if lengths is not None:
+        lengths = _checked_lengths(lengths, num_steps, batch_shape)
+        valid = jnp.arange(num_steps).reshape(-1, *[1] * lengths.ndim) < lengths  # [T, ...]
+        # What lies past a row's end must not reach the step: a NaN or infinity there would
+        # come back as 0 * NaN in the gradient of the parameters.
+        xs = _where(valid, xs, jnp.zeros_like(xs))
+    if resets is not None:
+        resets = _checked_resets(resets, (num_steps, *batch_shape))
 
-    def step(state: State, inputs: tuple[jax.Array, jax.Array]) -> tuple[State, jax.Array]:
-        x, valid = inputs
-        stepped, y = cell.step(params, state, x)
-        state = jax.tree.map(functools.partial(_where, valid), stepped, state)
-        return state, _where(valid, y, jnp.zeros_like(y))
+    if engine == "associative":
+        if not hasattr(cell, "linear_recurrence"):
+            raise ValueError(
+                f"engine 'associative' is for cells whose recurrence is linear, "
+                f"and {type(cell).__name__} has no linear_recurrence"
+            )
+        return _associative(cell, params, xs, state, start, valid, resets, reverse)
 
-    return jax.lax.scan(step, state, (xs, valid))
+    run, noise = noisy_step(cell, params, key, xs.shape)
+
+    def step(state: State, inputs: Any) -> tuple[State, jax.Array]:
+        x, valid, reset, noise = inputs
+        before = state
+        if reset is not None:
+            state = _where(reset, start, state)
+        state, y = run(state, x, noise)
+        state = like(state, before)
+        if valid is not None:
+            state, y = _where(valid, state, before), _where(valid, y, jnp.zeros_like(y))
+        return state, y
+
+    return jax.lax.scan(step, state, (xs, valid, resets, noise), reverse=reverse)
 
 
-def _where(condition: jax.Array, yes: jax.Array, no: jax.Array) -> jax.Array:
-    """``jnp.where`` with the condition's axes leading."""
-    return jnp.where(
-        condition.reshape(condition.shape + (1,) * (yes.ndim - condition.ndim)), yes, no
-    )
+def _associative(
+    cell: Any,
+    params: Params,
+    xs: jax.Array,
+    state: State,
+    start: State,
+    valid: jax.Array | None,
+    resets: jax.Array | None,
+    reverse: bool,
+) -> tuple[State, jax.Array]:
+    """All steps at once, for a cell with h_t = a_t ∘ h_{t-1} + b_t, a and b free of h.
+
+    Of two stretches of steps, h ↦ a_1 h + b_1 and then h ↦ a_2 h + b_2, the second after the
+    first is h ↦ a_2 a_1 h + (a_2 b_1 + b_2), which is associative (Blelloch 1990).
+    """
+    a, b = cell.linear_recurrence(params, xs)  # each [T, ..., H]
+    if resets is not None:  # the step reads the initial state, whatever stood there
+        b = _where(resets, a * start.h.astype(b.dtype) + b, b)
+        a = _where(resets, jnp.zeros_like(a), a)
+    if valid is not None:
+        a = _where(valid, a, jnp.ones_like(a))
+        b = _where(valid, b, jnp.zeros_like(b))
+    if xs.shape[0] == 0:
+        return state, b.astype(state.h.dtype)
+
+    def after(first: Any, second: Any) -> Any:
+        (a_1, b_1), (a_2, b_2) = first, second
+        return a_2 * a_1, a_2 * b_1 + b_2
+
+    a, b = jax.lax.associative_scan(after, (a, b), reverse=reverse)
+    hs = (a * state.h.astype(a.dtype) + b).astype(state.h.dtype)
+    last = type(state)(h=hs[0] if reverse else hs[-1])
+    return last, hs if valid is None else _where(valid, hs, jnp.zeros_like(hs))
+
+
+def initial_state(cell: Cell, params: Params, batch_shape: tuple[int, ...] = ()) -> State:
+    """The state before a cell's first step: zeros, or what the cell has learned.
+
+    >>> from lstm_jax import LSTMCell
+    >>> initial_state(LSTMCell(3), params={}, batch_shape=(2,)).h.shape
+    (2, 3)
+    """
+    learned: Callable[..., State] | None = getattr(cell, "initial_state", None)
+    return cell.zero_state(batch_shape) if learned is None else learned(params, batch_shape)
+
+
+def _where(condition: jax.Array, yes: Any, no: Any) -> Any:
+    """``jnp.where`` leaf by leaf, with the condition's axes leading."""
+
+    def choose(yes: jax.Array, no: jax.Array) -> jax.Array:
+        axes = (1,) * (yes.ndim - condition.ndim)
+        return jnp.where(condition.reshape(condition.shape + axes), yes, no)
+
+    return jax.tree.map(choose, yes, no)
 
 
 def _varying_like(tree: Any, other: Any) -> Any:
@@ -113,8 +197,22 @@ def _varying_like(tree: Any, other: Any) -> Any:
     return jax.tree.map(lambda leaf: jax.lax.pcast(leaf, tuple(axes), to="varying"), tree)
 
 
-def _check_state(cell: Cell, state: State, batch_shape: tuple[int, ...]) -> None:
-    expected = jax.eval_shape(lambda: cell.zero_state(batch_shape))
+def _checked_batch_shape(cell: Cell, params: Params, xs: jax.Array) -> tuple[int, ...]:
+    """The axes between time and features, where the inputs fit the parameters."""
+    features = getattr(cell, "num_feature_axes", 1)
+    layout = "[T, ..., D]" if features == 1 else f"[T, ..., {'space, ' * (features - 1)}D]"
+    if xs.ndim < 1 + features:
+        raise ValueError(f"xs must be {layout}, got shape {xs.shape}")
+    size = cell.input_size(params) if hasattr(cell, "input_size") else None
+    if size is not None and xs.shape[-1] != size:
+        raise ValueError(
+            f"xs must be {layout} with D={size} (the parameters were initialised with "
+            f"input_size={size}), got shape {xs.shape}"
+        )
+    return xs.shape[1 : xs.ndim - features]
+
+
+def _check_state(state: State, expected: State) -> None:
     if jax.tree.structure(state) != jax.tree.structure(expected):
         raise TypeError(
             f"state must have the structure of cell.zero_state(), "
@@ -123,11 +221,27 @@ def _check_state(cell: Cell, state: State, batch_shape: tuple[int, ...]) -> None
     for (path, wanted), given in zip(
         jax.tree.leaves_with_path(expected), jax.tree.leaves(state), strict=True
     ):
-        if jnp.shape(given) != wanted.shape:
+        name = f"state{jax.tree_util.keystr(path)}"
+        if given.shape != wanted.shape:
             raise ValueError(
-                f"state{jax.tree_util.keystr(path)} must have shape {wanted.shape} (the batch "
-                f"shape of xs, then the cell's sizes), got shape {jnp.shape(given)}"
+                f"{name} must have shape {wanted.shape} (the batch shape of xs, then the "
+                f"cell's sizes), got shape {given.shape}"
             )
+        if jnp.issubdtype(given.dtype, jnp.floating) != jnp.issubdtype(wanted.dtype, jnp.floating):
+            raise TypeError(
+                f"{name} must be {wanted.dtype} or another such type, got {given.dtype}"
+            )
+
+
+def _checked_resets(resets: Any, shape: tuple[int, ...]) -> jax.Array:
+    resets = jnp.asarray(resets)
+    if resets.dtype != bool:
+        raise TypeError(f"resets must be booleans, got {resets.dtype}")
+    if resets.shape != shape:
+        raise ValueError(
+            f"resets must have the time and batch axes of xs, {shape}, got shape {resets.shape}"
+        )
+    return resets
 
 
 def _checked_lengths(lengths: Any, num_steps: int, batch_shape: tuple[int, ...]) -> jax.Array:

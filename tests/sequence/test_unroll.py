@@ -178,7 +178,7 @@ class TestErrors:
             unroll(CELL, PARAMS, jnp.zeros(3))
 
     def test_wrong_feature_size(self):
-        with pytest.raises(ValueError, match=r"with D=3, got shape \(4, 8\)"):
+        with pytest.raises(ValueError, match=r"xs must be \[T, \.\.\., D\] with D=3.*\(6, 4, 8\)"):
             unroll(CELL, PARAMS, jnp.zeros((T, B, 8)))
 
     def test_state_of_another_structure(self):
@@ -206,5 +206,5 @@ class TestErrors:
             unroll(CELL, PARAMS, XS, lengths=jnp.array([1, 2, 3, bad]))
 
     def test_unknown_engine(self):
-        with pytest.raises(ValueError, match="engine must be one of auto, scan, got 'warp'"):
+        with pytest.raises(ValueError, match=r"engine must be one of .*, got 'warp'"):
             unroll(CELL, PARAMS, XS, engine="warp")

@@ -1,0 +1,102 @@
+"""Activation functions by name, and the four places where an LSTM has one."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+Function = Callable[[jax.Array], jax.Array]  # element-wise
+Activation = str | Function
+
+
+def identity(x: jax.Array) -> jax.Array:
+    """``x`` as it is."""
+    return x
+
+
+ACTIVATIONS: dict[str, Function] = {
+    "elu": jax.nn.elu,
+    "exp": jnp.exp,
+    "gelu": jax.nn.gelu,
+    "hard_sigmoid": jax.nn.hard_sigmoid,
+    "hard_tanh": jax.nn.hard_tanh,
+    "identity": identity,
+    "leaky_relu": jax.nn.leaky_relu,
+    "relu": jax.nn.relu,
+    "selu": jax.nn.selu,
+    "sigmoid": jax.nn.sigmoid,
+    "silu": jax.nn.silu,
+    "softplus": jax.nn.softplus,
+    "softsign": jax.nn.soft_sign,
+    "tanh": jnp.tanh,
+}
+"""Element-wise functions by the name that a config gives them."""
+
+
+class Activations(NamedTuple):
+    """The element-wise functions of a gated cell; equations call them by these names.
+
+    Attributes:
+      gate: of every gate's pre-activation, σ in the equations.
+      candidate: of what is to be written, g in the equations.
+      output: of the cell state on its way to the hidden state.
+      clip: of the new cell state; the identity unless cells are clipped.
+
+    >>> import jax.numpy as jnp
+    >>> Activations().candidate(jnp.zeros(2)).tolist()
+    [0.0, 0.0]
+    """
+
+    gate: Function = jax.nn.sigmoid
+    candidate: Function = jnp.tanh
+    output: Function = jnp.tanh
+    clip: Function = identity
+
+
+STANDARD = Activations()
+"""σ, tanh and tanh, and no clipping."""
+
+
+def activation(name: str, given: Activation) -> Function:
+    """The function that an option asks for, by its name or itself.
+
+    Args:
+      name: the option, for messages.
+      given: a key of :data:`ACTIVATIONS` or a callable.
+
+    Raises:
+      ValueError: the text is no key of :data:`ACTIVATIONS`.
+      TypeError: it is neither a text nor callable.
+
+    >>> activation("gate_fn", "hard_sigmoid") is jax.nn.hard_sigmoid
+    True
+    """
+    if isinstance(given, str):
+        if given not in ACTIVATIONS:
+            raise ValueError(
+                f"{name} must be a function or one of {', '.join(ACTIVATIONS)}, got {given!r}"
+            )
+        return ACTIVATIONS[given]
+    if not callable(given):
+        raise TypeError(f"{name} must be a function or the name of one, got {given!r}")
+    return given
+
+
+@functools.lru_cache(maxsize=1024)
+def clipped(function: Function, limit: float | None) -> Function:
+    """``function`` of its argument clipped to [-limit, limit]; ``function`` itself for None."""
+    if limit is None:
+        return function
+    return lambda x: function(jnp.clip(x, -limit, limit))
+
+
+def check_limit(name: str, limit: Any) -> None:
+    """Raises where ``limit`` is neither None nor a positive number."""
+    if limit is None:
+        return
+    if isinstance(limit, bool) or not isinstance(limit, int | float):
+        raise TypeError(f"{name} must be a positive number or None, got {limit!r}")
+    if not limit > 0:
+        raise ValueError(f"{name} must be above 0, got {limit}")
