@@ -126,6 +126,16 @@ class BaseCell:
         """How many axes of an input are no batch axes: the last one unless a cell says more."""
         return 1
 
+    @property
+    def recurrent_weights(self) -> tuple[str, ...]:
+        """Names of the parameters that read the last state, for DropConnect."""
+        return ("w_hh",)
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether h_t = a_t ∘ h_{t-1} + b_t with a and b free of h, by ``linear_recurrence``."""
+        return False
+
     def init(self, key: jax.Array, input_size: int) -> dict[str, jax.Array]:
         """The parameters by name, as this cell's docstring lists them, in ``param_dtype``.
 
@@ -333,7 +343,7 @@ class LSTMFamilyCell(GatedCell):
                 if "f" in gates:
                     biases["f"] = biases["f"] + jnp.asarray(self.forget_bias, dtype)
             else:
-                b = chrono_bias(self.chrono)(jax.random.fold_in(key, 1), biases["f"].shape, dtype)
+                b = chrono_bias(self.chrono)(jax.random.fold_in(key, 1), drawn[0].shape, dtype)
                 biases |= {gate: bias for gate, bias in (("f", b), ("i", -b)) if gate in gates}
             return jnp.concatenate(list(biases.values()))
 

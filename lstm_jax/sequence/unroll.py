@@ -104,10 +104,9 @@ def unroll(
         resets = _checked_resets(resets, (num_steps, *batch_shape))
 
     if engine == "associative":
-        if not hasattr(cell, "linear_recurrence"):
+        if not getattr(cell, "is_linear", False):
             raise ValueError(
-                f"engine 'associative' is for cells whose recurrence is linear, "
-                f"and {type(cell).__name__} has no linear_recurrence"
+                f"engine 'associative' is for cells whose recurrence is linear, not for {cell}"
             )
         return _associative(cell, params, xs, state, start, valid, resets, reverse)
 
