@@ -1,6 +1,5 @@
 """Activation functions by name, and the four places where an LSTM has one."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -84,7 +83,6 @@ def activation(name: str, given: Activation) -> Function:
     return given
 
 
-@functools.lru_cache(maxsize=1024)
 def clipped(function: Function, limit: float | None) -> Function:
     """``function`` of its argument clipped to [-limit, limit]; ``function`` itself for None."""
     if limit is None:

@@ -1,31 +1,359 @@
-"""What a regulariser draws for a sequence, and how a step is given it."""
+"""Noise for training, around any cell: zoneout, dropout in three places, DropConnect.
 
+A regulariser is a cell around a cell: the same parameters and states, and in evaluation the
+same arithmetic (zoneout's means apart).  Where ``unroll`` is given a ``key``, it draws its
+noise from it.  Regularisers nest: ``Zoneout(DropConnect(LSTMCell(64), rate=0.5))``.
+"""
+
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from lstm_jax.cells.base import Cell, Params, State
+from lstm_jax.cells.activations import activation
+from lstm_jax.cells.base import Cell, GatedCell, LSTMFamilyCell, Params, State, like
 
-NoisyStep = Callable[[State, jax.Array, Any], tuple[State, jax.Array]]
+Step = Callable[[State, jax.Array, Any], tuple[State, jax.Array]]
 
 
 def noisy_step(
     cell: Cell, params: Params, key: jax.Array | None, shape: tuple[int, ...]
-) -> tuple[NoisyStep, Any]:
+) -> tuple[Step, Any]:
     """A step that takes its noise as an input, and that noise for each step of a sequence.
 
     Args:
-      cell: a cell; one with a method ``noisy`` (see :class:`Regularizer`) is noisy where
-        ``key`` is given.
+      cell: a cell, which is noisy where it is a :class:`Regularizer` and ``key`` is given.
       params: its parameters.
-      key: a random key; None for a step without noise.
+      key: a random key; None for no noise.
       shape: of the inputs, ``[T, ..., D]``.
 
     Returns:
       ``(run, noise)``: ``run(state, x, noise_t)`` is one step, and ``noise`` a pytree whose
       arrays have time as their first axis.
     """
-    if key is None or not hasattr(cell, "noisy"):
+    if key is None or not isinstance(cell, Regularizer):
         return lambda state, x, _: cell.step(params, state, x), None
     return cell.noisy(params, key, shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Regularizer:
+    """A cell around a cell, with noise in training; kinds of it say :meth:`noisy`.
+
+    Attributes:
+      cell: the cell that is regularised, or another regulariser around it.
+    """
+
+    cell: Any
+
+    def noisy(self, params: Params, key: jax.Array, shape: tuple[int, ...]) -> tuple[Step, Any]:
+        """As :func:`noisy_step`, with this regulariser's own noise and that of its cell."""
+        raise NotImplementedError
+
+    def __getattr__(self, name: str) -> Any:
+        # Sizes, options and initial_state are the cell's; copying and pickling ask for
+        # dunders before there is a cell.
+        if name.startswith("__") or name == "cell":
+            raise AttributeError(name)
+        return getattr(self.cell, name)
+
+    @property
+    def hidden_size(self) -> int:
+        """H of the cell."""
+        return self.cell.hidden_size
+
+    @property
+    def is_linear(self) -> bool:
+        """Never: noise comes step by step."""
+        return False
+
+    def init(self, key: jax.Array, input_size: int) -> Params:
+        """The cell's parameters; a regulariser has none."""
+        return self.cell.init(key, input_size)
+
+    def zero_state(self, batch_shape: tuple[int, ...] = ()) -> State:
+        """The cell's."""
+        return self.cell.zero_state(batch_shape)
+
+    def step(self, params: Params, state: State, x: jax.Array) -> tuple[State, jax.Array]:
+        """One step as in evaluation."""
+        return self.cell.step(params, state, x)
+
+
+@dataclasses.dataclass(frozen=True)
+class Zoneout(Regularizer):
+    """Units keep their last value at random, instead of being dropped.
+
+    With masks drawn anew at each step, 1 with the probability ``rate``::
+
+        c_t = d^c_t ∘ c_{t-1} + (1 - d^c_t) ∘ ĉ_t        h_t = d^h_t ∘ h_{t-1} + (1 - d^h_t) ∘ ĥ_t
+
+    where ĉ_t and ĥ_t are what the cell computes; in evaluation the rate stands in the mask's
+    place.  What a cell keeps beside h and c is kept together with c.
+
+    Attributes:
+      cell: any cell whose state is a NamedTuple with a field ``h``.
+      hidden_rate: for the hidden state, at least 0 and below 1.
+      cell_rate: for the cell state, and any other field, at least 0 and below 1.
+
+    Raises:
+      ValueError: a rate lies outside its range.
+      TypeError: the cell's state has no ``h``.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from lstm_jax import LSTMCell, unroll
+      >>> cell = Zoneout(LSTMCell(4), hidden_rate=0.05, cell_rate=0.5)
+      >>> params = cell.init(jax.random.key(0), input_size=3)
+      >>> state, ys = unroll(cell, params, jnp.ones((7, 3)), key=jax.random.key(1))
+      >>> ys.shape
+      (7, 4)
+
+    References:
+      David Krueger et al., "Zoneout: Regularizing RNNs by Randomly Preserving Hidden
+      Activations", ICLR 2017, section 3.
+    """
+
+    hidden_rate: float = 0.05
+    cell_rate: float = 0.5
+
+    def __post_init__(self):
+        _check_rates(self, "hidden_rate", "cell_rate")
+        _check_hidden_state(self)
+
+    def noisy(self, params: Params, key: jax.Array, shape: tuple[int, ...]) -> tuple[Step, Any]:
+        h_key, c_key, key = jax.random.split(key, 3)
+        run, noise = noisy_step(self.cell, params, key, shape)
+        # One key for all but h: fields of the same unit are kept or renewed together.
+        masks = self._of_fields(
+            lambda rate, name, zero: jax.random.bernoulli(
+                h_key if name == "h" else c_key, rate, (shape[0], *zero.shape)
+            ),
+            jax.eval_shape(lambda: self.zero_state(shape[1:-1])),
+        )
+
+        def zoned(state: Any, x: jax.Array, noise: Any) -> tuple[Any, jax.Array]:
+            masks, noise = noise
+            stepped, y = run(state, x, noise)
+            kept = jax.tree.map(jnp.where, masks, state, stepped)
+            return kept, _output(y, stepped, kept)
+
+        return zoned, (masks, noise)
+
+    def step(self, params: Params, state: Any, x: jax.Array) -> tuple[Any, jax.Array]:
+        stepped, y = self.cell.step(params, state, x)
+        mean = self._of_fields(
+            lambda rate, name, new: rate * getattr(state, name) + (1.0 - rate) * new, stepped
+        )
+        mean = like(mean, stepped)
+        return mean, _output(y, stepped, mean)
+
+    def _of_fields(self, function: Callable[[float, str, Any], Any], state: Any) -> Any:
+        rates = {name: self.cell_rate for name in state._fields} | {"h": self.hidden_rate}
+        return type(state)(
+            **{name: function(rates[name], name, leaf) for name, leaf in state._asdict().items()}
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class VariationalDropout(Regularizer):
+    """Dropout with one mask for a whole sequence, on inputs, hidden state and outputs.
+
+    With masks that are drawn once a row and sequence, and scaled by 1 / (1 - rate)::
+
+        (state_t, y_t) = cell(d^h ∘ h_{t-1}, ...; d^x ∘ x_t)        and d^y ∘ y_t is the output
+
+    The mask of the state is laid on ``h`` as a step reads it; a cell state is never dropped.
+
+    Attributes:
+      cell: any cell; with a ``state_rate`` one whose state has a field ``h``.
+      input_rate: probability with which an input feature is zero throughout a sequence.
+      state_rate: the same for the hidden state that a step reads.
+      output_rate: the same for outputs.
+
+    Raises:
+      ValueError: a rate lies outside its range, at least 0 and below 1.
+      TypeError: there is a ``state_rate``, and the cell's state has no ``h``.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from lstm_jax import LSTMCell, unroll
+      >>> cell = VariationalDropout(LSTMCell(4), output_rate=0.5)
+      >>> params = cell.init(jax.random.key(0), input_size=3)
+      >>> _, ys = unroll(cell, params, jnp.ones((7, 3)), key=jax.random.key(1))
+      >>> bool(((ys == 0).all(0) == (ys == 0).any(0)).all())  # dropped throughout or never
+      True
+
+    References:
+      Yarin Gal, Zoubin Ghahramani, "A Theoretically Grounded Application of Dropout in
+      Recurrent Neural Networks", NeurIPS 2016, section 4 (their "untied" form has one mask
+      a gate, this is the tied one).
+    """
+
+    input_rate: float = 0.25
+    state_rate: float = 0.25
+    output_rate: float = 0.25
+
+    def __post_init__(self):
+        _check_rates(self, "input_rate", "state_rate", "output_rate")
+        if self.state_rate:
+            _check_hidden_state(self)
+
+    def noisy(self, params: Params, key: jax.Array, shape: tuple[int, ...]) -> tuple[Step, Any]:
+        x_key, h_key, y_key, key = jax.random.split(key, 4)
+        run, noise = noisy_step(self.cell, params, key, shape)
+        width = getattr(self.cell, "output_size", self.hidden_size)
+        keep_x = jax.random.bernoulli(x_key, 1.0 - self.input_rate, shape[1:])
+        keep_h = None
+        if self.state_rate:
+            zero = jax.eval_shape(lambda: self.zero_state(shape[1:-1]))
+            keep_h = jax.random.bernoulli(h_key, 1.0 - self.state_rate, zero.h.shape)
+        keep_y = jax.random.bernoulli(y_key, 1.0 - self.output_rate, (*shape[1:-1], width))
+
+        def dropped(state: Any, x: jax.Array, noise: Any) -> tuple[Any, jax.Array]:
+            if keep_h is not None:
+                state = state._replace(h=_kept(state.h, keep_h, self.state_rate))
+            state, y = run(state, _kept(x, keep_x, self.input_rate), noise)
+            return state, _kept(y, keep_y, self.output_rate)
+
+        return dropped, noise
+
+
+@dataclasses.dataclass(frozen=True)
+class RecurrentDropout(Regularizer):
+    """Dropout of what is to be written, which leaves the memory whole.
+
+    With a mask d(.) drawn anew at each step, and scaled by 1 / (1 - rate)::
+
+        c_t = f_t ∘ c_{t-1} + i_t ∘ d(g_t)
+
+    and in the same way the candidate of any gated cell (the GRU's, say).
+
+    Attributes:
+      cell: a cell with gates and a candidate, itself and not a regulariser around it.
+      rate: the probability, at least 0 and below 1, with which an element becomes zero.
+
+    Raises:
+      ValueError: the rate lies outside its range.
+      TypeError: the cell is no :class:`lstm_jax.cells.GatedCell`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from lstm_jax import LSTMCell, unroll
+      >>> cell = RecurrentDropout(LSTMCell(4), rate=0.25)
+      >>> params = cell.init(jax.random.key(0), input_size=3)
+      >>> state, ys = unroll(cell, params, jnp.ones((7, 3)), key=jax.random.key(1))
+      >>> ys.shape
+      (7, 4)
+
+    References:
+      Stanislau Semeniuta, Aliaksei Severyn, Erhardt Barth, "Recurrent Dropout without Memory
+      Loss", COLING 2016, section 3.
+    """
+
+    rate: float = 0.25
+
+    def __post_init__(self):
+        _check_rates(self, "rate")
+        if not isinstance(self.cell, GatedCell):
+            raise TypeError(
+                "RecurrentDropout drops the candidate of a cell with gates, and must stand "
+                f"directly around it, got {self.cell}"
+            )
+
+    def noisy(self, params: Params, key: jax.Array, shape: tuple[int, ...]) -> tuple[Step, Any]:
+        cell = self.cell
+        keep = jax.random.bernoulli(key, 1.0 - self.rate, (*shape[:-1], self.hidden_size))
+        candidate = activation("activation_fn", cell.activation_fn)
+        options: dict[str, Any] = {}
+        if isinstance(cell, LSTMFamilyCell) and cell.output_fn is None:
+            options["output_fn"] = cell.activation_fn  # which is not dropped
+
+        def dropped(state: Any, x: jax.Array, keep: jax.Array) -> tuple[Any, jax.Array]:
+            def drop(z: jax.Array) -> jax.Array:
+                return _kept(candidate(z), keep, self.rate)
+
+            noisy = dataclasses.replace(cell, activation_fn=drop, **options)
+            return noisy.step(params, state, x)
+
+        return dropped, keep
+
+
+@dataclasses.dataclass(frozen=True)
+class DropConnect(Regularizer):
+    """Dropout of recurrent weights: one mask a call, for all rows and steps of it.
+
+    ::
+
+        h_t = cell(h_{t-1}, x_t; d ∘ U / (1 - rate))        d drawn once for all steps
+
+    Attributes:
+      cell: any cell with parameters in a flat dict; ``cell.recurrent_weights`` names those
+        that are dropped, ``("w_hh",)`` where a cell does not say.
+      rate: the probability, at least 0 and below 1, with which a weight becomes zero.
+
+    Raises:
+      ValueError: the rate lies outside its range.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from lstm_jax import LSTMCell, unroll
+      >>> cell = DropConnect(LSTMCell(4), rate=0.5)
+      >>> params = cell.init(jax.random.key(0), input_size=3)
+      >>> state, ys = unroll(cell, params, jnp.ones((7, 3)), key=jax.random.key(1))
+      >>> ys.shape
+      (7, 4)
+
+    References:
+      Stephen Merity, Nitish Shirish Keskar, Richard Socher, "Regularizing and Optimizing LSTM
+      Language Models", ICLR 2018, section 2 (the weight-dropped LSTM).
+    """
+
+    rate: float = 0.5
+
+    def __post_init__(self):
+        _check_rates(self, "rate")
+
+    def noisy(self, params: Params, key: jax.Array, shape: tuple[int, ...]) -> tuple[Step, Any]:
+        names = getattr(self.cell, "recurrent_weights", ("w_hh",))
+        for name in names:
+            if name not in params:
+                raise ValueError(f"DropConnect needs params[{name!r}], got {', '.join(params)}")
+        *keys, key = jax.random.split(key, len(names) + 1)
+        dropped = {
+            name: _kept(
+                params[name],
+                jax.random.bernoulli(k, 1.0 - self.rate, params[name].shape),
+                self.rate,
+            )
+            for name, k in zip(names, keys, strict=True)
+        }
+        return noisy_step(self.cell, {**params, **dropped}, key, shape)
+
+
+def _kept(array: jax.Array, keep: jax.Array, rate: float) -> jax.Array:
+    """Inverted dropout: what is kept is scaled up, so that the mean stays."""
+    return jnp.where(keep, array / jnp.asarray(1.0 - rate, array.dtype), jnp.zeros_like(array))
+
+
+def _output(y: jax.Array, stepped: Any, state: Any) -> jax.Array:
+    """The output that belongs to ``state``: its h, where the cell's output was its h."""
+    return state.h if y is stepped.h else y
+
+
+def _check_rates(regularizer: Any, *names: str) -> None:
+    for name in names:
+        rate = getattr(regularizer, name)
+        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0.0 <= rate < 1.0:
+            raise ValueError(f"{name} must be at least 0 and below 1, got {rate!r}")
+
+
+def _check_hidden_state(regularizer: Regularizer) -> None:
+    state = jax.eval_shape(regularizer.zero_state)
+    if "h" not in getattr(state, "_fields", ()):
+        raise TypeError(
+            f"{type(regularizer).__name__} needs a cell whose state is a NamedTuple with a "
+            f"field h, got {type(state).__name__}"
+        )

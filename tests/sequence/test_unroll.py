@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import chex
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from lstm_jax import LSTMCell, LSTMState, unroll
+from lstm_jax import CELLS, LSTMCell, LSTMState, unroll
 from tests import oracle
 
 T, B, D, H = 6, 4, 3, 5
@@ -123,6 +124,149 @@ def test_any_number_of_batch_axes(leading):
     np.testing.assert_allclose(last.c.reshape(flat_last.c.shape), flat_last.c, atol=1e-6)
 
 
+def numpy_rows(xs, state, lengths, resets, reverse):
+    """Each row by itself: a reset puts zeros in place before its step."""
+    params = {name: np.asarray(array, np.float64) for name, array in PARAMS.items()}
+    ys = np.zeros((len(xs), B, H))
+    h, c = np.array(state.h, np.float64), np.array(state.c, np.float64)
+    for row in range(B):
+        steps = range(lengths[row])
+        for t in reversed(steps) if reverse else steps:
+            if resets[t, row]:
+                h[row] = c[row] = 0.0
+            h[row], c[row] = oracle.lstm_step(
+                params, h[row], c[row], np.asarray(xs[t, row], np.float64)
+            )
+            ys[t, row] = h[row]
+    return h, c, ys
+
+
+@hypothesis.settings(deadline=None, max_examples=15)
+@hypothesis.given(
+    st.lists(st.integers(0, T), min_size=B, max_size=B),
+    st.lists(st.booleans(), min_size=T * B, max_size=T * B),
+    st.booleans(),
+)
+def test_resets_lengths_and_direction_equal_the_numpy_loop(lengths, resets, reverse):
+    resets = np.array(resets).reshape(T, B)
+    state = random_state()
+    last, ys = unroll(
+        CELL, PARAMS, XS, state, lengths=np.array(lengths), resets=resets, reverse=reverse
+    )
+    h, c, expected = numpy_rows(XS, state, lengths, resets, reverse)
+    np.testing.assert_allclose(ys, expected, atol=2e-6)
+    np.testing.assert_allclose(last.h, h, atol=2e-6)
+    np.testing.assert_allclose(last.c, c, atol=2e-6)
+
+
+def test_reverse_equals_the_reversed_rows_forwards():
+    lengths = np.asarray(LENGTHS)
+    flipped = np.array(XS)
+    for row, length in enumerate(lengths):
+        flipped[:length, row] = np.asarray(XS)[:length, row][::-1]
+    last, ys = unroll(CELL, PARAMS, XS, lengths=LENGTHS, reverse=True)
+    expected_last, expected = unroll(CELL, PARAMS, flipped, lengths=LENGTHS)
+    chex.assert_trees_all_equal(last, expected_last)
+    for row, length in enumerate(lengths):
+        np.testing.assert_array_equal(ys[:length, row], expected[:length, row][::-1])
+
+
+def test_a_reset_stops_the_gradient_of_what_came_before():
+    resets = jnp.zeros((T, B), bool).at[3].set(True)
+    grads = jax.grad(lambda xs, s: unroll(CELL, PARAMS, xs, s, resets=resets)[1][3:].sum(), (0, 1))
+    dxs, dstate = grads(XS, random_state())
+    np.testing.assert_array_equal(dxs[:3], np.zeros((3, B, D)))
+    chex.assert_trees_all_equal(dstate, CELL.zero_state((B,)))
+    assert (dxs[3] != 0).all()
+
+
+def test_replaying_a_rollout_as_a_sequence_equals_stepping_it():
+    resets = np.random.default_rng(0).random((T, B)) < 0.4
+    state, ys = CELL.zero_state((B,)), []
+    for t in range(T):
+        zero = CELL.zero_state((B,))
+        state = jax.tree.map(lambda z, s, t=t: jnp.where(resets[t, :, None], z, s), zero, state)
+        state, y = jax.jit(CELL.step)(PARAMS, state, XS[t])
+        ys.append(y)
+    last, replayed = unroll(CELL, PARAMS, XS, resets=resets)
+    np.testing.assert_allclose(replayed, jnp.stack(ys), atol=1e-6)
+    chex.assert_trees_all_close(last, state, atol=1e-6)
+
+
+def test_an_all_false_reset_changes_not_a_bit():
+    plain = unroll(CELL, PARAMS, XS)
+    chex.assert_trees_all_equal(unroll(CELL, PARAMS, XS, resets=jnp.zeros((T, B), bool)), plain)
+
+
+class TestLearnedInitialState:
+    cell = LSTMCell(H, learn_initial_state=True)
+    params = dict(PARAMS, h_0=jnp.linspace(-1, 1, H), c_0=jnp.linspace(2, 0, H))
+
+    def test_begins_with_zeros_under_the_names_of_the_state(self):
+        params = self.cell.init(jax.random.key(0), D)
+        np.testing.assert_array_equal(params["h_0"], np.zeros(H))
+        np.testing.assert_array_equal(params["c_0"], np.zeros(H))
+
+    def test_is_where_a_sequence_starts_and_a_reset_returns_to(self):
+        start = LSTMState(*(jnp.broadcast_to(self.params[n], (B, H)) for n in ("h_0", "c_0")))
+        resets = jnp.zeros((T, B), bool).at[2].set(True)
+        _, ys = unroll(self.cell, self.params, XS, resets=resets)
+        np.testing.assert_allclose(ys[:2], unroll(CELL, PARAMS, XS[:2], start)[1], atol=1e-6)
+        np.testing.assert_allclose(ys[2:], unroll(CELL, PARAMS, XS[2:], start)[1], atol=1e-6)
+
+    def test_gets_gradient_from_every_row_and_every_reset(self):
+        def loss(params, resets):
+            return unroll(self.cell, params, XS, resets=resets)[1].sum()
+
+        once = jax.grad(loss)(self.params, jnp.zeros((T, B), bool))
+        every = jax.grad(loss)(self.params, jnp.ones((T, B), bool))
+        assert (once["c_0"] != 0).all()
+        assert not np.allclose(once["c_0"], every["c_0"])
+
+    def test_a_row_of_length_zero_returns_it(self):
+        last, _ = unroll(self.cell, self.params, XS, lengths=jnp.zeros(B, int))
+        np.testing.assert_array_equal(last.c, np.tile(self.params["c_0"], (B, 1)))
+
+
+class TestAssociative:
+    """The parallel scan of linear recurrences against the loop."""
+
+    @pytest.mark.parametrize("name", ["min_lstm", "min_gru", "ind_rnn"])
+    @pytest.mark.parametrize("reverse", [False, True])
+    def test_values_and_gradients_equal_the_scan(self, name, reverse):
+        cell = CELLS[name](hidden_size=H, activation_fn="identity", learn_initial_state=True)
+        with jax.enable_x64(True):
+            cell = dataclasses.replace(cell, param_dtype="float64")
+            params = cell.init(jax.random.key(0), D)
+            params["h_0"] = jnp.linspace(-1.0, 1.0, H)
+            xs, state = jnp.asarray(XS, float), unroll(cell, params, jnp.asarray(XS, float))[0]
+            resets = np.random.default_rng(0).random((T, B)) < 0.3
+
+            def loss(params, xs, state, engine):
+                last, ys = unroll(
+                    cell, params, xs, state, lengths=LENGTHS, resets=resets, reverse=reverse,
+                    engine=engine,
+                )  # fmt: skip
+                return jnp.sin(ys).sum() + jnp.cos(last.h).sum(), (last, ys)
+
+            run = functools.partial(jax.value_and_grad, argnums=(0, 1, 2), has_aux=True)
+            loop = run(functools.partial(loss, engine="scan"))(params, xs, state)
+            parallel = run(functools.partial(loss, engine="associative"))(params, xs, state)
+            # The same products and sums, grouped otherwise: a few roundings a step.
+            chex.assert_trees_all_close(parallel, loop, rtol=0, atol=1e-13)
+
+    def test_no_steps(self):
+        cell = CELLS["min_gru"](hidden_size=H)
+        params = cell.init(jax.random.key(0), D)
+        last, ys = unroll(cell, params, XS[:0], engine="associative")
+        np.testing.assert_array_equal(last.h, np.zeros((B, H)))
+        assert ys.shape == (0, B, H)
+
+    def test_is_refused_by_name_where_the_recurrence_is_not_linear(self):
+        with pytest.raises(ValueError, match=r"'associative' is for cells .* not for LSTMCell"):
+            unroll(CELL, PARAMS, XS, engine="associative")
+
+
 class TestTransforms:
     def test_jit_with_lengths_known_and_unknown(self):
         eager = unroll(CELL, PARAMS, XS, lengths=LENGTHS)
@@ -204,6 +348,22 @@ class TestErrors:
     def test_lengths_out_of_range(self, bad):
         with pytest.raises(ValueError, match=f"lengths must lie between 0 and T=6.*{bad}"):
             unroll(CELL, PARAMS, XS, lengths=jnp.array([1, 2, 3, bad]))
+
+    @pytest.mark.parametrize("shape", [(T,), (B, T), (T, B, 1), (T + 1, B)])
+    def test_resets_of_wrong_shape(self, shape):
+        with pytest.raises(
+            ValueError, match=r"resets must have the time and batch axes of xs, \(6, 4\), got shape"
+        ):
+            unroll(CELL, PARAMS, XS, resets=jnp.zeros(shape, bool))
+
+    def test_resets_of_wrong_type(self):
+        with pytest.raises(TypeError, match="resets must be booleans, got int32"):
+            unroll(CELL, PARAMS, XS, resets=jnp.zeros((T, B), "int32"))
+
+    def test_integer_state(self):
+        bad = LSTMState(h=jnp.zeros((B, H)), c=jnp.zeros((B, H), int))
+        with pytest.raises(TypeError, match=r"state\.c must be float32 or of its kind, got int32"):
+            unroll(CELL, PARAMS, XS, bad)
 
     def test_unknown_engine(self):
         with pytest.raises(ValueError, match=r"engine must be one of .*, got 'warp'"):

@@ -1,0 +1,153 @@
+"""The recurrent layers of a model, as a config describes them."""
+
+import ast
+import dataclasses
+import functools
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from lstm_jax.cells import CELLS
+from lstm_jax.errors import UserError
+from lstm_jax.sequence import (
+    LSTM,
+    DropConnect,
+    RecurrentDropout,
+    VariationalDropout,
+    Zoneout,
+)
+from lstm_jax.tasks.options import Section, nearest, option
+
+REGULARIZERS: dict[str, Callable[..., Any]] = {
+    "drop_connect": DropConnect,
+    "recurrent_dropout": RecurrentDropout,
+    "variational_dropout": VariationalDropout,
+    "zoneout": Zoneout,
+}
+"""Regularisers by the name that a config gives them."""
+
+CellFactory = Callable[..., Any]  # called with hidden_size=, dtype= and param_dtype=
+
+
+def cell_factory(text: str) -> CellFactory:
+    """What makes the cells that a config asks for.
+
+    Args:
+      text: the name of a cell in ``CELLS``, or ``module.Class`` of your own, with options in
+        brackets where there are any, and regularisers around it: ``"peephole"``,
+        ``"lstm(forget_bias=2.0)"``, ``"zoneout(my_cells.LeakyCell, hidden_rate=0.1)"``.
+
+    Returns:
+      A function of ``hidden_size=`` and the types that returns the cell.
+
+    Raises:
+      UserError: the text is none of that, or an option is unknown or impossible.
+
+    >>> cell_factory("lstm(forget_bias=2.0)")(hidden_size=3).forget_bias
+    2.0
+    >>> cell_factory("lstn")
+    Traceback (most recent call last):
+    lstm_jax.errors.UserError: unknown cell lstn; did you mean lstm?
+    """
+    try:
+        tree = ast.parse(text, mode="eval").body
+    except (SyntaxError, ValueError) as error:
+        raise UserError(f"expected a cell such as lstm(forget_bias=2.0), got {text!r}") from error
+    factory = _factory(tree, text)
+    _made(factory, hidden_size=4)  # an impossible option is told now
+    return factory
+
+
+def _factory(tree: ast.expr, text: str) -> CellFactory:
+    name, arguments, keywords = tree, [], []
+    if isinstance(tree, ast.Call):
+        name, arguments, keywords = tree.func, tree.args, tree.keywords
+    options: dict[str, Any] = {}
+    for keyword in keywords:
+        try:
+            options[str(keyword.arg)] = ast.literal_eval(keyword.value)
+        except ValueError as error:
+            raise UserError(
+                f"{keyword.arg} of {ast.unparse(name)}: expected a number, a text, true or "
+                f"false, got {ast.unparse(keyword.value)}"
+            ) from error
+    word = ast.unparse(name)
+    if word in REGULARIZERS:
+        if len(arguments) != 1:
+            raise UserError(f"{word}: expected one cell in its brackets, got {text!r}")
+        regularizer, inner = REGULARIZERS[word], _factory(arguments[0], text)
+        _check_options(word, regularizer, options)
+        return lambda **sizes: regularizer(inner(**sizes), **options)
+    if arguments:
+        raise UserError(f"{word}: expected options by name, got {ast.unparse(arguments[0])}")
+    kind = CELLS[word] if word in CELLS else _imported(name, word)
+    _check_options(word, kind, options)
+    return functools.partial(kind, **options)
+
+
+def _imported(tree: ast.expr, word: str) -> Callable[..., Any]:
+    """The class that ``package.module.Class`` names."""
+    if not isinstance(tree, ast.Attribute):
+        raise UserError(f"unknown cell {word}{nearest(word, [*CELLS, *REGULARIZERS])}")
+    module, name = ast.unparse(tree.value), tree.attr
+    try:
+        kind = getattr(importlib.import_module(module), name)
+    except ImportError as error:
+        raise UserError(f"{word}: module {module} cannot be imported ({error})") from error
+    except AttributeError as error:
+        raise UserError(f"{word}: module {module} has no {name}") from error
+    return kind
+
+
+def _check_options(word: str, kind: Callable[..., Any], options: dict[str, Any]) -> None:
+    known = set(inspect.signature(kind).parameters) - {"cell", "hidden_size"}
+    for name in options:
+        if name not in known:
+            raise UserError(f"unknown option {name} of {word}{nearest(name, sorted(known))}")
+
+
+def _made(factory: CellFactory, **sizes: Any) -> Any:
+    try:
+        return factory(**sizes)
+    except (TypeError, ValueError) as error:
+        raise UserError(str(error)) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class RecurrentModel(Section):
+    """The part of a section ``[model]`` that says what runs over time."""
+
+    hidden_size: int = option(128, "hidden features of each recurrent layer", at_least=1)
+    num_layers: int = option(1, "stacked recurrent layers", at_least=1)
+    cell: str = option(
+        "lstm",
+        'cell of each layer: "lstm", "peephole", "gru", ..., or module.Class of your own; with '
+        'options: "lstm(forget_bias=2.0)", regularised: "zoneout(lstm, cell_rate=0.2)"',
+        check=cell_factory,
+    )
+    dropout: float = option(0.2, "dropout on the outputs of every layer", at_least=0, below=1)
+    dtype: str = option(
+        "float32", "type of the products; sums stay in float32", choices=("float32", "bfloat16")
+    )
+
+    @functools.cached_property
+    def layers(self) -> LSTM:
+        """The layers that run over time."""
+        return LSTM(
+            self.hidden_size,
+            self.num_layers,
+            dropout=self.dropout,
+            dtype=self.dtype,
+            cell=_CellOf(self.cell),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _CellOf:
+    """A factory that is equal to another of the same text, as a static argument must be."""
+
+    text: str
+
+    def __call__(self, hidden_size: int, **types: Any) -> Any:
+        return cell_factory(self.text)(hidden_size=hidden_size, **types)

@@ -1,0 +1,416 @@
+"""Every cell with every option that changes its arithmetic, through every transformation.
+
+One table of cases; a cell without a case in it fails.  Cases of ``STRUCTURES`` (one for each
+set of equations) run through all tests, those of ``FUNCTIONS`` (one for each element-wise
+option) through values and gradients.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lstm_jax import unroll
+from lstm_jax.cells import CELLS
+from tests import oracles
+
+T, B, D, H = 4, 2, 3, 4
+LENGTHS = np.array([4, 2])
+RESETS = np.array([[False, False], [False, True], [True, False], [False, True]])
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A cell as the table has it, and the shape of one row's input at one step."""
+
+    name: str
+    options: tuple[tuple[str, Any], ...] = ()
+    space: tuple[int, ...] = ()  # axes of an input between batch and features
+
+    def __str__(self):
+        return "-".join([self.name, *(f"{key}={value}" for key, value in self.options)])
+
+    def cell(self, **more):
+        return CELLS[self.name](hidden_size=H, **dict(self.options), **more)
+
+    @property
+    def oracle(self):
+        return functools.partial(oracles.unroll, self.name, **dict(self.options))
+
+
+def case(name, space=(), **options):
+    return Case(
+        name, tuple(options.items()), (3, 2) if name == "conv_lstm" and not space else space
+    )
+
+
+STRUCTURES = [
+    case("lstm_1997"),
+    case("lstm_1997", block_size=2),
+    case("lstm"),
+    case("peephole"),
+    case("coupled"),
+    case("coupled", peepholes=True),
+    *[case(variant) for variant in ("nig", "nfg", "nog", "niaf", "noaf", "np", "fgr")],
+    case("projected"),
+    case("projected", proj_size=3),
+    case("layer_norm"),
+    case("multiplicative"),
+    case("mogrifier"),
+    case("mogrifier", rounds=0),
+    case("mogrifier", rounds=2, rank=1),
+    case("slstm"),
+    case("slstm", num_heads=2, forget_fn="exp"),
+    case("min_lstm"),
+    case("min_gru"),
+    case("gru"),
+    case("gru", reset_after=True),
+    case("mgu"),
+    case("rnn"),
+    case("ind_rnn"),
+    case("ea_lstm"),
+    case("ea_lstm", static_size=2),
+    case("conv_lstm"),
+    case("conv_lstm", space=(5,), kernel_size=(3,), peepholes=True),
+    case("conv_lstm", space=(2, 3), kernel_size=(1, 3), peepholes=True, spatial_shape=(2, 3)),
+    case("conv_lstm", space=(2, 1, 3), kernel_size=(1, 1, 3)),
+]
+
+# Functions that are not the default, clips small enough to cut.
+ELEMENTWISE = {"gate_fn": "hard_sigmoid", "activation_fn": "softsign", "preactivation_clip": 0.4}
+LSTM_FAMILY = {"output_fn": "identity", "cell_clip": 0.3}
+FUNCTIONS = [
+    *[
+        case(name, **{option: value})
+        for name in ("lstm_1997", "lstm", "peephole", "coupled", "nig", "fgr", "conv_lstm")
+        for option, value in (ELEMENTWISE | LSTM_FAMILY).items()
+    ],
+    *[
+        # All at once where the equations of the cell are an LSTM's but for its products.
+        case(name, **ELEMENTWISE, **LSTM_FAMILY)
+        for name in ("projected", "layer_norm", "multiplicative", "mogrifier", "ea_lstm")
+        + ("nfg", "nog", "niaf", "noaf", "np")
+    ],
+    case("coupled", peepholes=True, cell_clip=0.3),
+    case("lstm_1997", block_size=2, activation_fn="tanh", output_fn="tanh"),
+    case("lstm", activation_fn="relu"),
+    case("lstm", activation_fn="gelu", output_fn="tanh"),
+    case("layer_norm", epsilon=0.1),
+    *[
+        case(name, **{option: value})
+        for name in ("slstm", "gru", "mgu", "min_lstm", "min_gru")
+        for option, value in ELEMENTWISE.items()
+    ],
+    case("gru", reset_after=True, activation_fn="relu", preactivation_clip=0.4),
+    *[case(name, activation_fn=f) for name in ("min_lstm", "min_gru") for f in ("tanh", "gelu")],
+    case("rnn", activation_fn="relu"),
+    case("rnn", preactivation_clip=0.4),
+    case("ind_rnn", activation_fn="identity"),
+    case("ind_rnn", activation_fn="tanh", preactivation_clip=0.4),
+]
+
+over_all = pytest.mark.parametrize("case", STRUCTURES + FUNCTIONS, ids=str)
+over_structures = pytest.mark.parametrize("case", STRUCTURES, ids=str)
+
+
+def test_every_cell_has_its_cases_and_its_oracle():
+    assert {case.name for case in STRUCTURES} == set(CELLS), "cells without a case, or the reverse"
+    assert set(oracles.ORACLES) == set(CELLS), "cells without an oracle, or the reverse"
+    assert len({str(case) for case in STRUCTURES + FUNCTIONS}) == len(STRUCTURES + FUNCTIONS)
+
+
+# ---- what the tests share ----
+
+
+def drawn(rng, tree, dtype, scale=1.0):
+    """Normal numbers in the shapes of ``tree``."""
+    return jax.tree.map(lambda leaf: jnp.asarray(scale * rng.normal(size=leaf.shape), dtype), tree)
+
+
+def arguments(case, dtype=np.float64, scale=0.7, steps=T, batch=(B,), **more):
+    """A cell with parameters, inputs and a state of random numbers: ``(cell, params, xs, state)``.
+
+    Parameters are not as ``init`` draws them, since many begin at zero.
+    """
+    rng = np.random.default_rng(0)
+    cell = case.cell(**({"param_dtype": "float64"} if dtype == np.float64 else {}), **more)
+    params = drawn(rng, jax.eval_shape(lambda: cell.init(jax.random.key(0), D)), dtype, scale)
+    xs = drawn(rng, jax.ShapeDtypeStruct((steps, *batch, *case.space, D), dtype), dtype)
+    zero = jax.eval_shape(lambda: cell.zero_state((*batch, *case.space)))
+    state = drawn(rng, zero, dtype, 0.5)
+    if case.name == "slstm":  # a normaliser is a sum of exponentials
+        state = state._replace(n=jnp.exp(state.n))
+    return cell, params, xs, jax.tree.map(lambda a, z: a.astype(z.dtype), state, zero)
+
+
+def scalar(last, ys):
+    """A loss in which every output and every field of the last state counts, each otherwise."""
+    total = 0.0
+    for n, array in enumerate([ys, *last]):
+        weight = jnp.cos(jnp.arange(array.size) + n).reshape(array.shape).astype(array.dtype)
+        total = total + (weight * (jnp.sin(array) + array)).sum()
+    return total
+
+
+def loss(cell, params, xs, state, **how):
+    return scalar(*unroll(cell, params, xs, state, **how))
+
+
+def dicts(*trees):
+    """States as dicts of NumPy arrays."""
+    return [{name: np.asarray(array) for name, array in tree._asdict().items()} for tree in trees]
+
+
+def dtypes(tree):
+    return {str(leaf.dtype) for leaf in jax.tree.leaves(tree)}
+
+
+def direction(rng, tree):
+    """A tangent of length one."""
+    tangent = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), tree)
+    length = np.sqrt(sum((leaf**2).sum() for leaf in jax.tree.leaves(tangent)))
+    return jax.tree.map(lambda leaf: leaf / length, tangent)
+
+
+def inner(a, b):
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return sum(float(np.vdot(x, y)) for x, y in pairs)
+
+
+# ---- values and derivatives, in float64 ----
+
+
+@over_all
+def test_values_equal_the_numpy_loop(case):
+    with jax.enable_x64(True):
+        cell, params, xs, state = arguments(case)
+        every = case in STRUCTURES
+        for reverse in (False, True) if every else (len(str(case)) % 2 == 0,):
+            run = jax.jit(functools.partial(unroll, cell, reverse=reverse))
+            last, ys = run(params, xs, state, lengths=LENGTHS, resets=RESETS)
+            (given,) = dicts(state)
+            expected, expected_ys = case.oracle(params, xs, given, LENGTHS, RESETS, reverse)
+            assert dtypes((last, ys)) == {"float64"}, "float64 in, float64 out"
+            # Sums of at most 9 * (D + H) terms of order 1 over T steps: some hundred roundings
+            # of 1e-16.  Layer normalisation divides by a standard deviation of that order.
+            close = functools.partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-12)
+            close(ys, expected_ys, err_msg=f"outputs, {reverse=}")
+            (last,) = dicts(last)
+            assert set(last) == set(expected)
+            for field in expected:
+                close(last[field], expected[field], err_msg=f"last {field}, {reverse=}")
+
+
+@over_all
+def test_derivatives_equal_finite_differences(case):
+    with jax.enable_x64(True):
+        cell, params, xs, state = arguments(case)
+        args = params, xs, state
+        rng = np.random.default_rng(1)
+        how = {"lengths": LENGTHS, "resets": RESETS[:, ::-1]}
+        value_and_grad = jax.jit(
+            jax.value_and_grad(functools.partial(loss, cell, **how), argnums=(0, 1, 2))
+        )
+        _, grads = value_and_grad(*args)
+        assert dtypes(grads) == {"float64"}
+        step = 1e-5
+
+        def around(tangent):
+            move = lambda sign: jax.tree.map(lambda a, v: a + sign * step * v, args, tangent)  # noqa: E731
+            return value_and_grad(*move(1)), value_and_grad(*move(-1))
+
+        # Central differences along directions of length one err by the third derivative times
+        # step**2 = 1e-10 and by roundings of 1e-15 / step = 1e-10, each times order 1 to 100.
+        close = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-7)
+        none = jax.tree.map(np.zeros_like, args)
+        for n, what in enumerate(("parameters", "inputs", "initial state")):
+            tangent = tuple(direction(rng, args[m]) if m == n else none[m] for m in range(3))
+            (up, _), (down, _) = around(tangent)
+            close(inner(grads, tangent), (up - down) / (2 * step), err_msg=f"gradient for {what}")
+
+        if case not in STRUCTURES:
+            return
+        tangent = direction(rng, args)
+        (_, up), (_, down) = around(tangent)
+        # Forward over reverse: the first output's tangent is J v, the second's is H v.
+        (_, (jv, hv)) = jax.jit(lambda a, v: jax.jvp(lambda a: value_and_grad(*a), (a,), (v,)))(
+            args, tangent
+        )
+        np.testing.assert_allclose(
+            jv, inner(grads, tangent), rtol=1e-10, atol=1e-12, err_msg="forward and reverse mode"
+        )
+        for product, plus, minus in zip(*map(jax.tree.leaves, (hv, up, down)), strict=True):
+            close(product, (plus - minus) / (2 * step), err_msg="Hessian times vector")
+
+
+# ---- transformations ----
+
+
+@over_structures
+def test_transformations_change_nothing(case):
+    with jax.enable_x64(True):
+        cell, params, xs, state = arguments(case)
+        # A few roundings of numbers of order 1, in another order.
+        close = functools.partial(chex.assert_trees_all_close, rtol=1e-11, atol=1e-12)
+
+        eager = cell.step(params, state, xs[0])
+        compiled = jax.jit(cell.step)
+        close(compiled(params, state, xs[0]), eager, custom_message="jit")
+        compiled(jax.tree.map(jnp.sin, params), *eager[:1], xs[1])
+        assert compiled._cache_size() == 1, "new values must not compile again"
+
+        mapped = jax.jit(jax.vmap(cell.step, in_axes=(None, 0, 0)))
+        close(mapped(params, state, xs[0]), eager, custom_message="vmap over the batch")
+        for row in range(B):
+            alone = cell.step(params, jax.tree.map(lambda a, r=row: a[r], state), xs[0, row])
+            ours = jax.tree.map(lambda a, r=row: a[r], eager)
+            close(alone, ours, custom_message="a row without a batch axis")
+
+        def body(params, state, xs, step):
+            state, ys = jax.lax.scan(functools.partial(step, params), state, xs)
+            return scalar(state, ys)
+
+        # Rows differ in scalar() when apart from when together; so each row by itself.
+        rows = jax.jit(jax.vmap(jax.grad(functools.partial(body, step=cell.step)), (None, 0, 1)))
+        single = jax.jit(jax.grad(functools.partial(body, step=jax.checkpoint(cell.step))))
+        by_row = rows(params, state, xs)
+        for row in range(B):
+            alone = single(params, jax.tree.map(lambda a, r=row: a[r], state), xs[:, row])
+            ours = jax.tree.map(lambda a, r=row: a[r], by_row)
+            close(ours, alone, custom_message="gradients by example, and of a checkpointed step")
+        assert single._cache_size() == 1
+
+
+@over_structures
+def test_tracing_leaks_nothing_and_promotes_nothing(case):
+    cell, params, xs, state = arguments(case, np.float32)
+    run = jax.value_and_grad(functools.partial(loss, cell), (0, 1, 2))
+    with jax.checking_leaks():
+        jax.eval_shape(jax.jit(run), params, xs, state)
+    with jax.numpy_dtype_promotion("strict"):
+        new, y = jax.eval_shape(cell.step, params, state, xs[0])
+    assert dtypes((new, y)) == {"float32"}
+
+
+# ---- types ----
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@over_structures
+def test_low_precision_stays_within_its_error(case, dtype):
+    cell, params, xs, _ = arguments(case, np.float32, dtype=dtype)
+    last, ys = jax.jit(functools.partial(unroll, cell))(params, xs)
+    assert ys.dtype == last.h.dtype == dtype
+    assert dtypes(last._replace(h=jnp.zeros(()))) == {"float32"}, "all but h is float32"
+    rounded = {
+        name: array.astype(dtype).astype(np.float32) if name.startswith("w_") else array
+        for name, array in params.items()
+    }
+    expected, expected_ys = case.oracle(rounded, xs.astype(dtype).astype(np.float32))
+    # What is left of the error: each step rounds h (and what a cell puts between two products),
+    # which reaches each pre-activation in sums of H terms; over T steps up to T * H roundings of
+    # eps / 2, times the size of what is rounded.  Convolutions sum over their kernel, too.
+    terms = T * H / 2 * np.prod(dict(case.options).get("kernel_size", (3, 3)) if case.space else 1)
+    size = max(1.0, np.abs(expected_ys).max())
+    close = functools.partial(
+        np.testing.assert_allclose, rtol=0, atol=terms * float(jnp.finfo(dtype).eps) * size
+    )
+    close(ys.astype(np.float32), expected_ys, err_msg="outputs")
+    (last,) = dicts(last)
+    for field in set(expected) - {"m"}:
+        size = max(1.0, np.abs(expected[field]).max())
+        close(last[field].astype(np.float32) / size, expected[field] / size, err_msg=field)
+
+
+@over_structures
+def test_a_scan_keeps_its_types_whatever_they_are(case):
+    narrow_or_not = ("bfloat16", "float32")
+    cell, params, xs, state = arguments(case, np.float32)
+    for param_dtype in narrow_or_not:
+        for x_dtype in narrow_or_not:
+            for state_dtype in narrow_or_not:
+                for dtype in (None, "bfloat16"):
+                    types = f"{param_dtype=} {x_dtype=} {state_dtype=} {dtype=}"
+                    one = case.cell(param_dtype=param_dtype, dtype=dtype)
+                    last, ys = jax.eval_shape(
+                        lambda p, s, x, one=one: jax.lax.scan(functools.partial(one.step, p), s, x),
+                        jax.tree.map(lambda a, t=param_dtype: a.astype(t), params),
+                        jax.tree.map(lambda a, t=state_dtype: a.astype(t), state),
+                        xs.astype(x_dtype),
+                    )
+                    assert dtypes(last) == {state_dtype}, types
+                    assert ys.dtype == last.h.dtype, types
+                    zero = jax.eval_shape(one.zero_state)
+                    assert zero.h.dtype == (dtype or param_dtype), types
+                    assert dtypes(zero._replace(h=jnp.zeros(()))) == {"float32"}, types
+
+
+# ---- edges ----
+
+
+@over_structures
+def test_saturated_gates_and_empty_rows_have_finite_gradients(case):
+    """Pre-activations of 1e4 and more, both signs; what a row does not read is not a number.
+
+    Float32 reaches 3e38.  The largest numbers are those of cells whose candidates are not
+    squashed: ind_rnn multiplies by u = 1e4 in each of T = 4 steps, so that its outputs are of
+    order 1e20, and its gradients another factor 1e4 or two above.
+    """
+    cell, params, xs, state = arguments(case, np.float32, scale=1e4)
+    lengths = np.array([T, 0])
+    past = np.arange(T).reshape(-1, 1) >= lengths
+    past = past.reshape(T, B, *[1] * (xs.ndim - 2))
+    spoilt = jnp.where(past, jnp.nan, xs)
+
+    def plain(params, xs, state):
+        last, ys = unroll(cell, params, xs, state, lengths=lengths)
+        return ys.sum() + last.h.sum()
+
+    value, grads = jax.jit(jax.value_and_grad(plain, (0, 1, 2)))(params, spoilt, state)
+    assert np.isfinite(value)
+    chex.assert_tree_all_finite(grads)
+    assert not np.where(past, grads[1], 0.0).any(), "no gradient past a row's end"
+    # And from the state of a sequence that has not begun, whole.
+    value, grads = jax.jit(jax.value_and_grad(lambda p, x: unroll(cell, p, x)[1].sum(), (0, 1)))(
+        params, xs
+    )
+    assert np.isfinite(value)
+    chex.assert_tree_all_finite(grads)
+
+
+@over_structures
+def test_a_learned_initial_state_is_a_parameter_and_what_resets_restore(case):
+    with jax.enable_x64(True):
+        cell, params, xs, _ = arguments(case, learn_initial_state=True)
+        fields = cell.zero_state()._fields
+        assert {f"{field}_0" for field in fields} == set(params) - set(
+            case.cell().init(jax.random.key(0), D)
+        ), "one parameter for each field"
+        if case.name == "slstm":
+            params["n_0"] = jnp.exp(params["n_0"])
+
+        def run(params, xs):
+            last, ys = unroll(cell, params, xs, lengths=LENGTHS, resets=RESETS)
+            return scalar(last, ys), (last, ys)
+
+        (_, (last, ys)), grads = jax.jit(jax.value_and_grad(run, has_aux=True))(params, xs)
+        expected, expected_ys = case.oracle(params, xs, None, LENGTHS, RESETS)
+        np.testing.assert_allclose(ys, expected_ys, rtol=1e-12, atol=1e-12)
+        (last,) = dicts(last)
+        for field in fields:
+            np.testing.assert_allclose(last[field], expected[field], rtol=1e-12, atol=1e-12)
+            assert np.abs(grads[f"{field}_0"]).max() > 1e-3, f"{field}_0 receives gradient"
+
+
+@over_all
+def test_cells_built_alike_are_alike(case):
+    assert case.cell() == case.cell()
+    assert hash(case.cell()) == hash(case.cell())
+    assert case.cell() != case.cell(learn_initial_state=True)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        case.cell().hidden_size = 5
