@@ -144,10 +144,8 @@ def odyssey(params, state, x, variant, **options):
     f = fn.gate(z["f"]) if "f" in z else 1.0
     g = z["g"] if variant == "niaf" else fn.candidate(z["g"])
     c = fn.cell(f * state["c"] + i * g)
-    if "o" in z:
-        o = fn.gate(z["o"] + (0.0 if variant == "np" else params["p_o"] * c))
-    else:
-        o = 1.0
+    p_o = 0.0 if variant in ("np", "nog") else params["p_o"]
+    o = fn.gate(z["o"] + p_o * c) if "o" in z else 1.0
     h = o * (c if variant == "noaf" else fn.output(c))
     new = {"h": h, "c": c}
     if variant == "fgr":
@@ -190,10 +188,8 @@ def mogrifier(params, state, x, rounds=5, rank=None, **options):
     h = state["h"]
     for n in range(1, rounds + 1):
         name = f"w_q{n}" if n % 2 else f"w_r{n}"
-        if rank is None:
-            matrix = params[name]
-        else:
-            matrix = params[f"{name}_left"] @ params[f"{name}_right"]
+        parts = [name] if rank is None else [f"{name}_left", f"{name}_right"]
+        matrix = functools.reduce(np.matmul, [params[part] for part in parts])
         if n % 2:
             x = 2.0 * sigmoid(h @ matrix) * x
         else:

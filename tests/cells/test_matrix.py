@@ -93,8 +93,10 @@ FUNCTIONS = [
     *[
         # All at once where the equations of the cell are an LSTM's but for its products.
         case(name, **ELEMENTWISE, **LSTM_FAMILY)
-        for name in ("projected", "layer_norm", "multiplicative", "mogrifier", "ea_lstm")
-        + ("nfg", "nog", "niaf", "noaf", "np")
+        for name in (
+            *("projected", "layer_norm", "multiplicative", "mogrifier", "ea_lstm"),
+            *("nfg", "nog", "niaf", "noaf", "np"),
+        )
     ],
     case("coupled", peepholes=True, cell_clip=0.3),
     case("lstm_1997", block_size=2, activation_fn="tanh", output_fn="tanh"),
@@ -126,25 +128,28 @@ def test_every_cell_has_its_cases_and_its_oracle():
 
 # ---- what the tests share ----
 
+# What runs a few times need not run fast: half the time to compile.
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
 
 def drawn(rng, tree, dtype, scale=1.0):
     """Normal numbers in the shapes of ``tree``."""
-    return jax.tree.map(lambda leaf: jnp.asarray(scale * rng.normal(size=leaf.shape), dtype), tree)
+    return jax.tree.map(lambda leaf: (scale * rng.normal(size=leaf.shape)).astype(dtype), tree)
 
 
-def arguments(case, dtype=np.float64, scale=0.7, steps=T, batch=(B,), **more):
+def arguments(case, given=np.float64, scale=0.7, steps=T, batch=(B,), **more):
     """A cell with parameters, inputs and a state of random numbers: ``(cell, params, xs, state)``.
 
     Parameters are not as ``init`` draws them, since many begin at zero.
     """
     rng = np.random.default_rng(0)
-    cell = case.cell(**({"param_dtype": "float64"} if dtype == np.float64 else {}), **more)
-    params = drawn(rng, jax.eval_shape(lambda: cell.init(jax.random.key(0), D)), dtype, scale)
-    xs = drawn(rng, jax.ShapeDtypeStruct((steps, *batch, *case.space, D), dtype), dtype)
+    cell = case.cell(**({"param_dtype": "float64"} if given == np.float64 else {}), **more)
+    params = drawn(rng, jax.eval_shape(lambda: cell.init(jax.random.key(0), D)), given, scale)
+    xs = drawn(rng, jax.ShapeDtypeStruct((steps, *batch, *case.space, D), given), given)
     zero = jax.eval_shape(lambda: cell.zero_state((*batch, *case.space)))
-    state = drawn(rng, zero, dtype, 0.5)
+    state = drawn(rng, zero, given, 0.5)
     if case.name == "slstm":  # a normaliser is a sum of exponentials
-        state = state._replace(n=jnp.exp(state.n))
+        state = state._replace(n=np.exp(state.n))
     return cell, params, xs, jax.tree.map(lambda a, z: a.astype(z.dtype), state, zero)
 
 
@@ -191,7 +196,7 @@ def test_values_equal_the_numpy_loop(case):
         cell, params, xs, state = arguments(case)
         every = case in STRUCTURES
         for reverse in (False, True) if every else (len(str(case)) % 2 == 0,):
-            run = jax.jit(functools.partial(unroll, cell, reverse=reverse))
+            run = quick_jit(functools.partial(unroll, cell, reverse=reverse))
             last, ys = run(params, xs, state, lengths=LENGTHS, resets=RESETS)
             (given,) = dicts(state)
             expected, expected_ys = case.oracle(params, xs, given, LENGTHS, RESETS, reverse)
@@ -213,9 +218,8 @@ def test_derivatives_equal_finite_differences(case):
         args = params, xs, state
         rng = np.random.default_rng(1)
         how = {"lengths": LENGTHS, "resets": RESETS[:, ::-1]}
-        value_and_grad = jax.jit(
-            jax.value_and_grad(functools.partial(loss, cell, **how), argnums=(0, 1, 2))
-        )
+        derivative = jax.value_and_grad(functools.partial(loss, cell, **how), argnums=(0, 1, 2))
+        value_and_grad = quick_jit(derivative)
         _, grads = value_and_grad(*args)
         assert dtypes(grads) == {"float64"}
         step = 1e-5
@@ -238,9 +242,8 @@ def test_derivatives_equal_finite_differences(case):
         tangent = direction(rng, args)
         (_, up), (_, down) = around(tangent)
         # Forward over reverse: the first output's tangent is J v, the second's is H v.
-        (_, (jv, hv)) = jax.jit(lambda a, v: jax.jvp(lambda a: value_and_grad(*a), (a,), (v,)))(
-            args, tangent
-        )
+        products = quick_jit(lambda a, v: jax.jvp(lambda a: derivative(*a), (a,), (v,)))
+        _, (jv, hv) = products(args, tangent)
         np.testing.assert_allclose(
             jv, inner(grads, tangent), rtol=1e-10, atol=1e-12, err_msg="forward and reverse mode"
         )
@@ -254,30 +257,30 @@ def test_derivatives_equal_finite_differences(case):
 @over_structures
 def test_transformations_change_nothing(case):
     with jax.enable_x64(True):
-        cell, params, xs, state = arguments(case)
+        cell, *args = arguments(case)
+        params, xs, state = jax.tree.map(jnp.asarray, args)
         # A few roundings of numbers of order 1, in another order.
         close = functools.partial(chex.assert_trees_all_close, rtol=1e-11, atol=1e-12)
 
         eager = cell.step(params, state, xs[0])
         compiled = jax.jit(cell.step)
         close(compiled(params, state, xs[0]), eager, custom_message="jit")
-        compiled(jax.tree.map(jnp.sin, params), *eager[:1], xs[1])
+        compiled(jax.tree.map(jnp.sin, params), eager[0], xs[1])
         assert compiled._cache_size() == 1, "new values must not compile again"
 
         mapped = jax.jit(jax.vmap(cell.step, in_axes=(None, 0, 0)))
         close(mapped(params, state, xs[0]), eager, custom_message="vmap over the batch")
-        for row in range(B):
-            alone = cell.step(params, jax.tree.map(lambda a, r=row: a[r], state), xs[0, row])
-            ours = jax.tree.map(lambda a, r=row: a[r], eager)
-            close(alone, ours, custom_message="a row without a batch axis")
+        first = functools.partial(jax.tree.map, lambda a: a[0])
+        alone = jax.jit(cell.step)(params, first(state), xs[0, 0])
+        close(alone, first(eager), custom_message="a row without a batch axis")
 
         def body(params, state, xs, step):
             state, ys = jax.lax.scan(functools.partial(step, params), state, xs)
             return scalar(state, ys)
 
         # Rows differ in scalar() when apart from when together; so each row by itself.
-        rows = jax.jit(jax.vmap(jax.grad(functools.partial(body, step=cell.step)), (None, 0, 1)))
-        single = jax.jit(jax.grad(functools.partial(body, step=jax.checkpoint(cell.step))))
+        rows = quick_jit(jax.vmap(jax.grad(functools.partial(body, step=cell.step)), (None, 0, 1)))
+        single = quick_jit(jax.grad(functools.partial(body, step=jax.checkpoint(cell.step))))
         by_row = rows(params, state, xs)
         for row in range(B):
             alone = single(params, jax.tree.map(lambda a, r=row: a[r], state), xs[:, row])
@@ -330,7 +333,7 @@ def test_low_precision_stays_within_its_error(case, dtype):
 @over_structures
 def test_a_scan_keeps_its_types_whatever_they_are(case):
     narrow_or_not = ("bfloat16", "float32")
-    cell, params, xs, state = arguments(case, np.float32)
+    _, params, xs, state = arguments(case, np.float32)
     for param_dtype in narrow_or_not:
         for x_dtype in narrow_or_not:
             for state_dtype in narrow_or_not:
@@ -367,20 +370,17 @@ def test_saturated_gates_and_empty_rows_have_finite_gradients(case):
     past = past.reshape(T, B, *[1] * (xs.ndim - 2))
     spoilt = jnp.where(past, jnp.nan, xs)
 
-    def plain(params, xs, state):
+    @jax.jit
+    @functools.partial(jax.value_and_grad, argnums=(0, 1, 2))
+    def run(params, xs, state):
         last, ys = unroll(cell, params, xs, state, lengths=lengths)
         return ys.sum() + last.h.sum()
 
-    value, grads = jax.jit(jax.value_and_grad(plain, (0, 1, 2)))(params, spoilt, state)
-    assert np.isfinite(value)
-    chex.assert_tree_all_finite(grads)
-    assert not np.where(past, grads[1], 0.0).any(), "no gradient past a row's end"
-    # And from the state of a sequence that has not begun, whole.
-    value, grads = jax.jit(jax.value_and_grad(lambda p, x: unroll(cell, p, x)[1].sum(), (0, 1)))(
-        params, xs
-    )
-    assert np.isfinite(value)
-    chex.assert_tree_all_finite(grads)
+    for begin in (state, cell.zero_state((B, *case.space))):
+        value, grads = run(params, spoilt, begin)
+        assert np.isfinite(value)
+        chex.assert_tree_all_finite(grads)
+        assert not np.where(past, grads[1], 0.0).any(), "no gradient past a row's end"
 
 
 @over_structures
@@ -389,16 +389,16 @@ def test_a_learned_initial_state_is_a_parameter_and_what_resets_restore(case):
         cell, params, xs, _ = arguments(case, learn_initial_state=True)
         fields = cell.zero_state()._fields
         assert {f"{field}_0" for field in fields} == set(params) - set(
-            case.cell().init(jax.random.key(0), D)
-        ), "one parameter for each field"
+            case.cell().all_parameters(D)
+        ), "a parameter for each field"
         if case.name == "slstm":
-            params["n_0"] = jnp.exp(params["n_0"])
+            params["n_0"] = np.exp(params["n_0"])
 
         def run(params, xs):
             last, ys = unroll(cell, params, xs, lengths=LENGTHS, resets=RESETS)
             return scalar(last, ys), (last, ys)
 
-        (_, (last, ys)), grads = jax.jit(jax.value_and_grad(run, has_aux=True))(params, xs)
+        (_, (last, ys)), grads = quick_jit(jax.value_and_grad(run, has_aux=True))(params, xs)
         expected, expected_ys = case.oracle(params, xs, None, LENGTHS, RESETS)
         np.testing.assert_allclose(ys, expected_ys, rtol=1e-12, atol=1e-12)
         (last,) = dicts(last)

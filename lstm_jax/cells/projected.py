@@ -1,0 +1,118 @@
+"""The LSTM whose hidden state is a narrower projection of its cells (LSTMP)."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from lstm_jax.cells.activations import STANDARD, Activations
+from lstm_jax.cells.base import (
+    LSTMFamilyCell,
+    Parameter,
+    affine,
+    blocks,
+    check_size,
+    dot,
+    like,
+)
+from lstm_jax.cells.lstm import LSTMState
+
+
+def projected_cell(
+    params: dict[str, jax.Array], state: LSTMState, x: jax.Array, a: Activations = STANDARD
+) -> tuple[LSTMState, jax.Array]:
+    r"""One step of the LSTM with a recurrent projection.
+
+    ::
+
+        i_t, f_t, o_t = σ(W x_t + U r_{t-1} + b)      each with its own W, U, b
+        g_t = tanh(W_g x_t + U_g r_{t-1} + b_g)
+        c_t = f_t ∘ c_{t-1} + i_t ∘ g_t
+        r_t = W_r (o_t ∘ tanh(c_t))
+
+    r is ``state.h`` and the output.  The paper's cell has peepholes and may have a second,
+    not recurrent projection; this one has neither, like that of cuDNN and PyTorch.
+
+    Args:
+      params: ``w_ih`` ``(D, 4H)``, ``w_hh`` ``(P, 4H)``, ``b`` ``(4H,)``, gates in the order
+        i, f, g, o; ``w_hr`` ``(H, P)``.
+      state: ``h`` ``[..., P]`` and ``c`` ``[..., H]``.
+      x: the input of this step, ``[..., D]``.
+      a: the element-wise functions; σ, tanh and tanh, and no clipping.
+
+    Returns:
+      ``(state, y)``: the new state, in the types of the old one, and ``y = r_t``, ``[..., P]``.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> cell = ProjectedLSTMCell(hidden_size=6, proj_size=2)
+      >>> params = cell.init(jax.random.key(0), input_size=3)
+      >>> state, y = projected_cell(params, cell.zero_state(), jnp.ones(3))
+      >>> y.shape, state.c.shape
+      ((2,), (6,))
+
+    References:
+      Haşim Sak, Andrew Senior, Françoise Beaufays, "Long Short-Term Memory Recurrent Neural
+      Network Architectures for Large Scale Acoustic Modeling", Interspeech 2014, section 2.1.
+    """
+    i, f, g, o = jnp.split(affine(params, state.h, x), 4, -1)
+    c = a.clip(a.gate(f) * state.c + a.gate(i) * a.candidate(g))
+    m = a.gate(o) * a.output(c)
+    r = dot(m.astype(state.h.dtype), params["w_hr"])
+    state = like(LSTMState(h=r, c=c), state)
+    return state, state.h
+
+
+@dataclasses.dataclass(frozen=True)
+class ProjectedLSTMCell(LSTMFamilyCell):
+    """Sizes and options of a projected LSTM; its equations are :func:`projected_cell`.
+
+    Parameters are ``w_ih`` ``(D, 4H)``, ``w_hh`` ``(P, 4H)``, ``b`` ``(4H,)`` and ``w_hr``
+    ``(H, P)`` with gates in the order i, f, g, o; options are those of
+    :class:`LSTMFamilyCell` and this.
+
+    Attributes:
+      proj_size: P, the features of hidden state and output; half of H (rounded up) if None.
+
+    Raises:
+      TypeError, ValueError: a size or option is impossible; the message names it.
+
+    Example:
+      >>> import jax
+      >>> cell = ProjectedLSTMCell(hidden_size=4)
+      >>> {name: array.shape for name, array in cell.init(jax.random.key(0), 3).items()}
+      {'w_ih': (3, 16), 'w_hh': (2, 16), 'b': (16,), 'w_hr': (4, 2)}
+    """
+
+    proj_size: int | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.proj_size is not None:
+            check_size("proj_size", self.proj_size)
+
+    @property
+    def output_size(self) -> int:
+        """P."""
+        return (self.hidden_size + 1) // 2 if self.proj_size is None else self.proj_size
+
+    def parameters(self, input_size: int) -> dict[str, Parameter]:
+        D, H, P = input_size, self.hidden_size, self.output_size
+        return {
+            "w_ih": Parameter(blocks(self.kernel_init, 4), (D, 4 * H)),
+            "w_hh": Parameter(blocks(self.recurrent_kernel_init, 4), (P, 4 * H)),
+            "b": Parameter(self.gate_biases("ifgo"), (4 * H,)),
+            "w_hr": Parameter(self.kernel_init, (H, P)),
+        }
+
+    def zero_state(self, batch_shape: tuple[int, ...] = ()) -> LSTMState:
+        """``h`` ``[*batch_shape, P]`` and ``c`` ``[*batch_shape, H]`` of zeros."""
+        return LSTMState(
+            h=self.zeros(*batch_shape, self.output_size),
+            c=self.zeros(*batch_shape, self.hidden_size, accumulated=True),
+        )
+
+    def equations(
+        self, params: dict[str, jax.Array], state: LSTMState, x: jax.Array
+    ) -> tuple[LSTMState, jax.Array]:
+        return projected_cell(params, state, x, self.activations)

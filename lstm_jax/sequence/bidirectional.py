@@ -1,0 +1,216 @@
+"""Two cells that read a sequence from both ends."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lstm_jax.cells.base import Cell, Params, State, check_size
+from lstm_jax.sequence.protocol import check_cell, input_size, output_size
+from lstm_jax.sequence.resets import reversed_resets
+from lstm_jax.sequence.unroll import initial_state, unroll
+
+Merge = Callable[[jax.Array, jax.Array], jax.Array]
+
+MERGES: dict[str, Merge] = {
+    "concat": lambda forward, backward: jnp.concatenate([forward, backward], -1),
+    "sum": lambda forward, backward: forward + backward,
+    "mean": lambda forward, backward: (forward + backward) / 2,
+    "product": lambda forward, backward: forward * backward,
+}
+"""How the outputs of both directions become one, by the name that a config gives it."""
+
+
+class BidirectionalState(NamedTuple):
+    """The states of both directions.
+
+    Attributes:
+      forward: what the forward cell hands on, after each row's last step.
+      backward: what the backward cell hands on, after the step t = 0.
+    """
+
+    forward: Any
+    backward: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Bidirectional:
+    """A layer of two cells: one reads the sequence forwards, the other backwards.
+
+    With → and ← the outputs of the two directions at the same time t::
+
+        y_t = merge(→h_t, ←h_t)
+
+    A row's backward direction begins at its own last valid step.  Parameters are
+    ``{"forward": ..., "backward": ...}``.
+
+    Attributes:
+      forward: the cell that reads forwards.
+      backward: the cell that reads backwards; None for the same kind of cell (with its own
+        parameters all the same).
+      merge: ``"concat"`` (features side by side), ``"sum"``, ``"mean"``, ``"product"``, or a
+        function of both outputs, each ``[..., H]``, that works on any number of leading axes.
+      engine: how both directions are run, as in :func:`unroll`.
+
+    Raises:
+      TypeError: ``forward`` or ``backward`` is no cell, or ``merge`` neither text nor function.
+      ValueError: ``merge`` is unknown, or needs two outputs of one size and they are not.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from lstm_jax import LSTMCell
+      >>> layer = Bidirectional(LSTMCell(4))
+      >>> params = layer.init(jax.random.key(0), input_size=3)
+      >>> state, ys = layer.apply(params, jnp.ones((7, 5, 3)))  # T=7, B=5, D=3
+      >>> ys.shape
+      (7, 5, 8)
+      >>> bool((ys[0, :, 4:] == state.backward.h).all())
+      True
+
+    References:
+      Mike Schuster, Kuldip K. Paliwal, "Bidirectional Recurrent Neural Networks", IEEE
+      Transactions on Signal Processing 45(11), 1997, section II.
+      Alex Graves, Jürgen Schmidhuber, "Framewise Phoneme Classification with Bidirectional
+      LSTM and Other Neural Network Architectures", Neural Networks 18, 2005.
+    """
+
+    forward: Cell
+    backward: Any = None
+    merge: str | Merge = "concat"
+    _: dataclasses.KW_ONLY
+    engine: str = "auto"
+
+    def __post_init__(self):
+        if self.backward is None:
+            object.__setattr__(self, "backward", self.forward)
+        check_cell("forward", self.forward)
+        check_cell("backward", self.backward)
+        if isinstance(self.merge, str) and self.merge not in MERGES:
+            raise ValueError(
+                f"merge must be a function or one of {', '.join(MERGES)}, got {self.merge!r}"
+            )
+        if not isinstance(self.merge, str) and not callable(self.merge):
+            raise TypeError(f"merge must be a function or the name of one, got {self.merge!r}")
+        sizes = output_size(self.forward), output_size(self.backward)
+        if self.merge in ("sum", "mean", "product") and sizes[0] != sizes[1]:
+            raise ValueError(
+                f"merge={self.merge!r} needs outputs of one size, got {sizes[0]} features "
+                f"forward and {sizes[1]} backward"
+            )
+
+    @property
+    def output_size(self) -> int:
+        """Features of one merged output."""
+        outputs = (
+            jax.ShapeDtypeStruct((output_size(cell),), jnp.float32)
+            for cell in (self.forward, self.backward)
+        )
+        return jax.eval_shape(self._merged, *outputs).shape[-1]
+
+    def input_size(self, params: Params) -> int | None:
+        """D as the parameters have it, or None where that cannot be told."""
+        return input_size(self.forward, params["forward"])
+
+    def init(self, key: jax.Array, input_size: int) -> dict[str, Params]:
+        """The parameters of both cells, ``{"forward": ..., "backward": ...}``."""
+        check_size("input_size", input_size)
+        forward_key, backward_key = jax.random.split(key)
+        return {
+            "forward": self.forward.init(forward_key, input_size),
+            "backward": self.backward.init(backward_key, input_size),
+        }
+
+    def zero_state(self, batch_shape: tuple[int, ...] = ()) -> BidirectionalState:
+        """A zero state for both cells."""
+        return BidirectionalState(
+            forward=self.forward.zero_state(batch_shape),
+            backward=self.backward.zero_state(batch_shape),
+        )
+
+    def initial_state(
+        self, params: dict[str, Params], batch_shape: tuple[int, ...] = ()
+    ) -> BidirectionalState:
+        """The state before the first step of both cells: zeros, or what was learned."""
+        return BidirectionalState(
+            forward=initial_state(self.forward, params["forward"], batch_shape),
+            backward=initial_state(self.backward, params["backward"], batch_shape),
+        )
+
+    def apply(
+        self,
+        params: dict[str, Params],
+        xs: jax.Array,
+        state: BidirectionalState | None = None,
+        *,
+        lengths: jax.Array | None = None,
+        resets: jax.Array | None = None,
+        key: jax.Array | None = None,
+    ) -> tuple[BidirectionalState, jax.Array]:
+        """The layer over a sequence.
+
+        Args:
+          params: as from :meth:`init`.
+          xs: ``[T, ..., D]``.
+          state: what both directions begin with, the backward one at each row's last step;
+            the initial states if None, in whole or in part.
+          lengths: as in :func:`unroll`.
+          resets: booleans ``[T, ...]``; a true flag says that a document begins at t.  The
+            forward direction begins anew there and the backward one at the step before,
+            where the last document ends (:func:`reversed_resets`).
+          key: random key for what regularisers around the cells draw.
+
+        Returns:
+          ``(state, ys)``: the states of both directions, forward after each row's last step
+          and backward after t = 0, and the merged outputs ``[T, ..., H']``, zero past each
+          row's length.
+
+        Raises:
+          TypeError: ``params`` or ``state`` are not those of this layer, or as in
+            :func:`unroll`.
+          ValueError: as in :func:`unroll`.
+        """
+        self._check(params, state)
+        given: State = BidirectionalState(None, None) if state is None else state
+        keys = (None, None) if key is None else jax.random.split(key)
+        forward, ys = unroll(
+            self.forward,
+            params["forward"],
+            xs,
+            given.forward,
+            lengths=lengths,
+            resets=resets,
+            key=keys[0],
+            engine=self.engine,
+        )
+        backward, zs = unroll(
+            self.backward,
+            params["backward"],
+            xs,
+            given.backward,
+            lengths=lengths,
+            resets=None if resets is None else reversed_resets(resets, lengths),
+            reverse=True,
+            key=keys[1],
+            engine=self.engine,
+        )
+        merged = self._merged(ys, zs)
+        if lengths is not None and callable(self.merge):  # of two zeros it may make anything
+            valid = jnp.arange(len(merged)).reshape(-1, *[1] * jnp.ndim(lengths)) < lengths
+            axes = (1,) * (merged.ndim - valid.ndim)
+            merged = jnp.where(valid.reshape(valid.shape + axes), merged, 0)
+        return BidirectionalState(forward=forward, backward=backward), merged
+
+    def _merged(self, forward: jax.Array, backward: jax.Array) -> jax.Array:
+        merge = MERGES[self.merge] if isinstance(self.merge, str) else self.merge
+        return merge(forward, backward)
+
+    def _check(self, params: Any, state: Any) -> None:
+        if not hasattr(params, "keys") or set(params) != {"forward", "backward"}:
+            names = ", ".join(map(str, params)) if hasattr(params, "keys") else type(params)
+            raise TypeError(f"params must have the entries forward, backward, got {names}")
+        if state is not None and not isinstance(state, BidirectionalState):
+            raise TypeError(
+                f"state must be BidirectionalState(forward, backward), got {type(state).__name__}"
+            )

@@ -1,0 +1,87 @@
+"""What a layer is, and what is asked of cells and layers alike."""
+
+from typing import Any, Protocol
+
+import jax
+
+from lstm_jax.cells.base import Params, State
+
+
+class Layer(Protocol):
+    """Something that runs over a whole sequence, such as :class:`Bidirectional`.
+
+    Implementations are frozen, hashable and hold no arrays, as cells do.
+    """
+
+    @property
+    def output_size(self) -> int:
+        """Features of one output."""
+        ...
+
+    def init(self, key: jax.Array, input_size: int) -> Params:
+        """Parameters for inputs of ``input_size`` features, drawn from ``key``."""
+        ...
+
+    def zero_state(self, batch_shape: tuple[int, ...] = ()) -> State:
+        """The state of a sequence that has not begun."""
+        ...
+
+    def apply(
+        self,
+        params: Params,
+        xs: jax.Array,
+        state: State | None = None,
+        *,
+        lengths: jax.Array | None = None,
+        resets: jax.Array | None = None,
+        key: jax.Array | None = None,
+    ) -> tuple[State, jax.Array]:
+        """The layer over ``[T, ..., D]``: ``(state, ys)``; arguments as in :func:`unroll`."""
+        ...
+
+
+def is_layer(thing: Any) -> bool:
+    """Whether it is a layer and not a cell: it has ``apply``."""
+    return hasattr(thing, "apply")
+
+
+def check_cell(name: str, thing: Any) -> None:
+    """Raises where ``thing`` is no cell."""
+    if isinstance(thing, type) or is_layer(thing) or not _has(thing, "init zero_state step"):
+        raise TypeError(f"{name} must be a cell (init, zero_state, step), got {thing!r}")
+
+
+def check_cell_or_layer(name: str, thing: Any) -> None:
+    """Raises where ``thing`` is neither a cell nor a layer."""
+    wanted = "init zero_state apply" if is_layer(thing) else "init zero_state step"
+    if isinstance(thing, type) or not _has(thing, wanted):
+        raise TypeError(
+            f"{name} must be a cell (init, zero_state, step) or a layer (init, zero_state, "
+            f"apply), got {thing!r}"
+        )
+
+
+def _has(thing: Any, members: str) -> bool:
+    return all(hasattr(thing, member) for member in members.split())
+
+
+def output_size(thing: Any) -> int:
+    """Features of one output of a cell or layer: H of a cell that does not say otherwise.
+
+    >>> from lstm_jax import LSTMCell
+    >>> output_size(LSTMCell(hidden_size=3))
+    3
+    """
+    return thing.output_size if hasattr(thing, "output_size") else thing.hidden_size
+
+
+def input_size(thing: Any, params: Params) -> int | None:
+    """D as the parameters of a cell or layer have it, or None where that cannot be told.
+
+    >>> import jax
+    >>> from lstm_jax import LSTMCell
+    >>> cell = LSTMCell(hidden_size=3)
+    >>> input_size(cell, cell.init(jax.random.key(0), input_size=2))
+    2
+    """
+    return thing.input_size(params) if hasattr(thing, "input_size") else None

@@ -1,0 +1,132 @@
+"""Where one thing ends and the next begins: flags for the argument ``resets`` of ``unroll``."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def resets_from_dones(dones: jax.Array, previous_done: jax.Array) -> jax.Array:
+    """The resets of a rollout whose steps say whether they ended their episode.
+
+    A step that ends an episode still belongs to it; the step after it begins the next one::
+
+        t          -1 |  0   1   2   3   4
+        episode     a |  b   b   b   c   c
+        dones[t]    1 |  0   0   1   0   0
+                     \\    \\   \\   \\   \\
+        resets[t]      |  1   0   0   1   0
+
+    so ``resets[t] = dones[t - 1]``, and ``resets[0]`` is the flag of the last step of the
+    rollout before this one.  With ``resets = dones`` the last step of each episode would
+    read an empty memory, and the first step of the next would read that episode's end:
+    training seems to work, and learns to act without its memory.
+
+    Args:
+      dones: booleans ``[T, ...]``; whether step t was the last of its episode.
+      previous_done: booleans ``[...]``; the same for the step before this rollout.  All true
+        before the first rollout, ``dones[-1]`` of the last one after it.
+
+    Returns:
+      Booleans ``[T, ...]`` for ``unroll(..., resets=)``.
+
+    Raises:
+      TypeError: an argument is not of booleans.
+      ValueError: ``dones`` has no time axis, or ``previous_done`` not its batch shape.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> resets_from_dones(jnp.array([False, False, True, False]), jnp.array(True)).tolist()
+      [True, False, False, True]
+
+    References:
+      Matthew Hausknecht, Peter Stone, "Deep Recurrent Q-Learning for Partially Observable
+      MDPs", AAAI Fall Symposium 2015 (the state begins anew with each episode).
+    """
+    dones, previous_done = jnp.asarray(dones), jnp.asarray(previous_done)
+    _check_flags("dones", dones)
+    if previous_done.dtype != bool:
+        raise TypeError(f"previous_done must be booleans, got {previous_done.dtype}")
+    if previous_done.shape != dones.shape[1:]:
+        raise ValueError(
+            f"previous_done must have the batch shape of dones, {dones.shape[1:]}, "
+            f"got shape {previous_done.shape}"
+        )
+    return jnp.concatenate([previous_done[None], dones])[: len(dones)]
+
+
+def resets_from_segments(segment_ids: jax.Array) -> jax.Array:
+    """The resets of rows in which several documents lie behind one another::
+
+        t                0   1   2   3   4   5
+        segment_ids[t]   1   1   2   2   2   0
+        resets[t]        1   0   1   0   0   1
+
+    Args:
+      segment_ids: integers ``[T, ...]``, each document's own within its row, as from
+        :func:`pack`.
+
+    Returns:
+      Booleans ``[T, ...]`` for ``unroll(..., resets=)``: true at t = 0 and where the id
+      differs from that of the step before.
+
+    Raises:
+      TypeError: ``segment_ids`` are not integers.
+      ValueError: they have no time axis.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> resets_from_segments(jnp.array([1, 1, 2, 2, 2, 0])).tolist()
+      [True, False, True, False, False, True]
+    """
+    segment_ids = jnp.asarray(segment_ids)
+    if not jnp.issubdtype(segment_ids.dtype, jnp.integer):
+        raise TypeError(f"segment_ids must be integers, got {segment_ids.dtype}")
+    if segment_ids.ndim < 1:
+        raise ValueError(f"segment_ids must be [T, ...], got shape {segment_ids.shape}")
+    first = jnp.ones_like(segment_ids[:1], dtype=bool)
+    return jnp.concatenate([first, segment_ids[1:] != segment_ids[:-1]])
+
+
+def reversed_resets(resets: jax.Array, lengths: jax.Array | None = None) -> jax.Array:
+    """Resets for ``unroll(..., reverse=True)`` that cut a row where ``resets`` cut it forward.
+
+    Time runs backwards there, and a document begins with its last step, one before the step
+    that begins the next one::
+
+        t                    0   1   2   3   4
+        document             a   a   b   b   b
+        resets[t]            1   0   1   0   0
+        reversed_resets[t]   0   1   0   0   0
+
+    Args:
+      resets: booleans ``[T, ...]``; whether a document begins at t.
+      lengths: integers ``[...]``; flags past a row's end mean nothing.  None for whole rows.
+
+    Returns:
+      Booleans ``[T, ...]``; false at a row's last step, from where time runs: a state that
+      :func:`unroll` is given stands there.
+
+    Raises:
+      TypeError: ``resets`` are not booleans.
+      ValueError: they have no time axis.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> reversed_resets(jnp.array([True, False, True, False, False])).tolist()
+      [False, True, False, False, False]
+    """
+    resets = jnp.asarray(resets)
+    _check_flags("resets", resets)
+    ends = jnp.concatenate([resets[1:], jnp.zeros_like(resets[:1])])
+    if lengths is None:
+        return ends
+    following = jnp.arange(1, len(resets) + 1).reshape(-1, *[1] * (resets.ndim - 1))
+    return ends & (following < jnp.asarray(lengths))
+
+
+def _check_flags(name: str, flags: Any) -> None:
+    if flags.dtype != bool:
+        raise TypeError(f"{name} must be booleans, got {flags.dtype}")
+    if flags.ndim < 1:
+        raise ValueError(f"{name} must be [T, ...], got shape {flags.shape}")
