@@ -1,7 +1,7 @@
 """What the nnx and the linen modules share: drawing with metadata, first carries, layouts."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -9,9 +9,16 @@ import jax.numpy as jnp
 
 from lstm_jax.cells.base import Cell, Initializer, Params, State
 from lstm_jax.cells.base import draw as draw_parameter
+from lstm_jax.sequence.bidirectional import Bidirectional
+from lstm_jax.sequence.protocol import check_cell, check_cell_or_layer, input_size, is_layer
+from lstm_jax.sequence.regularizers import Regularizer
+from lstm_jax.sequence.stack import Stack
 from lstm_jax.sequence.unroll import initial_state
 
+NewKey = Callable[[], jax.Array]
 Unbox = Callable[[Any], tuple[jax.Array, Any]]  # what an initialiser returns to (array, box)
+
+# ---- drawing ----
 
 
 class Drawn(NamedTuple):
@@ -29,50 +36,115 @@ class Drawn(NamedTuple):
     box: Any = None
 
 
-def draw(cell: Any, key: jax.Array, input_size: int, unbox: Unbox) -> dict[str, Drawn]:
-    """A cell's parameters, by name, as its ``init`` draws them.
+def draw(thing: Any, input_size: int, new_key: NewKey, unbox: Unbox) -> dict[str, Any]:
+    """The parameters of a cell or layer as a nested dict of :class:`Drawn`.
 
     An initialiser may return its array in a box of metadata.  Cells draw each gate by itself
     and lay the arrays side by side, so gates are drawn unboxed; whoever calls this puts the
     whole parameter in the box of its first gate.
 
+    Args:
+      thing: a cell or layer.
+      input_size: D.
+      new_key: a random key, for each cell one.
+      unbox: takes the array out of its box.
+
     Raises:
-      TypeError: the parameters are no flat dict of arrays.
+      TypeError: the parameters are no (nested) dict of arrays.
     """
-    seen: list[tuple[str, Any]] = []
+    # The drawing cells bring their own keys.
+    return _drawing(thing, new_key, unbox).init(jax.random.key(0), input_size)
 
-    def recorded(source: str, init: Initializer) -> Initializer:
-        def unboxed(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-            value, box = unbox(init(key, shape, dtype))
-            seen.append((source, box))
-            return value
 
-        return unboxed
+def values(drawn: dict[str, Any]) -> Params:
+    """The bare arrays."""
+    return map_drawn(lambda one: one.value, drawn)
 
-    describes = hasattr(cell, "all_parameters")
-    if describes:
+
+def map_drawn(function: Callable[[Drawn], Any], drawn: Any) -> Any:
+    """``function`` of each :class:`Drawn` of a nested dict."""
+    if isinstance(drawn, Drawn):
+        return function(drawn)
+    return {name: map_drawn(function, one) for name, one in drawn.items()}
+
+
+def _drawing(thing: Any, new_key: NewKey, unbox: Unbox) -> Any:
+    """The cell or layer, with cells whose ``init`` tells more."""
+    if isinstance(thing, Stack):
+        layers = [(name, _drawing(layer, new_key, unbox)) for name, layer in thing.layers]
+        return dataclasses.replace(thing, layers=layers)
+    if isinstance(thing, Bidirectional):
+        cells = (_drawing(cell, new_key, unbox) for cell in (thing.forward, thing.backward))
+        return Bidirectional(*cells, thing.merge)
+    return _Drawing(thing, new_key, unbox)
+
+
+class _Drawing:
+    """A cell whose ``init`` gives a dict of :class:`Drawn`, from a key of its own."""
+
+    def __init__(self, cell: Any, new_key: NewKey, unbox: Unbox):
+        self.cell, self.new_key, self.unbox = cell, new_key, unbox
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.cell, name)
+
+    def init(self, _: jax.Array, input_size: int) -> dict[str, Any]:
+        key, seen = self.new_key(), []
+        cell = self._noting(seen)
+        params = cell.init(key, input_size)
+        if not hasattr(cell, "all_parameters"):
+            return self._checked(params, nested=is_layer(cell))
+        drawn = self._checked(params, nested=False)
+        for name, parameter in cell.all_parameters(input_size).items():
+            seen.clear()  # what this parameter asks is told without drawing it once more
+            jax.eval_shape(lambda k, p=parameter: draw_parameter(p, k, cell.param_dtype), key)
+            if seen:
+                drawn[name] = Drawn(params[name], *seen[0])
+        return drawn
+
+    def _noting(self, seen: list[tuple[str, Any]]) -> Any:
+        """The cell, with initialisers that unbox and note their field and the box in ``seen``."""
+        cell = self.cell
+        while isinstance(cell, Regularizer):  # which has no parameters of its own
+            cell = cell.cell
+        if not hasattr(cell, "all_parameters"):
+            return cell
+
+        def noting(source: str, init: Initializer) -> Initializer:
+            def unboxed(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+                value, box = self.unbox(init(key, shape, dtype))
+                seen.append((source, box))
+                return value
+
+            return unboxed
+
         names = [field.name for field in dataclasses.fields(cell) if field.name.endswith("_init")]
-        cell = dataclasses.replace(
-            cell, **{name: recorded(name, getattr(cell, name)) for name in names}
+        return dataclasses.replace(
+            cell, **{name: noting(name, getattr(cell, name)) for name in names}
         )
-    params = cell.init(key, input_size)
-    if not isinstance(params, dict) or not all(map(_is_array, params.values())):
+
+    def _checked(self, params: Any, nested: bool) -> dict[str, Any]:
+        if isinstance(params, dict):
+            if all(isinstance(leaf, jax.Array) for leaf in params.values()):
+                return {name: Drawn(leaf) for name, leaf in params.items()}
+            if nested:
+                return {name: self._checked(child, nested) for name, child in params.items()}
+        elif nested and isinstance(params, jax.Array):
+            return Drawn(params)
+        kind = "dict" if nested else "flat dict"
         raise TypeError(
-            f"parameters of {type(cell).__name__} must be a flat dict of arrays to be held by "
+            f"parameters of {type(self.cell).__name__} must be a {kind} of arrays to be held by "
             f"a Flax module, got {jax.tree.structure(params)}"
         )
-    if not describes:
-        return {name: Drawn(value) for name, value in params.items()}
-    drawn = {}
-    for name, parameter in cell.all_parameters(input_size).items():
-        seen.clear()  # what this parameter asks is told without drawing it once more
-        jax.eval_shape(lambda k, p=parameter: draw_parameter(p, k, cell.param_dtype), key)
-        drawn[name] = Drawn(params[name], *seen[0]) if seen else Drawn(params[name])
-    return drawn
 
 
-def _is_array(value: Any) -> bool:
-    return isinstance(value, jax.Array)
+# ---- cells ----
+
+
+def options(functional: type) -> dict[str, dataclasses.Field]:
+    """The options of a functional cell by name: all that it is told but its size."""
+    fields = dataclasses.fields(functional)
+    return {field.name: field for field in fields if field.init and field.name != "hidden_size"}
 
 
 def first_carry(
@@ -80,7 +152,7 @@ def first_carry(
     params: Params,
     input_shape: tuple[int, ...],
     carry_init: Initializer | None,
-    new_key: Callable[[], jax.Array],
+    new_key: NewKey,
 ) -> State:
     """The state before the first step: the cell's own, or each array drawn by ``carry_init``.
 
@@ -89,7 +161,7 @@ def first_carry(
       params: its parameters, of which the state is one where it is learned.
       input_shape: shape of one step's input, ``[..., D]``.
       carry_init: draws the arrays; None for the cell's own initial state.
-      new_key: a random key for each array.
+      new_key: a random key, for each array one.
     """
     batch_shape = tuple(input_shape[:-1])  # with the axes of space, where a cell has some
     if carry_init is None:
@@ -98,18 +170,104 @@ def first_carry(
     return jax.tree.map(lambda zero: carry_init(new_key(), zero.shape, zero.dtype), zeros)
 
 
-def check_options(module: str, functional: type, options: dict[str, Any]) -> None:
-    """Raises where a keyword is no option of the functional cell."""
-    known = option_fields(functional)
-    for name in options:
-        if name not in known:
-            raise TypeError(
-                f"{module} got an unexpected keyword argument {name!r}; "
-                f"its options are {', '.join(known)}"
+def check_carry_init(cell: Cell, carry_init: Initializer | None) -> None:
+    """Raises where the first carry is to be both learned and drawn."""
+    if carry_init is not None and getattr(cell, "learn_initial_state", False):
+        raise ValueError("carry_init must be None where learn_initial_state is true")
+
+
+# ---- sequences ----
+
+
+def num_feature_axes(thing: Any) -> int:
+    """How many axes of an input are no batch axes."""
+    if isinstance(thing, Stack):
+        return num_feature_axes(thing.layers[0][1])
+    if isinstance(thing, Bidirectional):
+        return num_feature_axes(thing.forward)
+    return getattr(thing, "num_feature_axes", 1)
+
+
+def over_sequence(
+    layer: Any,
+    params: Params,
+    xs: jax.Array,
+    initial_carry: State | None,
+    *,
+    seq_lengths: jax.Array | None,
+    resets: jax.Array | None,
+    key: jax.Array | None,
+    time_major: bool,
+    reverse: bool | None,
+    keep_order: bool,
+    return_carry: bool,
+) -> Any:
+    """A functional layer over a sequence laid out, and given back, as Flax does.
+
+    Args:
+      layer: a functional layer.
+      params: its parameters.
+      xs: ``[..., T, D]``, or ``[T, ..., D]`` where ``time_major``.
+      initial_carry: the layer's state before the first step.
+      seq_lengths: integers of the batch shape.
+      resets: booleans with the axes of ``xs`` but the features.
+      key: random key for dropout and regularisers.
+      time_major: whether time leads.
+      reverse: whether time runs backwards; None as the layer has it.
+      keep_order: whether outputs of a reversed run stay at the times of their inputs, and do
+        not come in the order in which they were computed.
+      return_carry: whether the last state is returned, too.
+
+    Returns:
+      The outputs, or the pair ``(carry, outputs)``.
+    """
+    xs, features = jnp.asarray(xs), num_feature_axes(layer)
+    batch = "[T, ..., " if time_major else "[..., T, "
+    layout = f"{batch}{'space, ' * (features - 1)}D]"
+    if xs.ndim < 1 + features:
+        raise ValueError(f"xs must be {layout}, got shape {xs.shape}")
+    size = input_size(layer, params)
+    if size is not None and xs.shape[-1] != size:
+        raise ValueError(
+            f"xs must be {layout} with D={size} (the parameters were initialised with it), "
+            f"got shape {xs.shape}"
+        )
+    if resets is not None:
+        resets = jnp.asarray(resets)
+        if resets.shape != xs.shape[: xs.ndim - features]:
+            raise ValueError(
+                "resets must have the time and batch axes of xs, "
+                f"{xs.shape[: xs.ndim - features]}, got shape {resets.shape}"
             )
+        if not time_major:
+            resets = jnp.moveaxis(resets, -1, 0)
+    if not time_major:
+        xs = jnp.moveaxis(xs, -1 - features, 0)
+
+    reversible = hasattr(layer, "reverse")
+    if reverse is None:
+        reverse = reversible and layer.reverse
+    elif reversible:
+        layer = dataclasses.replace(layer, reverse=reverse)
+    elif reverse:
+        raise ValueError(f"reverse is for stacks of cells, got {type(layer).__name__}")
+
+    carry, ys = layer.apply(
+        params, xs, initial_carry, lengths=seq_lengths, resets=resets, key=key
+    )
+    if reverse and not keep_order:
+        ys = _flipped(ys, seq_lengths)
+    if not time_major:
+        ys = jnp.moveaxis(ys, 0, -1 - features)
+    return (carry, ys) if return_carry else ys
 
 
-def option_fields(functional: type) -> dict[str, dataclasses.Field]:
-    """The options of a functional cell by name: all that is told to it but its size."""
-    fields = dataclasses.fields(functional)
-    return {field.name: field for field in fields if field.init and field.name != "hidden_size"}
+def _flipped(ys: jax.Array, lengths: jax.Array | None) -> jax.Array:
+    """Each row of ``[T, ..., H]`` turned round within its own length."""
+    if lengths is None:
+        return jnp.flip(ys, 0)
+    lengths = jnp.asarray(lengths)
+    t = jnp.arange(len(ys)).reshape(-1, *[1] * lengths.ndim)
+    source = (lengths - 1 - t) % len(ys)  # of a step past the end: another such step
+    source = source.reshape(source.shape + (1,) * (ys.ndim - source.ndim))
+    return jnp.take_along_axis(ys, source, 0)

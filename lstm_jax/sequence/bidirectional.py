@@ -1,7 +1,7 @@
 """Two cells that read a sequence from both ends."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -207,9 +207,10 @@ class Bidirectional:
         return merge(forward, backward)
 
     def _check(self, params: Any, state: Any) -> None:
-        if not hasattr(params, "keys") or set(params) != {"forward", "backward"}:
-            names = ", ".join(map(str, params)) if hasattr(params, "keys") else type(params)
-            raise TypeError(f"params must have the entries forward, backward, got {names}")
+        mapping = isinstance(params, Mapping)
+        if not mapping or set(params) != {"forward", "backward"}:
+            given = ", ".join(map(str, params)) if mapping else type(params).__name__
+            raise TypeError(f"params must have the entries forward, backward, got {given}")
         if state is not None and not isinstance(state, BidirectionalState):
             raise TypeError(
                 f"state must be BidirectionalState(forward, backward), got {type(state).__name__}"

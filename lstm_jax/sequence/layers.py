@@ -1,61 +1,52 @@
-"""Stacks of cells as one functional layer."""
+"""Stacks of one kind of cell, made from sizes alone."""
 
 import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from lstm_jax.cells import LSTMCell, LSTMState
-from lstm_jax.cells.base import check_size
-from lstm_jax.sequence.unroll import unroll
+from lstm_jax.cells import CELLS, LSTMCell
+from lstm_jax.cells.base import Params, State, check_size
+from lstm_jax.sequence.bidirectional import Bidirectional, Merge
+from lstm_jax.sequence.stack import Stack
 
-LSTMParams = dict[str, dict[str, jax.Array]]
-LSTMStates = dict[str, LSTMState]
-
-
-def dropout(xs: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Zeroes a fraction ``rate`` of ``xs`` and scales the rest by ``1 / (1 - rate)``.
-
-    Args:
-      xs: any array.
-      rate: the probability, 0 <= rate < 1, with which an element becomes zero.
-      key: a random key; None (no training) returns ``xs`` as they are.
-
-    Example:
-      >>> import jax, jax.numpy as jnp
-      >>> dropout(jnp.ones(8), 0.5, jax.random.key(0)).tolist().count(0.0) in range(9)
-      True
-      >>> dropout(jnp.ones(2), 0.5, None).tolist()
-      [1.0, 1.0]
-
-    References:
-      Nitish Srivastava et al., "Dropout: A Simple Way to Prevent Neural Networks from
-      Overfitting", JMLR 15, 2014.
-    """
-    if key is None or rate == 0.0:
-        return xs
-    keep = jax.random.bernoulli(key, 1.0 - rate, xs.shape)
-    return jnp.where(keep, xs / jnp.asarray(1.0 - rate, xs.dtype), jnp.zeros_like(xs))
+LSTMParams = dict[str, Params]
+LSTMStates = dict[str, State]
+CellMaker = str | Callable[..., Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class LSTM:
     """Stacked LSTM layers; each reads the outputs of the one below.
 
+    A :class:`Stack` made from sizes; parameters and states are dicts by layer, ``layer_0``,
+    ``layer_1``, ....
+
     Attributes:
-      hidden_size: H, the number of hidden features of every layer.
-      num_layers: L.
+      hidden_size: H, the number of hidden features of every layer, or a tuple with one
+        for each.
+      num_layers: L; what tuples are given for ``hidden_size`` or ``cell`` tell it, too.
+      bidirectional: whether every layer reads its sequence from both ends
+        (:class:`Bidirectional`); H is the width of one direction.
       dropout: probability with which each output of a layer but the last is zeroed on its
         way up (Zaremba et al. 2014); at work only where ``apply`` is given a ``key``.
-      dtype: type of the products, as in :class:`LSTMCell`.
-      param_dtype: type in which parameters are stored.
-      cell: builds each layer's cell from ``hidden_size``, ``dtype`` and ``param_dtype``.
-        ``functools.partial(LSTMCell, forget_bias=2.0)``, say, replaces an initialiser.
+      merge: how both directions' outputs become one, as in :class:`Bidirectional`.
+      connections: ``"plain"``, ``"residual"`` or ``"skip"``, as in :class:`Stack`.
+      reverse: whether time runs backwards, as in :func:`unroll`.
       engine: how each layer runs over time, as in :func:`unroll`.
+      cell: the kind of cell: a name in :data:`CELLS`, a class, or any function that makes a
+        cell from ``hidden_size=`` (and ``dtype=`` and ``param_dtype=`` where these are
+        given); or a tuple with one for each layer.  Options of a cell go in with it:
+        ``functools.partial(LSTMCell, forget_bias=2.0)``.
+      dtype: type of the products, as in :class:`LSTMCell`; None for the cell's default.
+      param_dtype: type in which parameters are stored; None for the cell's, float32.
 
     Raises:
-      TypeError, ValueError: a size is no positive integer or ``dropout`` lies outside [0, 1).
+      TypeError, ValueError: a size is no positive integer, a tuple has not one entry a
+        layer, ``cell`` is unknown, or as in :class:`Stack`.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -64,56 +55,122 @@ class LSTM:
       >>> state, ys = lstm.apply(params, jnp.ones((7, 5, 3)))  # T=7, B=5, D=3
       >>> ys.shape, sorted(state)
       ((7, 5, 4), ['layer_0', 'layer_1'])
+      >>> LSTM((4, 6), bidirectional=True, cell="rnn").output_size
+      12
 
     References:
       Wojciech Zaremba, Ilya Sutskever, Oriol Vinyals, "Recurrent Neural Network
       Regularization", arXiv:1409.2329, 2014, equation 4 (dropout between layers only).
     """
 
-    hidden_size: int
+    hidden_size: int | tuple[int, ...]
     num_layers: int = 1
+    bidirectional: bool = False
     dropout: float = 0.0
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = "float32"
-    cell: type[LSTMCell] = LSTMCell
+    _: dataclasses.KW_ONLY
+    merge: str | Merge = "concat"
+    connections: str = "plain"
+    reverse: bool = False
     engine: str = "auto"
+    cell: CellMaker | tuple[CellMaker, ...] = LSTMCell
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike | None = None
 
     def __post_init__(self):
-        check_size("hidden_size", self.hidden_size)
-        if isinstance(self.num_layers, bool) or not isinstance(self.num_layers, int):
-            raise TypeError(f"num_layers must be an int, got {self.num_layers!r}")
-        if self.num_layers < 1:
-            raise ValueError(f"num_layers must be at least 1, got {self.num_layers}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
+        check_size("num_layers", self.num_layers)
+        if not isinstance(self.bidirectional, bool):
+            raise TypeError(f"bidirectional must be true or false, got {self.bidirectional!r}")
+        tuples = {}
+        for name in ("hidden_size", "cell"):
+            given = getattr(self, name)
+            if isinstance(given, tuple | list):
+                tuples[name] = tuple(given)
+                object.__setattr__(self, name, tuples[name])
+        if self.num_layers == 1 and tuples:
+            object.__setattr__(self, "num_layers", max(1, *map(len, tuples.values())))
+        for name, given in tuples.items():
+            if len(given) != self.num_layers:
+                raise ValueError(
+                    f"{name} must have one entry for each of {self.num_layers} layers, "
+                    f"got {len(given)}"
+                )
+        _ = self.stack  # checks the rest
+
+    @functools.cached_property
+    def stack(self) -> Stack:
+        """The layers on top of one another."""
+        layers = []
+        for hidden_size, cell in zip(
+            self._each(self.hidden_size), self._each(self.cell), strict=True
+        ):
+            layer = self._made(cell, hidden_size)
+            if self.bidirectional:
+                layer = Bidirectional(layer, merge=self.merge, engine=self.engine)
+            layers.append(layer)
+        return Stack(
+            layers,
+            dropout=self.dropout,
+            connections=self.connections,
+            reverse=self.reverse,
+            engine=self.engine,
+        )
+
+    def _each(self, given: Any) -> tuple[Any, ...]:
+        return given if isinstance(given, tuple) else (given,) * self.num_layers
+
+    def _made(self, cell: CellMaker, hidden_size: int) -> Any:
+        """A cell of this kind; types that are not given are left to it."""
+        check_size("hidden_size", hidden_size)
+        if isinstance(cell, str):
+            if cell not in CELLS:
+                raise ValueError(f"cell must be one of {', '.join(CELLS)}, got {cell!r}")
+            cell = CELLS[cell]
+        if not callable(cell):
+            raise TypeError(
+                f"cell must be a name, a class or a function that makes a cell, got {cell!r}"
+            )
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        given = {name: dtype for name, dtype in types.items() if dtype is not None}
+        return cell(hidden_size=hidden_size, **given)
+
+    # ---- the stack's ----
 
     @property
-    def layers(self) -> dict[str, LSTMCell]:
-        """The cell of each layer, by name, from the bottom up."""
-        cell = self.cell(self.hidden_size, dtype=self.dtype, param_dtype=self.param_dtype)
-        return {f"layer_{n}": cell for n in range(self.num_layers)}
+    def layers(self) -> dict[str, Any]:
+        """The cell (or both directions) of each layer, by name, from the bottom up."""
+        return dict(self.stack.layers)
+
+    @property
+    def output_size(self) -> int:
+        """Features of one output, as :class:`Stack` has it."""
+        return self.stack.output_size
+
+    def input_size(self, params: Mapping[str, Params]) -> int | None:
+        """D as the parameters have it, or None where that cannot be told."""
+        return self.stack.input_size(params)
 
     def init(self, key: jax.Array, input_size: int) -> LSTMParams:
-        """The parameters of each layer's cell, by the layer's name."""
-        check_size("input_size", input_size)
-        keys = jax.random.split(key, self.num_layers)
-        sizes = [input_size] + [self.hidden_size] * (self.num_layers - 1)
-        return {
-            name: cell.init(k, size)
-            for (name, cell), k, size in zip(self.layers.items(), keys, sizes, strict=True)
-        }
+        """The parameters of each layer, by the layer's name."""
+        return self.stack.init(key, input_size)
 
     def zero_state(self, batch_shape: tuple[int, ...] = ()) -> LSTMStates:
         """A zero state for each layer, by the layer's name."""
-        return {name: cell.zero_state(batch_shape) for name, cell in self.layers.items()}
+        return self.stack.zero_state(batch_shape)
+
+    def initial_state(
+        self, params: Mapping[str, Params], batch_shape: tuple[int, ...] = ()
+    ) -> LSTMStates:
+        """The state of each layer before its first step: zeros, or what was learned."""
+        return self.stack.initial_state(params, batch_shape)
 
     def apply(
         self,
-        params: LSTMParams,
+        params: Mapping[str, Params],
         xs: jax.Array,
-        state: LSTMStates | None = None,
+        state: Mapping[str, State] | None = None,
         *,
         lengths: jax.Array | None = None,
+        resets: jax.Array | None = None,
         key: jax.Array | None = None,
     ) -> tuple[LSTMStates, jax.Array]:
         """The stack over a sequence.
@@ -121,35 +178,25 @@ class LSTM:
         Args:
           params: as from :meth:`init`.
           xs: ``[T, ..., D]``.
-          state: the state of each layer before the first step; zeros if None.
+          state: the state of each layer before the first step; the initial states if None.
           lengths: as in :func:`unroll`.
+          resets: booleans ``[T, ...]``, as in :func:`unroll`; where ``bidirectional`` a true
+            flag says that a document begins at t, as in :class:`Bidirectional`.
           key: random key for dropout; None switches dropout off.
 
         Returns:
-          ``(state, ys)``: each layer's last state by its name, and the top layer's outputs
+          ``(state, ys)``: each layer's last state by its name, and the outputs
           ``[T, ..., H]``.
 
         Raises:
-          TypeError: ``params`` or ``state`` do not name this stack's layers.
+          TypeError: ``params`` or ``state`` do not name this stack's layers, or as in
+            :func:`unroll`.
           ValueError: as in :func:`unroll`.
         """
-        for name, tree in (("params", params), ("state", state)):
-            if tree is not None and set(tree) != set(self.layers):
-                raise TypeError(
-                    f"{name} must have one entry a layer, {', '.join(self.layers)}, "
-                    f"got {', '.join(map(str, tree))}"
-                )
-        ys, last = xs, {}
-        for n, (name, cell) in enumerate(self.layers.items()):
-            if n > 0:
-                layer_key = None if key is None else jax.random.fold_in(key, n)
-                ys = dropout(ys, self.dropout, layer_key)
-            last[name], ys = unroll(
-                cell,
-                params[name],
-                ys,
-                None if state is None else state[name],
-                lengths=lengths,
-                engine=self.engine,
-            )
-        return last, ys
+        return self.stack.apply(params, xs, state, lengths=lengths, resets=resets, key=key)
+
+    def step(
+        self, params: Mapping[str, Params], state: Mapping[str, State], x: jax.Array
+    ) -> tuple[LSTMStates, jax.Array]:
+        """One step in time through all layers, as :meth:`Stack.step`."""
+        return self.stack.step(params, state, x)

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -266,33 +266,32 @@ class Stack:
             outputs.append(ys)
         return states, jnp.concatenate(outputs, -1) if self.connections == "skip" else ys
 
-    def _check_names(self, name: str, tree: Any) -> None:
+    def _check_names(self, what: str, tree: Any) -> None:
         names = [name for name, _ in self.layers]
-        given = list(tree) if isinstance(tree, Mapping) else type(tree).__name__
-        if not isinstance(tree, Mapping) or set(tree) != set(names):
-            given = ", ".join(map(str, tree)) if isinstance(tree, Mapping) else type(tree).__name__
-            raise TypeError(
-                f"{name} must have one entry a layer, {', '.join(names)}, got {given}"
-            )
+        mapping = isinstance(tree, Mapping)
+        if not mapping or set(tree) != set(names):
+            given = ", ".join(map(str, tree)) if mapping else type(tree).__name__
+            raise TypeError(f"{what} must have one entry a layer, {', '.join(names)}, got {given}")
 
 
 def _named(layers: Any) -> tuple[tuple[str, Any], ...]:
     """The layers as pairs of name and layer, checked."""
-    try:
-        layers = list(layers.items() if isinstance(layers, Mapping) else layers)
-    except TypeError:
-        raise TypeError(f"layers must be a sequence of layers or a mapping, got {layers!r}") from None
-    if not layers:
-        raise ValueError("layers must hold at least one layer, got none")
-    pairs = []
+    layers = layers.items() if isinstance(layers, Mapping) else layers
+    if not isinstance(layers, Iterable):
+        raise TypeError(f"layers must be a sequence of layers or a mapping, got {layers!r}")
+    pairs: list[tuple[str, Any]] = []
     for n, layer in enumerate(layers):
-        name, layer = layer if isinstance(layer, tuple) else (f"layer_{n}", layer)
+        name = f"layer_{n}"
+        if type(layer) is tuple and len(layer) == 2:
+            name, layer = layer
         if not isinstance(name, str):
             raise TypeError(f"names of layers must be texts, got {name!r}")
         if name in dict(pairs):
             raise ValueError(f"names of layers must differ, got {name!r} twice")
         check_cell_or_layer(name, layer)
         pairs.append((name, layer))
+    if not pairs:
+        raise ValueError("layers must hold at least one layer, got none")
     return tuple(pairs)
 
 

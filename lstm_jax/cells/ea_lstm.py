@@ -1,0 +1,122 @@
+"""The entity-aware LSTM: what a sequence is about says which units are written."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from lstm_jax.cells.activations import STANDARD, Activations
+from lstm_jax.cells.base import LSTMFamilyCell, Parameter, blocks, check_size, dot, like
+from lstm_jax.cells.lstm import LSTMState
+
+
+def ea_lstm_cell(
+    params: dict[str, jax.Array],
+    state: LSTMState,
+    x: jax.Array,
+    a: Activations = STANDARD,
+) -> tuple[LSTMState, jax.Array]:
+    r"""One step of the entity-aware LSTM.
+
+    With σ the logistic function, ∘ the element-wise product, x^s the static features of the
+    sequence and x^d_t the dynamic ones of the step::
+
+        i   = σ(W_i x^s + b_i)
+        f_t = σ(W_f x^d_t + U_f h_{t-1} + b_f)
+        g_t = tanh(W_g x^d_t + U_g h_{t-1} + b_g)
+        o_t = σ(W_o x^d_t + U_o h_{t-1} + b_o)
+        c_t = f_t ∘ c_{t-1} + i ∘ g_t
+        h_t = o_t ∘ tanh(c_t)
+
+    Args:
+      params: ``w_si`` ``(S, H)``; ``w_ih`` ``(D - S, 3H)`` and ``w_hh`` ``(H, 3H)`` in the order
+        f, g, o; ``b`` ``(4H,)`` in the order i, f, g, o.
+      state: ``h`` and ``c``, each ``[..., H]``.
+      x: the input of this step, ``[..., D]``: x^d_t and then the S features of x^s, which are
+        given with each step and meant to be the same in all of them.
+      a: the element-wise functions; σ, tanh and tanh, and no clipping.
+
+    Returns:
+      ``(state, y)``: the new state, in the types of the old one, and the output
+      ``y = h_t``, ``[..., H]``.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> cell = EntityAwareLSTMCell(hidden_size=3, static_size=2)
+      >>> params = cell.init(jax.random.key(0), input_size=5)
+      >>> state, y = ea_lstm_cell(params, cell.zero_state(), jnp.ones(5))
+      >>> y.shape, bool((y == state.h).all())
+      ((3,), True)
+
+    References:
+      Frederik Kratzert et al., "Towards learning universal, regional, and local hydrological
+      behaviors via machine learning applied to large-sample datasets", Hydrology and Earth
+      System Sciences 23, 2019, in its methods, where the Entity-Aware-LSTM is proposed.
+    """
+    S = params["w_si"].shape[0]
+    x_d, x_s = x[..., :-S], x[..., -S:]
+    z_i = dot(x_s, params["w_si"])
+    z_fgo = dot(x_d, params["w_ih"]) + dot(state.h, params["w_hh"])
+    z = jnp.concatenate([z_i, z_fgo], -1)
+    i, f, g, o = jnp.split(z + params["b"].astype(z.dtype), 4, -1)
+    c = a.clip(a.gate(f) * state.c + a.gate(i) * a.candidate(g))
+    h = a.gate(o) * a.output(c)
+    state = like(LSTMState(h=h, c=c), state)
+    return state, state.h
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EntityAwareLSTMCell(LSTMFamilyCell):
+    """Sizes and options of an entity-aware LSTM; its equations are :func:`ea_lstm_cell`.
+
+    Parameters are ``w_si`` ``(S, H)``, ``w_ih`` ``(D - S, 3H)`` and ``w_hh`` ``(H, 3H)`` in the
+    order f, g, o, and ``b`` ``(4H,)`` in the order i, f, g, o; options are those of
+    :class:`LSTMFamilyCell` and this one.
+
+    Attributes:
+      static_size: S; the last S of the D input features are the static ones.  Below D.
+
+    Raises:
+      TypeError, ValueError: a size or option is impossible; the message names it.
+
+    Example:
+      >>> import jax
+      >>> cell = EntityAwareLSTMCell(hidden_size=4, static_size=2)
+      >>> params = cell.init(jax.random.key(0), input_size=5)
+      >>> {name: array.shape for name, array in params.items()}
+      {'w_si': (2, 4), 'w_ih': (3, 12), 'w_hh': (4, 12), 'b': (16,)}
+      >>> state, y = cell.step(params, cell.zero_state((6,)), jax.numpy.ones((6, 5)))
+      >>> y.shape
+      (6, 4)
+    """
+
+    static_size: int = 1
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_size("static_size", self.static_size)
+
+    def parameters(self, input_size: int) -> dict[str, Parameter]:
+        D, H, S = input_size, self.hidden_size, self.static_size
+        if D <= S:
+            raise ValueError(f"input_size must be above static_size={S}, got {D}")
+        return {
+            "w_si": Parameter(self.kernel_init, (S, H)),
+            "w_ih": Parameter(blocks(self.kernel_init, 3), (D - S, 3 * H)),
+            "w_hh": Parameter(blocks(self.recurrent_kernel_init, 3), (H, 3 * H)),
+            "b": Parameter(self.gate_biases("ifgo"), (4 * H,)),
+        }
+
+    def input_size(self, params: dict[str, jax.Array]) -> int | None:
+        dynamic = super().input_size(params)
+        return None if dynamic is None else dynamic + self.static_size
+
+    def zero_state(self, batch_shape: tuple[int, ...] = ()) -> LSTMState:
+        """``h`` and ``c`` of zeros, each ``[*batch_shape, H]``; ``c`` in float32 or wider."""
+        shape = (*batch_shape, self.hidden_size)
+        return LSTMState(h=self.zeros(*shape), c=self.zeros(*shape, accumulated=True))
+
+    def equations(
+        self, params: dict[str, jax.Array], state: LSTMState, x: jax.Array
+    ) -> tuple[LSTMState, jax.Array]:
+        return ea_lstm_cell(params, state, x, self.activations)

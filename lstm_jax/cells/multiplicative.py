@@ -1,0 +1,93 @@
+"""The LSTM whose transition is another for every input (mLSTM of 2016)."""
+
+import dataclasses
+
+import jax
+
+from lstm_jax.cells.activations import STANDARD, Activations
+from lstm_jax.cells.base import LSTMFamilyCell, Parameter, blocks, dot, like
+from lstm_jax.cells.lstm import LSTMState, lstm_cell
+
+
+def multiplicative_cell(
+    params: dict[str, jax.Array], state: LSTMState, x: jax.Array, a: Activations = STANDARD
+) -> tuple[LSTMState, jax.Array]:
+    r"""One step of the multiplicative LSTM.
+
+    An LSTM that reads m_t in place of h_{t-1}::
+
+        m_t = (W_mx x_t) ∘ (W_mh h_{t-1})
+        i_t, f_t, o_t = σ(W x_t + U m_t + b)        each with its own W, U, b
+        c_t = f_t ∘ c_{t-1} + i_t ∘ tanh(W_g x_t + U_g m_t + b_g)
+        h_t = o_t ∘ tanh(c_t)
+
+    Args:
+      params: ``w_mx`` ``(D, H)``, ``w_mh`` ``(H, H)``, ``w_ih`` ``(D, 4H)``, ``w_hh`` ``(H, 4H)``
+        (which reads m_t), ``b`` ``(4H,)``, gates in the order i, f, g, o.
+      state: ``h`` and ``c``, each ``[..., H]``.
+      x: the input of this step, ``[..., D]``.
+      a: the element-wise functions; σ, tanh and tanh, and no clipping.
+
+    Returns:
+      ``(state, y)``: the new state, in the types of the old one, and ``y = h_t``.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> cell = MultiplicativeLSTMCell(hidden_size=3)
+      >>> params = cell.init(jax.random.key(0), input_size=2)
+      >>> state, y = multiplicative_cell(params, cell.zero_state(), jnp.ones(2))
+      >>> y.shape
+      (3,)
+
+    References:
+      Ben Krause, Liang Lu, Iain Murray, Steve Renals, "Multiplicative LSTM for sequence
+      modelling", arXiv:1609.07959, 2016, section 3 (biases added, which the paper's equations
+      leave out).
+    """
+    m = dot(x, params["w_mx"]) * dot(state.h, params["w_mh"])
+    new, _ = lstm_cell(params, state._replace(h=m.astype(state.h.dtype)), x, a)
+    state = like(new, state)
+    return state, state.h
+
+
+@dataclasses.dataclass(frozen=True)
+class MultiplicativeLSTMCell(LSTMFamilyCell):
+    """Sizes and options of a multiplicative LSTM; its equations: :func:`multiplicative_cell`.
+
+    Parameters are those of :class:`LSTMCell`, ``w_mx`` ``(D, H)`` and ``w_mh`` ``(H, H)``;
+    options are those of :class:`LSTMFamilyCell`.
+
+    Raises:
+      TypeError, ValueError: a size or option is impossible; the message names it.
+
+    Example:
+      >>> import jax
+      >>> params = MultiplicativeLSTMCell(hidden_size=4).init(jax.random.key(0), input_size=2)
+      >>> {name: array.shape for name, array in params.items()}
+      {'w_mx': (2, 4), 'w_mh': (4, 4), 'w_ih': (2, 16), 'w_hh': (4, 16), 'b': (16,)}
+    """
+
+    def parameters(self, input_size: int) -> dict[str, Parameter]:
+        D, H = input_size, self.hidden_size
+        return {
+            "w_mx": Parameter(self.kernel_init, (D, H)),
+            "w_mh": Parameter(self.recurrent_kernel_init, (H, H)),
+            "w_ih": Parameter(blocks(self.kernel_init, 4), (D, 4 * H)),
+            "w_hh": Parameter(blocks(self.recurrent_kernel_init, 4), (H, 4 * H)),
+            "b": Parameter(self.gate_biases("ifgo"), (4 * H,)),
+        }
+
+    @property
+    def recurrent_weights(self) -> tuple[str, ...]:
+        """``w_mh`` reads the last hidden state, and ``w_hh`` what comes of it."""
+        return ("w_mh", "w_hh")
+
+    def zero_state(self, batch_shape: tuple[int, ...] = ()) -> LSTMState:
+        """``h`` and ``c`` of zeros, each ``[*batch_shape, H]``; ``c`` in float32 or wider."""
+        shape = (*batch_shape, self.hidden_size)
+        return LSTMState(h=self.zeros(*shape), c=self.zeros(*shape, accumulated=True))
+
+    def equations(
+        self, params: dict[str, jax.Array], state: LSTMState, x: jax.Array
+    ) -> tuple[LSTMState, jax.Array]:
+        return multiplicative_cell(params, state, x, self.activations)

@@ -1,0 +1,113 @@
+"""Truncated backpropagation through time."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lstm_jax.cells.base import State, check_size
+
+Run = Callable[..., tuple[State, jax.Array]]
+
+
+def truncated(
+    run: Run,
+    xs: jax.Array,
+    state: State | None = None,
+    *,
+    window: int,
+    burn_in: int = 0,
+    lengths: jax.Array | None = None,
+    resets: jax.Array | None = None,
+    key: jax.Array | None = None,
+) -> tuple[State, jax.Array]:
+    """A run over a sequence whose gradients reach back to the start of their window alone.
+
+    Values are those of the plain run.  In Python::
+
+        parts = [xs[:burn_in], xs[burn_in : burn_in + window], xs[burn_in + window : ...], ...]
+        state, ys[0] = stop_gradient(run(parts[0], state))
+        for n, part in enumerate(parts[1:]):
+            state, ys[n] = run(part, state)
+            if part is not parts[-1]:
+                state = stop_gradient(state)
+
+    The gradient at a step so reaches the inputs, and the parameters' use, of the steps of
+    its own window up to it, 1 to ``window`` of them.  Only what runs forwards in time can
+    be cut in this way: nothing bidirectional, nothing reversed.
+
+    Args:
+      run: called as ``run(xs, state, lengths=..., resets=...)``, for instance
+        ``functools.partial(unroll, cell, params)`` or ``functools.partial(lstm.apply, params)``.
+      xs: ``[T, ..., D]``.
+      state: the state before the first step; None for the run's own initial state.  It has
+        its gradient from the first window, or none with a burn-in.
+      window: steps between two cuts, at least 1; the last window may be shorter.
+      burn_in: so many first steps only bring the state to where it should be: neither they
+        nor their outputs have a gradient.  From 0 to T.
+      lengths: integers ``[...]``, as in :func:`unroll`.
+      resets: booleans ``[T, ...]``, as in :func:`unroll`.
+      key: random key, split into one for each window that ``run`` gets as ``key=``; None
+        where nothing is drawn.
+
+    Returns:
+      ``(state, ys)`` as ``run`` over the whole returns them.
+
+    Raises:
+      TypeError, ValueError: ``window`` or ``burn_in`` is no integer or out of range, or
+        as ``run`` raises for the whole sequence.
+
+    Example:
+      >>> import functools, jax, jax.numpy as jnp
+      >>> from lstm_jax import LSTMCell, unroll
+      >>> cell = LSTMCell(hidden_size=3)
+      >>> run = functools.partial(unroll, cell, cell.init(jax.random.key(0), input_size=2))
+      >>> last = lambda xs: truncated(run, xs, window=4)[1][-1].sum()
+      >>> gradient = jax.grad(last)(jnp.ones((10, 2)))  # windows of 4, 4 and 2 steps
+      >>> jnp.any(gradient != 0, axis=-1).tolist() == [False] * 8 + [True] * 2
+      True
+
+    References:
+      Ronald J. Williams, Jing Peng, "An Efficient Gradient-Based Algorithm for On-Line
+      Training of Recurrent Network Trajectories", Neural Computation 2(4), 1990.
+      Steven Kapturowski et al., "Recurrent Experience Replay in Distributed Reinforcement
+      Learning", ICLR 2019, section 3 (burn-in).
+    """
+    check_size("window", window)
+    xs = jnp.asarray(xs)
+    if isinstance(burn_in, bool) or not isinstance(burn_in, int):
+        raise TypeError(f"burn_in must be an int, got {burn_in!r}")
+    if not 0 <= burn_in <= len(xs):
+        raise ValueError(f"burn_in must be from 0 to T={len(xs)}, got {burn_in}")
+    # Traced once over the whole, for the run's own checks of shapes and lengths.
+    jax.eval_shape(functools.partial(run, lengths=lengths, resets=resets), xs, state)
+
+    steps = (xs, None if resets is None else jnp.asarray(resets))
+    whole_windows = max(0, -(-(len(xs) - burn_in) // window) - 1)  # all but the last
+    end = burn_in + whole_windows * window
+
+    def part(n: jax.Array | int, state: Any, start: jax.Array | int, steps: Any) -> Any:
+        xs, resets = steps
+        options = {} if key is None else {"key": jax.random.fold_in(key, n)}
+        if lengths is not None:
+            options["lengths"] = jnp.clip(jnp.asarray(lengths) - start, 0, len(xs))
+        return run(xs, state, resets=resets, **options)
+
+    def one_window(state: Any, inputs: Any) -> Any:
+        n, steps = inputs
+        state, ys = part(1 + n, state, burn_in + n * window, steps)
+        return jax.lax.stop_gradient(state), ys
+
+    # Of no steps, this only puts the initial state in the place of None.
+    state, first = part(0, state, 0, jax.tree.map(lambda a: a[:burn_in], steps))
+    if burn_in > 0:
+        state, first = jax.lax.stop_gradient((state, first))
+    windows = jax.tree.map(
+        lambda a: a[burn_in:end].reshape(whole_windows, window, *a.shape[1:]), steps
+    )
+    state, middle = jax.lax.scan(one_window, state, (jnp.arange(whole_windows), windows))
+    middle = middle.reshape(end - burn_in, *middle.shape[2:])
+    state, last = part(1 + whole_windows, state, end, jax.tree.map(lambda a: a[end:], steps))
+    return state, jnp.concatenate([first, middle, last])

@@ -1,0 +1,365 @@
+"""What does not fit is refused by a message with the argument, what it must be and what came."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lstm_jax import unroll
+from lstm_jax.cells import CELLS
+from lstm_jax.cells.base import LSTMFamilyCell
+
+T, B, D, H = 4, 2, 3, 5
+SPACE = {"conv_lstm": (3, 2)}
+FAMILY = sorted(name for name in CELLS if isinstance(CELLS[name](hidden_size=H), LSTMFamilyCell))
+GATED = sorted(name for name in CELLS if hasattr(CELLS[name](hidden_size=H), "gate_fn"))
+
+over_cells = pytest.mark.parametrize("name", CELLS)
+
+
+def fitting(name):
+    """A cell, parameters, one input and a state that fit each other."""
+    cell = CELLS[name](hidden_size=H)
+    space = SPACE.get(name, ())
+    params = cell.init(jax.random.key(0), D)
+    return cell, params, jnp.ones((B, *space, D)), cell.zero_state((B, *space))
+
+
+def refused(error, *parts):
+    """Asserts that the message has these parts, in this order."""
+    return pytest.raises(error, match="(?s)" + ".*".join(map(re.escape, parts)))
+
+
+# ---- a step ----
+
+
+@over_cells
+def test_x_without_axes(name):
+    cell, params, _, state = fitting(name)
+    with refused(ValueError, "x must be [..., ", "D]", "got shape ()"):
+        cell.step(params, state, jnp.float32(1.0))
+
+
+@over_cells
+def test_x_of_another_feature_size(name):
+    cell, params, x, state = fitting(name)
+    x = jnp.concatenate([x, x], -1)
+    with refused(ValueError, "x must be [..., ", f"D={D}", f"got shape {x.shape}"):
+        cell.step(params, state, x)
+
+
+@over_cells
+def test_complex_x(name):
+    cell, params, x, state = fitting(name)
+    with refused(TypeError, "x must be real, got complex64"):
+        cell.step(params, state, x + 1j)
+
+
+def test_x_without_the_spatial_axes():
+    cell, params, x, state = fitting("conv_lstm")
+    with refused(ValueError, "x must be [..., ", "D]", "got shape (3,)"):
+        cell.step(params, state, x[0, 0, 0])
+
+
+@over_cells
+def test_state_of_another_structure(name):
+    cell, params, x, state = fitting(name)
+    kind = type(state).__name__
+    expected = f"state must be {kind}({', '.join(state._fields)})"
+    for other in (tuple(state), state._asdict(), state.h):
+        with refused(TypeError, expected, f"got {type(other).__name__}"):
+            cell.step(params, other, x)
+
+
+@over_cells
+def test_state_of_another_size(name):
+    cell, params, x, state = fitting(name)
+    for field in state._fields:
+        size = getattr(cell.zero_state(), field).shape[-1]
+        short = getattr(state, field)[..., :-1]
+        with refused(
+            ValueError, f"state.{field} must be [...", f"{size}]", f"got shape {short.shape}"
+        ):
+            cell.step(params, state._replace(**{field: short}), x)
+
+
+@over_cells
+def test_state_without_axes(name):
+    cell, params, x, state = fitting(name)
+    with refused(ValueError, "state.h must be [...", "got shape ()"):
+        cell.step(params, state._replace(h=jnp.float32(0.0)), x)
+
+
+@over_cells
+def test_integer_state(name):
+    cell, params, x, state = fitting(name)
+    for field in state._fields:
+        whole = state._replace(**{field: getattr(state, field).astype("int32")})
+        with refused(TypeError, f"state.{field} must be floating, got int32"):
+            cell.step(params, whole, x)
+
+
+@over_cells
+def test_a_missing_parameter(name):
+    cell, params, x, state = fitting(name)
+    for missing in params:
+        fewer = {key: array for key, array in params.items() if key != missing}
+        with refused(TypeError, f"params of {type(cell).__name__} must have", missing, "got"):
+            cell.step(fewer, state, x)
+
+
+@over_cells
+def test_a_parameter_too_many(name):
+    cell, params, x, state = fitting(name)
+    with refused(TypeError, f"params of {type(cell).__name__} must have", "got", "surplus"):
+        cell.step({**params, "surplus": jnp.ones(H)}, state, x)
+
+
+@over_cells
+def test_parameters_of_another_cell(name):
+    cell, params, x, state = fitting(name)
+    for other in CELLS:
+        theirs = CELLS[other](hidden_size=H).init(jax.random.key(0), D)
+        same = {key: array.shape for key, array in theirs.items()}
+        if same == {key: array.shape for key, array in params.items()}:
+            continue
+        with refused((TypeError, ValueError), "params", f"of {type(cell).__name__}", "must have"):
+            cell.step(theirs, state, x)
+
+
+@over_cells
+def test_parameters_of_another_hidden_size(name):
+    cell, _, x, state = fitting(name)
+    params = CELLS[name](hidden_size=2 * H).init(jax.random.key(0), D)
+    with refused(
+        ValueError, f"of {type(cell).__name__} with hidden_size={H} must have shape", "got ("
+    ):
+        cell.step(params, state, x)
+
+
+# ---- a sequence ----
+
+
+def sequence(name):
+    cell, params, x, state = fitting(name)
+    return cell, params, jnp.stack([x] * T), state
+
+
+@over_cells
+def test_xs_without_a_time_axis(name):
+    cell, params, x, _ = fitting(name)
+    row = x[0]  # features (and space) alone
+    with refused(ValueError, "xs must be [T, ..., ", "D]", f"got shape {row.shape}"):
+        unroll(cell, params, row)
+
+
+@over_cells
+def test_xs_of_another_feature_size(name):
+    cell, params, xs, _ = sequence(name)
+    with refused(ValueError, "xs must be [T, ..., ", f"D={D}", f"got shape {xs[..., 1:].shape}"):
+        unroll(cell, params, xs[..., 1:])
+
+
+@over_cells
+def test_state_of_another_batch(name):
+    cell, params, xs, _ = sequence(name)
+    space = SPACE.get(name, ())
+    state = cell.zero_state((B + 1, *space))
+    shapes = (B, *space, cell.output_size), state.h.shape
+    with refused(ValueError, f"state.h must have shape {shapes[0]}", f"got shape {shapes[1]}"):
+        unroll(cell, params, xs, state)
+
+
+@over_cells
+def test_a_whole_state_of_another_kind(name):
+    cell, params, xs, state = sequence(name)
+    with refused(TypeError, "state must have the structure of cell.zero_state()", "got"):
+        unroll(cell, params, xs, tuple(state))
+    with refused(TypeError, "state.h must be float32", "got int32"):
+        unroll(cell, params, xs, state._replace(h=state.h.astype("int32")))
+
+
+@over_cells
+@pytest.mark.parametrize(
+    ("lengths", "error", "parts"),
+    [
+        (
+            np.ones(B + 1, int),
+            ValueError,
+            ("lengths must have", f"({B},)", f"got shape ({B + 1},)"),
+        ),
+        (np.ones((B, 1), int), ValueError, ("lengths must have", f"({B},)", f"shape ({B}, 1)")),
+        (np.int32(2), ValueError, ("lengths must have", f"({B},)", "got shape ()")),
+        (np.ones(B), TypeError, ("lengths must be integers, got float",)),
+        (np.ones(B, bool), TypeError, ("lengths must be integers, got bool",)),
+        (np.array([1, -1]), ValueError, ("lengths must lie between 0 and T=4", "-1 to 1")),
+        (np.array([5, 1]), ValueError, ("lengths must lie between 0 and T=4", "1 to 5")),
+    ],
+)
+def test_lengths(name, lengths, error, parts):
+    cell, params, xs, _ = sequence(name)
+    with refused(error, *parts):
+        unroll(cell, params, xs, lengths=lengths)
+
+
+@over_cells
+@pytest.mark.parametrize(
+    ("resets", "error", "parts"),
+    [
+        (np.ones((T, B + 1), bool), ValueError, (f"({T}, {B})", f"got shape ({T}, {B + 1})")),
+        (np.ones((B, T), bool), ValueError, (f"({T}, {B})", f"got shape ({B}, {T})")),
+        (np.ones(T, bool), ValueError, (f"({T}, {B})", f"got shape ({T},)")),
+        (np.ones((T, B), np.int32), TypeError, ("booleans, got int32",)),
+        (np.ones((T, B), np.float32), TypeError, ("booleans, got float32",)),
+    ],
+)
+def test_resets(name, resets, error, parts):
+    cell, params, xs, _ = sequence(name)
+    with refused(error, "resets must", *parts):
+        unroll(cell, params, xs, resets=resets)
+
+
+@over_cells
+def test_engines(name):
+    cell, params, xs, _ = sequence(name)
+    with refused(ValueError, "engine must be one of auto, scan", "got 'warp'"):
+        unroll(cell, params, xs, engine="warp")
+    if not cell.is_linear:
+        with refused(ValueError, "engine 'associative' is for cells whose recurrence is linear"):
+            unroll(cell, params, xs, engine="associative")
+
+
+# ---- options ----
+
+
+@over_cells
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"hidden_size": 0}, ValueError, "hidden_size must be at least 1, got 0"),
+        ({"hidden_size": 2.0}, TypeError, "hidden_size must be an int, got 2.0"),
+        ({"hidden_size": True}, TypeError, "hidden_size must be an int, got True"),
+        ({"dtype": "int32"}, TypeError, "dtype must be a floating type such as 'float32', got 'i"),
+        ({"dtype": "complex64"}, TypeError, "dtype must be a floating type"),
+        ({"dtype": "float33"}, TypeError, "dtype must be a floating type such as 'float32', got"),
+        ({"param_dtype": "int8"}, TypeError, "param_dtype must be a floating type such as"),
+        ({"param_dtype": None}, TypeError, "param_dtype must be a floating type such as"),
+    ],
+)
+def test_options_of_every_cell(name, options, error, message):
+    with refused(error, message):
+        CELLS[name](**{"hidden_size": H} | options)
+
+
+@over_cells
+def test_an_unknown_option(name):
+    with refused(TypeError, "unexpected keyword argument 'colour'"):
+        CELLS[name](hidden_size=H, colour="red")
+
+
+@over_cells
+@pytest.mark.parametrize(("size", "error"), [(0, ValueError), (-1, ValueError), (2.5, TypeError)])
+def test_impossible_input_size(name, size, error):
+    with refused(error, "input_size must be", f"got {size}"):
+        CELLS[name](hidden_size=H).init(jax.random.key(0), size)
+
+
+FUNCTION = [
+    ("tahn", ValueError, "must be a function or one of ", "tanh", "got 'tahn'"),
+    (3.0, TypeError, "must be a function or the name of one, got 3.0"),
+]
+LIMIT = [
+    (0, ValueError, "must be above 0, got 0"),
+    (-1.5, ValueError, "must be above 0, got -1.5"),
+    (float("nan"), ValueError, "must be above 0, got nan"),
+    ("3", TypeError, "must be a positive number or None, got '3'"),
+    (True, TypeError, "must be a positive number or None, got True"),
+]
+CHRONO = [
+    (2, ValueError, "must be above 2 (steps), got 2"),
+    (1.5, ValueError, "must be above 2 (steps), got 1.5"),
+    ("long", TypeError, "must be a positive number or None, got 'long'"),
+]
+
+
+def cases(names, options):
+    return [
+        (name, option, *rest)
+        for name in names
+        for option, table in options.items()
+        for rest in table
+        if hasattr(CELLS[name](hidden_size=H), option)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value", "error", "parts"),
+    [
+        (name, option, value, error, parts)
+        for name, option, value, error, *parts in (
+            cases(GATED, {"gate_fn": FUNCTION, "chrono": CHRONO})
+            + cases(CELLS, {"activation_fn": FUNCTION, "preactivation_clip": LIMIT})
+            + cases(FAMILY, {"output_fn": FUNCTION, "cell_clip": LIMIT})
+        )
+    ],
+)
+def test_options_of_the_families(name, option, value, error, parts):
+    with refused(error, option, *parts):
+        CELLS[name](hidden_size=H, **{option: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "parts"),
+    [
+        ("lstm_1997", {"block_size": 2}, ("block_size", "hidden_size", "2")),  # 5 cells
+        ("lstm_1997", {"block_size": 0}, ("block_size must be at least 1, got 0",)),
+        ("lstm_1997", {"block_size": 1.0}, ("block_size must be an int, got 1.0",)),
+        ("lstm_1997", {"forget_bias": 0.5}, ("forget_bias", "0.5")),
+        ("lstm_1997", {"chrono": 10.0}, ("chrono", "10.0")),
+        ("projected", {"proj_size": 0}, ("proj_size must be at least 1, got 0",)),
+        ("projected", {"proj_size": "2"}, ("proj_size must be an int, got '2'",)),
+        ("layer_norm", {"epsilon": 0.0}, ("epsilon must be above 0, got 0.0",)),
+        ("layer_norm", {"epsilon": -1e-5}, ("epsilon must be above 0, got -1e-05",)),
+        ("mogrifier", {"rounds": -1}, ("rounds must be at least 0, got -1",)),
+        ("mogrifier", {"rounds": 1.5}, ("rounds must be an int, got 1.5",)),
+        ("mogrifier", {"rank": 0}, ("rank must be at least 1, got 0",)),
+        ("mogrifier", {"rank": 1.5}, ("rank must be an int, got 1.5",)),
+        ("slstm", {"num_heads": 2}, ("num_heads", "hidden_size", "2")),  # 5 cells
+        ("slstm", {"num_heads": 0}, ("num_heads must be at least 1, got 0",)),
+        ("slstm", {"forget_fn": "tanh"}, ("forget_fn must be", "sigmoid", "exp", "got 'tanh'")),
+        ("ea_lstm", {"static_size": 0}, ("static_size must be at least 1, got 0",)),
+        ("ea_lstm", {"static_size": None}, ("static_size must be an int, got None",)),
+        ("conv_lstm", {"kernel_size": ()}, ("kernel_size must", "got ()")),
+        ("conv_lstm", {"kernel_size": (3, 3, 3, 3)}, ("kernel_size must", "got (3, 3, 3, 3)")),
+        ("conv_lstm", {"kernel_size": (3, 0)}, ("kernel_size", "0")),
+        ("conv_lstm", {"kernel_size": (3, 1.5)}, ("kernel_size", "1.5")),
+        ("conv_lstm", {"peepholes": True, "spatial_shape": (4,)}, ("spatial_shape", "(4,)")),
+        ("conv_lstm", {"peepholes": True, "spatial_shape": (4, 0)}, ("spatial_shape", "0")),
+    ],
+)
+def test_options_of_one_cell(name, options, parts):
+    with refused((TypeError, ValueError), *parts):
+        CELLS[name](hidden_size=H, **options)
+
+
+def test_an_unknown_variant():
+    odyssey = CELLS["np"].func
+    with refused(ValueError, "variant must be", "nig", "got 'nothing'"):
+        odyssey(H, variant="nothing")
+    with refused(TypeError, "variant"):
+        odyssey(H)
+
+
+def test_more_static_features_than_features():
+    cell = CELLS["ea_lstm"](hidden_size=H, static_size=3)
+    with refused(ValueError, "input_size", "static_size", "3"):
+        cell.init(jax.random.key(0), 3)
+
+
+def test_x_of_another_space_than_the_peepholes():
+    cell = CELLS["conv_lstm"](hidden_size=H, peepholes=True, spatial_shape=(3, 2))
+    params = cell.init(jax.random.key(0), D)
+    with refused(ValueError, "(3, 2)", "(4, 2"):
+        cell.step(params, cell.zero_state((4, 2)), jnp.ones((4, 2, D)))
