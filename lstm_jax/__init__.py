@@ -4,7 +4,33 @@ The core imports jax and nothing heavier; Flax modules live in ``lstm_jax.nnx``.
 """
 
 from lstm_jax.cells import CELLS, LSTMCell, LSTMState, lstm_cell
-from lstm_jax.sequence import LSTM, unroll
+from lstm_jax.sequence import (
+    LSTM,
+    Bidirectional,
+    Stack,
+    pack,
+    resets_from_dones,
+    resets_from_segments,
+    stream,
+    truncated,
+    unpack,
+    unroll,
+)
 
-__all__ = ["CELLS", "LSTM", "LSTMCell", "LSTMState", "lstm_cell", "unroll"]
+__all__ = [
+    "CELLS",
+    "LSTM",
+    "Bidirectional",
+    "LSTMCell",
+    "LSTMState",
+    "Stack",
+    "lstm_cell",
+    "pack",
+    "resets_from_dones",
+    "resets_from_segments",
+    "stream",
+    "truncated",
+    "unpack",
+    "unroll",
+]
 __version__ = "0.1.0"

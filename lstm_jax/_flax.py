@@ -1,16 +1,20 @@
 """What the nnx and the linen modules share: drawing with metadata, first carries, layouts."""
 
+import copy
 import dataclasses
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from lstm_jax.cells.base import Cell, Initializer, Params, State
+from lstm_jax import sequence
+from lstm_jax.cells import CELLS
+from lstm_jax.cells.base import Cell, Initializer, Params, State, check_size
 from lstm_jax.cells.base import draw as draw_parameter
 from lstm_jax.sequence.bidirectional import Bidirectional
-from lstm_jax.sequence.protocol import check_cell, check_cell_or_layer, input_size, is_layer
+from lstm_jax.sequence.protocol import input_size, is_layer
 from lstm_jax.sequence.regularizers import Regularizer
 from lstm_jax.sequence.stack import Stack
 from lstm_jax.sequence.unroll import initial_state
@@ -70,12 +74,14 @@ def map_drawn(function: Callable[[Drawn], Any], drawn: Any) -> Any:
 
 def _drawing(thing: Any, new_key: NewKey, unbox: Unbox) -> Any:
     """The cell or layer, with cells whose ``init`` tells more."""
+    if isinstance(thing, sequence.LSTM):
+        thing = thing.stack
     if isinstance(thing, Stack):
         layers = [(name, _drawing(layer, new_key, unbox)) for name, layer in thing.layers]
         return dataclasses.replace(thing, layers=layers)
     if isinstance(thing, Bidirectional):
         cells = (_drawing(cell, new_key, unbox) for cell in (thing.forward, thing.backward))
-        return Bidirectional(*cells, thing.merge)
+        return Bidirectional(*cells, merge=thing.merge)
     return _Drawing(thing, new_key, unbox)
 
 
@@ -118,10 +124,12 @@ class _Drawing:
 
             return unboxed
 
-        names = [field.name for field in dataclasses.fields(cell) if field.name.endswith("_init")]
-        return dataclasses.replace(
-            cell, **{name: noting(name, getattr(cell, name)) for name in names}
-        )
+        noted = copy.copy(cell)  # not replace, whose checks may know their own initialisers
+        for field in dataclasses.fields(cell):
+            if field.name.endswith("_init"):
+                init = noting(field.name, getattr(cell, field.name))
+                object.__setattr__(noted, field.name, init)
+        return noted
 
     def _checked(self, params: Any, nested: bool) -> dict[str, Any]:
         if isinstance(params, dict):
@@ -179,8 +187,30 @@ def check_carry_init(cell: Cell, carry_init: Initializer | None) -> None:
 # ---- sequences ----
 
 
+def lstm(
+    widths: Any, num_layers: int, *, width_name: str, cell: Any, options: dict[str, Any], **rest: Any
+) -> Stack:
+    """The stack of :class:`lstm_jax.LSTM`, whose cells are given what ``options`` are not None.
+
+    A stack of cells is equal to another one of equal cells, which the function that makes a
+    cell with options is not.
+    """
+    for width in widths if isinstance(widths, tuple | list) else [widths]:
+        check_size(width_name, width)
+    given = {name: value for name, value in options.items() if value is not None}
+
+    def with_options(cell: Any) -> Any:
+        cell = CELLS.get(cell, cell) if isinstance(cell, str) else cell
+        return functools.partial(cell, **given) if given and callable(cell) else cell
+
+    cell = tuple(map(with_options, cell)) if isinstance(cell, tuple | list) else with_options(cell)
+    return sequence.LSTM(widths, num_layers, cell=cell, **rest).stack
+
+
 def num_feature_axes(thing: Any) -> int:
     """How many axes of an input are no batch axes."""
+    if isinstance(thing, sequence.LSTM):
+        thing = thing.stack
     if isinstance(thing, Stack):
         return num_feature_axes(thing.layers[0][1])
     if isinstance(thing, Bidirectional):

@@ -153,7 +153,7 @@ class LSTM(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.layer = sequence.LSTM(
-            hidden_features, num_layers, dropout, dtype=dtype, param_dtype=param_dtype
+            hidden_features, num_layers, dropout=dropout, dtype=dtype, param_dtype=param_dtype
         )
         self.time_major = time_major
         for n, name in enumerate(self.layer.layers):

@@ -1,4 +1,4 @@
-"""The LSTM whose input gate is what the forget gate leaves (CIFG)."""
+"""The LSTM with coupled gates: it writes as much as it forgets."""
 
 import dataclasses
 
@@ -6,57 +6,65 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.activations import STANDARD, Activations
-from lstm_jax.cells.base import Initializer, LSTMFamilyCell, Parameter, affine, blocks, like, zeros
+from lstm_jax.cells.base import (
+    Initializer,
+    LSTMFamilyCell,
+    Parameter,
+    affine,
+    blocks,
+    like,
+    zeros,
+)
 from lstm_jax.cells.lstm import LSTMState
+from lstm_jax.cells.peephole import peephole
 
 
 def coupled_cell(
-    params: dict[str, jax.Array], state: LSTMState, x: jax.Array, a: Activations = STANDARD
+    params: dict[str, jax.Array],
+    state: LSTMState,
+    x: jax.Array,
+    a: Activations = STANDARD,
 ) -> tuple[LSTMState, jax.Array]:
-    r"""One step of the LSTM with coupled input and forget gate.
+    r"""One step of the LSTM whose input gate is one minus its forget gate (CIFG).
 
-    ::
+    With σ the logistic function and ∘ the element-wise product::
 
-        f_t = σ(W_f x_t + U_f h_{t-1} + b_f)          [+ p_f ∘ c_{t-1} inside σ]
+        f_t = σ(W_f x_t + U_f h_{t-1} + p_f ∘ c_{t-1} + b_f)
         g_t = tanh(W_g x_t + U_g h_{t-1} + b_g)
         c_t = f_t ∘ c_{t-1} + (1 - f_t) ∘ g_t
-        o_t = σ(W_o x_t + U_o h_{t-1} + b_o)          [+ p_o ∘ c_t inside σ]
+        o_t = σ(W_o x_t + U_o h_{t-1} + p_o ∘ c_t + b_o)
         h_t = o_t ∘ tanh(c_t)
-
-    The paper keeps the input gate and takes f = 1 - i, which is the same cell with the
-    gate's parameters negated; so does ONNX (``input_forget``).
 
     Args:
       params: ``w_ih`` ``(D, 3H)``, ``w_hh`` ``(H, 3H)``, ``b`` ``(3H,)``, gates in the order
-        f, g, o; with peepholes ``p_f`` and ``p_o`` ``(H,)``.
+        f, g, o; ``p_f`` and ``p_o``, each ``(H,)``, may be left out (no peepholes).
       state: ``h`` and ``c``, each ``[..., H]``.
       x: the input of this step, ``[..., D]``.
       a: the element-wise functions; σ, tanh and tanh, and no clipping.
 
     Returns:
-      ``(state, y)``: the new state, in the types of the old one, and ``y = h_t``.
+      ``(state, y)``: the new state, in the types of the old one, and the output
+      ``y = h_t``, ``[..., H]``.
 
     Example:
       >>> import jax, jax.numpy as jnp
       >>> cell = CoupledLSTMCell(hidden_size=3)
       >>> params = cell.init(jax.random.key(0), input_size=2)
       >>> state, y = coupled_cell(params, cell.zero_state(), jnp.ones(2))
-      >>> y.shape
-      (3,)
+      >>> y.shape, bool((y == state.h).all())
+      ((3,), True)
 
     References:
       Klaus Greff, Rupesh K. Srivastava, Jan Koutník, Bas R. Steunebrink, Jürgen Schmidhuber,
       "LSTM: A Search Space Odyssey", IEEE Transactions on Neural Networks and Learning
-      Systems 28(10), 2017, section 3, variant CIFG (with peepholes there).
+      Systems 28(10), 2017, section II with variant CIFG (which keeps the input gate and has
+      f = 1 - i: the same cells, with the gate's sign turned).
     """
     f, g, o = jnp.split(affine(params, state.h, x), 3, -1)
-    if "p_f" in params:
-        f = f + params["p_f"] * state.c
-    f = a.gate(f)
+    f = a.gate(f + peephole(params, "f", state.c))
     c = a.clip(f * state.c + (1.0 - f) * a.candidate(g))
-    if "p_o" in params:
-        o = o + params["p_o"] * c
-    h = a.gate(o) * a.output(c)
+    o = a.gate(o + peephole(params, "o", c))
+    h = o * a.output(c)
     state = like(LSTMState(h=h, c=c), state)
     return state, state.h
 
@@ -66,20 +74,25 @@ class CoupledLSTMCell(LSTMFamilyCell):
     """Sizes and options of an LSTM with coupled gates; its equations are :func:`coupled_cell`.
 
     Parameters are ``w_ih`` ``(D, 3H)``, ``w_hh`` ``(H, 3H)`` and ``b`` ``(3H,)`` with gates in
-    the order f, g, o; options are those of :class:`LSTMFamilyCell` and these.
+    the order f, g, o, and with peepholes ``p_f`` and ``p_o``, each ``(H,)``.  Options are those
+    of :class:`LSTMFamilyCell` and these.
 
     Attributes:
-      peepholes: whether the gates see the cell state, by ``p_f`` and ``p_o`` ``(H,)``.
-      peephole_init: draws each peephole; zeros.
+      peepholes: whether gates see the cell state, as they do in the paper.
+      peephole_init: draws each gate's peephole weights; zeros.
 
     Raises:
       TypeError, ValueError: a size or option is impossible; the message names it.
 
     Example:
       >>> import jax
-      >>> params = CoupledLSTMCell(hidden_size=4).init(jax.random.key(0), input_size=2)
+      >>> cell = CoupledLSTMCell(hidden_size=4, peepholes=True)
+      >>> params = cell.init(jax.random.key(0), input_size=2)
       >>> {name: array.shape for name, array in params.items()}
-      {'w_ih': (2, 12), 'w_hh': (4, 12), 'b': (12,)}
+      {'w_ih': (2, 12), 'w_hh': (4, 12), 'b': (12,), 'p_f': (4,), 'p_o': (4,)}
+      >>> state, y = cell.step(params, cell.zero_state((5,)), jax.numpy.ones((5, 2)))
+      >>> y.shape
+      (5, 4)
     """
 
     peepholes: bool = False
@@ -87,13 +100,15 @@ class CoupledLSTMCell(LSTMFamilyCell):
 
     def parameters(self, input_size: int) -> dict[str, Parameter]:
         D, H = input_size, self.hidden_size
-        names = ("p_f", "p_o") if self.peepholes else ()
-        return {
+        parameters = {
             "w_ih": Parameter(blocks(self.kernel_init, 3), (D, 3 * H)),
             "w_hh": Parameter(blocks(self.recurrent_kernel_init, 3), (H, 3 * H)),
             "b": Parameter(self.gate_biases("fgo"), (3 * H,)),
-            **{name: Parameter(self.peephole_init, (H,)) for name in names},
         }
+        if self.peepholes:
+            parameters["p_f"] = Parameter(self.peephole_init, (H,))
+            parameters["p_o"] = Parameter(self.peephole_init, (H,))
+        return parameters
 
     def zero_state(self, batch_shape: tuple[int, ...] = ()) -> LSTMState:
         """``h`` and ``c`` of zeros, each ``[*batch_shape, H]``; ``c`` in float32 or wider."""

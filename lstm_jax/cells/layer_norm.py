@@ -1,27 +1,29 @@
-"""The LSTM with layer normalisation."""
+"""The LSTM with layer normalisation of its pre-activations and of what it reads out."""
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
 
-from lstm_jax.cells.activations import STANDARD, Activations
+from lstm_jax.cells.activations import STANDARD, Activations, check_limit
 from lstm_jax.cells.base import LSTMFamilyCell, Parameter, blocks, dot, like
 from lstm_jax.cells.lstm import LSTMState
 
+ones, zeros = jax.nn.initializers.ones, jax.nn.initializers.zeros
 
-def layer_norm(
-    a: jax.Array, scale: jax.Array, shift: jax.Array, epsilon: float = 1e-5
-) -> jax.Array:
-    """``(a - mean) / sqrt(variance + epsilon) ∘ scale + shift`` over the last axis.
+
+def layer_norm(x: jax.Array, scale: jax.Array, shift: jax.Array, epsilon: float) -> jax.Array:
+    """Features of mean 0 and variance 1, then scaled and shifted, in the type of ``x``.
 
     >>> import jax.numpy as jnp
-    >>> layer_norm(jnp.array([1.0, 3.0]), jnp.ones(2), jnp.zeros(2), epsilon=0.0).tolist()
-    [-1.0, 1.0]
+    >>> x = jnp.array([1.0, 2.0, 3.0])
+    >>> layer_norm(x, jnp.ones(3), jnp.zeros(3), epsilon=1e-5).round(3).tolist()
+    [-1.225..., 0.0, 1.225...]
     """
-    centred = a - a.mean(-1, keepdims=True)
-    variance = jnp.square(centred).mean(-1, keepdims=True)
-    return centred * jax.lax.rsqrt(variance + epsilon) * scale + shift
+    centered = x - x.mean(-1, keepdims=True)
+    variance = jnp.square(centered).mean(-1, keepdims=True)
+    normalised = centered * jax.lax.rsqrt(variance + epsilon)
+    return normalised * scale.astype(x.dtype) + shift.astype(x.dtype)
 
 
 def layer_norm_cell(
@@ -29,87 +31,91 @@ def layer_norm_cell(
     state: LSTMState,
     x: jax.Array,
     a: Activations = STANDARD,
-    *,
     epsilon: float = 1e-5,
 ) -> tuple[LSTMState, jax.Array]:
-    r"""One step of the layer-normalised LSTM.
+    r"""One step of the LSTM with layer normalisation.
 
-    With LN(z; α, β) = (z - mean) / deviation ∘ α + β, taken over all 4H features at once::
+    With σ the logistic function and ∘ the element-wise product::
 
-        (i, f, g, o) = LN(W x_t; α_x, β_x) + LN(U h_{t-1}; α_h, β_h) + b
+        LN(a; s, b) = (a - mean(a)) / sqrt(var(a) + ε) ∘ s + b
+        (i, f, g, o) = LN(W x_t; s_x, b_x) + LN(U h_{t-1}; s_h, b_h) + b
         c_t = σ(f) ∘ c_{t-1} + σ(i) ∘ tanh(g)
-        h_t = σ(o) ∘ tanh(LN(c_t; α_c, β_c))
+        h_t = σ(o) ∘ tanh(LN(c_t; s_c, b_c))
 
-    The state keeps c_t as it is, not normalised.
+    Mean and (biased) variance are over all 4H features of a product, or all H cells.  The
+    state keeps c_t as it is, before it is normalised.
 
     Args:
       params: ``w_ih`` ``(D, 4H)``, ``w_hh`` ``(H, 4H)``, ``b`` ``(4H,)``, gates in the order
-        i, f, g, o; ``scale_x``, ``shift_x``, ``scale_h``, ``shift_h`` ``(4H,)`` and
-        ``scale_c``, ``shift_c`` ``(H,)``, the α and β.
+        i, f, g, o; ``scale_x``, ``shift_x``, ``scale_h``, ``shift_h``, each ``(4H,)``;
+        ``scale_c``, ``shift_c``, each ``(H,)``.
       state: ``h`` and ``c``, each ``[..., H]``.
       x: the input of this step, ``[..., D]``.
       a: the element-wise functions; σ, tanh and tanh, and no clipping.
-      epsilon: added to each variance.
+      epsilon: ε, added to variances.
 
     Returns:
-      ``(state, y)``: the new state, in the types of the old one, and ``y = h_t``.
+      ``(state, y)``: the new state, in the types of the old one, and the output
+      ``y = h_t``, ``[..., H]``.
 
     Example:
       >>> import jax, jax.numpy as jnp
       >>> cell = LayerNormLSTMCell(hidden_size=3)
       >>> params = cell.init(jax.random.key(0), input_size=2)
       >>> state, y = layer_norm_cell(params, cell.zero_state(), jnp.ones(2))
-      >>> y.shape
-      (3,)
+      >>> y.shape, bool((y == state.h).all())
+      ((3,), True)
 
     References:
-      Jimmy Lei Ba, Jamie Ryan Kiros, Geoffrey E. Hinton, "Layer Normalization",
-      arXiv:1607.06450, 2016, supplementary material, equations 20-22 (whose sum, without
-      epsilon, is the same).
+      Jimmy Lei Ba, Jamie Ryan Kiros, Geoffrey E. Hinton, "Layer Normalization", 2016
+      (arXiv:1607.06450), supplementary material, equations 15-16 and 20-22.  There is no ε
+      in the paper; scales (the gains) begin at one and shifts at zero here.
     """
-    p = params
-    z = layer_norm(dot(x, p["w_ih"]), p["scale_x"], p["shift_x"], epsilon)
-    z = z + layer_norm(dot(state.h, p["w_hh"]), p["scale_h"], p["shift_h"], epsilon) + p["b"]
-    i, f, g, o = jnp.split(z, 4, -1)
+    z_x = layer_norm(dot(x, params["w_ih"]), params["scale_x"], params["shift_x"], epsilon)
+    z_h = layer_norm(dot(state.h, params["w_hh"]), params["scale_h"], params["shift_h"], epsilon)
+    i, f, g, o = jnp.split(z_x + z_h + params["b"].astype(z_x.dtype), 4, -1)
     c = a.clip(a.gate(f) * state.c + a.gate(i) * a.candidate(g))
-    h = a.gate(o) * a.output(layer_norm(c, p["scale_c"], p["shift_c"], epsilon))
+    h = a.gate(o) * a.output(layer_norm(c, params["scale_c"], params["shift_c"], epsilon))
     state = like(LSTMState(h=h, c=c), state)
     return state, state.h
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerNormLSTMCell(LSTMFamilyCell):
-    """Sizes and options of a layer-normalised LSTM; its equations: :func:`layer_norm_cell`.
+    """Sizes and options of an LSTM with layer normalisation; see :func:`layer_norm_cell`.
 
-    Parameters are those of :class:`LSTMCell`, ``scale_x``, ``shift_x``, ``scale_h``,
-    ``shift_h`` ``(4H,)``, and ``scale_c``, ``shift_c`` ``(H,)``, beginning with ones and zeros;
-    options are those of :class:`LSTMFamilyCell` and this.
+    Parameters are ``w_ih`` ``(D, 4H)``, ``w_hh`` ``(H, 4H)`` and ``b`` ``(4H,)`` with gates in
+    the order i, f, g, o; ``scale_x``, ``shift_x``, ``scale_h``, ``shift_h``, each ``(4H,)``,
+    and ``scale_c``, ``shift_c``, each ``(H,)``: scales of one, shifts of zero.  Options are
+    those of :class:`LSTMFamilyCell` and this.
 
     Attributes:
-      epsilon: added to each variance.
+      epsilon: added to variances, so that equal features divide by no zero.
 
     Raises:
       TypeError, ValueError: a size or option is impossible; the message names it.
 
     Example:
       >>> import jax
-      >>> params = LayerNormLSTMCell(hidden_size=4).init(jax.random.key(0), input_size=2)
+      >>> cell = LayerNormLSTMCell(hidden_size=4)
+      >>> params = cell.init(jax.random.key(0), input_size=2)
       >>> params["scale_x"].shape, params["shift_c"].shape
       ((16,), (4,))
+      >>> state, y = cell.step(params, cell.zero_state((5,)), jax.numpy.ones((5, 2)))
+      >>> y.shape
+      (5, 4)
     """
 
     epsilon: float = 1e-5
 
     def __post_init__(self):
         super().__post_init__()
-        if isinstance(self.epsilon, bool) or not isinstance(self.epsilon, int | float):
-            raise TypeError(f"epsilon must be a number, got {self.epsilon!r}")
-        if not self.epsilon > 0:
-            raise ValueError(f"epsilon must be above 0, got {self.epsilon}")
+        if self.epsilon is None:
+            raise TypeError("epsilon must be a positive number, got None")
+        check_limit("epsilon", self.epsilon)
 
     def parameters(self, input_size: int) -> dict[str, Parameter]:
         D, H = input_size, self.hidden_size
-        ones, zeros = jax.nn.initializers.ones, jax.nn.initializers.zeros
         return {
             "w_ih": Parameter(blocks(self.kernel_init, 4), (D, 4 * H)),
             "w_hh": Parameter(blocks(self.recurrent_kernel_init, 4), (H, 4 * H)),
@@ -130,4 +136,4 @@ class LayerNormLSTMCell(LSTMFamilyCell):
     def equations(
         self, params: dict[str, jax.Array], state: LSTMState, x: jax.Array
     ) -> tuple[LSTMState, jax.Array]:
-        return layer_norm_cell(params, state, x, self.activations, epsilon=self.epsilon)
+        return layer_norm_cell(params, state, x, self.activations, self.epsilon)

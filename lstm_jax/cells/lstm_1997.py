@@ -1,4 +1,4 @@
-"""The first LSTM: no forget gate, and cells in blocks behind shared gates."""
+"""The LSTM of 1997: no forget gate, and memory cells in blocks behind shared gates."""
 
 import dataclasses
 
@@ -6,66 +6,82 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.activations import Activation, Activations
-from lstm_jax.cells.base import LSTMFamilyCell, Parameter, affine, like
+from lstm_jax.cells.base import (
+    Initializer,
+    LSTMFamilyCell,
+    Parameter,
+    affine,
+    check_size,
+    like,
+)
 from lstm_jax.cells.lstm import LSTMState
 
 
-def squash_input(x: jax.Array) -> jax.Array:
-    """g of the paper, 4 σ(x) - 2, with values in [-2, 2] (equation 5 of its appendix)."""
-    return 4.0 * jax.nn.sigmoid(x) - 2.0
+def input_squashing(x: jax.Array) -> jax.Array:
+    """The paper's g(x) = 4σ(x) - 2, as 2 tanh(x/2): the same, without cancellation near 0."""
+    return 2.0 * jnp.tanh(0.5 * x)
 
 
-def squash_state(x: jax.Array) -> jax.Array:
-    """h of the paper, 2 σ(x) - 1, with values in [-1, 1] (equation 4 of its appendix)."""
-    return 2.0 * jax.nn.sigmoid(x) - 1.0
+def output_squashing(x: jax.Array) -> jax.Array:
+    """The paper's h(x) = 2σ(x) - 1, as tanh(x/2): the same, without cancellation near 0."""
+    return jnp.tanh(0.5 * x)
 
 
-AS_PUBLISHED = Activations(candidate=squash_input, output=squash_state)
+ORIGINAL = Activations(candidate=input_squashing, output=output_squashing)
+"""σ, 4σ - 2 and 2σ - 1, and no clipping."""
 
 
 def lstm_1997_cell(
-    params: dict[str, jax.Array], state: LSTMState, x: jax.Array, a: Activations = AS_PUBLISHED
+    params: dict[str, jax.Array],
+    state: LSTMState,
+    x: jax.Array,
+    a: Activations = ORIGINAL,
 ) -> tuple[LSTMState, jax.Array]:
-    r"""One step of the LSTM of 1997.
+    r"""One step of the LSTM as it was first published.
 
-    With g(x) = 4σ(x) - 2 and h(x) = 2σ(x) - 1, and n blocks of S = H / n cells each, of which
-    each has one input and one output gate::
+    For each memory cell v of a block j, with σ the logistic function, and with i and o one
+    number for the whole block::
 
-        y^in_t  = σ(W_in x_t + U_in y^c_{t-1} + b_in)           one a block
-        y^out_t = σ(W_out x_t + U_out y^c_{t-1} + b_out)        one a block
-        s_t     = s_{t-1} + y^in_t ∘ g(W_c x_t + U_c y^c_{t-1} + b_c)
-        y^c_t   = y^out_t ∘ h(s_t)
+        i_j(t) = σ(W_i x(t) + U_i h(t-1) + b_i)_j
+        o_j(t) = σ(W_o x(t) + U_o h(t-1) + b_o)_j
+        c_jv(t) = c_jv(t-1) + i_j(t) g((W_g x(t) + U_g h(t-1) + b_g)_jv)
+        h_jv(t) = o_j(t) h(c_jv(t))
 
-    s is ``state.c``, y^c ``state.h``; cells of a block lie side by side.  The gates read the
-    cells' outputs and not one another, which the paper leaves open.
+    where g(z) = 4σ(z) - 2 and h(c) = 2σ(c) - 1.  Without a forget gate the cell state only
+    adds up: reset it between sequences.
 
     Args:
-      params: ``w_ih`` ``(D, 2n + H)``, ``w_hh`` ``(H, 2n + H)``, ``b`` ``(2n + H,)``, columns in
-        the order input gates (n), cells (H), output gates (n).
+      params: ``w_ih`` ``(D, 2n + H)``, ``w_hh`` ``(H, 2n + H)``, ``b`` ``(2n + H,)`` for n
+        blocks; columns i (n), g (H), o (n).  Cells of a block lie side by side.
       state: ``h`` and ``c``, each ``[..., H]``.
       x: the input of this step, ``[..., D]``.
-      a: the element-wise functions; the paper's.
+      a: the element-wise functions; σ, the paper's g and h, and no clipping.
 
     Returns:
-      ``(state, y)``: the new state, in the types of the old one, and ``y = y^c_t``.
+      ``(state, y)``: the new state, in the types of the old one, and the output
+      ``y = h(t)``, ``[..., H]``.
 
     Example:
       >>> import jax, jax.numpy as jnp
       >>> cell = LSTM1997Cell(hidden_size=4, block_size=2)
-      >>> params = cell.init(jax.random.key(0), input_size=2)
-      >>> state, y = lstm_1997_cell(params, cell.zero_state(), jnp.ones(2))
-      >>> y.shape
-      (4,)
+      >>> params = cell.init(jax.random.key(0), input_size=3)
+      >>> state, y = lstm_1997_cell(params, cell.zero_state(), jnp.ones(3))
+      >>> y.shape, bool((y == state.h).all())
+      ((4,), True)
 
     References:
       Sepp Hochreiter, Jürgen Schmidhuber, "Long Short-Term Memory", Neural Computation 9(8),
-      1997, section 4 and appendix A.1.
+      1997, section 4 and appendix A.1 (f, h and g, then the forward pass of gates and cells;
+      equations 3-5 and 7-9 of the preprint).  There, gates may also read each other, error
+      is truncated where it leaves a memory cell, and output gates begin with negative
+      biases; here gates read x and h alone, gradients are complete, and biases begin with
+      what ``bias_init`` draws.
     """
-    size = state.c.shape[-1]
     z = affine(params, state.h, x)
-    blocks = (z.shape[-1] - size) // 2
-    i, g, o = jnp.split(z, [blocks, blocks + size], -1)
-    i, o = (jnp.repeat(a.gate(gate), size // blocks, -1) for gate in (i, o))
+    H = state.c.shape[-1]
+    n = (z.shape[-1] - H) // 2
+    i, g, o = jnp.split(z, [n, n + H], -1)
+    i, o = (jnp.repeat(a.gate(gate), H // n, -1) for gate in (i, o))
     c = a.clip(state.c + i * a.candidate(g))
     h = o * a.output(c)
     state = like(LSTMState(h=h, c=c), state)
@@ -77,12 +93,14 @@ class LSTM1997Cell(LSTMFamilyCell):
     """Sizes and options of the LSTM of 1997; its equations are :func:`lstm_1997_cell`.
 
     Parameters are ``w_ih`` ``(D, 2n + H)``, ``w_hh`` ``(H, 2n + H)`` and ``b`` ``(2n + H,)``
-    with n = H / ``block_size``, columns in the order input gates, cells, output gates.
-    Options are those of :class:`LSTMFamilyCell`, ``activation_fn`` and ``output_fn`` being the
-    paper's by default, but for ``forget_bias`` and ``chrono``: there is no forget gate.
+    for n = H / block_size blocks, columns i (n), g (H), o (n).  Options are those of
+    :class:`LSTMFamilyCell`, of which ``forget_bias`` and ``chrono`` must stay as they are,
+    and these.
 
     Attributes:
-      block_size: S, the cells behind each pair of gates; divides H.
+      block_size: memory cells behind one input and one output gate; divides H.
+      activation_fn: the paper's g = 4σ - 2 unless another is given.
+      output_fn: the paper's h = 2σ - 1 unless another is given; ``activation_fn`` if None.
 
     Raises:
       TypeError, ValueError: a size or option is impossible; the message names it.
@@ -90,47 +108,34 @@ class LSTM1997Cell(LSTMFamilyCell):
     Example:
       >>> import jax
       >>> cell = LSTM1997Cell(hidden_size=4, block_size=2)
-      >>> {name: array.shape for name, array in cell.init(jax.random.key(0), 3).items()}
+      >>> params = cell.init(jax.random.key(0), input_size=3)
+      >>> {name: array.shape for name, array in params.items()}
       {'w_ih': (3, 8), 'w_hh': (4, 8), 'b': (8,)}
+      >>> state, y = cell.step(params, cell.zero_state((5,)), jax.numpy.ones((5, 3)))
+      >>> y.shape
+      (5, 4)
     """
 
-    activation_fn: Activation = squash_input
-    output_fn: Activation | None = squash_state
-    forget_bias: float = 0.0
+    activation_fn: Activation = input_squashing
+    output_fn: Activation | None = output_squashing
     block_size: int = 1
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("forget_bias", "chrono"):
-            if getattr(self, name):
-                raise ValueError(
-                    f"{name} has no forget gate to act on in LSTM1997Cell, got "
-                    f"{getattr(self, name)}"
-                )
-        if isinstance(self.block_size, bool) or not isinstance(self.block_size, int):
-            raise TypeError(f"block_size must be an int, got {self.block_size!r}")
-        if self.block_size < 1 or self.hidden_size % self.block_size:
+        check_no_forget_options(self, "LSTM1997Cell")
+        check_size("block_size", self.block_size)
+        if self.hidden_size % self.block_size:
             raise ValueError(
                 f"block_size must divide hidden_size={self.hidden_size}, got {self.block_size}"
             )
 
     def parameters(self, input_size: int) -> dict[str, Parameter]:
         D, H, n = input_size, self.hidden_size, self.hidden_size // self.block_size
-
-        def columns(init):
-            def parts(key, shape, dtype):
-                drawn = (
-                    init(k, (*shape[:-1], width), dtype)
-                    for k, width in zip(jax.random.split(key, 3), (n, H, n), strict=True)
-                )
-                return jnp.concatenate(list(drawn), -1)
-
-            return parts
-
+        widths = (n, H, n)
         return {
-            "w_ih": Parameter(columns(self.kernel_init), (D, 2 * n + H)),
-            "w_hh": Parameter(columns(self.recurrent_kernel_init), (H, 2 * n + H)),
-            "b": Parameter(columns(self.bias_init), (2 * n + H,)),
+            "w_ih": Parameter(side_by_side(self.kernel_init, widths), (D, 2 * n + H)),
+            "w_hh": Parameter(side_by_side(self.recurrent_kernel_init, widths), (H, 2 * n + H)),
+            "b": Parameter(side_by_side(self.bias_init, widths), (2 * n + H,)),
         }
 
     def zero_state(self, batch_shape: tuple[int, ...] = ()) -> LSTMState:
@@ -142,3 +147,24 @@ class LSTM1997Cell(LSTMFamilyCell):
         self, params: dict[str, jax.Array], state: LSTMState, x: jax.Array
     ) -> tuple[LSTMState, jax.Array]:
         return lstm_1997_cell(params, state, x, self.activations)
+
+
+def side_by_side(init: Initializer, widths: tuple[int, ...]) -> Initializer:
+    """Draws blocks of these widths side by side along the last axis, each by itself."""
+
+    def init_blocks(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+        keys = jax.random.split(key, len(widths))
+        drawn = [init(k, (*shape[:-1], w), dtype) for k, w in zip(keys, widths, strict=True)]
+        return jnp.concatenate(drawn, -1)
+
+    return init_blocks
+
+
+def check_no_forget_options(cell: LSTMFamilyCell, who: str) -> None:
+    """Raises where options of a forget gate are set on a cell that has none."""
+    for name, default in (("forget_bias", 1.0), ("chrono", None)):
+        given = getattr(cell, name)
+        if given != default:
+            raise ValueError(
+                f"{name} must be left at {default}, as {who} has no forget gate, got {given!r}"
+            )

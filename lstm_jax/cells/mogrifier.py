@@ -1,11 +1,20 @@
-"""The LSTM whose input and state gate each other before every step."""
+"""The Mogrifier LSTM: input and hidden state gate each other before the LSTM reads them."""
 
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 
 from lstm_jax.cells.activations import STANDARD, Activations
-from lstm_jax.cells.base import LSTMFamilyCell, Parameter, blocks, check_size, dot, like
+from lstm_jax.cells.base import (
+    Initializer,
+    LSTMFamilyCell,
+    Parameter,
+    blocks,
+    check_size,
+    dot,
+    like,
+)
 from lstm_jax.cells.lstm import LSTMState, lstm_cell
 
 
@@ -14,75 +23,74 @@ def mogrifier_cell(
     state: LSTMState,
     x: jax.Array,
     a: Activations = STANDARD,
-    *,
     rounds: int = 5,
 ) -> tuple[LSTMState, jax.Array]:
     r"""One step of the Mogrifier LSTM.
 
-    Before the step of an LSTM, with x^{-1} = x_t and h^0 = h_{t-1}::
+    With σ the logistic function and ∘ the element-wise product, in rounds r = 1, 2, ...::
 
-        x^i = 2σ(Q^i h^{i-1}) ∘ x^{i-2}        for odd i in 1, ..., rounds
-        h^i = 2σ(R^i x^{i-1}) ∘ h^{i-2}        for even i
+        x = 2σ(Q_r h) ∘ x    for odd r
+        h = 2σ(R_r x) ∘ h    for even r
 
-    and the LSTM reads the last x and h.  With a rank k, Q^i and R^i are products of two
-    narrow matrices.
+    beginning with x_t and h_{t-1}; then (h_t, c_t) = LSTM(x, h, c_{t-1}), where LSTM is
+    :func:`lstm_cell`.  With a rank, Q = Q_left Q_right and likewise R.
 
     Args:
-      params: ``w_ih`` ``(D, 4H)``, ``w_hh`` ``(H, 4H)``, ``b`` ``(4H,)``, gates in the order
-        i, f, g, o; for each odd round n ``w_q{n}`` ``(H, D)``, for each even one ``w_r{n}``
-        ``(D, H)``; in place of either, with a rank, ``..._left`` ``(H or D, k)`` and
-        ``..._right`` ``(k, D or H)``.
+      params: ``w_q{r}`` ``(H, D)`` for odd r, ``w_r{r}`` ``(D, H)`` for even r, each of them
+        perhaps as two factors, ``w_q{r}_left`` ``(H, k)`` and ``w_q{r}_right`` ``(k, D)``; and
+        the LSTM's ``w_ih`` ``(D, 4H)``, ``w_hh`` ``(H, 4H)``, ``b`` ``(4H,)``, gates in the
+        order i, f, g, o.
       state: ``h`` and ``c``, each ``[..., H]``.
       x: the input of this step, ``[..., D]``.
-      a: the element-wise functions; σ, tanh and tanh, and no clipping.
-      rounds: how often input or state is gated.
+      a: the element-wise functions; σ (of these gates, too), tanh and tanh, and no clipping.
+      rounds: how many rounds there are; 0 makes it a standard LSTM.
 
     Returns:
-      ``(state, y)``: the new state, in the types of the old one, and ``y = h_t``.
+      ``(state, y)``: the new state, in the types of the old one, and the output
+      ``y = h_t``, ``[..., H]``.
 
     Example:
       >>> import jax, jax.numpy as jnp
-      >>> cell = MogrifierLSTMCell(hidden_size=3, rounds=2)
+      >>> cell = MogrifierLSTMCell(hidden_size=3)
       >>> params = cell.init(jax.random.key(0), input_size=2)
-      >>> state, y = mogrifier_cell(params, cell.zero_state(), jnp.ones(2), rounds=2)
-      >>> y.shape
-      (3,)
+      >>> state, y = mogrifier_cell(params, cell.zero_state(), jnp.ones(2))
+      >>> y.shape, bool((y == state.h).all())
+      ((3,), True)
 
     References:
-      Gábor Melis, Tomáš Kočiský, Phil Blunsom, "Mogrifier LSTM", ICLR 2020, section 2,
-      equations 1 and 2.
+      Gábor Melis, Tomáš Kočiský, Phil Blunsom, "Mogrifier LSTM", ICLR 2020, section 2.  The
+      LSTM there is one of the paper's choice; here it is the standard one.
     """
-
-    def gated(name: str, by: jax.Array, what: jax.Array) -> jax.Array:
-        if name in params:
-            z = dot(by, params[name])
-        else:
-            narrow = dot(by, params[f"{name}_left"]).astype(by.dtype)
-            z = dot(narrow, params[f"{name}_right"])
-        return (2.0 * a.gate(z) * what).astype(what.dtype)
-
     h = state.h
-    for n in range(1, rounds + 1):
-        if n % 2:
-            x = gated(f"w_q{n}", h, x)
+    x = x.astype(jnp.result_type(x, params["w_ih"]))  # integers could not hold what follows
+    for r in range(1, rounds + 1):
+        if r % 2:
+            x = like(2.0 * a.gate(product(h, params, f"w_q{r}")) * x, x)
         else:
-            h = gated(f"w_r{n}", x, h)
-    new, _ = lstm_cell(params, state._replace(h=h), x, a)
-    state = like(new, state)
-    return state, state.h
+            h = like(2.0 * a.gate(product(x, params, f"w_r{r}")) * h, h)
+    return lstm_cell(params, state._replace(h=h), x, a)
+
+
+def product(v: jax.Array, params: dict[str, jax.Array], name: str) -> jax.Array:
+    """``v @ w`` for the matrix of this name, which may be there as two factors."""
+    if name in params:
+        return dot(v, params[name])
+    return dot(like(dot(v, params[f"{name}_left"]), v), params[f"{name}_right"])
 
 
 @dataclasses.dataclass(frozen=True)
 class MogrifierLSTMCell(LSTMFamilyCell):
     """Sizes and options of a Mogrifier LSTM; its equations are :func:`mogrifier_cell`.
 
-    Parameters are those of :class:`LSTMCell` and for each round n from 1 on ``w_q{n}``
-    ``(H, D)`` where n is odd, ``w_r{n}`` ``(D, H)`` where it is even (or their factors
-    ``..._left`` and ``..._right``); options are those of :class:`LSTMFamilyCell` and these.
+    Parameters are ``w_ih`` ``(D, 4H)``, ``w_hh`` ``(H, 4H)`` and ``b`` ``(4H,)`` with gates in
+    the order i, f, g, o; for odd rounds r ``w_q{r}`` ``(H, D)``, which
+    ``recurrent_kernel_init`` draws, and for even ones ``w_r{r}`` ``(D, H)``, which
+    ``kernel_init`` draws; with a rank, two factors ``..._left`` and ``..._right`` in place of
+    each.  Options are those of :class:`LSTMFamilyCell` and these.
 
     Attributes:
-      rounds: how often input or state is gated by the other, at least 0.
-      rank: k, the width of the two factors of each Q and R; None for whole matrices.
+      rounds: how often input and hidden state gate each other; 0 makes a standard LSTM.
+      rank: k, the rank of the matrices of these gates; full if None.
 
     Raises:
       TypeError, ValueError: a size or option is impossible; the message names it.
@@ -90,8 +98,12 @@ class MogrifierLSTMCell(LSTMFamilyCell):
     Example:
       >>> import jax
       >>> cell = MogrifierLSTMCell(hidden_size=4, rounds=2, rank=1)
-      >>> list(cell.init(jax.random.key(0), input_size=2))[3:]
+      >>> params = cell.init(jax.random.key(0), input_size=3)
+      >>> [name for name in params if name not in ("w_ih", "w_hh", "b")]
       ['w_q1_left', 'w_q1_right', 'w_r2_left', 'w_r2_right']
+      >>> state, y = cell.step(params, cell.zero_state((5,)), jax.numpy.ones((5, 3)))
+      >>> y.shape
+      (5, 4)
     """
 
     rounds: int = 5
@@ -106,6 +118,12 @@ class MogrifierLSTMCell(LSTMFamilyCell):
         if self.rank is not None:
             check_size("rank", self.rank)
 
+    @property
+    def recurrent_weights(self) -> tuple[str, ...]:
+        """Names of the parameters that read the last hidden state, gated or not."""
+        suffix = "" if self.rank is None else "_left"
+        return ("w_hh", *(f"w_q{r}{suffix}" for r in range(1, self.rounds + 1, 2)))
+
     def parameters(self, input_size: int) -> dict[str, Parameter]:
         D, H = input_size, self.hidden_size
         parameters = {
@@ -113,14 +131,23 @@ class MogrifierLSTMCell(LSTMFamilyCell):
             "w_hh": Parameter(blocks(self.recurrent_kernel_init, 4), (H, 4 * H)),
             "b": Parameter(self.gate_biases("ifgo"), (4 * H,)),
         }
-        for n in range(1, self.rounds + 1):
-            name, rows, columns = (f"w_q{n}", H, D) if n % 2 else (f"w_r{n}", D, H)
-            if self.rank is None:
-                parameters[name] = Parameter(self.kernel_init, (rows, columns))
+        for r in range(1, self.rounds + 1):
+            if r % 2:
+                parameters |= self.factors(f"w_q{r}", self.recurrent_kernel_init, H, D)
             else:
-                parameters[f"{name}_left"] = Parameter(self.kernel_init, (rows, self.rank))
-                parameters[f"{name}_right"] = Parameter(self.kernel_init, (self.rank, columns))
+                parameters |= self.factors(f"w_r{r}", self.kernel_init, D, H)
         return parameters
+
+    def factors(
+        self, name: str, init: Initializer, rows: int, columns: int
+    ) -> dict[str, Parameter]:
+        """A matrix ``(rows, columns)`` by its name, as two factors where there is a rank."""
+        if self.rank is None:
+            return {name: Parameter(init, (rows, columns))}
+        return {
+            f"{name}_left": Parameter(init, (rows, self.rank)),
+            f"{name}_right": Parameter(init, (self.rank, columns)),
+        }
 
     def zero_state(self, batch_shape: tuple[int, ...] = ()) -> LSTMState:
         """``h`` and ``c`` of zeros, each ``[*batch_shape, H]``; ``c`` in float32 or wider."""
@@ -130,4 +157,4 @@ class MogrifierLSTMCell(LSTMFamilyCell):
     def equations(
         self, params: dict[str, jax.Array], state: LSTMState, x: jax.Array
     ) -> tuple[LSTMState, jax.Array]:
-        return mogrifier_cell(params, state, x, self.activations, rounds=self.rounds)
+        return mogrifier_cell(params, state, x, self.activations, self.rounds)

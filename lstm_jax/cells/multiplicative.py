@@ -1,4 +1,4 @@
-"""The LSTM whose transition is another for every input (mLSTM of 2016)."""
+"""The multiplicative LSTM: each input chooses its own recurrent transition."""
 
 import dataclasses
 
@@ -10,62 +10,74 @@ from lstm_jax.cells.lstm import LSTMState, lstm_cell
 
 
 def multiplicative_cell(
-    params: dict[str, jax.Array], state: LSTMState, x: jax.Array, a: Activations = STANDARD
+    params: dict[str, jax.Array],
+    state: LSTMState,
+    x: jax.Array,
+    a: Activations = STANDARD,
 ) -> tuple[LSTMState, jax.Array]:
-    r"""One step of the multiplicative LSTM.
+    r"""One step of the multiplicative LSTM (mLSTM).
 
-    An LSTM that reads m_t in place of h_{t-1}::
+    With ∘ the element-wise product::
 
         m_t = (W_mx x_t) ∘ (W_mh h_{t-1})
-        i_t, f_t, o_t = σ(W x_t + U m_t + b)        each with its own W, U, b
-        c_t = f_t ∘ c_{t-1} + i_t ∘ tanh(W_g x_t + U_g m_t + b_g)
-        h_t = o_t ∘ tanh(c_t)
+        (h_t, c_t) = LSTM(x_t, m_t, c_{t-1})
+
+    where LSTM is :func:`lstm_cell`, which so reads m_t in place of h_{t-1}.
 
     Args:
-      params: ``w_mx`` ``(D, H)``, ``w_mh`` ``(H, H)``, ``w_ih`` ``(D, 4H)``, ``w_hh`` ``(H, 4H)``
-        (which reads m_t), ``b`` ``(4H,)``, gates in the order i, f, g, o.
+      params: ``w_mx`` ``(D, H)``, ``w_mh`` ``(H, H)``, and the LSTM's ``w_ih`` ``(D, 4H)``,
+        ``w_hh`` ``(H, 4H)``, ``b`` ``(4H,)``, gates in the order i, f, g, o.
       state: ``h`` and ``c``, each ``[..., H]``.
       x: the input of this step, ``[..., D]``.
       a: the element-wise functions; σ, tanh and tanh, and no clipping.
 
     Returns:
-      ``(state, y)``: the new state, in the types of the old one, and ``y = h_t``.
+      ``(state, y)``: the new state, in the types of the old one, and the output
+      ``y = h_t``, ``[..., H]``.
 
     Example:
       >>> import jax, jax.numpy as jnp
       >>> cell = MultiplicativeLSTMCell(hidden_size=3)
       >>> params = cell.init(jax.random.key(0), input_size=2)
       >>> state, y = multiplicative_cell(params, cell.zero_state(), jnp.ones(2))
-      >>> y.shape
-      (3,)
+      >>> y.shape, bool((y == state.h).all())
+      ((3,), True)
 
     References:
       Ben Krause, Liang Lu, Iain Murray, Steve Renals, "Multiplicative LSTM for sequence
-      modelling", arXiv:1609.07959, 2016, section 3 (biases added, which the paper's equations
-      leave out).
+      modelling", ICLR 2017 workshop track (arXiv:1609.07959), the equations of mLSTM, with
+      as many intermediate features m as hidden ones.
     """
     m = dot(x, params["w_mx"]) * dot(state.h, params["w_mh"])
-    new, _ = lstm_cell(params, state._replace(h=m.astype(state.h.dtype)), x, a)
-    state = like(new, state)
-    return state, state.h
+    return lstm_cell(params, state._replace(h=like(m, state.h)), x, a)
 
 
 @dataclasses.dataclass(frozen=True)
 class MultiplicativeLSTMCell(LSTMFamilyCell):
-    """Sizes and options of a multiplicative LSTM; its equations: :func:`multiplicative_cell`.
+    """Sizes and options of a multiplicative LSTM; see :func:`multiplicative_cell`.
 
-    Parameters are those of :class:`LSTMCell`, ``w_mx`` ``(D, H)`` and ``w_mh`` ``(H, H)``;
-    options are those of :class:`LSTMFamilyCell`.
+    Parameters are ``w_mx`` ``(D, H)``, ``w_mh`` ``(H, H)``, ``w_ih`` ``(D, 4H)``, ``w_hh``
+    ``(H, 4H)`` and ``b`` ``(4H,)`` with gates in the order i, f, g, o; options are those of
+    :class:`LSTMFamilyCell`.
 
     Raises:
       TypeError, ValueError: a size or option is impossible; the message names it.
 
     Example:
       >>> import jax
-      >>> params = MultiplicativeLSTMCell(hidden_size=4).init(jax.random.key(0), input_size=2)
+      >>> cell = MultiplicativeLSTMCell(hidden_size=4)
+      >>> params = cell.init(jax.random.key(0), input_size=2)
       >>> {name: array.shape for name, array in params.items()}
       {'w_mx': (2, 4), 'w_mh': (4, 4), 'w_ih': (2, 16), 'w_hh': (4, 16), 'b': (16,)}
+      >>> state, y = cell.step(params, cell.zero_state((5,)), jax.numpy.ones((5, 2)))
+      >>> y.shape
+      (5, 4)
     """
+
+    @property
+    def recurrent_weights(self) -> tuple[str, ...]:
+        """Names of the parameters between the last hidden state and this step's gates."""
+        return ("w_mh", "w_hh")
 
     def parameters(self, input_size: int) -> dict[str, Parameter]:
         D, H = input_size, self.hidden_size
@@ -76,11 +88,6 @@ class MultiplicativeLSTMCell(LSTMFamilyCell):
             "w_hh": Parameter(blocks(self.recurrent_kernel_init, 4), (H, 4 * H)),
             "b": Parameter(self.gate_biases("ifgo"), (4 * H,)),
         }
-
-    @property
-    def recurrent_weights(self) -> tuple[str, ...]:
-        """``w_mh`` reads the last hidden state, and ``w_hh`` what comes of it."""
-        return ("w_mh", "w_hh")
 
     def zero_state(self, batch_shape: tuple[int, ...] = ()) -> LSTMState:
         """``h`` and ``c`` of zeros, each ``[*batch_shape, H]``; ``c`` in float32 or wider."""

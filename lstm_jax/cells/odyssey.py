@@ -1,4 +1,4 @@
-"""The variants of "LSTM: A Search Space Odyssey"."""
+"""The variants of "LSTM: A Search Space Odyssey": the LSTM with peepholes, less one part."""
 
 import dataclasses
 from typing import NamedTuple
@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lstm_jax.cells.activations import STANDARD, Activation, Activations, identity
+from lstm_jax.cells.activations import STANDARD, Activations, clipped, identity
 from lstm_jax.cells.base import (
     Initializer,
     LSTMFamilyCell,
@@ -18,8 +18,10 @@ from lstm_jax.cells.base import (
     zeros,
 )
 from lstm_jax.cells.lstm import LSTMState
+from lstm_jax.cells.lstm_1997 import check_no_forget_options
+from lstm_jax.cells.peephole import peephole
 
-GATES = {  # blocks of weights in each variant, out of i, f, g, o
+VARIANTS = {
     "nig": "fgo",
     "nfg": "igo",
     "nog": "ifg",
@@ -28,7 +30,13 @@ GATES = {  # blocks of weights in each variant, out of i, f, g, o
     "np": "ifgo",
     "fgr": "ifgo",
 }
-"""The blocks of weights that each variant has."""
+"""The gates of each variant, in the order in which they lie side by side."""
+
+OWN_ACTIVATIONS = {
+    "niaf": STANDARD._replace(candidate=identity),
+    "noaf": STANDARD._replace(output=identity),
+}
+"""The element-wise functions of the variants that differ in these."""
 
 
 class FGRState(NamedTuple):
@@ -36,8 +44,10 @@ class FGRState(NamedTuple):
 
     Attributes:
       h: hidden state, which is also the step's output; ``[..., H]``.
-      c: cell state; ``[..., H]``, float32 or wider, like the gates.
-      i, f, o: the last step's gates; ``[..., H]``.
+      c: cell state; ``[..., H]``, float32 (or float64) whatever the computation's type.
+      i: the step's input gate, of the shape and type of ``c``; so are
+      f: the forget gate and
+      o: the output gate.
 
     >>> import jax.numpy as jnp
     >>> FGRState(*[jnp.zeros(3)] * 5).f.shape
@@ -55,134 +65,151 @@ def odyssey_cell(
     params: dict[str, jax.Array],
     state: LSTMState | FGRState,
     x: jax.Array,
-    a: Activations = STANDARD,
+    a: Activations | None = None,
     *,
     variant: str,
 ) -> tuple[LSTMState | FGRState, jax.Array]:
     r"""One step of a variant of the LSTM with peepholes.
 
-    The vanilla LSTM of the paper (z is this library's g, y its h)::
+    With σ the logistic function and ∘ the element-wise product::
 
-        g_t = tanh(W_g x_t + U_g h_{t-1} + b_g)
         i_t = σ(W_i x_t + U_i h_{t-1} + p_i ∘ c_{t-1} + b_i)
         f_t = σ(W_f x_t + U_f h_{t-1} + p_f ∘ c_{t-1} + b_f)
-        c_t = g_t ∘ i_t + c_{t-1} ∘ f_t
+        g_t = tanh(W_g x_t + U_g h_{t-1} + b_g)
+        c_t = f_t ∘ c_{t-1} + i_t ∘ g_t
         o_t = σ(W_o x_t + U_o h_{t-1} + p_o ∘ c_t + b_o)
-        h_t = tanh(c_t) ∘ o_t
+        h_t = o_t ∘ tanh(c_t)
 
-    and what each variant does to it::
+    but for one change::
 
-        nig   i_t = 1                      niaf  g_t without tanh
-        nfg   f_t = 1                      noaf  h_t = c_t ∘ o_t
-        nog   o_t = 1                      np    p_i = p_f = p_o = 0
-        fgr   each gate also reads the last step's gates: R_i i_{t-1} + R_f f_{t-1} + R_o o_{t-1}
+        nig   no input gate                   i_t = 1
+        nfg   no forget gate                  f_t = 1
+        nog   no output gate                  o_t = 1
+        niaf  no input activation function    g_t = W_g x_t + U_g h_{t-1} + b_g
+        noaf  no output activation function   h_t = o_t ∘ c_t
+        np    no peepholes                    p_i = p_f = p_o = 0
+        fgr   full gate recurrence            i_t, f_t, o_t also read i_{t-1}, f_{t-1}, o_{t-1},
+                                              each through a matrix of its own
+
+    The paper's eighth variant, coupled gates, is :func:`coupled_cell`.
 
     Args:
-      params: ``w_ih`` ``(D, nH)``, ``w_hh`` ``(H, nH)``, ``b`` ``(nH,)`` of the n gates that
-        the variant has, in the order i, f, g, o; ``p_i``, ``p_f``, ``p_o`` ``(H,)`` of those
-        gates, but for np; for fgr ``w_gates`` ``(3H, 3H)``, rows of the last i, f, o, columns
-        of the new ones.
-      state: ``h`` and ``c``, each ``[..., H]``; for fgr an :class:`FGRState`.
+      params: for n gates and candidates ``w_ih`` ``(D, nH)``, ``w_hh`` ``(H, nH)``, ``b``
+        ``(nH,)``, those that there are in the order i, f, g, o; ``p_i``, ``p_f``, ``p_o``,
+        each ``(H,)``, of those gates but for np; with fgr ``w_gates`` ``(3H, 3H)``, rows the
+        last step's i, f, o, and columns what they add to i, f, o.
+      state: ``h`` and ``c``, each ``[..., H]``; with fgr also ``i``, ``f``, ``o``.
       x: the input of this step, ``[..., D]``.
-      a: the element-wise functions; σ, tanh and tanh, and no clipping.
-      variant: a key of :data:`GATES`.
+      a: the element-wise functions; if None, σ, tanh and tanh and no clipping, with the
+        identity where niaf or noaf has it.
+      variant: a key of ``VARIANTS``.
 
     Returns:
-      ``(state, y)``: the new state, in the types of the old one, and ``y = h_t``.
+      ``(state, y)``: the new state, in the types of the old one, and the output
+      ``y = h_t``, ``[..., H]``.
+
+    Raises:
+      ValueError: there is no such variant.
+      TypeError: ``state`` is none of this variant.
 
     Example:
       >>> import jax, jax.numpy as jnp
-      >>> cell = OdysseyLSTMCell(hidden_size=3, variant="nig")
+      >>> cell = OdysseyLSTMCell(hidden_size=3, variant="nog")
       >>> params = cell.init(jax.random.key(0), input_size=2)
-      >>> state, y = odyssey_cell(params, cell.zero_state(), jnp.ones(2), variant="nig")
-      >>> y.shape
-      (3,)
+      >>> state, y = odyssey_cell(params, cell.zero_state(), jnp.ones(2), variant="nog")
+      >>> bool((y == jnp.tanh(state.c)).all())
+      True
 
     References:
       Klaus Greff, Rupesh K. Srivastava, Jan Koutník, Bas R. Steunebrink, Jürgen Schmidhuber,
       "LSTM: A Search Space Odyssey", IEEE Transactions on Neural Networks and Learning
-      Systems 28(10), 2017, sections 2 (vanilla) and 3 (variants).
+      Systems 28(10), 2017, section II and the list of eight variants.
     """
-    gates = GATES[variant]
+    check_variant(variant)
+    if isinstance(state, FGRState) != (variant == "fgr"):
+        kind = "an FGRState" if variant == "fgr" else "an LSTMState"
+        raise TypeError(f"state must be {kind} for variant {variant!r}, got {state!r}")
+    gates = VARIANTS[variant]
+    a = OWN_ACTIVATIONS.get(variant, STANDARD) if a is None else a
     z = dict(zip(gates, jnp.split(affine(params, state.h, x), len(gates), -1), strict=True))
     if isinstance(state, FGRState):
         last = jnp.concatenate([state.i, state.f, state.o], -1)
-        w = params["w_gates"]
-        recurrent = jnp.split(dot(last.astype(state.h.dtype), w), 3, -1)
-        z |= {gate: z[gate] + add for gate, add in zip("ifo", recurrent, strict=True)}
+        added = jnp.split(dot(like(last, state.h), params["w_gates"]), 3, -1)
+        z |= {gate: z[gate] + r for gate, r in zip("ifo", added, strict=True)}
 
-    def gate(name: str, c: jax.Array) -> jax.Array:
-        """The gate, seeing ``c`` where it has a peephole; 1 where the variant has none."""
-        if name not in gates:
-            return jnp.ones_like(c)
-        peephole = params[f"p_{name}"] * c if f"p_{name}" in params else 0.0
-        return a.gate(z[name] + peephole)
+    def gate(name: str, c: jax.Array) -> jax.Array:  # open where there is none
+        return a.gate(z[name] + peephole(params, name, c)) if name in z else jnp.ones_like(c)
 
     i, f = gate("i", state.c), gate("f", state.c)
-    c = a.clip(a.candidate(z["g"]) * i + state.c * f)
+    c = a.clip(f * state.c + i * a.candidate(z["g"]))
     o = gate("o", c)
-    h = a.output(c) * o
+    h = o * a.output(c)
     new = FGRState(h, c, i, f, o) if isinstance(state, FGRState) else LSTMState(h=h, c=c)
-    new = like(new, state)
-    return new, new.h
+    state = like(new, state)
+    return state, state.h
 
 
 @dataclasses.dataclass(frozen=True)
 class OdysseyLSTMCell(LSTMFamilyCell):
-    """Sizes and options of a variant in the Odyssey; its equations are :func:`odyssey_cell`.
+    """Sizes and options of the Odyssey's LSTM variants; their equations: :func:`odyssey_cell`.
 
-    Parameters are ``w_ih`` ``(D, nH)``, ``w_hh`` ``(H, nH)`` and ``b`` ``(nH,)`` of the n gates
-    that the variant has, in the order i, f, g, o; ``p_i``, ``p_f`` and ``p_o`` ``(H,)`` of
-    those gates, but for np; for fgr also ``w_gates`` ``(3H, 3H)``.  Options are those of
-    :class:`LSTMFamilyCell` and these, but ``activation_fn`` of niaf is the identity by default
-    (and ``output_fn`` tanh); noaf refuses an ``output_fn`` and nfg a ``forget_bias``.
+    Parameters are ``w_ih`` ``(D, nH)``, ``w_hh`` ``(H, nH)`` and ``b`` ``(nH,)`` with those of
+    the gates i, f, g, o that the variant has, in this order; their peepholes ``p_i``, ``p_f``,
+    ``p_o``, each ``(H,)``, but for np; and with fgr ``w_gates`` ``(3H, 3H)``.  Options are those
+    of :class:`LSTMFamilyCell` and these; in niaf ``activation_fn`` acts on the cell state
+    alone.  What has nothing to act on must stay as it is: ``forget_bias`` and ``chrono`` in
+    nfg, ``output_fn`` in noaf.
 
     Attributes:
-      variant: ``"nig"``, ``"nfg"``, ``"nog"`` (no input, forget, output gate), ``"niaf"``,
-        ``"noaf"`` (no input, output activation function), ``"np"`` (no peepholes) or
-        ``"fgr"`` (full gate recurrence).  The eighth, CIFG, is :class:`CoupledLSTMCell`.
-      peephole_init: draws each peephole; zeros.
+      variant: ``"nig"``, ``"nfg"``, ``"nog"``, ``"niaf"``, ``"noaf"``, ``"np"`` or ``"fgr"``.
+      peephole_init: draws each gate's peephole weights; zeros.
 
     Raises:
       TypeError, ValueError: a size or option is impossible; the message names it.
 
     Example:
       >>> import jax
-      >>> cell = OdysseyLSTMCell(hidden_size=4, variant="nog")
-      >>> {name: array.shape for name, array in cell.init(jax.random.key(0), 2).items()}
-      {'w_ih': (2, 12), 'w_hh': (4, 12), 'b': (12,), 'p_i': (4,), 'p_f': (4,)}
+      >>> cell = OdysseyLSTMCell(hidden_size=4, variant="nig")
+      >>> params = cell.init(jax.random.key(0), input_size=2)
+      >>> {name: array.shape for name, array in params.items()}
+      {'w_ih': (2, 12), 'w_hh': (4, 12), 'b': (12,), 'p_f': (4,), 'p_o': (4,)}
+      >>> state, y = cell.step(params, cell.zero_state((5,)), jax.numpy.ones((5, 2)))
+      >>> y.shape
+      (5, 4)
     """
 
-    activation_fn: Activation | None = None  # type: ignore[assignment]
     _: dataclasses.KW_ONLY
     variant: str
     peephole_init: Initializer = zeros
 
     def __post_init__(self):
-        if self.variant not in GATES:
-            raise ValueError(f"variant must be one of {', '.join(GATES)}, got {self.variant!r}")
-        if self.activation_fn is None:
-            linear = self.variant == "niaf"
-            object.__setattr__(self, "activation_fn", "identity" if linear else "tanh")
-            if linear and self.output_fn is None:
-                object.__setattr__(self, "output_fn", "tanh")
         super().__post_init__()
+        check_variant(self.variant)
+        if "f" not in VARIANTS[self.variant]:
+            check_no_forget_options(self, f"variant {self.variant!r}")
         if self.variant == "noaf" and self.output_fn is not None:
-            raise ValueError(f"output_fn: variant noaf has none, got {self.output_fn!r}")
-        if self.variant == "nfg" and (self.forget_bias != 1.0 or self.chrono):
             raise ValueError(
-                f"forget_bias and chrono: variant nfg has no forget gate, got "
-                f"{self.forget_bias} and {self.chrono}"
+                f"output_fn must be left at None, as variant 'noaf' has no output activation "
+                f"function, got {self.output_fn!r}"
             )
 
     @property
     def activations(self) -> Activations:
-        """The functions that the options ask for; of noaf, none for the output."""
+        """The functions that the options and the variant ask for."""
         functions = super().activations
-        return functions._replace(output=identity) if self.variant == "noaf" else functions
+        if self.variant == "niaf":
+            return functions._replace(candidate=clipped(identity, self.preactivation_clip))
+        if self.variant == "noaf":
+            return functions._replace(output=identity)
+        return functions
+
+    @property
+    def recurrent_weights(self) -> tuple[str, ...]:
+        """Names of the parameters that read the last state, for DropConnect."""
+        return ("w_hh", "w_gates") if self.variant == "fgr" else ("w_hh",)
 
     def parameters(self, input_size: int) -> dict[str, Parameter]:
-        D, H, gates = input_size, self.hidden_size, GATES[self.variant]
+        D, H, gates = input_size, self.hidden_size, VARIANTS[self.variant]
         n = len(gates)
         parameters = {
             "w_ih": Parameter(blocks(self.kernel_init, n), (D, n * H)),
@@ -190,24 +217,28 @@ class OdysseyLSTMCell(LSTMFamilyCell):
             "b": Parameter(self.gate_biases(gates), (n * H,)),
         }
         if self.variant != "np":
-            peephole = Parameter(self.peephole_init, (H,))
-            parameters |= {f"p_{gate}": peephole for gate in gates if gate != "g"}
+            for gate in gates.replace("g", ""):
+                parameters[f"p_{gate}"] = Parameter(self.peephole_init, (H,))
         if self.variant == "fgr":
-            parameters["w_gates"] = Parameter(self.kernel_init, (3 * H, 3 * H))
+            init = blocks(self.recurrent_kernel_init, 3)
+            parameters["w_gates"] = Parameter(init, (3 * H, 3 * H))
         return parameters
-
-    @property
-    def recurrent_weights(self) -> tuple[str, ...]:
-        """``w_hh``, and ``w_gates`` of fgr."""
-        return ("w_hh", "w_gates") if self.variant == "fgr" else ("w_hh",)
 
     def zero_state(self, batch_shape: tuple[int, ...] = ()) -> LSTMState | FGRState:
         """Zeros, each ``[*batch_shape, H]``; all but ``h`` in float32 or wider."""
         shape = (*batch_shape, self.hidden_size)
-        h, c = self.zeros(*shape), self.zeros(*shape, accumulated=True)
-        return FGRState(h, c, c, c, c) if self.variant == "fgr" else LSTMState(h=h, c=c)
+        h, zero = self.zeros(*shape), self.zeros(*shape, accumulated=True)
+        if self.variant == "fgr":
+            return FGRState(h=h, c=zero, i=zero, f=zero, o=zero)
+        return LSTMState(h=h, c=zero)
 
     def equations(
         self, params: dict[str, jax.Array], state: LSTMState | FGRState, x: jax.Array
     ) -> tuple[LSTMState | FGRState, jax.Array]:
         return odyssey_cell(params, state, x, self.activations, variant=self.variant)
+
+
+def check_variant(variant: str) -> None:
+    """Raises where there is no such variant."""
+    if not isinstance(variant, str) or variant not in VARIANTS:
+        raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")

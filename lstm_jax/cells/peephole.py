@@ -1,4 +1,4 @@
-"""The LSTM whose gates see the cell state."""
+"""The LSTM with peepholes: gates that see the cell state they guard."""
 
 import dataclasses
 
@@ -6,16 +6,38 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.activations import STANDARD, Activations
-from lstm_jax.cells.base import Initializer, LSTMFamilyCell, Parameter, affine, blocks, like, zeros
+from lstm_jax.cells.base import (
+    Initializer,
+    LSTMFamilyCell,
+    Parameter,
+    affine,
+    blocks,
+    like,
+    zeros,
+)
 from lstm_jax.cells.lstm import LSTMState
 
 
-def peephole_cell(
-    params: dict[str, jax.Array], state: LSTMState, x: jax.Array, a: Activations = STANDARD
-) -> tuple[LSTMState, jax.Array]:
-    r"""One step of the LSTM with peephole connections.
+def peephole(params: dict[str, jax.Array], gate: str, c: jax.Array) -> jax.Array | float:
+    """What a gate sees of the cell state, ``p ∘ c``; nothing where it has no peephole.
 
-    ::
+    >>> import jax.numpy as jnp
+    >>> peephole({"p_i": jnp.array([2.0, 3.0])}, "i", jnp.array([1.0, 10.0])).tolist()
+    [2.0, 30.0]
+    """
+    p = params.get(f"p_{gate}")
+    return 0.0 if p is None else p.astype(c.dtype) * c
+
+
+def peephole_cell(
+    params: dict[str, jax.Array],
+    state: LSTMState,
+    x: jax.Array,
+    a: Activations = STANDARD,
+) -> tuple[LSTMState, jax.Array]:
+    r"""One step of the LSTM with peepholes.
+
+    With σ the logistic function and ∘ the element-wise product::
 
         i_t = σ(W_i x_t + U_i h_{t-1} + p_i ∘ c_{t-1} + b_i)
         f_t = σ(W_f x_t + U_f h_{t-1} + p_f ∘ c_{t-1} + b_f)
@@ -24,34 +46,39 @@ def peephole_cell(
         o_t = σ(W_o x_t + U_o h_{t-1} + p_o ∘ c_t + b_o)
         h_t = o_t ∘ tanh(c_t)
 
+    The output gate sees the new cell state, after clipping where cells are clipped.
+
     Args:
       params: ``w_ih`` ``(D, 4H)``, ``w_hh`` ``(H, 4H)``, ``b`` ``(4H,)``, gates in the order
-        i, f, g, o; ``p_i``, ``p_f``, ``p_o`` ``(H,)``.
+        i, f, g, o; ``p_i``, ``p_f``, ``p_o``, each ``(H,)``.
       state: ``h`` and ``c``, each ``[..., H]``.
       x: the input of this step, ``[..., D]``.
       a: the element-wise functions; σ, tanh and tanh, and no clipping.
 
     Returns:
-      ``(state, y)``: the new state, in the types of the old one, and ``y = h_t``.
+      ``(state, y)``: the new state, in the types of the old one, and the output
+      ``y = h_t``, ``[..., H]``.
 
     Example:
       >>> import jax, jax.numpy as jnp
       >>> cell = PeepholeLSTMCell(hidden_size=3)
       >>> params = cell.init(jax.random.key(0), input_size=2)
       >>> state, y = peephole_cell(params, cell.zero_state(), jnp.ones(2))
-      >>> y.shape
-      (3,)
+      >>> y.shape, bool((y == state.h).all())
+      ((3,), True)
 
     References:
       Felix A. Gers, Nicol N. Schraudolph, Jürgen Schmidhuber, "Learning Precise Timing with
-      LSTM Recurrent Networks", JMLR 3, 2002, section 3 (here each peephole reads its own
-      cell alone, and tanh squashes, as in Greff et al. 2017, section 2).
+      LSTM Recurrent Networks", Journal of Machine Learning Research 3, 2002, section 3
+      (peepholes; the cell state goes out unsquashed there, ``output_fn="identity"``).
+      Klaus Greff et al., "LSTM: A Search Space Odyssey", IEEE Transactions on Neural
+      Networks and Learning Systems 28(10), 2017, section II (these equations).
     """
     i, f, g, o = jnp.split(affine(params, state.h, x), 4, -1)
-    i = a.gate(i + params["p_i"] * state.c)
-    f = a.gate(f + params["p_f"] * state.c)
+    i = a.gate(i + peephole(params, "i", state.c))
+    f = a.gate(f + peephole(params, "f", state.c))
     c = a.clip(f * state.c + i * a.candidate(g))
-    o = a.gate(o + params["p_o"] * c)
+    o = a.gate(o + peephole(params, "o", c))
     h = o * a.output(c)
     state = like(LSTMState(h=h, c=c), state)
     return state, state.h
@@ -61,32 +88,39 @@ def peephole_cell(
 class PeepholeLSTMCell(LSTMFamilyCell):
     """Sizes and options of an LSTM with peepholes; its equations are :func:`peephole_cell`.
 
-    Parameters are those of :class:`LSTMCell` and ``p_i``, ``p_f``, ``p_o`` ``(H,)``; options
-    are those of :class:`LSTMFamilyCell` and this.
+    Parameters are ``w_ih`` ``(D, 4H)``, ``w_hh`` ``(H, 4H)`` and ``b`` ``(4H,)`` with gates in
+    the order i, f, g, o, and ``p_i``, ``p_f``, ``p_o``, each ``(H,)``.  Options are those of
+    :class:`LSTMFamilyCell` and this.
 
     Attributes:
-      peephole_init: draws each peephole; zeros, so that a new cell is a standard LSTM.
+      peephole_init: draws each gate's peephole weights; zeros, with which a new cell is a
+        standard LSTM.
 
     Raises:
       TypeError, ValueError: a size or option is impossible; the message names it.
 
     Example:
       >>> import jax
-      >>> params = PeepholeLSTMCell(hidden_size=4).init(jax.random.key(0), input_size=2)
-      >>> {name: array.shape for name, array in params.items()}
-      {'w_ih': (2, 16), 'w_hh': (4, 16), 'b': (16,), 'p_i': (4,), 'p_f': (4,), 'p_o': (4,)}
+      >>> cell = PeepholeLSTMCell(hidden_size=4)
+      >>> params = cell.init(jax.random.key(0), input_size=2)
+      >>> list(params)
+      ['w_ih', 'w_hh', 'b', 'p_i', 'p_f', 'p_o']
+      >>> state, y = cell.step(params, cell.zero_state((5,)), jax.numpy.ones((5, 2)))
+      >>> y.shape
+      (5, 4)
     """
 
     peephole_init: Initializer = zeros
 
     def parameters(self, input_size: int) -> dict[str, Parameter]:
         D, H = input_size, self.hidden_size
-        peepholes = {name: Parameter(self.peephole_init, (H,)) for name in ("p_i", "p_f", "p_o")}
         return {
             "w_ih": Parameter(blocks(self.kernel_init, 4), (D, 4 * H)),
             "w_hh": Parameter(blocks(self.recurrent_kernel_init, 4), (H, 4 * H)),
             "b": Parameter(self.gate_biases("ifgo"), (4 * H,)),
-            **peepholes,
+            "p_i": Parameter(self.peephole_init, (H,)),
+            "p_f": Parameter(self.peephole_init, (H,)),
+            "p_o": Parameter(self.peephole_init, (H,)),
         }
 
     def zero_state(self, batch_shape: tuple[int, ...] = ()) -> LSTMState:

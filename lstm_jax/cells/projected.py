@@ -1,4 +1,4 @@
-"""The LSTM whose hidden state is a narrower projection of its cells (LSTMP)."""
+"""The LSTM with a projection: many memory cells behind a narrow hidden state."""
 
 import dataclasses
 
@@ -19,19 +19,21 @@ from lstm_jax.cells.lstm import LSTMState
 
 
 def projected_cell(
-    params: dict[str, jax.Array], state: LSTMState, x: jax.Array, a: Activations = STANDARD
+    params: dict[str, jax.Array],
+    state: LSTMState,
+    x: jax.Array,
+    a: Activations = STANDARD,
 ) -> tuple[LSTMState, jax.Array]:
-    r"""One step of the LSTM with a recurrent projection.
+    r"""One step of the LSTM with a recurrent projection (LSTMP).
 
-    ::
+    With σ the logistic function and ∘ the element-wise product::
 
-        i_t, f_t, o_t = σ(W x_t + U r_{t-1} + b)      each with its own W, U, b
-        g_t = tanh(W_g x_t + U_g r_{t-1} + b_g)
+        i_t = σ(W_i x_t + U_i h_{t-1} + b_i)
+        f_t = σ(W_f x_t + U_f h_{t-1} + b_f)
+        g_t = tanh(W_g x_t + U_g h_{t-1} + b_g)
+        o_t = σ(W_o x_t + U_o h_{t-1} + b_o)
         c_t = f_t ∘ c_{t-1} + i_t ∘ g_t
-        r_t = W_r (o_t ∘ tanh(c_t))
-
-    r is ``state.h`` and the output.  The paper's cell has peepholes and may have a second,
-    not recurrent projection; this one has neither, like that of cuDNN and PyTorch.
+        h_t = W_r (o_t ∘ tanh(c_t))
 
     Args:
       params: ``w_ih`` ``(D, 4H)``, ``w_hh`` ``(P, 4H)``, ``b`` ``(4H,)``, gates in the order
@@ -41,7 +43,8 @@ def projected_cell(
       a: the element-wise functions; σ, tanh and tanh, and no clipping.
 
     Returns:
-      ``(state, y)``: the new state, in the types of the old one, and ``y = r_t``, ``[..., P]``.
+      ``(state, y)``: the new state, in the types of the old one, and the output
+      ``y = h_t``, ``[..., P]``.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -53,26 +56,29 @@ def projected_cell(
 
     References:
       Haşim Sak, Andrew Senior, Françoise Beaufays, "Long Short-Term Memory Recurrent Neural
-      Network Architectures for Large Scale Acoustic Modeling", Interspeech 2014, section 2.1.
+      Network Architectures for Large Scale Acoustic Modeling", Interspeech 2014, the LSTM
+      with a recurrent projection layer.  Its gates have peepholes; these have none, as in
+      PyTorch's ``LSTM(proj_size=...)``.
     """
     i, f, g, o = jnp.split(affine(params, state.h, x), 4, -1)
     c = a.clip(a.gate(f) * state.c + a.gate(i) * a.candidate(g))
     m = a.gate(o) * a.output(c)
-    r = dot(m.astype(state.h.dtype), params["w_hr"])
-    state = like(LSTMState(h=r, c=c), state)
+    h = dot(like(m, state.h), params["w_hr"])
+    state = like(LSTMState(h=h, c=c), state)
     return state, state.h
 
 
 @dataclasses.dataclass(frozen=True)
 class ProjectedLSTMCell(LSTMFamilyCell):
-    """Sizes and options of a projected LSTM; its equations are :func:`projected_cell`.
+    """Sizes and options of an LSTM with a projection; its equations are :func:`projected_cell`.
 
-    Parameters are ``w_ih`` ``(D, 4H)``, ``w_hh`` ``(P, 4H)``, ``b`` ``(4H,)`` and ``w_hr``
-    ``(H, P)`` with gates in the order i, f, g, o; options are those of
-    :class:`LSTMFamilyCell` and this.
+    Parameters are ``w_ih`` ``(D, 4H)``, ``w_hh`` ``(P, 4H)`` and ``b`` ``(4H,)`` with gates in
+    the order i, f, g, o, and ``w_hr`` ``(H, P)``, which ``recurrent_kernel_init`` draws.
+    Options are those of :class:`LSTMFamilyCell` and this.
 
     Attributes:
-      proj_size: P, the features of hidden state and output; half of H (rounded up) if None.
+      proj_size: P, the number of features of ``h`` and of the output; half of H, rounded
+        up, if None.
 
     Raises:
       TypeError, ValueError: a size or option is impossible; the message names it.
@@ -80,8 +86,12 @@ class ProjectedLSTMCell(LSTMFamilyCell):
     Example:
       >>> import jax
       >>> cell = ProjectedLSTMCell(hidden_size=4)
-      >>> {name: array.shape for name, array in cell.init(jax.random.key(0), 3).items()}
+      >>> params = cell.init(jax.random.key(0), input_size=3)
+      >>> {name: array.shape for name, array in params.items()}
       {'w_ih': (3, 16), 'w_hh': (2, 16), 'b': (16,), 'w_hr': (4, 2)}
+      >>> state, y = cell.step(params, cell.zero_state((5,)), jax.numpy.ones((5, 3)))
+      >>> y.shape
+      (5, 2)
     """
 
     proj_size: int | None = None
@@ -93,7 +103,7 @@ class ProjectedLSTMCell(LSTMFamilyCell):
 
     @property
     def output_size(self) -> int:
-        """P."""
+        """P, the number of features of one output."""
         return (self.hidden_size + 1) // 2 if self.proj_size is None else self.proj_size
 
     def parameters(self, input_size: int) -> dict[str, Parameter]:
@@ -102,11 +112,11 @@ class ProjectedLSTMCell(LSTMFamilyCell):
             "w_ih": Parameter(blocks(self.kernel_init, 4), (D, 4 * H)),
             "w_hh": Parameter(blocks(self.recurrent_kernel_init, 4), (P, 4 * H)),
             "b": Parameter(self.gate_biases("ifgo"), (4 * H,)),
-            "w_hr": Parameter(self.kernel_init, (H, P)),
+            "w_hr": Parameter(self.recurrent_kernel_init, (H, P)),
         }
 
     def zero_state(self, batch_shape: tuple[int, ...] = ()) -> LSTMState:
-        """``h`` ``[*batch_shape, P]`` and ``c`` ``[*batch_shape, H]`` of zeros."""
+        """Zeros: ``h`` ``[*batch_shape, P]``, ``c`` ``[*batch_shape, H]`` in float32 or wider."""
         return LSTMState(
             h=self.zeros(*batch_shape, self.output_size),
             c=self.zeros(*batch_shape, self.hidden_size, accumulated=True),

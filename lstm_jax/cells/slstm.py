@@ -205,7 +205,7 @@ class SLSTMCell(GatedCell):
         return parameters
 
     def zero_state(self, batch_shape: tuple[int, ...] = ()) -> SLSTMState:
-        """Nothing stored: ``h``, ``c``, ``n`` of zeros and ``m`` of -1e30, ``[*batch_shape, H]``."""
+        """Nothing stored: ``h``, ``c``, ``n`` zero and ``m`` -1e30, each ``[*batch_shape, H]``."""
         shape = (*batch_shape, self.hidden_size)
         zero = self.zeros(*shape, accumulated=True)
         return SLSTMState(h=self.zeros(*shape), c=zero, n=zero, m=zero + NOTHING_STORED)

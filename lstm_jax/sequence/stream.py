@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lstm_jax.cells.base import Params, State, check_size
-from lstm_jax.sequence.protocol import check_cell_or_layer, input_size
+from lstm_jax.cells.base import Params, State, check_size, like
+from lstm_jax.sequence.protocol import check_cell_or_layer
 from lstm_jax.sequence.unroll import initial_state
 
 
@@ -19,17 +19,153 @@ class Stream:
     Attributes:
       layer: the cell or layer.
       params: its parameters, on one device.
-
-    >>> import jax
-    >>> from lstm_jax import LSTMCell
-    >>> cell = LSTMCell(hidden_size=3)
-    >>> step = Stream(cell, cell.init(jax.random.key(0), input_size=2), batch_shape=(5,))
-    >>> state, y = step(step.initial_state(), jax.numpy.ones((5, 2)))
-    >>> y.shape
-    (5, 3)
+      x: shape and type of an input, ``[*batch_shape, D]``.
     """
 
-    def __init__(
-        self, layer: Any, params: Params, batch_shape: tuple[int, ...], input_size: int | None
-    ):
-        ...
+    def __init__(self, layer: Any, params: Params, batch_shape: tuple[int, ...], input_size: int):
+        device = _device_of(params)
+        start = initial_state(layer, params, batch_shape)
+        self.layer = layer
+        self.params = jax.device_put(params, device)
+        self.x = jax.ShapeDtypeStruct((*batch_shape, input_size), _float_type(params))
+        self._start = jax.device_put(jax.tree.map(jnp.asarray, start), device)
+        self._leaves, self._structure = jax.tree.flatten(self._start)
+        # Compiled ahead of time: there is nothing that a later call could compile again.
+        self._compiled = jax.jit(self._step).lower(self.params, self._start, self.x).compile()
+
+    def initial_state(self) -> State:
+        """The state before the first step: zeros, or what was learned."""
+        return self._start
+
+    def __call__(self, state: State, x: Any) -> tuple[State, jax.Array]:
+        """One step in time.
+
+        Args:
+          state: from :meth:`initial_state` or the step before.
+          x: ``[*batch_shape, D]``, of any real type.
+
+        Returns:
+          ``(state, y)``: the new state, and the output ``[*batch_shape, H]``.
+
+        Raises:
+          ValueError: ``x`` or a part of ``state`` has another shape than that of the stream.
+          TypeError: ``state`` has another structure.
+        """
+        x = self._fitting_x(x)
+        leaves, structure = jax.tree.flatten(state)
+        if structure != self._structure or not all(map(_same_type, leaves, self._leaves)):
+            state = self._fitting_state(state)
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in (x, *leaves)):
+            return self._step(self.params, state, x)  # part of a larger function
+        return self._compiled(self.params, state, x)
+
+    def _step(self, params: Params, state: State, x: jax.Array) -> tuple[State, jax.Array]:
+        stepped, y = self.layer.step(params, state, x)
+        return like(stepped, state), y
+
+    def _fitting_x(self, x: Any) -> Any:
+        """The input in the stream's type, where its shape is right."""
+        if not isinstance(x, jax.Array):
+            x = np.asarray(x, self.x.dtype)
+        elif x.dtype != self.x.dtype:
+            x = x.astype(self.x.dtype)
+        if x.shape != self.x.shape:
+            raise ValueError(
+                f"x must have the stream's shape {self.x.shape} (batch_shape, then D), "
+                f"got shape {x.shape}"
+            )
+        return x
+
+    def _fitting_state(self, state: Any) -> State:
+        """The state in the stream's types, where structure and shapes are right."""
+        if jax.tree.structure(state) != self._structure:
+            raise TypeError(
+                f"state must have the structure of initial_state(), {self._structure}, "
+                f"got {jax.tree.structure(state)}"
+            )
+        state = jax.tree.map(jnp.asarray, state)
+        for (path, given), wanted in zip(
+            jax.tree.leaves_with_path(state), self._leaves, strict=True
+        ):
+            if given.shape != wanted.shape:
+                raise ValueError(
+                    f"state{jax.tree_util.keystr(path)} must have shape {wanted.shape}, "
+                    f"got shape {given.shape}"
+                )
+        return like(state, self._start)
+
+
+def stream(
+    layer: Any,
+    params: Params,
+    batch_shape: tuple[int, ...] = (),
+    *,
+    input_size: int | None = None,
+) -> Stream:
+    """A cell or layer as one compiled step, for inputs that arrive one at a time.
+
+    ``state, y = step(state, x)`` is pure: it keeps no state between calls, so that one stream
+    serves any number of sequences.  It is compiled once, here, for one shape and one type:
+    an input of another real type is brought to that of the parameters, one of another shape
+    is an error.  Within ``jit``, ``grad`` and the like a stream is a part of what is traced.
+
+    Args:
+      layer: a cell, or a :class:`Stack` or :class:`LSTM` of cells that run forwards.
+      params: its parameters, as from ``layer.init``; kept on one device.
+      batch_shape: the batch axes of an input, ``[*batch_shape, D]``.
+      input_size: D, where the layer cannot tell it from its parameters (a cell without
+        ``input_size(params)``).
+
+    Returns:
+      A :class:`Stream`, with ``initial_state()``.
+
+    Raises:
+      ValueError: the layer reads its sequence from the end, or D is not known.
+      TypeError: it is neither a cell nor a layer, or ``params`` are not its own.
+
+    Example:
+      >>> import jax, numpy as np
+      >>> from lstm_jax import LSTM
+      >>> lstm = LSTM(hidden_size=3, num_layers=2)
+      >>> step = stream(lstm, lstm.init(jax.random.key(0), input_size=2))
+      >>> state = step.initial_state()
+      >>> for x in np.ones((5, 2)):
+      ...     state, y = step(state, x)
+      >>> y.shape, bool((y == state["layer_1"].h).all())
+      ((3,), True)
+    """
+    check_cell_or_layer("layer", layer)
+    if not hasattr(layer, "step"):
+        raise ValueError(
+            f"layer must run forwards in time, got {type(layer).__name__}, which needs the future"
+        )
+    size = layer.input_size(params) if hasattr(layer, "input_size") else None
+    if size is None:
+        if input_size is None:
+            raise ValueError(
+                f"input_size must be given, since {type(layer).__name__} cannot tell it from "
+                "its parameters"
+            )
+        check_size("input_size", input_size)
+        size = input_size
+    elif input_size not in (None, size):
+        raise ValueError(f"input_size must be {size} as the parameters have it, got {input_size}")
+    return Stream(layer, params, tuple(batch_shape), size)
+
+
+def _device_of(params: Params) -> Any:
+    """The first device that holds parameters; None, the default one, where none does."""
+    arrays = [leaf for leaf in jax.tree.leaves(params) if isinstance(leaf, jax.Array)]
+    devices = {device for array in arrays for device in array.devices()}
+    return min(devices, key=lambda device: device.id) if devices else None
+
+
+def _float_type(params: Params) -> jnp.dtype:
+    """The type of floating parameters; float32 where there are none."""
+    types = [jnp.result_type(leaf) for leaf in jax.tree.leaves(params)]
+    floats = [dtype for dtype in types if jnp.issubdtype(dtype, jnp.floating)]
+    return jnp.result_type(*floats) if floats else jnp.dtype("float32")
+
+
+def _same_type(given: Any, wanted: jax.Array) -> bool:
+    return getattr(given, "shape", None) == wanted.shape and given.dtype == wanted.dtype
