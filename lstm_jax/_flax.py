@@ -188,7 +188,13 @@ def check_carry_init(cell: Cell, carry_init: Initializer | None) -> None:
 
 
 def lstm(
-    widths: Any, num_layers: int, *, width_name: str, cell: Any, options: dict[str, Any], **rest: Any
+    widths: Any,
+    num_layers: int,
+    *,
+    width_name: str,
+    cell: Any,
+    options: dict[str, Any],
+    **rest: Any,
 ) -> Stack:
     """The stack of :class:`lstm_jax.LSTM`, whose cells are given what ``options`` are not None.
 
@@ -282,9 +288,7 @@ def over_sequence(
     elif reverse:
         raise ValueError(f"reverse is for stacks of cells, got {type(layer).__name__}")
 
-    carry, ys = layer.apply(
-        params, xs, initial_carry, lengths=seq_lengths, resets=resets, key=key
-    )
+    carry, ys = layer.apply(params, xs, initial_carry, lengths=seq_lengths, resets=resets, key=key)
     if reverse and not keep_order:
         ys = _flipped(ys, seq_lengths)
     if not time_major:

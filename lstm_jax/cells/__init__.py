@@ -19,7 +19,7 @@ from lstm_jax.cells.min_gru import MinGRUCell, min_gru_cell
 from lstm_jax.cells.min_lstm import MinLSTMCell, min_lstm_cell
 from lstm_jax.cells.mogrifier import MogrifierLSTMCell, mogrifier_cell
 from lstm_jax.cells.multiplicative import MultiplicativeLSTMCell, multiplicative_cell
-from lstm_jax.cells.odyssey import VARIANTS, FGRState, OdysseyLSTMCell, odyssey_cell
+from lstm_jax.cells.odyssey import FGRState, OdysseyLSTMCell, odyssey_cell
 from lstm_jax.cells.peephole import PeepholeLSTMCell, peephole_cell
 from lstm_jax.cells.projected import ProjectedLSTMCell, projected_cell
 from lstm_jax.cells.rnn import RNNCell, RNNState, rnn_cell
@@ -30,20 +30,26 @@ CELLS: dict[str, Callable[..., Any]] = {
     "lstm_1997": LSTM1997Cell,
     "peephole": PeepholeLSTMCell,
     "coupled": CoupledLSTMCell,
-    **{name: functools.partial(OdysseyLSTMCell, variant=name) for name in VARIANTS},
+    "nig": functools.partial(OdysseyLSTMCell, variant="nig"),
+    "nfg": functools.partial(OdysseyLSTMCell, variant="nfg"),
+    "nog": functools.partial(OdysseyLSTMCell, variant="nog"),
+    "niaf": functools.partial(OdysseyLSTMCell, variant="niaf"),
+    "noaf": functools.partial(OdysseyLSTMCell, variant="noaf"),
+    "np": functools.partial(OdysseyLSTMCell, variant="np"),
+    "fgr": functools.partial(OdysseyLSTMCell, variant="fgr"),
     "projected": ProjectedLSTMCell,
     "layer_norm": LayerNormLSTMCell,
     "multiplicative": MultiplicativeLSTMCell,
     "mogrifier": MogrifierLSTMCell,
-    "rnn": RNNCell,
-    "conv_lstm": ConvLSTMCell,
-    "ea_lstm": EntityAwareLSTMCell,
-    "gru": GRUCell,
-    "ind_rnn": IndRNNCell,
-    "mgu": MGUCell,
-    "min_gru": MinGRUCell,
-    "min_lstm": MinLSTMCell,
     "slstm": SLSTMCell,
+    "min_lstm": MinLSTMCell,
+    "min_gru": MinGRUCell,
+    "gru": GRUCell,
+    "mgu": MGUCell,
+    "rnn": RNNCell,
+    "ind_rnn": IndRNNCell,
+    "ea_lstm": EntityAwareLSTMCell,
+    "conv_lstm": ConvLSTMCell,
 }
 """Cell classes by the name that a config gives them; each is built from ``hidden_size=`` alone."""
 

@@ -297,6 +297,32 @@ class GatedCell(BaseCell):
             output=candidate,
         )
 
+    def biases(
+        self, gates: str, keeps: str = "", writes: str = "", forget_bias: float = 0.0
+    ) -> Initializer:
+        """Draws the biases of gates side by side.
+
+        Args:
+          gates: a letter for each block, such as ``"ifgo"``.
+          keeps: the gate that keeps the state; begins with ``forget_bias`` more than
+            ``bias_init`` draws, or as ``chrono`` has it.
+          writes: the gate that writes it, the negative of it with ``chrono``.
+          forget_bias: see there.
+        """
+
+        def init(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+            drawn = jnp.split(blocks(self.bias_init, len(gates))(key, shape, dtype), len(gates))
+            biases = dict(zip(gates, drawn, strict=True))
+            if self.chrono is None:
+                if keeps in biases:
+                    biases[keeps] = biases[keeps] + jnp.asarray(forget_bias, dtype)
+            else:
+                b = chrono_bias(self.chrono)(jax.random.fold_in(key, 1), drawn[0].shape, dtype)
+                biases |= {gate: bias for gate, bias in ((keeps, b), (writes, -b)) if gate}
+            return jnp.concatenate([biases[gate] for gate in gates])
+
+        return init
+
 
 @dataclasses.dataclass(frozen=True)
 class LSTMFamilyCell(GatedCell):
@@ -320,6 +346,7 @@ class LSTMFamilyCell(GatedCell):
         if self.output_fn is not None:
             activation("output_fn", self.output_fn)
         check_limit("cell_clip", self.cell_clip)
+        check_number("forget_bias", self.forget_bias)
 
     @property
     def activations(self) -> Activations:
@@ -330,24 +357,8 @@ class LSTMFamilyCell(GatedCell):
         return functions._replace(clip=clipped(functions.clip, self.cell_clip))
 
     def gate_biases(self, gates: str) -> Initializer:
-        """Draws the biases of gates side by side, such as ``"ifgo"``.
-
-        Gate f begins with ``forget_bias`` more than ``bias_init`` draws; with ``chrono``,
-        f and i begin as Tallec & Ollivier have it.
-        """
-
-        def init(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-            drawn = jnp.split(blocks(self.bias_init, len(gates))(key, shape, dtype), len(gates))
-            biases = dict(zip(gates, drawn, strict=True))
-            if self.chrono is None:
-                if "f" in gates:
-                    biases["f"] = biases["f"] + jnp.asarray(self.forget_bias, dtype)
-            else:
-                b = chrono_bias(self.chrono)(jax.random.fold_in(key, 1), drawn[0].shape, dtype)
-                biases |= {gate: bias for gate, bias in (("f", b), ("i", -b)) if gate in gates}
-            return jnp.concatenate(list(biases.values()))
-
-        return init
+        """Draws the biases of gates side by side, such as ``"ifgo"``, f keeping, i writing."""
+        return self.biases(gates, keeps="f", writes="i", forget_bias=self.forget_bias)
 
 
 # ---- drawing ----
@@ -437,6 +448,12 @@ def check_size(name: str, size: Any) -> None:
         raise TypeError(f"{name} must be an int, got {size!r}")
     if size < 1:
         raise ValueError(f"{name} must be at least 1, got {size}")
+
+
+def check_number(name: str, value: Any) -> None:
+    """Raises where ``value`` is no number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number, got {value!r}")
 
 
 def check_dtype(name: str, dtype: Any) -> None:

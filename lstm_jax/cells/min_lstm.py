@@ -5,14 +5,15 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from lstm_jax.cells.activations import Activation, Activations
+from lstm_jax.cells.activations import Activation, Activations, clipped, identity
 from lstm_jax.cells.base import GatedCell, Parameter, blocks, cast, check_number, dot, like
-from lstm_jax.cells.min_gru import LINEAR
 from lstm_jax.cells.rnn import RNNState
+
+LOGARITHMIC = Activations(gate=jax.nn.log_sigmoid, candidate=identity)
 
 
 def min_lstm_coefficients(
-    params: dict[str, jax.Array], x: jax.Array, a: Activations = LINEAR
+    params: dict[str, jax.Array], x: jax.Array, a: Activations = LOGARITHMIC
 ) -> tuple[jax.Array, jax.Array]:
     """What a step multiplies the state by, f', and what it adds, i' ∘ g.
 
@@ -25,12 +26,12 @@ def min_lstm_coefficients(
     z = dot(x, params["w_ih"])
     i, f, g = jnp.split(z + params["b"].astype(z.dtype), 3, -1)
     # f / (f + i) = σ(log f - log i), which is no 0 / 0 where both gates are shut.
-    odds = jax.nn.log_sigmoid(f) - jax.nn.log_sigmoid(i)
-    return a.gate(odds), a.gate(-odds) * a.candidate(g)
+    odds = a.gate(f) - a.gate(i)
+    return jax.nn.sigmoid(odds), jax.nn.sigmoid(-odds) * a.candidate(g)
 
 
 def min_lstm_cell(
-    params: dict[str, jax.Array], state: RNNState, x: jax.Array, a: Activations = LINEAR
+    params: dict[str, jax.Array], state: RNNState, x: jax.Array, a: Activations = LOGARITHMIC
 ) -> tuple[RNNState, jax.Array]:
     r"""One step of the minLSTM.
 
@@ -45,7 +46,7 @@ def min_lstm_cell(
       params: ``w_ih`` ``(D, 3H)`` and ``b`` ``(3H,)``, in the order i, f, g.
       state: ``h``, ``[..., H]``.
       x: the input of this step, ``[..., D]``.
-      a: the element-wise functions; σ and the identity.
+      a: the element-wise functions; ``gate`` is log σ, ``candidate`` the identity.
 
     Returns:
       ``(state, y)``: the new state, in the types of the old one, and ``y = h_t``.
@@ -67,3 +68,67 @@ def min_lstm_cell(
     return state, state.h
 
 
+@dataclasses.dataclass(frozen=True)
+class MinLSTMCell(GatedCell):
+    """Sizes and options of a minLSTM; its equations are :func:`min_lstm_cell`.
+
+    Parameters are ``w_ih`` ``(D, 3H)`` and ``b`` ``(3H,)`` in the order i, f, g; options are
+    those of :class:`GatedCell` but for another ``gate_fn``, and this; ``activation_fn`` is the
+    identity by default.  Its recurrence is linear: ``unroll`` has it in parallel, too.
+
+    Attributes:
+      forget_bias: added to the forget gate's initial bias; ``chrono`` replaces it.
+
+    Raises:
+      TypeError, ValueError: a size or option is impossible; the message names it.
+
+    Example:
+      >>> import jax
+      >>> params = MinLSTMCell(hidden_size=4).init(jax.random.key(0), input_size=2)
+      >>> {name: array.shape for name, array in params.items()}
+      {'w_ih': (2, 12), 'b': (12,)}
+    """
+
+    activation_fn: Activation = "identity"
+    forget_bias: float = 1.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_number("forget_bias", self.forget_bias)
+        if self.gate_fn not in ("sigmoid", jax.nn.sigmoid):
+            raise ValueError(f"gate_fn of MinLSTMCell must be 'sigmoid', got {self.gate_fn!r}")
+
+    @property
+    def activations(self) -> Activations:
+        """The functions that the options ask for, the gates' in logarithms."""
+        gate = clipped(jax.nn.log_sigmoid, self.preactivation_clip)
+        return super().activations._replace(gate=gate)
+
+    @property
+    def is_linear(self) -> bool:
+        """Always."""
+        return True
+
+    def parameters(self, input_size: int) -> dict[str, Parameter]:
+        D, H = input_size, self.hidden_size
+        biases = self.biases("ifg", keeps="f", writes="i", forget_bias=self.forget_bias)
+        return {
+            "w_ih": Parameter(blocks(self.kernel_init, 3), (D, 3 * H)),
+            "b": Parameter(biases, (3 * H,)),
+        }
+
+    def zero_state(self, batch_shape: tuple[int, ...] = ()) -> RNNState:
+        """``h`` of zeros, ``[*batch_shape, H]``."""
+        return RNNState(h=self.zeros(*batch_shape, self.hidden_size))
+
+    def linear_recurrence(
+        self, params: dict[str, jax.Array], xs: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """a and b of h_t = a_t ∘ h_{t-1} + b_t, each ``[..., H]``."""
+        params = {**params, "w_ih": cast(params["w_ih"], self.dtype)}
+        return min_lstm_coefficients(params, cast(xs, self.dtype), self.activations)
+
+    def equations(
+        self, params: dict[str, jax.Array], state: RNNState, x: jax.Array
+    ) -> tuple[RNNState, jax.Array]:
+        return min_lstm_cell(params, state, x, self.activations)

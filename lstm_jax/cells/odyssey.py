@@ -128,7 +128,7 @@ def odyssey_cell(
     check_variant(variant)
     if isinstance(state, FGRState) != (variant == "fgr"):
         kind = "an FGRState" if variant == "fgr" else "an LSTMState"
-        raise TypeError(f"state must be {kind} for variant {variant!r}, got {state!r}")
+        raise TypeError(f"state must be {kind} for variant {variant!r}, got {type(state).__name__}")
     gates = VARIANTS[variant]
     a = OWN_ACTIVATIONS.get(variant, STANDARD) if a is None else a
     z = dict(zip(gates, jnp.split(affine(params, state.h, x), len(gates), -1), strict=True))

@@ -181,9 +181,7 @@ class Classification:
     @property
     def _lstm(self) -> LSTM:
         model = self.model
-        return LSTM(
-            model.hidden_size, model.num_layers, dropout=model.dropout, dtype=model.dtype
-        )
+        return LSTM(model.hidden_size, model.num_layers, dropout=model.dropout, dtype=model.dtype)
 
     def batches(self, seed: int) -> grain.MapDataset:
         train = self._split("train")

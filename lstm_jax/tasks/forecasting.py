@@ -148,9 +148,7 @@ class Forecasting:
     @property
     def _lstm(self) -> LSTM:
         model = self.model
-        return LSTM(
-            model.hidden_size, model.num_layers, dropout=model.dropout, dtype=model.dtype
-        )
+        return LSTM(model.hidden_size, model.num_layers, dropout=model.dropout, dtype=model.dtype)
 
     def batches(self, seed: int) -> grain.MapDataset:
         data = self.data

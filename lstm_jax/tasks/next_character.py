@@ -131,9 +131,7 @@ class NextCharacter:
     @property
     def _lstm(self) -> LSTM:
         model = self.model
-        return LSTM(
-            model.hidden_size, model.num_layers, dropout=model.dropout, dtype=model.dtype
-        )
+        return LSTM(model.hidden_size, model.num_layers, dropout=model.dropout, dtype=model.dtype)
 
     def batches(self, seed: int) -> grain.MapDataset:
         return stream_windows(self._split[0], self.data.lanes, self.data.window, seed)

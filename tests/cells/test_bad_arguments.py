@@ -329,6 +329,7 @@ def test_options_of_the_families(name, option, value, error, parts):
         ("slstm", {"num_heads": 2}, ("num_heads", "hidden_size", "2")),  # 5 cells
         ("slstm", {"num_heads": 0}, ("num_heads must be at least 1, got 0",)),
         ("slstm", {"forget_fn": "tanh"}, ("forget_fn must be", "sigmoid", "exp", "got 'tanh'")),
+        ("min_lstm", {"gate_fn": "hard_sigmoid"}, ("gate_fn", "'sigmoid'", "got 'hard_sigmoid'")),
         ("ea_lstm", {"static_size": 0}, ("static_size must be at least 1, got 0",)),
         ("ea_lstm", {"static_size": None}, ("static_size must be an int, got None",)),
         ("conv_lstm", {"kernel_size": ()}, ("kernel_size must", "got ()")),

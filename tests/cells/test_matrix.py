@@ -81,6 +81,9 @@ STRUCTURES = [
     case("conv_lstm", space=(2, 1, 3), kernel_size=(1, 1, 3)),
 ]
 
+# Without jit each operation is compiled by itself, which takes longest: once for each cell.
+EAGER = [case for n, case in enumerate(STRUCTURES) if case.name != STRUCTURES[n - 1].name]
+
 # Functions that are not the default, clips small enough to cut.
 ELEMENTWISE = {"gate_fn": "hard_sigmoid", "activation_fn": "softsign", "preactivation_clip": 0.4}
 LSTM_FAMILY = {"output_fn": "identity", "cell_clip": 0.3}
@@ -107,6 +110,7 @@ FUNCTIONS = [
         case(name, **{option: value})
         for name in ("slstm", "gru", "mgu", "min_lstm", "min_gru")
         for option, value in ELEMENTWISE.items()
+        if (name, option) != ("min_lstm", "gate_fn")  # its equations take the sigmoid's logarithm
     ],
     case("gru", reset_after=True, activation_fn="relu", preactivation_clip=0.4),
     *[case(name, activation_fn=f) for name in ("min_lstm", "min_gru") for f in ("tanh", "gelu")],
@@ -261,17 +265,15 @@ def test_transformations_change_nothing(case):
         # A few roundings of numbers of order 1, in another order.
         close = functools.partial(chex.assert_trees_all_close, rtol=1e-11, atol=1e-12)
 
-        eager = cell.step(params, state, xs[0])
-        compiled = jax.jit(cell.step)
-        close(compiled(params, state, xs[0]), eager, custom_message="jit")
-        compiled(jax.tree.map(np.sin, params), jax.tree.map(np.asarray, eager[0]), xs[1])
+        compiled = quick_jit(cell.step)
+        batch = compiled(params, state, xs[0])
+        again = jax.tree.map(np.sin, params), jax.tree.map(np.asarray, batch[0]), xs[1]
+        compiled(*again)
         assert compiled._cache_size() == 1, "new values must not compile again"
-
-        mapped = jax.jit(jax.vmap(cell.step, in_axes=(None, 0, 0)))
-        close(mapped(params, state, xs[0]), eager, custom_message="vmap over the batch")
-        first = functools.partial(jax.tree.map, lambda a: a[0])
-        alone = jax.jit(cell.step)(params, first(state), xs[0, 0])
-        close(alone, first(eager), custom_message="a row without a batch axis")
+        if case in EAGER:
+            close(batch, cell.step(params, state, xs[0]), custom_message="jit")
+        mapped = quick_jit(jax.vmap(cell.step, in_axes=(None, 0, 0)))
+        close(mapped(params, state, xs[0]), batch, custom_message="vmap over the batch")
 
         def body(params, state, xs, step):
             state, ys = jax.lax.scan(functools.partial(step, params), state, xs)
