@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,10 +15,9 @@ from lstm_jax.cells import CELLS
 from lstm_jax.cells.base import Cell, Initializer, Params, State, check_size
 from lstm_jax.cells.base import draw as draw_parameter
 from lstm_jax.sequence.bidirectional import Bidirectional
-from lstm_jax.sequence.protocol import input_size, is_layer
+from lstm_jax.sequence.protocol import check_cell_or_layer, input_size, is_layer
 from lstm_jax.sequence.regularizers import Regularizer
 from lstm_jax.sequence.stack import Stack
-from lstm_jax.sequence.unroll import initial_state
 
 NewKey = Callable[[], jax.Array]
 Unbox = Callable[[Any], tuple[jax.Array, Any]]  # what an initialiser returns to (array, box)
@@ -131,7 +131,7 @@ class _Drawing:
                 object.__setattr__(noted, field.name, init)
         return noted
 
-    def _checked(self, params: Any, nested: bool) -> dict[str, Any]:
+    def _checked(self, params: Any, nested: bool) -> Any:
         if isinstance(params, dict):
             if all(isinstance(leaf, jax.Array) for leaf in params.values()):
                 return {name: Drawn(leaf) for name, leaf in params.items()}
@@ -149,31 +149,31 @@ class _Drawing:
 # ---- cells ----
 
 
-def options(functional: type) -> dict[str, dataclasses.Field]:
-    """The options of a functional cell by name: all that it is told but its size."""
-    fields = dataclasses.fields(functional)
-    return {field.name: field for field in fields if field.init and field.name != "hidden_size"}
+def options(functional: Any) -> list[tuple[str, Any, Any]]:
+    """Name, type and default of each option of a functional cell: all it is told but its size.
 
-
-def first_carry(
-    cell: Cell,
-    params: Params,
-    input_shape: tuple[int, ...],
-    carry_init: Initializer | None,
-    new_key: NewKey,
-) -> State:
-    """The state before the first step: the cell's own, or each array drawn by ``carry_init``.
-
-    Args:
-      cell: a cell.
-      params: its parameters, of which the state is one where it is learned.
-      input_shape: shape of one step's input, ``[..., D]``.
-      carry_init: draws the arrays; None for the cell's own initial state.
-      new_key: a random key, for each array one.
+    Those without a default, ``inspect.Parameter.empty``, come first.
     """
-    batch_shape = tuple(input_shape[:-1])  # with the axes of space, where a cell has some
-    if carry_init is None:
-        return initial_state(cell, params, batch_shape)
+    parameters = list(inspect.signature(functional).parameters.values())
+    parameters.sort(key=lambda parameter: parameter.default is not inspect.Parameter.empty)
+    return [(p.name, p.annotation, p.default) for p in parameters if p.name != "hidden_size"]
+
+
+def check_options(module: str, functional: Any, given: dict[str, Any]) -> None:
+    """Raises where a keyword is no option of the functional cell."""
+    known = [name for name, _, _ in options(functional)]
+    for name in given:
+        if name not in known:
+            raise TypeError(
+                f"{module} got an unexpected keyword argument {name!r}; its options are "
+                f"{', '.join(known)}"
+            )
+
+
+def drawn_carry(
+    cell: Cell, batch_shape: tuple[int, ...], carry_init: Initializer, new_key: NewKey
+) -> State:
+    """A state each array of which ``carry_init`` draws, from a key of its own."""
     zeros = jax.eval_shape(lambda: cell.zero_state(batch_shape))
     return jax.tree.map(lambda zero: carry_init(new_key(), zero.shape, zero.dtype), zeros)
 
@@ -188,21 +188,20 @@ def check_carry_init(cell: Cell, carry_init: Initializer | None) -> None:
 
 
 def lstm(
-    widths: Any,
-    num_layers: int,
-    *,
-    width_name: str,
-    cell: Any,
-    options: dict[str, Any],
-    **rest: Any,
+    widths: dict[str, Any], num_layers: int, *, cell: Any, options: dict[str, Any], **rest: Any
 ) -> Stack:
-    """The stack of :class:`lstm_jax.LSTM`, whose cells are given what ``options`` are not None.
+    """The stack of :class:`lstm_jax.LSTM`; a stack, since equal ones of these compare equal.
 
-    A stack of cells is equal to another one of equal cells, which the function that makes a
-    cell with options is not.
+    Args:
+      widths: the hidden sizes, by the name of the argument that told them.
+      num_layers: as there.
+      cell: as there.
+      options: for every cell; those that are None are left to it.
+      rest: as there.
     """
-    for width in widths if isinstance(widths, tuple | list) else [widths]:
-        check_size(width_name, width)
+    ((name, width),) = widths.items()
+    for size in width if isinstance(width, tuple | list) else [width]:
+        check_size(name, size)
     given = {name: value for name, value in options.items() if value is not None}
 
     def with_options(cell: Any) -> Any:
@@ -210,7 +209,13 @@ def lstm(
         return functools.partial(cell, **given) if given and callable(cell) else cell
 
     cell = tuple(map(with_options, cell)) if isinstance(cell, tuple | list) else with_options(cell)
-    return sequence.LSTM(widths, num_layers, cell=cell, **rest).stack
+    return sequence.LSTM(width, num_layers, cell=cell, **rest).stack
+
+
+def as_layer(thing: Any) -> Any:
+    """A layer as it is, and a cell as a stack of one."""
+    check_cell_or_layer("layer", thing)
+    return thing if is_layer(thing) else Stack([thing])
 
 
 def num_feature_axes(thing: Any) -> int:
@@ -222,6 +227,16 @@ def num_feature_axes(thing: Any) -> int:
     if isinstance(thing, Bidirectional):
         return num_feature_axes(thing.forward)
     return getattr(thing, "num_feature_axes", 1)
+
+
+def check_axes(layer: Any, xs: jax.Array, time_major: bool) -> str:
+    """The layout that ``xs`` must have, as text; raises where axes are missing."""
+    features = num_feature_axes(layer)
+    batch = "[T, ..., " if time_major else "[..., T, "
+    layout = f"{batch}{'space, ' * (features - 1)}D]"
+    if xs.ndim < 1 + features:
+        raise ValueError(f"xs must be {layout}, got shape {xs.shape}")
+    return layout
 
 
 def over_sequence(
@@ -258,10 +273,7 @@ def over_sequence(
       The outputs, or the pair ``(carry, outputs)``.
     """
     xs, features = jnp.asarray(xs), num_feature_axes(layer)
-    batch = "[T, ..., " if time_major else "[..., T, "
-    layout = f"{batch}{'space, ' * (features - 1)}D]"
-    if xs.ndim < 1 + features:
-        raise ValueError(f"xs must be {layout}, got shape {xs.shape}")
+    layout = check_axes(layer, xs, time_major)
     size = input_size(layer, params)
     if size is not None and xs.shape[-1] != size:
         raise ValueError(

@@ -1,46 +1,141 @@
-"""Flax nnx modules over the cells: they hold the parameters, the cells do the arithmetic."""
+"""Flax nnx modules over the cells: they hold the parameters, the cells do the arithmetic.
 
+One module a cell, for ``flax.nnx.RNN`` and ``flax.nnx.Bidirectional``, and modules that run
+whole sequences.  Their states hold ``nnx.Param`` and nothing else.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from lstm_jax import cells, sequence
-from lstm_jax.cells import LSTMState
-from lstm_jax.cells.base import Initializer
+from lstm_jax import _flax, cells
+from lstm_jax.cells.base import Initializer, check_size
+from lstm_jax.sequence.bidirectional import Merge
+from lstm_jax.sequence.protocol import check_cell
+from lstm_jax.sequence.unroll import initial_state
 
-__all__ = ["LSTM", "LSTMCell"]
+__all__ = [
+    "LSTM",
+    "Cell",
+    "ConvLSTMCell",
+    "CoupledLSTMCell",
+    "EntityAwareLSTMCell",
+    "GRUCell",
+    "IndRNNCell",
+    "LSTM1997Cell",
+    "LSTMCell",
+    "LayerNormLSTMCell",
+    "MGUCell",
+    "MinGRUCell",
+    "MinLSTMCell",
+    "MogrifierLSTMCell",
+    "MultiplicativeLSTMCell",
+    "OdysseyLSTMCell",
+    "PeepholeLSTMCell",
+    "ProjectedLSTMCell",
+    "RNNCell",
+    "SLSTMCell",
+    "Stack",
+]
 
-_DEFAULTS = cells.LSTMCell(hidden_size=1)
+Metadata = Mapping[str, Any]
+NO_METADATA: Metadata = MappingProxyType({})
+
+# ---- holding parameters ----
 
 
-class LSTMCell(nnx.RNNCellBase):
-    """The standard LSTM as a cell for ``flax.nnx.RNN``.
+class _Holder(nnx.Module):
+    """A module that holds a nested dict of parameters by the names they have there."""
 
-    The equations, and the parameters ``w_ih`` ``(D, 4H)``, ``w_hh`` ``(H, 4H)`` and ``b``
-    ``(4H,)`` with gates in the order i, f, g, o, are those of :func:`lstm_jax.lstm_cell`.
-    The carry is an :class:`lstm_jax.LSTMState`.
+    def _hold(self, tree: dict[str, Any]) -> None:
+        for name, child in tree.items():
+            if hasattr(type(self), name) or name in vars(self):
+                raise ValueError(
+                    f"{name!r} cannot name a parameter: it is an attribute of {type(self).__name__}"
+                )
+            if isinstance(child, dict):
+                child, nested = _Holder(), child
+                child._hold(nested)
+            setattr(self, name, child)
+        self._names = tuple(tree)
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The parameters as the functional cell or layer takes them."""
+        children = {name: getattr(self, name) for name in self._names}
+        return {
+            name: child.params if isinstance(child, _Holder) else child[...]
+            for name, child in children.items()
+        }
+
+
+def _drawn(
+    functional: Any, in_features: int, rngs: nnx.Rngs, metadata: dict[str, Metadata]
+) -> dict[str, Any]:
+    """New parameters as a nested dict of ``nnx.Param``.
+
+    Args:
+      functional: a cell or layer.
+      in_features: D.
+      rngs: its stream ``params`` gives one key a cell.
+      metadata: what the parameters of an initialiser are told, by the initialiser's name.
+    """
+    check_size("in_features", in_features)
+
+    def variable(one: _flax.Drawn) -> nnx.Param:
+        value = one.value if one.box is None else _boxed(one.box, one.value)
+        return nnx.Param(value, **metadata.get(one.source or "", NO_METADATA))
+
+    return _flax.map_drawn(variable, _flax.draw(functional, in_features, rngs.params, _unboxed))
+
+
+def _unboxed(value: Any) -> tuple[jax.Array, Any]:
+    """What an initialiser returned, and its metadata where ``nnx.with_metadata`` gave it some."""
+    return (value.raw_value, value) if isinstance(value, nnx.VariableMetadata) else (value, None)
+
+
+def _boxed(box: Any, value: jax.Array) -> Any:
+    return dataclasses.replace(box, raw_value=value)
+
+
+# ---- cells ----
+
+
+class Cell(_Holder, nnx.RNNCellBase):
+    """Any functional cell as a cell for ``flax.nnx.RNN``.
+
+    The module for a cell of one's own, or with a regulariser around it; the cells of
+    :data:`lstm_jax.CELLS` have modules by their own names.  Parameters are the cell's, by the
+    same names, and the carry is the cell's state.
 
     Args:
       in_features: D.
-      hidden_features: H.
-      kernel_init: draws each gate's input weights; Glorot-uniform.
-      recurrent_kernel_init: draws each gate's recurrent weights; orthogonal.
-      bias_init: draws each gate's bias; zeros.
-      forget_bias: added to the forget gate's initial bias.
-      dtype: type of the products; the cell state and every sum stay in float32 or wider.
-      param_dtype: type in which parameters are stored.
+      cell: a functional cell, such as ``lstm_jax.LSTMCell(4)``, whose parameters are a flat
+        dict of arrays.
+      carry_init: draws each array of the first carry, from the stream ``carry``; None for the
+        cell's own initial state, which is zeros or learned.
+      kernel_metadata: metadata of the parameters that ``kernel_init`` drew, such as
+        ``{"out_sharding": (None, "model")}``.
+      recurrent_kernel_metadata: the same for ``recurrent_kernel_init``.
+      bias_metadata: the same for ``bias_init``.
       rngs: its stream ``params`` draws the parameters.
 
     Raises:
-      TypeError, ValueError: a size is no positive integer.
+      TypeError, ValueError: ``in_features`` is no positive integer, ``cell`` no cell, its
+        parameters are no flat dict of arrays, or one of them has the name of an attribute of
+        the module.
 
     Example:
       >>> import jax.numpy as jnp
+      >>> import lstm_jax
       >>> from flax import nnx
-      >>> cell = LSTMCell(3, 4, rngs=nnx.Rngs(0))
+      >>> cell = Cell(3, lstm_jax.CELLS["lstm"](4), rngs=nnx.Rngs(0))
       >>> nnx.RNN(cell)(jnp.ones((2, 5, 3))).shape  # [B, T, D] to [B, T, H]
       (2, 5, 4)
     """
@@ -48,88 +143,505 @@ class LSTMCell(nnx.RNNCellBase):
     def __init__(
         self,
         in_features: int,
-        hidden_features: int,
+        cell: Any,
         *,
-        kernel_init: Initializer = _DEFAULTS.kernel_init,
-        recurrent_kernel_init: Initializer = _DEFAULTS.recurrent_kernel_init,
-        bias_init: Initializer = _DEFAULTS.bias_init,
-        forget_bias: float = _DEFAULTS.forget_bias,
-        dtype: DTypeLike | None = None,
-        param_dtype: DTypeLike = jnp.float32,
+        carry_init: Initializer | None = None,
+        kernel_metadata: Metadata = NO_METADATA,
+        recurrent_kernel_metadata: Metadata = NO_METADATA,
+        bias_metadata: Metadata = NO_METADATA,
         rngs: nnx.Rngs,
     ):
+        check_cell("cell", cell)
+        _flax.check_carry_init(cell, carry_init)
         self.in_features = in_features
-        self.hidden_features = hidden_features
-        self.cell = cells.LSTMCell(
-            hidden_features,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            kernel_init=kernel_init,
-            recurrent_kernel_init=recurrent_kernel_init,
-            bias_init=bias_init,
-            forget_bias=forget_bias,
-        )
-        params = self.cell.init(rngs.params(), in_features)
-        self.w_ih = nnx.Param(params["w_ih"])
-        self.w_hh = nnx.Param(params["w_hh"])
-        self.b = nnx.Param(params["b"])
+        self.hidden_features = cell.hidden_size
+        self.cell = cell
+        self.carry_init = carry_init
+        metadata = {
+            "kernel_init": kernel_metadata,
+            "recurrent_kernel_init": recurrent_kernel_metadata,
+            "bias_init": bias_metadata,
+        }
+        self._hold(_drawn(cell, in_features, rngs, metadata))
 
-    @property
-    def params(self) -> dict[str, jax.Array]:
-        """The parameters as the functional cell takes them."""
-        return {"w_ih": self.w_ih[...], "w_hh": self.w_hh[...], "b": self.b[...]}
-
-    def __call__(self, carry: LSTMState, inputs: jax.Array) -> tuple[LSTMState, jax.Array]:  # type: ignore[override]
+    def __call__(self, carry: Any, inputs: jax.Array) -> tuple[Any, jax.Array]:
         """One step: ``(carry, y)``; ``inputs`` is ``[..., D]``, ``y`` ``[..., H]``."""
         return self.cell.step(self.params, carry, inputs)
 
-    def initialize_carry(  # type: ignore[override]
+    def initialize_carry(
         self,
         input_shape: tuple[int, ...],
-        rngs: Any = None,
+        rngs: nnx.Rngs | nnx.RngStream | None = None,
         carry_init: Initializer | None = None,
-    ) -> LSTMState:
+    ) -> Any:
         """The state before the first step, for inputs of a shape ``[..., D]``.
 
         Args:
           input_shape: shape of one step's input.
-          rngs: its stream ``carry`` (or the stream itself) draws the state where
-            ``carry_init`` is given.
-          carry_init: draws ``h`` and ``c``; zeros if None.
+          rngs: its stream ``carry`` (or the stream itself) draws the state, where anything
+            draws it.
+          carry_init: draws each array of the state; the module's own ``carry_init`` if None.
+
+        Raises:
+          ValueError: ``rngs`` is needed and not given.
         """
-        zeros = self.cell.zero_state(tuple(input_shape[:-1]))
+
+        def new_key() -> jax.Array:
+            if rngs is None:
+                raise ValueError("rngs must be given where carry_init is, got None")
+            return (rngs.carry if isinstance(rngs, nnx.Rngs) else rngs)()
+
+        carry_init = self.carry_init if carry_init is None else carry_init
+        batch_shape = tuple(input_shape[:-1])  # with the axes of space, where a cell has some
         if carry_init is None:
-            return zeros
-        if rngs is None:
-            raise ValueError("rngs must be given where carry_init is, got None")
-        stream = rngs.carry if isinstance(rngs, nnx.Rngs) else rngs
-        return LSTMState(
-            h=carry_init(stream(), zeros.h.shape, zeros.h.dtype),
-            c=carry_init(stream(), zeros.c.shape, zeros.c.dtype),
-        )
+            return initial_state(self.cell, self.params, batch_shape)
+        return _flax.drawn_carry(self.cell, batch_shape, carry_init, new_key)
 
     @property
     def num_feature_axes(self) -> int:
-        """How many axes of an input are features: the last one."""
-        return 1
+        """How many axes of an input are features: the last one, and those of space before it."""
+        return _flax.num_feature_axes(self.cell)
 
 
-class LSTM(nnx.Module):
-    """Stacked LSTM layers over a whole sequence.
+class _Signature:
+    """What ``inspect.signature`` says of a class (its instances are callable otherwise)."""
+
+    def __get__(self, instance: Any, owner: type) -> inspect.Signature:
+        if instance is not None:
+            raise AttributeError("__signature__")
+        own = inspect.signature(owner.__init__)
+        parameters = list(own.parameters.values())[1:]
+        if parameters[-1].kind is inspect.Parameter.VAR_KEYWORD:
+            *parameters, rngs, _ = parameters
+            parameters += [
+                inspect.Parameter(name, rngs.kind, default=default, annotation=annotation)
+                for name, annotation, default in _flax.options(owner.functional)
+            ]
+            parameters.append(rngs)
+        return own.replace(parameters=parameters)
+
+
+class _Named(Cell):
+    """A cell made from its sizes and options.
 
     Args:
       in_features: D.
-      hidden_features: H of every layer.
-      num_layers: L.
-      dropout: probability with which outputs between layers are zeroed, in calls that are
-        given ``rngs``.
+      hidden_features: H.
+      carry_init, kernel_metadata, recurrent_kernel_metadata, bias_metadata, rngs: as in
+        :class:`Cell`.
+      options: those of the functional cell, such as ``forget_bias`` or ``dtype``.
+
+    Raises:
+      TypeError, ValueError: a size or option is impossible, or a keyword no option.
+    """
+
+    functional: Callable[..., Any]
+    __signature__ = _Signature()  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        *,
+        carry_init: Initializer | None = None,
+        kernel_metadata: Metadata = NO_METADATA,
+        recurrent_kernel_metadata: Metadata = NO_METADATA,
+        bias_metadata: Metadata = NO_METADATA,
+        rngs: nnx.Rngs,
+        **options: Any,
+    ):
+        check_size("hidden_features", hidden_features)
+        _flax.check_options(type(self).__name__, self.functional, options)
+        super().__init__(
+            in_features,
+            self.functional(hidden_size=hidden_features, **options),
+            carry_init=carry_init,
+            kernel_metadata=kernel_metadata,
+            recurrent_kernel_metadata=recurrent_kernel_metadata,
+            bias_metadata=bias_metadata,
+            rngs=rngs,
+        )
+
+
+class LSTMCell(_Named):
+    """The standard LSTM.
+
+    Equations, parameters and options are those of :class:`lstm_jax.cells.LSTMCell`.
+
+    >>> cell = LSTMCell(3, 4, forget_bias=2.0, rngs=nnx.Rngs(0))
+    >>> nnx.RNN(cell)(jax.numpy.ones((2, 5, 3))).shape
+    (2, 5, 4)
+    """
+
+    functional = cells.LSTMCell
+
+
+class LSTM1997Cell(_Named):
+    """The LSTM of 1997, without forget gates.
+
+    Equations, parameters and options are those of :class:`lstm_jax.cells.LSTM1997Cell`.
+
+    >>> cell = LSTM1997Cell(3, 4, block_size=2, rngs=nnx.Rngs(0))
+    >>> nnx.RNN(cell)(jax.numpy.ones((2, 5, 3))).shape
+    (2, 5, 4)
+    """
+
+    functional = cells.LSTM1997Cell
+
+
+class PeepholeLSTMCell(_Named):
+    """The LSTM whose gates see the cell state.
+
+    Equations, parameters and options are those of :class:`lstm_jax.cells.PeepholeLSTMCell`.
+
+    >>> cell = PeepholeLSTMCell(3, 4, cell_clip=10.0, rngs=nnx.Rngs(0))
+    >>> nnx.RNN(cell)(jax.numpy.ones((2, 5, 3))).shape
+    (2, 5, 4)
+    """
+
+    functional = cells.PeepholeLSTMCell
+
+
+class CoupledLSTMCell(_Named):
+    """The LSTM that writes what it forgets, with one gate for both.
+
+    Equations, parameters and options are those of :class:`lstm_jax.cells.CoupledLSTMCell`.
+
+    >>> cell = CoupledLSTMCell(3, 4, peepholes=True, rngs=nnx.Rngs(0))
+    >>> nnx.RNN(cell)(jax.numpy.ones((2, 5, 3))).shape
+    (2, 5, 4)
+    """
+
+    functional = cells.CoupledLSTMCell
+
+
+class OdysseyLSTMCell(_Named):
+    """The LSTM less one of its parts.
+
+    Equations, parameters and options are those of :class:`lstm_jax.cells.OdysseyLSTMCell`.
+
+    >>> cell = OdysseyLSTMCell(3, 4, variant="nig", rngs=nnx.Rngs(0))
+    >>> nnx.RNN(cell)(jax.numpy.ones((2, 5, 3))).shape
+    (2, 5, 4)
+    """
+
+    functional = cells.OdysseyLSTMCell
+
+
+class ProjectedLSTMCell(_Named):
+    """The LSTM whose hidden state is a projection of its cells.
+
+    Equations, parameters and options are those of :class:`lstm_jax.cells.ProjectedLSTMCell`.
+
+    >>> cell = ProjectedLSTMCell(3, 6, proj_size=4, rngs=nnx.Rngs(0))
+    >>> nnx.RNN(cell)(jax.numpy.ones((2, 5, 3))).shape
+    (2, 5, 4)
+    """
+
+    functional = cells.ProjectedLSTMCell
+
+
+class LayerNormLSTMCell(_Named):
+    """The LSTM with layer normalisation.
+
+    Equations, parameters and options are those of :class:`lstm_jax.cells.LayerNormLSTMCell`.
+
+    >>> cell = LayerNormLSTMCell(3, 4, epsilon=1e-6, rngs=nnx.Rngs(0))
+    >>> nnx.RNN(cell)(jax.numpy.ones((2, 5, 3))).shape
+    (2, 5, 4)
+    """
+
+    functional = cells.LayerNormLSTMCell
+
+
+class MultiplicativeLSTMCell(_Named):
+    """The LSTM whose transition depends on the input.
+
+    Equations, parameters and options are those of :class:`lstm_jax.cells.MultiplicativeLSTMCell`.
+
+    >>> cell = MultiplicativeLSTMCell(3, 4, rngs=nnx.Rngs(0))
+    >>> nnx.RNN(cell)(jax.numpy.ones((2, 5, 3))).shape
+    (2, 5, 4)
+    """
+
+    functional = cells.MultiplicativeLSTMCell
+
+
+class MogrifierLSTMCell(_Named):
+    """The LSTM whose input and hidden state gate one another first.
+
+    Equations, parameters and options are those of :class:`lstm_jax.cells.MogrifierLSTMCell`.
+
+    >>> cell = MogrifierLSTMCell(3, 4, rounds=2, rngs=nnx.Rngs(0))
+    >>> nnx.RNN(cell)(jax.numpy.ones((2, 5, 3))).shape
+    (2, 5, 4)
+    """
+
+    functional = cells.MogrifierLSTMCell
+
+
+class SLSTMCell(_Named):
+    """The sLSTM of xLSTM, with exponential gates.
+
+    Equations, parameters and options are those of :class:`lstm_jax.cells.SLSTMCell`.
+
+    >>> cell = SLSTMCell(3, 4, num_heads=2, rngs=nnx.Rngs(0))
+    >>> nnx.RNN(cell)(jax.numpy.ones((2, 5, 3))).shape
+    (2, 5, 4)
+    """
+
+    functional = cells.SLSTMCell
+
+
+class MinLSTMCell(_Named):
+    """The minimal LSTM, whose gates do not read the hidden state.
+
+    Equations, parameters and options are those of :class:`lstm_jax.cells.MinLSTMCell`.
+
+    >>> cell = MinLSTMCell(3, 4, rngs=nnx.Rngs(0))
+    >>> nnx.RNN(cell)(jax.numpy.ones((2, 5, 3))).shape
+    (2, 5, 4)
+    """
+
+    functional = cells.MinLSTMCell
+
+
+class MinGRUCell(_Named):
+    """The minimal GRU, whose gate does not read the hidden state.
+
+    Equations, parameters and options are those of :class:`lstm_jax.cells.MinGRUCell`.
+
+    >>> cell = MinGRUCell(3, 4, rngs=nnx.Rngs(0))
+    >>> nnx.RNN(cell)(jax.numpy.ones((2, 5, 3))).shape
+    (2, 5, 4)
+    """
+
+    functional = cells.MinGRUCell
+
+
+class GRUCell(_Named):
+    """The gated recurrent unit.
+
+    Equations, parameters and options are those of :class:`lstm_jax.cells.GRUCell`.
+
+    >>> cell = GRUCell(3, 4, reset_after=True, rngs=nnx.Rngs(0))
+    >>> nnx.RNN(cell)(jax.numpy.ones((2, 5, 3))).shape
+    (2, 5, 4)
+    """
+
+    functional = cells.GRUCell
+
+
+class MGUCell(_Named):
+    """The minimal gated unit.
+
+    Equations, parameters and options are those of :class:`lstm_jax.cells.MGUCell`.
+
+    >>> cell = MGUCell(3, 4, rngs=nnx.Rngs(0))
+    >>> nnx.RNN(cell)(jax.numpy.ones((2, 5, 3))).shape
+    (2, 5, 4)
+    """
+
+    functional = cells.MGUCell
+
+
+class RNNCell(_Named):
+    """The simple recurrent network.
+
+    Equations, parameters and options are those of :class:`lstm_jax.cells.RNNCell`.
+
+    >>> cell = RNNCell(3, 4, activation_fn="relu", rngs=nnx.Rngs(0))
+    >>> nnx.RNN(cell)(jax.numpy.ones((2, 5, 3))).shape
+    (2, 5, 4)
+    """
+
+    functional = cells.RNNCell
+
+
+class IndRNNCell(_Named):
+    """The recurrent network each of whose units reads its own past alone.
+
+    Equations, parameters and options are those of :class:`lstm_jax.cells.IndRNNCell`.
+
+    >>> cell = IndRNNCell(3, 4, rngs=nnx.Rngs(0))
+    >>> nnx.RNN(cell)(jax.numpy.ones((2, 5, 3))).shape
+    (2, 5, 4)
+    """
+
+    functional = cells.IndRNNCell
+
+
+class EntityAwareLSTMCell(_Named):
+    """The LSTM whose input gate reads the features that do not change.
+
+    Equations, parameters and options are those of :class:`lstm_jax.cells.EntityAwareLSTMCell`.
+
+    >>> cell = EntityAwareLSTMCell(3, 4, static_size=2, rngs=nnx.Rngs(0))
+    >>> nnx.RNN(cell)(jax.numpy.ones((2, 5, 3))).shape
+    (2, 5, 4)
+    """
+
+    functional = cells.EntityAwareLSTMCell
+
+
+class ConvLSTMCell(_Named):
+    """The convolutional LSTM, with features at each place of a grid.
+
+    Equations, parameters and options are those of :class:`lstm_jax.cells.ConvLSTMCell`.
+
+    >>> cell = ConvLSTMCell(3, 4, kernel_size=(3, 5), rngs=nnx.Rngs(0))
+    >>> nnx.RNN(cell)(jax.numpy.ones((2, 5, 8, 9, 3))).shape
+    (2, 5, 8, 9, 4)
+    """
+
+    functional = cells.ConvLSTMCell
+
+
+# ---- whole sequences ----
+
+
+class Stack(_Holder):
+    """Any functional layer over whole sequences.
+
+    Args:
+      in_features: D.
+      layer: a functional layer, such as :class:`lstm_jax.sequence.Stack` or
+        :class:`lstm_jax.sequence.Bidirectional`; or a cell, which becomes a stack of one.
       time_major: whether time is the first axis of inputs and outputs (``[T, ..., D]``)
         and not the last but one (``[..., T, D]``).
-      dtype, param_dtype: as in :class:`LSTMCell`.
+      keep_order: whether the outputs of a layer that runs backwards stay at the times of
+        their inputs; otherwise they come in the order in which they were computed, each
+        row's last step first, and padding stays behind, as in ``flax.nnx.RNN``.
+      return_carry: whether calls return the last states, too.
+      kernel_metadata: metadata of the parameters that the cells' ``kernel_init`` drew, such
+        as ``{"out_sharding": (None, "model")}``.
+      recurrent_kernel_metadata: the same for ``recurrent_kernel_init``.
+      bias_metadata: the same for ``bias_init``.
       rngs: its stream ``params`` draws the parameters.
 
     Raises:
-      TypeError, ValueError: a size is no positive integer or ``dropout`` lies outside [0, 1).
+      TypeError, ValueError: ``in_features`` is no positive integer or ``layer`` no layer.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from lstm_jax import cells, sequence
+      >>> layer = sequence.Stack([sequence.Bidirectional(cells.LSTMCell(4)), cells.RNNCell(6)])
+      >>> Stack(3, layer, rngs=nnx.Rngs(0))(jnp.ones((2, 5, 3))).shape
+      (2, 5, 6)
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        layer: Any,
+        *,
+        time_major: bool = False,
+        keep_order: bool = False,
+        return_carry: bool = False,
+        kernel_metadata: Metadata = NO_METADATA,
+        recurrent_kernel_metadata: Metadata = NO_METADATA,
+        bias_metadata: Metadata = NO_METADATA,
+        rngs: nnx.Rngs,
+    ):
+        self.in_features = in_features
+        self.layer = _flax.as_layer(layer)
+        self.time_major = time_major
+        self.keep_order = keep_order
+        self.return_carry = return_carry
+        metadata = {
+            "kernel_init": kernel_metadata,
+            "recurrent_kernel_init": recurrent_kernel_metadata,
+            "bias_init": bias_metadata,
+        }
+        self._hold(_drawn(self.layer, in_features, rngs, metadata))
+
+    def __call__(
+        self,
+        xs: jax.Array,
+        *,
+        initial_carry: Any = None,
+        seq_lengths: jax.Array | None = None,
+        resets: jax.Array | None = None,
+        return_carry: bool | None = None,
+        time_major: bool | None = None,
+        reverse: bool | None = None,
+        keep_order: bool | None = None,
+        rngs: nnx.Rngs | nnx.RngStream | None = None,
+    ) -> Any:
+        """The layer over a sequence; the arguments are those of ``flax.nnx.RNN``, and ``resets``.
+
+        Args:
+          xs: ``[..., T, D]``, or ``[T, ..., D]`` where ``time_major``.
+          initial_carry: the layer's state before the first step; its initial state, zeros
+            unless learned, if None.
+          seq_lengths: how many steps of each row count, as in :func:`lstm_jax.unroll`; outputs
+            of other steps are zero.
+          resets: booleans ``[..., T]``, or ``[T, ...]`` where ``time_major``; a true flag puts
+            the layer's initial state in place before that step.
+          return_carry: whether the last states are returned, too.
+          time_major: see the class.
+          reverse: whether time runs backwards, each row from its own last valid step.
+          keep_order: see the class.
+          rngs: an ``nnx.Rngs``, whose stream ``dropout`` switches on dropout and what
+            regularisers draw.  (A bare stream, as ``flax.nnx.Bidirectional`` hands on for
+            carries, does not.)
+
+        Returns:
+          The outputs, laid out as ``xs``; with ``return_carry`` the pair ``(carry, outputs)``.
+          Arguments that are None are as the module was told.
+
+        Raises:
+          ValueError: ``xs`` lacks an axis or has another feature size than the parameters,
+            ``reverse`` is asked of a layer with directions of its own, or as in
+            :func:`lstm_jax.unroll`.
+        """
+        return _flax.over_sequence(
+            self.layer,
+            self.params,
+            xs,
+            initial_carry,
+            seq_lengths=seq_lengths,
+            resets=resets,
+            key=rngs.dropout() if isinstance(rngs, nnx.Rngs) else None,
+            time_major=self.time_major if time_major is None else time_major,
+            reverse=reverse,
+            keep_order=self.keep_order if keep_order is None else keep_order,
+            return_carry=self.return_carry if return_carry is None else return_carry,
+        )
+
+
+class LSTM(Stack):
+    """Stacked LSTM layers, or layers of any other cell, over a whole sequence.
+
+    Args:
+      in_features: D.
+      hidden_features: H of every layer, or a tuple with one for each.
+      num_layers: L; a tuple tells it, too.
+      bidirectional: whether every layer reads its sequence from both ends; H is the width of
+        one direction.
+      cell: the kind of cell: a name in :data:`lstm_jax.CELLS`, a functional class, any function
+        that makes a functional cell, or a tuple with one for each layer.  Options of a cell
+        go in with it: ``functools.partial(lstm_jax.LSTMCell, forget_bias=2.0)``.
+      dropout: probability with which outputs between layers are zeroed, in calls that are
+        given ``rngs``.
+      merge: how both directions' outputs become one: ``"concat"``, ``"sum"``, ``"mean"``,
+        ``"product"`` or a function.
+      connections: ``"plain"``, ``"residual"`` or ``"skip"``, as in
+        :class:`lstm_jax.sequence.Stack`.
+      reverse: whether time runs backwards, each row from its own last valid step.
+      engine: how each layer runs over time, as in :func:`lstm_jax.unroll`.
+      dtype: type of the products; cell states and every sum stay in float32 or wider.
+      param_dtype: type in which parameters are stored; float32 if None.
+      kernel_init: draws each gate's input weights; None for the cell's default, as below.
+      recurrent_kernel_init: draws each gate's recurrent weights.
+      bias_init: draws each gate's bias.
+      time_major, keep_order, return_carry, rngs: as in :class:`Stack`.
+      kernel_metadata, recurrent_kernel_metadata, bias_metadata: as in :class:`Stack`.
+
+    Raises:
+      TypeError, ValueError: a size is no positive integer, ``dropout`` lies outside [0, 1), or
+        another option is impossible; the message names it.
 
     Example:
       >>> import jax.numpy as jnp
@@ -143,61 +655,55 @@ class LSTM(nnx.Module):
     def __init__(
         self,
         in_features: int,
-        hidden_features: int,
+        hidden_features: int | tuple[int, ...],
         num_layers: int = 1,
         *,
+        bidirectional: bool = False,
+        cell: Any = "lstm",
         dropout: float = 0.0,
+        merge: str | Merge = "concat",
+        connections: str = "plain",
+        reverse: bool = False,
+        keep_order: bool = False,
         time_major: bool = False,
+        return_carry: bool = False,
+        engine: str = "auto",
         dtype: DTypeLike | None = None,
-        param_dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike | None = None,
+        kernel_init: Initializer | None = None,
+        recurrent_kernel_init: Initializer | None = None,
+        bias_init: Initializer | None = None,
+        kernel_metadata: Metadata = NO_METADATA,
+        recurrent_kernel_metadata: Metadata = NO_METADATA,
+        bias_metadata: Metadata = NO_METADATA,
         rngs: nnx.Rngs,
     ):
-        self.layer = sequence.LSTM(
-            hidden_features, num_layers, dropout=dropout, dtype=dtype, param_dtype=param_dtype
+        layer = _flax.lstm(
+            {"hidden_features": hidden_features},
+            num_layers,
+            cell=cell,
+            options={
+                "kernel_init": kernel_init,
+                "recurrent_kernel_init": recurrent_kernel_init,
+                "bias_init": bias_init,
+            },
+            bidirectional=bidirectional,
+            dropout=dropout,
+            merge=merge,
+            connections=connections,
+            reverse=reverse,
+            engine=engine,
+            dtype=dtype,
+            param_dtype=param_dtype,
         )
-        self.time_major = time_major
-        for n, name in enumerate(self.layer.layers):
-            size = in_features if n == 0 else hidden_features
-            cell = LSTMCell(size, hidden_features, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-            setattr(self, name, cell)
-
-    @property
-    def params(self) -> dict[str, dict[str, jax.Array]]:
-        """The parameters as the functional layer takes them."""
-        return {name: getattr(self, name).params for name in self.layer.layers}
-
-    def __call__(
-        self,
-        xs: jax.Array,
-        *,
-        initial_carry: dict[str, LSTMState] | None = None,
-        seq_lengths: jax.Array | None = None,
-        return_carry: bool = False,
-        rngs: nnx.Rngs | None = None,
-    ) -> Any:
-        """The stack over a sequence.
-
-        Args:
-          xs: ``[..., T, D]``, or ``[T, ..., D]`` where ``time_major``.
-          initial_carry: each layer's state before the first step, by name; zeros if None.
-          seq_lengths: how many steps of each row count, as in :func:`lstm_jax.unroll`.
-          return_carry: whether the last states are returned, too.
-          rngs: its stream ``dropout`` switches dropout on.
-
-        Returns:
-          The top layer's outputs, laid out as ``xs``; with ``return_carry`` the pair
-          ``(carry, outputs)``.
-
-        Raises:
-          ValueError: ``xs`` has fewer than two axes, or as in :func:`lstm_jax.unroll`.
-        """
-        if xs.ndim < 2:
-            layout = "[T, ..., D]" if self.time_major else "[..., T, D]"
-            raise ValueError(f"xs must be {layout}, got shape {xs.shape}")
-        key = None if rngs is None else rngs.dropout()
-        if not self.time_major:
-            xs = jnp.moveaxis(xs, -2, 0)
-        carry, ys = self.layer.apply(self.params, xs, initial_carry, lengths=seq_lengths, key=key)
-        if not self.time_major:
-            ys = jnp.moveaxis(ys, 0, -2)
-        return (carry, ys) if return_carry else ys
+        super().__init__(
+            in_features,
+            layer,
+            time_major=time_major,
+            keep_order=keep_order,
+            return_carry=return_carry,
+            kernel_metadata=kernel_metadata,
+            recurrent_kernel_metadata=recurrent_kernel_metadata,
+            bias_metadata=bias_metadata,
+            rngs=rngs,
+        )

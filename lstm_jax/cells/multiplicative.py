@@ -5,7 +5,7 @@ import dataclasses
 import jax
 
 from lstm_jax.cells.activations import STANDARD, Activations
-from lstm_jax.cells.base import LSTMFamilyCell, Parameter, blocks, dot
+from lstm_jax.cells.base import LSTMFamilyCell, Parameter, blocks, dot, like
 from lstm_jax.cells.lstm import LSTMState, lstm_cell
 
 

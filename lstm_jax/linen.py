@@ -1,0 +1,620 @@
+"""Flax linen modules over the cells: they hold the parameters, the cells do the arithmetic.
+
+One module a cell, for ``flax.linen.RNN`` and ``flax.linen.Bidirectional``, and modules that run
+whole sequences.  Parameters have the names and shapes that they have in the functional cells.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+
+from lstm_jax import _flax, cells
+from lstm_jax.cells.base import Initializer, check_size
+from lstm_jax.sequence.bidirectional import Merge
+from lstm_jax.sequence.protocol import check_cell
+from lstm_jax.sequence.unroll import initial_state
+
+__all__ = [
+    "LSTM",
+    "Cell",
+    "ConvLSTMCell",
+    "CoupledLSTMCell",
+    "EntityAwareLSTMCell",
+    "GRUCell",
+    "IndRNNCell",
+    "LSTM1997Cell",
+    "LSTMCell",
+    "LayerNormLSTMCell",
+    "MGUCell",
+    "MinGRUCell",
+    "MinLSTMCell",
+    "MogrifierLSTMCell",
+    "MultiplicativeLSTMCell",
+    "OdysseyLSTMCell",
+    "PeepholeLSTMCell",
+    "ProjectedLSTMCell",
+    "RNNCell",
+    "SLSTMCell",
+    "Stack",
+]
+
+# ---- holding parameters ----
+
+
+def _params(module: nn.Module, functional: Any, input_size: int) -> dict[str, Any]:
+    """The parameters of a cell or layer, which are the module's: drawn where there are none."""
+
+    @functools.cache
+    def drawn() -> dict[str, Any]:
+        return _flax.draw(functional, input_size, lambda: module.make_rng("params"), _unboxed)
+
+    def new(name: str, key: jax.Array) -> Any:
+        # Not from the key of this one parameter: a cell draws all it has from one.
+        return _flax.map_drawn(_boxed, drawn()[name])
+
+    def zeros(shapes: Any, key: jax.Array) -> Any:  # of a parameter that is there, to be checked
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+    return {
+        name: module.param(
+            name,
+            functools.partial(zeros, shapes)
+            if module.has_variable("params", name)
+            else functools.partial(new, name),
+        )
+        for name, shapes in _shapes(functional, input_size).items()
+    }
+
+
+@functools.lru_cache(maxsize=1024)
+def _shapes(functional: Any, input_size: int) -> dict[str, Any]:
+    """Shapes and types of the parameters."""
+    return jax.eval_shape(lambda: _anew(functional, input_size))
+
+
+def _anew(functional: Any, input_size: int) -> dict[str, Any]:
+    """Some parameters."""
+    return _flax.values(_flax.draw(functional, input_size, lambda: jax.random.key(0), _unboxed))
+
+
+def _unboxed(value: Any) -> tuple[jax.Array, Any]:
+    """What an initialiser returned, and its box where ``nn.with_partitioning`` gave it one."""
+    if not isinstance(value, nn.meta.AxisMetadata):
+        return value, None
+    (array,) = jax.tree.leaves(value)  # and not value.unbox(), which may constrain the sharding
+    return array, value
+
+
+def _boxed(one: _flax.Drawn) -> Any:
+    return one.value if one.box is None else one.box.replace_boxed(one.value)
+
+
+# ---- cells ----
+
+
+class _Cell(nn.RNNCellBase):
+    """A module that runs ``self.cell``; the kinds of it have ``cell`` and ``carry_init``."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        _flax.check_carry_init(self.cell, self.carry_init)
+
+    @nn.compact
+    def __call__(self, carry: Any, inputs: jax.Array) -> tuple[Any, jax.Array]:
+        """One step: ``(carry, y)``; ``inputs`` is ``[..., D]``, ``y`` ``[..., H]``."""
+        return self.cell.step(_params(self, self.cell, inputs.shape[-1]), carry, inputs)
+
+    @nn.nowrap
+    def initialize_carry(self, rng: jax.Array, input_shape: tuple[int, ...]) -> Any:
+        """The state before the first step, for inputs of a shape ``[..., D]``.
+
+        A learned one is a parameter of the module, and so only known inside of ``apply``
+        (which ``flax.linen.RNN`` is):
+        ``cell.apply(variables, rng, input_shape, method="initialize_carry")``.
+
+        Args:
+          rng: random key from which ``carry_init`` draws; anything where that is None.
+          input_shape: shape of one step's input.
+
+        Raises:
+          ValueError: the state is learned, and this is not inside of ``apply``.
+        """
+        cell, batch_shape = self.cell, tuple(input_shape[:-1])
+        if self.carry_init is not None:
+            keys = iter(jax.random.split(rng, len(jax.tree.leaves(cell.zero_state()))))
+            return _flax.drawn_carry(cell, batch_shape, self.carry_init, lambda: next(keys))
+        if not getattr(cell, "learn_initial_state", hasattr(cell, "initial_state")):
+            return cell.zero_state(batch_shape)
+        if self.scope is None:
+            raise ValueError(
+                "a learned initial state is known inside of apply alone: "
+                "cell.apply(variables, rng, input_shape, method='initialize_carry')"
+            )
+        if self.is_initializing():  # how it will begin; jit leaves out what does not matter
+            return jax.jit(lambda: initial_state(cell, _anew(cell, input_shape[-1]), batch_shape))()
+        return initial_state(cell, nn.meta.unbox(self.variables["params"]), batch_shape)
+
+    @property
+    def num_feature_axes(self) -> int:
+        """How many axes of an input are features: the last one, and those of space before it."""
+        return _flax.num_feature_axes(self.cell)
+
+
+class Cell(_Cell):
+    """Any functional cell as a cell for ``flax.linen.RNN``.
+
+    The module for a cell of one's own, or with a regulariser around it; the cells of
+    :data:`lstm_jax.CELLS` have modules by their own names.  Parameters are the cell's, by the
+    same names, and the carry is the cell's state.
+
+    Attributes:
+      cell: a functional cell, such as ``lstm_jax.LSTMCell(4)``, whose parameters are a flat
+        dict of arrays.
+      carry_init: draws each array of the first carry; None for the cell's own initial state,
+        which is zeros or learned.
+
+    Raises:
+      TypeError, ValueError: ``cell`` is no cell, its parameters are no flat dict of arrays, or
+        there is a ``carry_init`` where the state is learned.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> import lstm_jax
+      >>> from flax import linen as nn
+      >>> rnn = nn.RNN(Cell(lstm_jax.CELLS["lstm"](4)))
+      >>> ys, variables = rnn.init_with_output(jax.random.key(0), jnp.ones((2, 5, 3)))
+      >>> ys.shape, jax.tree.map(jnp.shape, variables["params"]["cell"]["w_ih"])
+      ((2, 5, 4), (3, 16))
+    """
+
+    cell: Any
+    carry_init: Initializer | None = None
+
+    def __post_init__(self):
+        check_cell("cell", self.cell)
+        super().__post_init__()
+
+
+class _Named(_Cell):
+    """A cell made from its size and options; the fields of a kind are those of ``functional``.
+
+    Attributes:
+      features: H.
+      carry_init: as in :class:`Cell`; all other fields are the functional cell's.
+    """
+
+    def __init_subclass__(cls, functional: Callable[..., Any] | None = None, **kwargs: Any):
+        if functional is not None:
+            cls.functional = staticmethod(functional)
+            cls.__annotations__ = {"features": int}
+            for name, annotation, default in _flax.options(functional):
+                cls.__annotations__[name] = annotation
+                if default is not inspect.Parameter.empty:
+                    setattr(cls, name, default)
+            cls.__annotations__["carry_init"] = Initializer | None
+            cls.carry_init = None
+        super().__init_subclass__(**kwargs)
+
+    @property
+    def cell(self) -> Any:
+        """The functional cell."""
+        check_size("features", self.features)
+        options = {name: getattr(self, name) for name, _, _ in _flax.options(self.functional)}
+        return self.functional(hidden_size=self.features, **options)
+
+
+class LSTMCell(_Named, functional=cells.LSTMCell):
+    """The standard LSTM.
+
+    Equations, parameters and options are those of :class:`lstm_jax.cells.LSTMCell`.
+
+    >>> rnn = nn.RNN(LSTMCell(4, forget_bias=2.0))
+    >>> ys, variables = rnn.init_with_output(jax.random.key(0), jnp.ones((2, 5, 3)))
+    >>> ys.shape
+    (2, 5, 4)
+    """
+
+
+class LSTM1997Cell(_Named, functional=cells.LSTM1997Cell):
+    """The LSTM of 1997, without forget gates.
+
+    Equations, parameters and options are those of :class:`lstm_jax.cells.LSTM1997Cell`.
+
+    >>> rnn = nn.RNN(LSTM1997Cell(4, block_size=2))
+    >>> ys, variables = rnn.init_with_output(jax.random.key(0), jnp.ones((2, 5, 3)))
+    >>> ys.shape
+    (2, 5, 4)
+    """
+
+
+class PeepholeLSTMCell(_Named, functional=cells.PeepholeLSTMCell):
+    """The LSTM whose gates see the cell state.
+
+    Equations, parameters and options are those of :class:`lstm_jax.cells.PeepholeLSTMCell`.
+
+    >>> rnn = nn.RNN(PeepholeLSTMCell(4, cell_clip=10.0))
+    >>> ys, variables = rnn.init_with_output(jax.random.key(0), jnp.ones((2, 5, 3)))
+    >>> ys.shape
+    (2, 5, 4)
+    """
+
+
+class CoupledLSTMCell(_Named, functional=cells.CoupledLSTMCell):
+    """The LSTM that writes what it forgets, with one gate for both.
+
+    Equations, parameters and options are those of :class:`lstm_jax.cells.CoupledLSTMCell`.
+
+    >>> rnn = nn.RNN(CoupledLSTMCell(4, peepholes=True))
+    >>> ys, variables = rnn.init_with_output(jax.random.key(0), jnp.ones((2, 5, 3)))
+    >>> ys.shape
+    (2, 5, 4)
+    """
+
+
+class OdysseyLSTMCell(_Named, functional=cells.OdysseyLSTMCell):
+    """The LSTM less one of its parts.
+
+    Equations, parameters and options are those of :class:`lstm_jax.cells.OdysseyLSTMCell`.
+
+    >>> rnn = nn.RNN(OdysseyLSTMCell(4, variant="nig"))
+    >>> ys, variables = rnn.init_with_output(jax.random.key(0), jnp.ones((2, 5, 3)))
+    >>> ys.shape
+    (2, 5, 4)
+    """
+
+
+class ProjectedLSTMCell(_Named, functional=cells.ProjectedLSTMCell):
+    """The LSTM whose hidden state is a projection of its cells.
+
+    Equations, parameters and options are those of :class:`lstm_jax.cells.ProjectedLSTMCell`.
+
+    >>> rnn = nn.RNN(ProjectedLSTMCell(6, proj_size=4))
+    >>> ys, variables = rnn.init_with_output(jax.random.key(0), jnp.ones((2, 5, 3)))
+    >>> ys.shape
+    (2, 5, 4)
+    """
+
+
+class LayerNormLSTMCell(_Named, functional=cells.LayerNormLSTMCell):
+    """The LSTM with layer normalisation.
+
+    Equations, parameters and options are those of :class:`lstm_jax.cells.LayerNormLSTMCell`.
+
+    >>> rnn = nn.RNN(LayerNormLSTMCell(4, epsilon=1e-6))
+    >>> ys, variables = rnn.init_with_output(jax.random.key(0), jnp.ones((2, 5, 3)))
+    >>> ys.shape
+    (2, 5, 4)
+    """
+
+
+class MultiplicativeLSTMCell(_Named, functional=cells.MultiplicativeLSTMCell):
+    """The LSTM whose transition depends on the input.
+
+    Equations, parameters and options are those of :class:`lstm_jax.cells.MultiplicativeLSTMCell`.
+
+    >>> rnn = nn.RNN(MultiplicativeLSTMCell(4))
+    >>> ys, variables = rnn.init_with_output(jax.random.key(0), jnp.ones((2, 5, 3)))
+    >>> ys.shape
+    (2, 5, 4)
+    """
+
+
+class MogrifierLSTMCell(_Named, functional=cells.MogrifierLSTMCell):
+    """The LSTM whose input and hidden state gate one another first.
+
+    Equations, parameters and options are those of :class:`lstm_jax.cells.MogrifierLSTMCell`.
+
+    >>> rnn = nn.RNN(MogrifierLSTMCell(4, rounds=2))
+    >>> ys, variables = rnn.init_with_output(jax.random.key(0), jnp.ones((2, 5, 3)))
+    >>> ys.shape
+    (2, 5, 4)
+    """
+
+
+class SLSTMCell(_Named, functional=cells.SLSTMCell):
+    """The sLSTM of xLSTM, with exponential gates.
+
+    Equations, parameters and options are those of :class:`lstm_jax.cells.SLSTMCell`.
+
+    >>> rnn = nn.RNN(SLSTMCell(4, num_heads=2))
+    >>> ys, variables = rnn.init_with_output(jax.random.key(0), jnp.ones((2, 5, 3)))
+    >>> ys.shape
+    (2, 5, 4)
+    """
+
+
+class MinLSTMCell(_Named, functional=cells.MinLSTMCell):
+    """The minimal LSTM, whose gates do not read the hidden state.
+
+    Equations, parameters and options are those of :class:`lstm_jax.cells.MinLSTMCell`.
+
+    >>> rnn = nn.RNN(MinLSTMCell(4))
+    >>> ys, variables = rnn.init_with_output(jax.random.key(0), jnp.ones((2, 5, 3)))
+    >>> ys.shape
+    (2, 5, 4)
+    """
+
+
+class MinGRUCell(_Named, functional=cells.MinGRUCell):
+    """The minimal GRU, whose gate does not read the hidden state.
+
+    Equations, parameters and options are those of :class:`lstm_jax.cells.MinGRUCell`.
+
+    >>> rnn = nn.RNN(MinGRUCell(4))
+    >>> ys, variables = rnn.init_with_output(jax.random.key(0), jnp.ones((2, 5, 3)))
+    >>> ys.shape
+    (2, 5, 4)
+    """
+
+
+class GRUCell(_Named, functional=cells.GRUCell):
+    """The gated recurrent unit.
+
+    Equations, parameters and options are those of :class:`lstm_jax.cells.GRUCell`.
+
+    >>> rnn = nn.RNN(GRUCell(4, reset_after=True))
+    >>> ys, variables = rnn.init_with_output(jax.random.key(0), jnp.ones((2, 5, 3)))
+    >>> ys.shape
+    (2, 5, 4)
+    """
+
+
+class MGUCell(_Named, functional=cells.MGUCell):
+    """The minimal gated unit.
+
+    Equations, parameters and options are those of :class:`lstm_jax.cells.MGUCell`.
+
+    >>> rnn = nn.RNN(MGUCell(4))
+    >>> ys, variables = rnn.init_with_output(jax.random.key(0), jnp.ones((2, 5, 3)))
+    >>> ys.shape
+    (2, 5, 4)
+    """
+
+
+class RNNCell(_Named, functional=cells.RNNCell):
+    """The simple recurrent network.
+
+    Equations, parameters and options are those of :class:`lstm_jax.cells.RNNCell`.
+
+    >>> rnn = nn.RNN(RNNCell(4, activation_fn="relu"))
+    >>> ys, variables = rnn.init_with_output(jax.random.key(0), jnp.ones((2, 5, 3)))
+    >>> ys.shape
+    (2, 5, 4)
+    """
+
+
+class IndRNNCell(_Named, functional=cells.IndRNNCell):
+    """The recurrent network each of whose units reads its own past alone.
+
+    Equations, parameters and options are those of :class:`lstm_jax.cells.IndRNNCell`.
+
+    >>> rnn = nn.RNN(IndRNNCell(4))
+    >>> ys, variables = rnn.init_with_output(jax.random.key(0), jnp.ones((2, 5, 3)))
+    >>> ys.shape
+    (2, 5, 4)
+    """
+
+
+class EntityAwareLSTMCell(_Named, functional=cells.EntityAwareLSTMCell):
+    """The LSTM whose input gate reads the features that do not change.
+
+    Equations, parameters and options are those of :class:`lstm_jax.cells.EntityAwareLSTMCell`.
+
+    >>> rnn = nn.RNN(EntityAwareLSTMCell(4, static_size=2))
+    >>> ys, variables = rnn.init_with_output(jax.random.key(0), jnp.ones((2, 5, 3)))
+    >>> ys.shape
+    (2, 5, 4)
+    """
+
+
+class ConvLSTMCell(_Named, functional=cells.ConvLSTMCell):
+    """The convolutional LSTM, with features at each place of a grid.
+
+    Equations, parameters and options are those of :class:`lstm_jax.cells.ConvLSTMCell`.
+
+    >>> rnn = nn.RNN(ConvLSTMCell(4, kernel_size=(5)))
+    >>> ys, variables = rnn.init_with_output(jax.random.key(0), jnp.ones((2, 5, 8, 9, 3)))
+    >>> ys.shape
+    (2, 5, 8, 9, 4)
+    """
+
+
+# ---- whole sequences ----
+
+
+class _Sequence(nn.Module):
+    """A module that runs ``self.layer``."""
+
+    @nn.compact
+    def __call__(
+        self,
+        xs: jax.Array,
+        *,
+        initial_carry: Any = None,
+        init_key: jax.Array | None = None,
+        seq_lengths: jax.Array | None = None,
+        resets: jax.Array | None = None,
+        return_carry: bool | None = None,
+        time_major: bool | None = None,
+        reverse: bool | None = None,
+        keep_order: bool | None = None,
+        deterministic: bool | None = None,
+    ) -> Any:
+        """The layer over a sequence; the arguments are those of ``flax.linen.RNN``, and some more.
+
+        Args:
+          xs: ``[..., T, D]``, or ``[T, ..., D]`` where ``time_major``.
+          initial_carry: the layer's state before the first step; its initial state, zeros
+            unless learned, if None.
+          init_key: not used, since no state is drawn; ``flax.linen.Bidirectional`` gives it.
+          seq_lengths: how many steps of each row count, as in :func:`lstm_jax.unroll`; outputs
+            of other steps are zero.
+          resets: booleans ``[..., T]``, or ``[T, ...]`` where ``time_major``; a true flag puts
+            the layer's initial state in place before that step.
+          return_carry: whether the last states are returned, too.
+          time_major: see the class.
+          reverse: whether time runs backwards, each row from its own last valid step.
+          keep_order: see the class.
+          deterministic: see the class.
+
+        Returns:
+          The outputs, laid out as ``xs``; with ``return_carry`` the pair ``(carry, outputs)``.
+          Arguments that are None are as the module was told.
+
+        Raises:
+          ValueError: ``xs`` lacks an axis or has another feature size than the parameters,
+            ``reverse`` is asked of a layer with directions of its own, or as in
+            :func:`lstm_jax.unroll`.
+        """
+        deterministic = self.deterministic if deterministic is None else deterministic
+        if deterministic is None:
+            deterministic = not self.has_rng("dropout")
+        layer, xs = self.functional, jnp.asarray(xs)
+        _flax.check_axes(layer, xs, self.time_major if time_major is None else time_major)
+        return _flax.over_sequence(
+            layer,
+            _params(self, layer, xs.shape[-1]),
+            xs,
+            initial_carry,
+            seq_lengths=seq_lengths,
+            resets=resets,
+            key=None if deterministic else self.make_rng("dropout"),
+            time_major=self.time_major if time_major is None else time_major,
+            reverse=reverse,
+            keep_order=self.keep_order if keep_order is None else keep_order,
+            return_carry=self.return_carry if return_carry is None else return_carry,
+        )
+
+
+class Stack(_Sequence):
+    """Any functional layer over whole sequences.
+
+    Attributes:
+      layer: a functional layer, such as :class:`lstm_jax.sequence.Stack` or
+        :class:`lstm_jax.sequence.Bidirectional`; or a cell, which becomes a stack of one.
+      time_major: whether time is the first axis of inputs and outputs (``[T, ..., D]``)
+        and not the last but one (``[..., T, D]``).
+      keep_order: whether the outputs of a layer that runs backwards stay at the times of
+        their inputs; otherwise they come in the order in which they were computed, each
+        row's last step first, and padding stays behind, as in ``flax.linen.RNN``.
+      return_carry: whether calls return the last states, too.
+      deterministic: whether dropout and what regularisers draw is switched off; None for
+        off just where ``apply`` is given no stream ``dropout``.
+
+    Raises:
+      TypeError: ``layer`` is no layer.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from lstm_jax import cells, sequence
+      >>> layer = sequence.Stack([sequence.Bidirectional(cells.LSTMCell(4)), cells.RNNCell(6)])
+      >>> ys, variables = Stack(layer).init_with_output(jax.random.key(0), jnp.ones((2, 5, 3)))
+      >>> ys.shape, sorted(variables["params"]["layer_0"])
+      ((2, 5, 6), ['backward', 'forward'])
+    """
+
+    layer: Any
+    time_major: bool = False
+    keep_order: bool = False
+    return_carry: bool = False
+    deterministic: bool | None = None
+
+    def __post_init__(self):
+        _flax.as_layer(self.layer)
+        super().__post_init__()
+
+    @property
+    def functional(self) -> Any:
+        """The functional layer."""
+        return _flax.as_layer(self.layer)
+
+
+class LSTM(_Sequence):
+    """Stacked LSTM layers, or layers of any other cell, over a whole sequence.
+
+    Attributes:
+      features: H of every layer, or a tuple with one for each.
+      num_layers: L; a tuple tells it, too.
+      bidirectional: whether every layer reads its sequence from both ends; H is the width of
+        one direction.
+      cell: the kind of cell: a name in :data:`lstm_jax.CELLS`, a functional class, any function
+        that makes a functional cell, or a tuple with one for each layer.  Options of a cell
+        go in with it: ``functools.partial(lstm_jax.LSTMCell, forget_bias=2.0)``.
+      dropout: probability with which outputs between layers are zeroed; see ``deterministic``.
+      merge: how both directions' outputs become one: ``"concat"``, ``"sum"``, ``"mean"``,
+        ``"product"`` or a function.
+      connections: ``"plain"``, ``"residual"`` or ``"skip"``, as in
+        :class:`lstm_jax.sequence.Stack`.
+      reverse: whether time runs backwards, each row from its own last valid step.
+      engine: how each layer runs over time, as in :func:`lstm_jax.unroll`.
+      dtype: type of the products; cell states and every sum stay in float32 or wider.
+      param_dtype: type in which parameters are stored; float32 if None.
+      kernel_init: draws each gate's input weights; None for the cell's default, as below.
+      recurrent_kernel_init: draws each gate's recurrent weights.
+      bias_init: draws each gate's bias.
+      time_major, keep_order, return_carry, deterministic: as in :class:`Stack`.
+
+    Raises:
+      TypeError, ValueError: a size is no positive integer, ``dropout`` lies outside [0, 1), or
+        another option is impossible; the message names it.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> lstm = LSTM(4, num_layers=2, return_carry=True)
+      >>> xs, lengths = jnp.ones((2, 5, 3)), jnp.array([5, 2])
+      >>> variables = lstm.init(jax.random.key(0), xs)
+      >>> carry, ys = lstm.apply(variables, xs, seq_lengths=lengths)
+      >>> ys.shape, carry["layer_1"].h.shape
+      ((2, 5, 4), (2, 4))
+    """
+
+    features: int | tuple[int, ...]
+    num_layers: int = 1
+    bidirectional: bool = False
+    cell: Any = "lstm"
+    dropout: float = 0.0
+    merge: str | Merge = "concat"
+    connections: str = "plain"
+    reverse: bool = False
+    keep_order: bool = False
+    time_major: bool = False
+    return_carry: bool = False
+    deterministic: bool | None = None
+    engine: str = "auto"
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike | None = None
+    kernel_init: Initializer | None = None
+    recurrent_kernel_init: Initializer | None = None
+    bias_init: Initializer | None = None
+
+    def __post_init__(self):
+        _ = self.functional  # checks the fields
+        super().__post_init__()
+
+    @property
+    def functional(self) -> Any:
+        """The functional layer."""
+        return _flax.lstm(
+            {"features": self.features},
+            self.num_layers,
+            cell=self.cell,
+            options={
+                "kernel_init": self.kernel_init,
+                "recurrent_kernel_init": self.recurrent_kernel_init,
+                "bias_init": self.bias_init,
+            },
+            bidirectional=self.bidirectional,
+            dropout=self.dropout,
+            merge=self.merge,
+            connections=self.connections,
+            reverse=self.reverse,
+            engine=self.engine,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+        )
