@@ -418,7 +418,7 @@ class ConvLSTMCell(_Named, functional=cells.ConvLSTMCell):
 
     Equations, parameters and options are those of :class:`lstm_jax.cells.ConvLSTMCell`.
 
-    >>> rnn = nn.RNN(ConvLSTMCell(4, kernel_size=(5)))
+    >>> rnn = nn.RNN(ConvLSTMCell(4, kernel_size=(3, 5)))
     >>> ys, variables = rnn.init_with_output(jax.random.key(0), jnp.ones((2, 5, 8, 9, 3)))
     >>> ys.shape
     (2, 5, 8, 9, 4)
