@@ -215,9 +215,9 @@ class LSTMCell(_Named, functional=cells.LSTMCell):
     Equations, parameters and options are those of :class:`lstm_jax.cells.LSTMCell`.
 
     >>> rnn = nn.RNN(LSTMCell(4, forget_bias=2.0))
-    >>> ys, variables = rnn.init_with_output(jax.random.key(0), jnp.ones((2, 5, 3)))
-    >>> ys.shape
-    (2, 5, 4)
+    >>> variables = jax.eval_shape(rnn.init, jax.random.key(0), jnp.ones((2, 5, 3)))
+    >>> sorted(variables["params"]["cell"])
+    ['b', 'w_hh', 'w_ih']
     """
 
 
@@ -227,9 +227,9 @@ class LSTM1997Cell(_Named, functional=cells.LSTM1997Cell):
     Equations, parameters and options are those of :class:`lstm_jax.cells.LSTM1997Cell`.
 
     >>> rnn = nn.RNN(LSTM1997Cell(4, block_size=2))
-    >>> ys, variables = rnn.init_with_output(jax.random.key(0), jnp.ones((2, 5, 3)))
-    >>> ys.shape
-    (2, 5, 4)
+    >>> variables = jax.eval_shape(rnn.init, jax.random.key(0), jnp.ones((2, 5, 3)))
+    >>> sorted(variables["params"]["cell"])
+    ['b', 'w_hh', 'w_ih']
     """
 
 
@@ -239,9 +239,9 @@ class PeepholeLSTMCell(_Named, functional=cells.PeepholeLSTMCell):
     Equations, parameters and options are those of :class:`lstm_jax.cells.PeepholeLSTMCell`.
 
     >>> rnn = nn.RNN(PeepholeLSTMCell(4, cell_clip=10.0))
-    >>> ys, variables = rnn.init_with_output(jax.random.key(0), jnp.ones((2, 5, 3)))
-    >>> ys.shape
-    (2, 5, 4)
+    >>> variables = jax.eval_shape(rnn.init, jax.random.key(0), jnp.ones((2, 5, 3)))
+    >>> sorted(variables["params"]["cell"])
+    ['b', 'p_f', 'p_i', 'p_o', 'w_hh', 'w_ih']
     """
 
 
@@ -251,9 +251,9 @@ class CoupledLSTMCell(_Named, functional=cells.CoupledLSTMCell):
     Equations, parameters and options are those of :class:`lstm_jax.cells.CoupledLSTMCell`.
 
     >>> rnn = nn.RNN(CoupledLSTMCell(4, peepholes=True))
-    >>> ys, variables = rnn.init_with_output(jax.random.key(0), jnp.ones((2, 5, 3)))
-    >>> ys.shape
-    (2, 5, 4)
+    >>> variables = jax.eval_shape(rnn.init, jax.random.key(0), jnp.ones((2, 5, 3)))
+    >>> sorted(variables["params"]["cell"])
+    ['b', 'p_f', 'p_o', 'w_hh', 'w_ih']
     """
 
 
@@ -263,9 +263,9 @@ class OdysseyLSTMCell(_Named, functional=cells.OdysseyLSTMCell):
     Equations, parameters and options are those of :class:`lstm_jax.cells.OdysseyLSTMCell`.
 
     >>> rnn = nn.RNN(OdysseyLSTMCell(4, variant="nig"))
-    >>> ys, variables = rnn.init_with_output(jax.random.key(0), jnp.ones((2, 5, 3)))
-    >>> ys.shape
-    (2, 5, 4)
+    >>> variables = jax.eval_shape(rnn.init, jax.random.key(0), jnp.ones((2, 5, 3)))
+    >>> sorted(variables["params"]["cell"])
+    ['b', 'p_f', 'p_o', 'w_hh', 'w_ih']
     """
 
 
@@ -275,9 +275,9 @@ class ProjectedLSTMCell(_Named, functional=cells.ProjectedLSTMCell):
     Equations, parameters and options are those of :class:`lstm_jax.cells.ProjectedLSTMCell`.
 
     >>> rnn = nn.RNN(ProjectedLSTMCell(6, proj_size=4))
-    >>> ys, variables = rnn.init_with_output(jax.random.key(0), jnp.ones((2, 5, 3)))
-    >>> ys.shape
-    (2, 5, 4)
+    >>> variables = jax.eval_shape(rnn.init, jax.random.key(0), jnp.ones((2, 5, 3)))
+    >>> sorted(variables["params"]["cell"])
+    ['b', 'w_hh', 'w_hr', 'w_ih']
     """
 
 
@@ -287,9 +287,9 @@ class LayerNormLSTMCell(_Named, functional=cells.LayerNormLSTMCell):
     Equations, parameters and options are those of :class:`lstm_jax.cells.LayerNormLSTMCell`.
 
     >>> rnn = nn.RNN(LayerNormLSTMCell(4, epsilon=1e-6))
-    >>> ys, variables = rnn.init_with_output(jax.random.key(0), jnp.ones((2, 5, 3)))
-    >>> ys.shape
-    (2, 5, 4)
+    >>> variables = jax.eval_shape(rnn.init, jax.random.key(0), jnp.ones((2, 5, 3)))
+    >>> sorted(variables["params"]["cell"])
+    ['b', 'scale_c', 'scale_h', 'scale_x', 'shift_c', 'shift_h', 'shift_x', 'w_hh', 'w_ih']
     """
 
 
@@ -299,9 +299,9 @@ class MultiplicativeLSTMCell(_Named, functional=cells.MultiplicativeLSTMCell):
     Equations, parameters and options are those of :class:`lstm_jax.cells.MultiplicativeLSTMCell`.
 
     >>> rnn = nn.RNN(MultiplicativeLSTMCell(4))
-    >>> ys, variables = rnn.init_with_output(jax.random.key(0), jnp.ones((2, 5, 3)))
-    >>> ys.shape
-    (2, 5, 4)
+    >>> variables = jax.eval_shape(rnn.init, jax.random.key(0), jnp.ones((2, 5, 3)))
+    >>> sorted(variables["params"]["cell"])
+    ['b', 'w_hh', 'w_ih', 'w_mh', 'w_mx']
     """
 
 
@@ -311,9 +311,9 @@ class MogrifierLSTMCell(_Named, functional=cells.MogrifierLSTMCell):
     Equations, parameters and options are those of :class:`lstm_jax.cells.MogrifierLSTMCell`.
 
     >>> rnn = nn.RNN(MogrifierLSTMCell(4, rounds=2))
-    >>> ys, variables = rnn.init_with_output(jax.random.key(0), jnp.ones((2, 5, 3)))
-    >>> ys.shape
-    (2, 5, 4)
+    >>> variables = jax.eval_shape(rnn.init, jax.random.key(0), jnp.ones((2, 5, 3)))
+    >>> sorted(variables["params"]["cell"])
+    ['b', 'w_hh', 'w_ih', 'w_q1', 'w_r2']
     """
 
 
@@ -323,9 +323,9 @@ class SLSTMCell(_Named, functional=cells.SLSTMCell):
     Equations, parameters and options are those of :class:`lstm_jax.cells.SLSTMCell`.
 
     >>> rnn = nn.RNN(SLSTMCell(4, num_heads=2))
-    >>> ys, variables = rnn.init_with_output(jax.random.key(0), jnp.ones((2, 5, 3)))
-    >>> ys.shape
-    (2, 5, 4)
+    >>> variables = jax.eval_shape(rnn.init, jax.random.key(0), jnp.ones((2, 5, 3)))
+    >>> sorted(variables["params"]["cell"])
+    ['b', 'w_hh', 'w_ih']
     """
 
 
@@ -335,9 +335,9 @@ class MinLSTMCell(_Named, functional=cells.MinLSTMCell):
     Equations, parameters and options are those of :class:`lstm_jax.cells.MinLSTMCell`.
 
     >>> rnn = nn.RNN(MinLSTMCell(4))
-    >>> ys, variables = rnn.init_with_output(jax.random.key(0), jnp.ones((2, 5, 3)))
-    >>> ys.shape
-    (2, 5, 4)
+    >>> variables = jax.eval_shape(rnn.init, jax.random.key(0), jnp.ones((2, 5, 3)))
+    >>> sorted(variables["params"]["cell"])
+    ['b', 'w_ih']
     """
 
 
@@ -347,9 +347,9 @@ class MinGRUCell(_Named, functional=cells.MinGRUCell):
     Equations, parameters and options are those of :class:`lstm_jax.cells.MinGRUCell`.
 
     >>> rnn = nn.RNN(MinGRUCell(4))
-    >>> ys, variables = rnn.init_with_output(jax.random.key(0), jnp.ones((2, 5, 3)))
-    >>> ys.shape
-    (2, 5, 4)
+    >>> variables = jax.eval_shape(rnn.init, jax.random.key(0), jnp.ones((2, 5, 3)))
+    >>> sorted(variables["params"]["cell"])
+    ['b', 'w_ih']
     """
 
 
@@ -359,9 +359,9 @@ class GRUCell(_Named, functional=cells.GRUCell):
     Equations, parameters and options are those of :class:`lstm_jax.cells.GRUCell`.
 
     >>> rnn = nn.RNN(GRUCell(4, reset_after=True))
-    >>> ys, variables = rnn.init_with_output(jax.random.key(0), jnp.ones((2, 5, 3)))
-    >>> ys.shape
-    (2, 5, 4)
+    >>> variables = jax.eval_shape(rnn.init, jax.random.key(0), jnp.ones((2, 5, 3)))
+    >>> sorted(variables["params"]["cell"])
+    ['b', 'b_hg', 'w_hh', 'w_ih']
     """
 
 
@@ -371,9 +371,9 @@ class MGUCell(_Named, functional=cells.MGUCell):
     Equations, parameters and options are those of :class:`lstm_jax.cells.MGUCell`.
 
     >>> rnn = nn.RNN(MGUCell(4))
-    >>> ys, variables = rnn.init_with_output(jax.random.key(0), jnp.ones((2, 5, 3)))
-    >>> ys.shape
-    (2, 5, 4)
+    >>> variables = jax.eval_shape(rnn.init, jax.random.key(0), jnp.ones((2, 5, 3)))
+    >>> sorted(variables["params"]["cell"])
+    ['b', 'w_hh', 'w_ih']
     """
 
 
@@ -383,9 +383,9 @@ class RNNCell(_Named, functional=cells.RNNCell):
     Equations, parameters and options are those of :class:`lstm_jax.cells.RNNCell`.
 
     >>> rnn = nn.RNN(RNNCell(4, activation_fn="relu"))
-    >>> ys, variables = rnn.init_with_output(jax.random.key(0), jnp.ones((2, 5, 3)))
-    >>> ys.shape
-    (2, 5, 4)
+    >>> variables = jax.eval_shape(rnn.init, jax.random.key(0), jnp.ones((2, 5, 3)))
+    >>> sorted(variables["params"]["cell"])
+    ['b', 'w_hh', 'w_ih']
     """
 
 
@@ -395,9 +395,9 @@ class IndRNNCell(_Named, functional=cells.IndRNNCell):
     Equations, parameters and options are those of :class:`lstm_jax.cells.IndRNNCell`.
 
     >>> rnn = nn.RNN(IndRNNCell(4))
-    >>> ys, variables = rnn.init_with_output(jax.random.key(0), jnp.ones((2, 5, 3)))
-    >>> ys.shape
-    (2, 5, 4)
+    >>> variables = jax.eval_shape(rnn.init, jax.random.key(0), jnp.ones((2, 5, 3)))
+    >>> sorted(variables["params"]["cell"])
+    ['b', 'u_hh', 'w_ih']
     """
 
 
@@ -407,9 +407,9 @@ class EntityAwareLSTMCell(_Named, functional=cells.EntityAwareLSTMCell):
     Equations, parameters and options are those of :class:`lstm_jax.cells.EntityAwareLSTMCell`.
 
     >>> rnn = nn.RNN(EntityAwareLSTMCell(4, static_size=2))
-    >>> ys, variables = rnn.init_with_output(jax.random.key(0), jnp.ones((2, 5, 3)))
-    >>> ys.shape
-    (2, 5, 4)
+    >>> variables = jax.eval_shape(rnn.init, jax.random.key(0), jnp.ones((2, 5, 3)))
+    >>> sorted(variables["params"]["cell"])
+    ['b', 'w_hh', 'w_ih', 'w_si']
     """
 
 
@@ -419,9 +419,9 @@ class ConvLSTMCell(_Named, functional=cells.ConvLSTMCell):
     Equations, parameters and options are those of :class:`lstm_jax.cells.ConvLSTMCell`.
 
     >>> rnn = nn.RNN(ConvLSTMCell(4, kernel_size=(3, 5)))
-    >>> ys, variables = rnn.init_with_output(jax.random.key(0), jnp.ones((2, 5, 8, 9, 3)))
-    >>> ys.shape
-    (2, 5, 8, 9, 4)
+    >>> variables = jax.eval_shape(rnn.init, jax.random.key(0), jnp.ones((2, 5, 8, 9, 3)))
+    >>> sorted(variables["params"]["cell"])
+    ['b', 'w_hh', 'w_ih']
     """
 
 

@@ -269,8 +269,8 @@ class LSTMCell(_Named):
     Equations, parameters and options are those of :class:`lstm_jax.cells.LSTMCell`.
 
     >>> cell = LSTMCell(3, 4, forget_bias=2.0, rngs=nnx.Rngs(0))
-    >>> nnx.RNN(cell)(jax.numpy.ones((2, 5, 3))).shape
-    (2, 5, 4)
+    >>> sorted(cell.params)
+    ['b', 'w_hh', 'w_ih']
     """
 
     functional = cells.LSTMCell
@@ -282,8 +282,8 @@ class LSTM1997Cell(_Named):
     Equations, parameters and options are those of :class:`lstm_jax.cells.LSTM1997Cell`.
 
     >>> cell = LSTM1997Cell(3, 4, block_size=2, rngs=nnx.Rngs(0))
-    >>> nnx.RNN(cell)(jax.numpy.ones((2, 5, 3))).shape
-    (2, 5, 4)
+    >>> sorted(cell.params)
+    ['b', 'w_hh', 'w_ih']
     """
 
     functional = cells.LSTM1997Cell
@@ -295,8 +295,8 @@ class PeepholeLSTMCell(_Named):
     Equations, parameters and options are those of :class:`lstm_jax.cells.PeepholeLSTMCell`.
 
     >>> cell = PeepholeLSTMCell(3, 4, cell_clip=10.0, rngs=nnx.Rngs(0))
-    >>> nnx.RNN(cell)(jax.numpy.ones((2, 5, 3))).shape
-    (2, 5, 4)
+    >>> sorted(cell.params)
+    ['b', 'p_f', 'p_i', 'p_o', 'w_hh', 'w_ih']
     """
 
     functional = cells.PeepholeLSTMCell
@@ -308,8 +308,8 @@ class CoupledLSTMCell(_Named):
     Equations, parameters and options are those of :class:`lstm_jax.cells.CoupledLSTMCell`.
 
     >>> cell = CoupledLSTMCell(3, 4, peepholes=True, rngs=nnx.Rngs(0))
-    >>> nnx.RNN(cell)(jax.numpy.ones((2, 5, 3))).shape
-    (2, 5, 4)
+    >>> sorted(cell.params)
+    ['b', 'p_f', 'p_o', 'w_hh', 'w_ih']
     """
 
     functional = cells.CoupledLSTMCell
@@ -321,8 +321,8 @@ class OdysseyLSTMCell(_Named):
     Equations, parameters and options are those of :class:`lstm_jax.cells.OdysseyLSTMCell`.
 
     >>> cell = OdysseyLSTMCell(3, 4, variant="nig", rngs=nnx.Rngs(0))
-    >>> nnx.RNN(cell)(jax.numpy.ones((2, 5, 3))).shape
-    (2, 5, 4)
+    >>> sorted(cell.params)
+    ['b', 'p_f', 'p_o', 'w_hh', 'w_ih']
     """
 
     functional = cells.OdysseyLSTMCell
@@ -334,8 +334,8 @@ class ProjectedLSTMCell(_Named):
     Equations, parameters and options are those of :class:`lstm_jax.cells.ProjectedLSTMCell`.
 
     >>> cell = ProjectedLSTMCell(3, 6, proj_size=4, rngs=nnx.Rngs(0))
-    >>> nnx.RNN(cell)(jax.numpy.ones((2, 5, 3))).shape
-    (2, 5, 4)
+    >>> sorted(cell.params)
+    ['b', 'w_hh', 'w_hr', 'w_ih']
     """
 
     functional = cells.ProjectedLSTMCell
@@ -347,8 +347,8 @@ class LayerNormLSTMCell(_Named):
     Equations, parameters and options are those of :class:`lstm_jax.cells.LayerNormLSTMCell`.
 
     >>> cell = LayerNormLSTMCell(3, 4, epsilon=1e-6, rngs=nnx.Rngs(0))
-    >>> nnx.RNN(cell)(jax.numpy.ones((2, 5, 3))).shape
-    (2, 5, 4)
+    >>> sorted(cell.params)
+    ['b', 'scale_c', 'scale_h', 'scale_x', 'shift_c', 'shift_h', 'shift_x', 'w_hh', 'w_ih']
     """
 
     functional = cells.LayerNormLSTMCell
@@ -360,8 +360,8 @@ class MultiplicativeLSTMCell(_Named):
     Equations, parameters and options are those of :class:`lstm_jax.cells.MultiplicativeLSTMCell`.
 
     >>> cell = MultiplicativeLSTMCell(3, 4, rngs=nnx.Rngs(0))
-    >>> nnx.RNN(cell)(jax.numpy.ones((2, 5, 3))).shape
-    (2, 5, 4)
+    >>> sorted(cell.params)
+    ['b', 'w_hh', 'w_ih', 'w_mh', 'w_mx']
     """
 
     functional = cells.MultiplicativeLSTMCell
@@ -373,8 +373,8 @@ class MogrifierLSTMCell(_Named):
     Equations, parameters and options are those of :class:`lstm_jax.cells.MogrifierLSTMCell`.
 
     >>> cell = MogrifierLSTMCell(3, 4, rounds=2, rngs=nnx.Rngs(0))
-    >>> nnx.RNN(cell)(jax.numpy.ones((2, 5, 3))).shape
-    (2, 5, 4)
+    >>> sorted(cell.params)
+    ['b', 'w_hh', 'w_ih', 'w_q1', 'w_r2']
     """
 
     functional = cells.MogrifierLSTMCell
@@ -386,8 +386,8 @@ class SLSTMCell(_Named):
     Equations, parameters and options are those of :class:`lstm_jax.cells.SLSTMCell`.
 
     >>> cell = SLSTMCell(3, 4, num_heads=2, rngs=nnx.Rngs(0))
-    >>> nnx.RNN(cell)(jax.numpy.ones((2, 5, 3))).shape
-    (2, 5, 4)
+    >>> sorted(cell.params)
+    ['b', 'w_hh', 'w_ih']
     """
 
     functional = cells.SLSTMCell
@@ -399,8 +399,8 @@ class MinLSTMCell(_Named):
     Equations, parameters and options are those of :class:`lstm_jax.cells.MinLSTMCell`.
 
     >>> cell = MinLSTMCell(3, 4, rngs=nnx.Rngs(0))
-    >>> nnx.RNN(cell)(jax.numpy.ones((2, 5, 3))).shape
-    (2, 5, 4)
+    >>> sorted(cell.params)
+    ['b', 'w_ih']
     """
 
     functional = cells.MinLSTMCell
@@ -412,8 +412,8 @@ class MinGRUCell(_Named):
     Equations, parameters and options are those of :class:`lstm_jax.cells.MinGRUCell`.
 
     >>> cell = MinGRUCell(3, 4, rngs=nnx.Rngs(0))
-    >>> nnx.RNN(cell)(jax.numpy.ones((2, 5, 3))).shape
-    (2, 5, 4)
+    >>> sorted(cell.params)
+    ['b', 'w_ih']
     """
 
     functional = cells.MinGRUCell
@@ -425,8 +425,8 @@ class GRUCell(_Named):
     Equations, parameters and options are those of :class:`lstm_jax.cells.GRUCell`.
 
     >>> cell = GRUCell(3, 4, reset_after=True, rngs=nnx.Rngs(0))
-    >>> nnx.RNN(cell)(jax.numpy.ones((2, 5, 3))).shape
-    (2, 5, 4)
+    >>> sorted(cell.params)
+    ['b', 'b_hg', 'w_hh', 'w_ih']
     """
 
     functional = cells.GRUCell
@@ -438,8 +438,8 @@ class MGUCell(_Named):
     Equations, parameters and options are those of :class:`lstm_jax.cells.MGUCell`.
 
     >>> cell = MGUCell(3, 4, rngs=nnx.Rngs(0))
-    >>> nnx.RNN(cell)(jax.numpy.ones((2, 5, 3))).shape
-    (2, 5, 4)
+    >>> sorted(cell.params)
+    ['b', 'w_hh', 'w_ih']
     """
 
     functional = cells.MGUCell
@@ -451,8 +451,8 @@ class RNNCell(_Named):
     Equations, parameters and options are those of :class:`lstm_jax.cells.RNNCell`.
 
     >>> cell = RNNCell(3, 4, activation_fn="relu", rngs=nnx.Rngs(0))
-    >>> nnx.RNN(cell)(jax.numpy.ones((2, 5, 3))).shape
-    (2, 5, 4)
+    >>> sorted(cell.params)
+    ['b', 'w_hh', 'w_ih']
     """
 
     functional = cells.RNNCell
@@ -464,8 +464,8 @@ class IndRNNCell(_Named):
     Equations, parameters and options are those of :class:`lstm_jax.cells.IndRNNCell`.
 
     >>> cell = IndRNNCell(3, 4, rngs=nnx.Rngs(0))
-    >>> nnx.RNN(cell)(jax.numpy.ones((2, 5, 3))).shape
-    (2, 5, 4)
+    >>> sorted(cell.params)
+    ['b', 'u_hh', 'w_ih']
     """
 
     functional = cells.IndRNNCell
@@ -477,8 +477,8 @@ class EntityAwareLSTMCell(_Named):
     Equations, parameters and options are those of :class:`lstm_jax.cells.EntityAwareLSTMCell`.
 
     >>> cell = EntityAwareLSTMCell(3, 4, static_size=2, rngs=nnx.Rngs(0))
-    >>> nnx.RNN(cell)(jax.numpy.ones((2, 5, 3))).shape
-    (2, 5, 4)
+    >>> sorted(cell.params)
+    ['b', 'w_hh', 'w_ih', 'w_si']
     """
 
     functional = cells.EntityAwareLSTMCell
@@ -490,8 +490,8 @@ class ConvLSTMCell(_Named):
     Equations, parameters and options are those of :class:`lstm_jax.cells.ConvLSTMCell`.
 
     >>> cell = ConvLSTMCell(3, 4, kernel_size=(3, 5), rngs=nnx.Rngs(0))
-    >>> nnx.RNN(cell)(jax.numpy.ones((2, 5, 8, 9, 3))).shape
-    (2, 5, 8, 9, 4)
+    >>> sorted(cell.params)
+    ['b', 'w_hh', 'w_ih']
     """
 
     functional = cells.ConvLSTMCell

@@ -142,7 +142,7 @@ def odyssey(params, state, x, variant, **options):
             z[gate] = z[gate] + more
     i = fn.gate(z["i"]) if "i" in z else 1.0
     f = fn.gate(z["f"]) if "f" in z else 1.0
-    g = z["g"] if variant == "niaf" else fn.candidate(z["g"])
+    g = fn.before(z["g"]) if variant == "niaf" else fn.candidate(z["g"])
     c = fn.cell(f * state["c"] + i * g)
     p_o = 0.0 if variant in ("np", "nog") else params["p_o"]
     o = fn.gate(z["o"] + p_o * c) if "o" in z else 1.0
@@ -184,16 +184,17 @@ def multiplicative(params, state, x, **options):
 
 
 def mogrifier(params, state, x, rounds=5, rank=None, **options):
-    """Melis, Kočiský, Blunsom 2020, equations 1 and 2."""
+    """Melis, Kočiský, Blunsom 2020, equations 1 and 2; each σ is a gate's."""
+    fn = functions(**options)
     h = state["h"]
     for n in range(1, rounds + 1):
         name = f"w_q{n}" if n % 2 else f"w_r{n}"
         parts = [name] if rank is None else [f"{name}_left", f"{name}_right"]
         matrix = functools.reduce(np.matmul, [params[part] for part in parts])
         if n % 2:
-            x = 2.0 * sigmoid(h @ matrix) * x
+            x = 2.0 * fn.gate(h @ matrix) * x
         else:
-            h = 2.0 * sigmoid(x @ matrix) * h
+            h = 2.0 * fn.gate(x @ matrix) * h
     return lstm(params, {"h": h, "c": state["c"]}, x, **options)
 
 

@@ -404,14 +404,13 @@ class TestMetadata:
         assert not hasattr(cell.w_ih, "tag")
 
     def test_a_sharded_step_gives_the_same_numbers(self):
-        def make(across=lambda init, *axes: init):
+        def make(across=lambda init, axes: init):
             return LSTM(
                 D,
                 6,
-                num_layers=2,
-                kernel_init=across(cells.base.glorot_uniform, None, "model"),
-                recurrent_kernel_init=across(cells.base.orthogonal, None, "model"),
-                bias_init=across(cells.base.zeros, "model"),
+                kernel_init=across(cells.base.glorot_uniform, (None, "model")),
+                recurrent_kernel_init=across(cells.base.orthogonal, (None, "model")),
+                bias_init=across(cells.base.zeros, ("model",)),
                 rngs=nnx.Rngs(0),
             )
 
@@ -424,7 +423,7 @@ class TestMetadata:
         with jax.set_mesh(mesh):
             sharded = make(nnx.with_partitioning)
             specs = nnx.to_pure_dict(nnx.get_partition_spec(nnx.state(sharded)))
-            assert specs["layer_1"] == {
+            assert specs["layer_0"] == {
                 "w_ih": PartitionSpec(None, "model"),
                 "w_hh": PartitionSpec(None, "model"),
                 "b": PartitionSpec("model"),

@@ -16,6 +16,7 @@ PUBLIC = [
     "lstm_jax",
     "lstm_jax.cells",
     "lstm_jax.data",
+    "lstm_jax.linen",
     "lstm_jax.nnx",
     "lstm_jax.sequence",
     "lstm_jax.tasks",
@@ -39,7 +40,7 @@ def test_every_public_name_has_a_docstring(name):
             assert inspect.getdoc(thing), f"{name}.{public}"
 
 
-@pytest.mark.parametrize("name", ["lstm_jax", "lstm_jax.nnx"])
+@pytest.mark.parametrize("name", ["lstm_jax", "lstm_jax.linen", "lstm_jax.nnx"])
 def test_every_public_name_of_the_core_has_a_tested_example(name):
     module = importlib.import_module(name)
     for public in module.__all__:
@@ -49,8 +50,19 @@ def test_every_public_name_of_the_core_has_a_tested_example(name):
 
 
 def test_arrows_between_the_parts_point_one_way():
-    """cells <- sequence <- nnx <- tasks <- train <- cli; data stands beside tasks."""
-    order = ["errors", "cells", "sequence", "nnx", "data", "tasks", "train", "cli"]
+    """cells <- sequence <- nnx, linen <- tasks <- train <- cli; data stands beside tasks."""
+    order = [
+        "errors",
+        "cells",
+        "sequence",
+        "_flax",
+        "linen",
+        "nnx",
+        "data",
+        "tasks",
+        "train",
+        "cli",
+    ]
     for info in pkgutil.walk_packages([str(ROOT)], "lstm_jax."):
         part = info.name.split(".")[1]
         if part not in order:

@@ -5,8 +5,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from lstm_jax.cells.activations import STANDARD, Activations, check_limit
-from lstm_jax.cells.base import LSTMFamilyCell, Parameter, blocks, dot, like
+from lstm_jax.cells.activations import STANDARD, Activations
+from lstm_jax.cells.base import LSTMFamilyCell, Parameter, blocks, check_number, dot, like
 from lstm_jax.cells.lstm import LSTMState
 
 ones, zeros = jax.nn.initializers.ones, jax.nn.initializers.zeros
@@ -110,9 +110,9 @@ class LayerNormLSTMCell(LSTMFamilyCell):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.epsilon is None:
-            raise TypeError("epsilon must be a positive number, got None")
-        check_limit("epsilon", self.epsilon)
+        check_number("epsilon", self.epsilon)
+        if not self.epsilon > 0:
+            raise ValueError(f"epsilon must be above 0, got {self.epsilon}")
 
     def parameters(self, input_size: int) -> dict[str, Parameter]:
         D, H = input_size, self.hidden_size

@@ -33,7 +33,7 @@ def mogrifier_cell(
         h = 2σ(R_r x) ∘ h    for even r
 
     beginning with x_t and h_{t-1}; then (h_t, c_t) = LSTM(x, h, c_{t-1}), where LSTM is
-    :func:`lstm_cell`.  With a rank, Q = Q_left Q_right and likewise R.
+    :func:`lstm_cell`.  With a rank, each matrix is a product of two factors.
 
     Args:
       params: ``w_q{r}`` ``(H, D)`` for odd r, ``w_r{r}`` ``(D, H)`` for even r, each of them
@@ -58,8 +58,8 @@ def mogrifier_cell(
       ((3,), True)
 
     References:
-      Gábor Melis, Tomáš Kočiský, Phil Blunsom, "Mogrifier LSTM", ICLR 2020, section 2.  The
-      LSTM there is one of the paper's choice; here it is the standard one.
+      Gábor Melis, Tomáš Kočiský, Phil Blunsom, "Mogrifier LSTM", ICLR 2020 (arXiv:1909.01792),
+      section 2, where ``w_q{r}`` and ``w_r{r}`` stand transposed.
     """
     h = state.h
     x = x.astype(jnp.result_type(x, params["w_ih"]))  # integers could not hold what follows

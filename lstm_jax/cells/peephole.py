@@ -69,8 +69,8 @@ def peephole_cell(
 
     References:
       Felix A. Gers, Nicol N. Schraudolph, Jürgen Schmidhuber, "Learning Precise Timing with
-      LSTM Recurrent Networks", Journal of Machine Learning Research 3, 2002, section 3
-      (peepholes; the cell state goes out unsquashed there, ``output_fn="identity"``).
+      LSTM Recurrent Networks", Journal of Machine Learning Research 3, 2002 (peepholes;
+      the cell state goes out unsquashed there, ``output_fn="identity"``).
       Klaus Greff et al., "LSTM: A Search Space Odyssey", IEEE Transactions on Neural
       Networks and Learning Systems 28(10), 2017, section II (these equations).
     """

@@ -81,8 +81,9 @@ def truncated(
         raise TypeError(f"burn_in must be an int, got {burn_in!r}")
     if not 0 <= burn_in <= len(xs):
         raise ValueError(f"burn_in must be from 0 to T={len(xs)}, got {burn_in}")
+    options = {} if key is None else {"key": key}
     # Traced once over the whole, for the run's own checks of shapes and lengths.
-    jax.eval_shape(functools.partial(run, lengths=lengths, resets=resets), xs, state)
+    jax.eval_shape(functools.partial(run, lengths=lengths, resets=resets, **options), xs, state)
 
     steps = (xs, None if resets is None else jnp.asarray(resets))
     whole_windows = max(0, -(-(len(xs) - burn_in) // window) - 1)  # all but the last
@@ -91,9 +92,8 @@ def truncated(
     def part(n: jax.Array | int, state: Any, start: jax.Array | int, steps: Any) -> Any:
         xs, resets = steps
         options = {} if key is None else {"key": jax.random.fold_in(key, n)}
-        if lengths is not None:
-            options["lengths"] = jnp.clip(jnp.asarray(lengths) - start, 0, len(xs))
-        return run(xs, state, resets=resets, **options)
+        left = None if lengths is None else jnp.clip(jnp.asarray(lengths) - start, 0, len(xs))
+        return run(xs, state, lengths=left, resets=resets, **options)
 
     def one_window(state: Any, inputs: Any) -> Any:
         n, steps = inputs

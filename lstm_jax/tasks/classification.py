@@ -17,6 +17,7 @@ from lstm_jax.errors import UserError
 from lstm_jax.sequence import LSTM, dropout
 from lstm_jax.tasks.base import Batch, Figures, Params
 from lstm_jax.tasks.options import Section, option
+from lstm_jax.tasks.recurrent import RecurrentModel
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,11 +37,9 @@ class SequencesData(Section):
 
 
 @dataclasses.dataclass(frozen=True)
-class ClassifierModel(Section):
+class ClassifierModel(RecurrentModel):
     """Section ``[model]`` of task ``classification``."""
 
-    hidden_size: int = option(128, "hidden features of each LSTM layer", at_least=1)
-    num_layers: int = option(1, "stacked LSTM layers", at_least=1)
     pooling: str = option(
         "mean", "what of the top layer is read: its mean or last output",
         choices=("mean", "last"),
@@ -52,9 +51,6 @@ class ClassifierModel(Section):
     )  # fmt: skip
     label_smoothing: float = option(
         0.0, "share of the target spread over all classes", at_least=0, below=1
-    )
-    dtype: str = option(
-        "float32", "type of the products; sums stay in float32", choices=("float32", "bfloat16")
     )
 
 
@@ -180,8 +176,7 @@ class Classification:
 
     @property
     def _lstm(self) -> LSTM:
-        model = self.model
-        return LSTM(model.hidden_size, model.num_layers, dropout=model.dropout, dtype=model.dtype)
+        return self.model.layers
 
     def batches(self, seed: int) -> grain.MapDataset:
         train = self._split("train")
@@ -192,7 +187,7 @@ class Classification:
         """``lstm``, ``w`` ``(H, classes)``, ``b``."""
         lstm_key, key = jax.random.split(key)
         train = self._split("train")
-        shape = (self.model.hidden_size, len(train.classes))
+        shape = (self._lstm.output_size, len(train.classes))
         return {
             "lstm": self._lstm.init(lstm_key, train.xs.shape[-1]),
             "w": jax.nn.initializers.glorot_uniform()(key, shape),

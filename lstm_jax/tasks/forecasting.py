@@ -16,6 +16,7 @@ from lstm_jax.errors import UserError
 from lstm_jax.sequence import LSTM, dropout
 from lstm_jax.tasks.base import Batch, Figures, Params
 from lstm_jax.tasks.options import Section, option
+from lstm_jax.tasks.recurrent import RecurrentModel
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,17 +39,12 @@ class SeriesData(Section):
 
 
 @dataclasses.dataclass(frozen=True)
-class ForecastModel(Section):
+class ForecastModel(RecurrentModel):
     """Section ``[model]`` of task ``forecasting``."""
 
     segment: int = option(48, "rows that one LSTM step reads; divides data.window", at_least=1)
-    hidden_size: int = option(128, "hidden features of each LSTM layer", at_least=1)
-    num_layers: int = option(1, "stacked LSTM layers", at_least=1)
     dropout: float = option(0.5, "dropout on the outputs of every layer", at_least=0, below=1)
     loss: str = option("mse", "what training minimises", choices=("mse", "mae"))
-    dtype: str = option(
-        "float32", "type of the products; sums stay in float32", choices=("float32", "bfloat16")
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,8 +143,7 @@ class Forecasting:
 
     @property
     def _lstm(self) -> LSTM:
-        model = self.model
-        return LSTM(model.hidden_size, model.num_layers, dropout=model.dropout, dtype=model.dtype)
+        return self.model.layers
 
     def batches(self, seed: int) -> grain.MapDataset:
         data = self.data
@@ -164,7 +159,7 @@ class Forecasting:
             "w_e": init(keys[0], (self.model.segment, size)),
             "b_e": jnp.zeros(size),
             "lstm": self._lstm.init(keys[1], size),
-            "w_y": init(keys[2], (size, horizon)),
+            "w_y": init(keys[2], (self._lstm.output_size, horizon)),
             "b_y": jnp.zeros(horizon),
         }
 

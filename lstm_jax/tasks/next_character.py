@@ -17,6 +17,7 @@ from lstm_jax.sequence import LSTM, dropout
 from lstm_jax.sequence.layers import LSTMStates
 from lstm_jax.tasks.base import Batch, Figures, Params
 from lstm_jax.tasks.options import Section, option
+from lstm_jax.tasks.recurrent import RecurrentModel
 
 NGRAM_ORDER = 5
 
@@ -36,18 +37,13 @@ class TextData(Section):
 
 
 @dataclasses.dataclass(frozen=True)
-class CharacterModel(Section):
+class CharacterModel(RecurrentModel):
     """Section ``[model]`` of task ``next_character``."""
 
     hidden_size: int = option(384, "hidden features of each LSTM layer", at_least=1)
-    num_layers: int = option(1, "stacked LSTM layers", at_least=1)
     embedding_size: int = option(64, "features of a character's embedding", at_least=1)
     tied_embeddings: bool = option(False, "read characters out by the matrix that embeds them")
     input_dropout: float = option(0.0, "dropout on embeddings", at_least=0, below=1)
-    dropout: float = option(0.2, "dropout on the outputs of every layer", at_least=0, below=1)
-    dtype: str = option(
-        "float32", "type of the products; sums stay in float32", choices=("float32", "bfloat16")
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,8 +126,7 @@ class NextCharacter:
 
     @property
     def _lstm(self) -> LSTM:
-        model = self.model
-        return LSTM(model.hidden_size, model.num_layers, dropout=model.dropout, dtype=model.dtype)
+        return self.model.layers
 
     def batches(self, seed: int) -> grain.MapDataset:
         return stream_windows(self._split[0], self.data.lanes, self.data.window, seed)
@@ -152,9 +147,9 @@ class NextCharacter:
         if model.tied_embeddings:
             params["embedding"] *= model.embedding_size**-0.5
         width = model.embedding_size if model.tied_embeddings else size
-        if not (model.tied_embeddings and width == model.hidden_size):
+        if not (model.tied_embeddings and width == self._lstm.output_size):
             init = jax.nn.initializers.glorot_uniform()
-            params["projection"] = init(projection_key, (model.hidden_size, width))
+            params["projection"] = init(projection_key, (self._lstm.output_size, width))
         return params
 
     def initial_carry(self) -> LSTMStates:

@@ -5,7 +5,7 @@ import difflib
 import operator
 import sys
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from lstm_jax.errors import UserError
@@ -22,13 +22,19 @@ def option(
     at_most: float | None = None,
     below: float | None = None,
     choices: tuple[str, ...] | None = None,
+    check: Callable[[Any], Any] | None = None,
 ) -> Any:
-    """A field of a :class:`Section`: its default, one line of meaning, and its range."""
+    """A field of a :class:`Section`: its default, one line of meaning, and its range.
+
+    ``check`` is called with a value of the right type, and raises :class:`UserError` where it
+    is an impossible one.
+    """
     limits = {"at least": at_least, "above": above, "at most": at_most, "below": below}
     metadata = {
         "meaning": meaning,
         "limits": {words: limit for words, limit in limits.items() if limit is not None},
         "choices": choices,
+        "check": check,
     }
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -55,8 +61,8 @@ class Section:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if not _fits(field, value):
-                raise UserError(f"{field.name}: expected {expectation(field)}, got {value!r}")
+            if problem := _problem(field, value):
+                raise UserError(f"{field.name}: {problem}")
             object.__setattr__(self, field.name, _kind(field)(value))
 
 
@@ -79,6 +85,18 @@ _NOUNS = {int: "an integer", float: "a number", bool: "true or false", str: "a t
 def _kind(field: dataclasses.Field) -> type:
     """The type of a field, also where annotations are kept as texts."""
     return next(kind for kind in _NOUNS if field.type in (kind, kind.__name__))
+
+
+def _problem(field: dataclasses.Field, value: Any) -> str:
+    """What is wrong with a value, or an empty text."""
+    if not _fits(field, value):
+        return f"expected {expectation(field)}, got {value!r}"
+    if field.metadata["check"]:
+        try:
+            field.metadata["check"](value)
+        except UserError as error:
+            return str(error)
+    return ""
 
 
 def _fits(field: dataclasses.Field, value: Any) -> bool:
@@ -135,9 +153,8 @@ def section_from(
     for key, value in values.items():
         if key not in fields:
             raise UserError(f"{source}: unknown key {name}.{key}{nearest(key, fields, name)}")
-        if not _fits(fields[key], value):
-            wanted = expectation(fields[key])
-            raise UserError(f"{source}: {name}.{key}: expected {wanted}, got {value!r}")
+        if problem := _problem(fields[key], value):
+            raise UserError(f"{source}: {name}.{key}: {problem}")
     return kind(**values)
 
 

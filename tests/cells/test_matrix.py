@@ -81,26 +81,27 @@ STRUCTURES = [
     case("conv_lstm", space=(2, 1, 3), kernel_size=(1, 1, 3)),
 ]
 
-# Without jit each operation is compiled by itself, which takes longest: once for each cell.
-EAGER = [case for n, case in enumerate(STRUCTURES) if case.name != STRUCTURES[n - 1].name]
+# What takes longest is done once for each cell.
+FIRST = [case for n, case in enumerate(STRUCTURES) if case.name != STRUCTURES[n - 1].name]
 
 # Functions that are not the default, clips small enough to cut.
 ELEMENTWISE = {"gate_fn": "hard_sigmoid", "activation_fn": "softsign", "preactivation_clip": 0.4}
 LSTM_FAMILY = {"output_fn": "identity", "cell_clip": 0.3}
 FUNCTIONS = [
+    # Each by itself once for equations that are written out, all at once for all.
     *[
         case(name, **{option: value})
-        for name in ("lstm_1997", "lstm", "peephole", "coupled", "nig", "fgr", "conv_lstm")
+        for name in ("lstm", "peephole")
         for option, value in (ELEMENTWISE | LSTM_FAMILY).items()
     ],
     *[
-        # All at once where the equations of the cell are an LSTM's but for its products.
         case(name, **ELEMENTWISE, **LSTM_FAMILY)
         for name in (
-            *("projected", "layer_norm", "multiplicative", "mogrifier", "ea_lstm"),
-            *("nfg", "nog", "niaf", "noaf", "np"),
+            *("lstm_1997", "coupled", "nig", "nfg", "nog", "niaf", "np", "fgr", "projected"),
+            *("layer_norm", "multiplicative", "mogrifier", "ea_lstm", "conv_lstm"),
         )
     ],
+    case("noaf", **ELEMENTWISE, cell_clip=0.3),  # has no output_fn
     case("coupled", peepholes=True, cell_clip=0.3),
     case("lstm_1997", block_size=2, activation_fn="tanh", output_fn="tanh"),
     case("lstm", activation_fn="relu"),
@@ -108,10 +109,11 @@ FUNCTIONS = [
     case("layer_norm", epsilon=0.1),
     *[
         case(name, **{option: value})
-        for name in ("slstm", "gru", "mgu", "min_lstm", "min_gru")
+        for name in ("slstm", "gru")
         for option, value in ELEMENTWISE.items()
-        if (name, option) != ("min_lstm", "gate_fn")  # its equations take the sigmoid's logarithm
     ],
+    *[case(name, **ELEMENTWISE) for name in ("mgu", "min_gru")],
+    case("min_lstm", activation_fn="softsign", preactivation_clip=0.4),  # gates are sigmoids
     case("gru", reset_after=True, activation_fn="relu", preactivation_clip=0.4),
     *[case(name, activation_fn=f) for name in ("min_lstm", "min_gru") for f in ("tanh", "gelu")],
     case("rnn", activation_fn="relu"),
@@ -241,7 +243,7 @@ def test_derivatives_equal_finite_differences(case):
             (up, _), (down, _) = around(tangent)
             close(inner(grads, tangent), (up - down) / (2 * step), err_msg=f"gradient for {what}")
 
-        if case not in STRUCTURES:
+        if case not in FIRST:
             return
         tangent = direction(rng, args)
         (_, up), (_, down) = around(tangent)
@@ -253,6 +255,46 @@ def test_derivatives_equal_finite_differences(case):
         )
         for product, plus, minus in zip(*map(jax.tree.leaves, (hv, up, down)), strict=True):
             close(product, (plus - minus) / (2 * step), err_msg="Hessian times vector")
+
+
+@pytest.mark.parametrize("forget_fn", ["sigmoid", "exp"])
+def test_slstm_computes_what_its_unstabilised_equations_say(forget_fn):
+    """From a state that has not begun; with m, the stored c and n are short of exp(m)."""
+    with jax.enable_x64(True):
+        cell, params, xs, _ = arguments(case("slstm", forget_fn=forget_fn))
+        last, ys = unroll(cell, params, xs)
+        for row in range(B):
+            state = {field: np.zeros(H) for field in "hcn"}
+            for t in range(T):
+                state, y = oracles.slstm_unstabilised(params, state, xs[t, row], forget_fn)
+                np.testing.assert_allclose(ys[t, row], y, rtol=1e-12)
+            for field in "cn":
+                stored = getattr(last, field)[row] * np.exp(last.m[row])
+                np.testing.assert_allclose(stored, state[field], rtol=1e-12)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(
+    "case",
+    [case("min_lstm"), case("min_gru"), case("ind_rnn", activation_fn="identity")],
+    ids=str,
+)
+def test_linear_cells_in_parallel_equal_the_numpy_loop(case, reverse):
+    with jax.enable_x64(True):
+        cell, params, xs, state = arguments(case)
+        how = {"lengths": LENGTHS, "resets": RESETS, "reverse": reverse}
+        (given,) = dicts(state)
+        expected, expected_ys = case.oracle(params, xs, given, LENGTHS, RESETS, reverse)
+        last, ys = unroll(cell, params, xs, state, engine="associative", **how)
+        np.testing.assert_allclose(ys, expected_ys, rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(last.h, expected["h"], rtol=1e-12, atol=1e-12)
+        scan, parallel = (
+            quick_jit(jax.grad(functools.partial(loss, cell, engine=engine, **how), (0, 1, 2)))(
+                params, xs, state
+            )
+            for engine in ("scan", "associative")
+        )
+        chex.assert_trees_all_close(parallel, scan, rtol=1e-11, atol=1e-12)
 
 
 # ---- transformations ----
@@ -270,7 +312,7 @@ def test_transformations_change_nothing(case):
         again = jax.tree.map(np.sin, params), jax.tree.map(np.asarray, batch[0]), xs[1]
         compiled(*again)
         assert compiled._cache_size() == 1, "new values must not compile again"
-        if case in EAGER:
+        if case in FIRST:  # each operation is compiled by itself
             close(batch, cell.step(params, state, xs[0]), custom_message="jit")
         mapped = quick_jit(jax.vmap(cell.step, in_axes=(None, 0, 0)))
         close(mapped(params, state, xs[0]), batch, custom_message="vmap over the batch")
@@ -308,7 +350,7 @@ def test_tracing_leaks_nothing_and_promotes_nothing(case):
 @over_structures
 def test_low_precision_stays_within_its_error(case, dtype):
     cell, params, xs, _ = arguments(case, np.float32, dtype=dtype)
-    last, ys = jax.jit(functools.partial(unroll, cell))(params, xs)
+    last, ys = quick_jit(functools.partial(unroll, cell))(params, xs)
     assert ys.dtype == last.h.dtype == dtype
     assert dtypes(last._replace(h=jnp.zeros(()))) == {"float32"}, "all but h is float32"
     rounded = {

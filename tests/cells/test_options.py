@@ -227,6 +227,18 @@ def test_the_key_decides(name):
     assert not np.array_equal(first["w_ih"], other["w_ih"])
 
 
+@pytest.mark.parametrize("name", CELLS)
+def test_a_learned_initial_state_begins_at_zero(name):
+    """But for slstm's normaliser, one, by which zero may be divided, at the scale exp(0)."""
+    cell = CELLS[name](hidden_size=H, learn_initial_state=True)
+    params = cell.init(KEY, D)
+    fields = cell.zero_state()._asdict()
+    for field in fields:
+        start = 1.0 if (name, field) == ("slstm", "n") else 0.0
+        assert params[f"{field}_0"].shape == fields[field].shape
+        np.testing.assert_array_equal(params[f"{field}_0"], np.full(fields[field].shape, start))
+
+
 # ---- functions ----
 
 

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lstm_jax import LSTM, LSTMCell
-from lstm_jax.sequence import dropout
+from lstm_jax import CELLS, LSTM, Bidirectional, LSTMCell, Stack
+from lstm_jax.cells import RNNCell
+from lstm_jax.sequence import Zoneout, dropout
 from tests import oracle
 
 T, B, D, H = 7, 3, 4, 5
@@ -40,6 +41,77 @@ def test_chunks_with_the_states_handed_on_equal_the_whole():
 def test_layers_are_drawn_apart():
     params = LSTM(H, num_layers=2).init(jax.random.key(0), H)
     assert not np.array_equal(params["layer_0"]["w_hh"], params["layer_1"]["w_hh"])
+
+
+def test_parameters_are_those_of_the_cell_with_each_layers_key():
+    """What a key draws must stay what it was: checkpoints and results depend on it."""
+    params = LSTM(H, num_layers=2).init(jax.random.key(0), D)
+    keys = jax.random.split(jax.random.key(0), 2)
+    expected = {"layer_0": LSTMCell(H).init(keys[0], D), "layer_1": LSTMCell(H).init(keys[1], H)}
+    chex.assert_trees_all_equal(params, expected)
+
+
+def test_the_third_argument_is_bidirectional():
+    lstm = LSTM(H, 2, True, 0.25)
+    assert (lstm.num_layers, lstm.bidirectional, lstm.dropout) == (2, True, 0.25)
+    assert lstm.layers == {f"layer_{n}": Bidirectional(LSTMCell(H)) for n in range(2)}
+
+
+def test_options_go_to_the_layers_and_to_the_stack():
+    lstm = LSTM((3, 3), bidirectional=True, merge="sum", connections="residual", dropout=0.1)
+    layer = Bidirectional(LSTMCell(3), merge="sum")
+    assert lstm.stack == Stack([layer, layer], connections="residual", dropout=0.1)
+    lstm = LSTM(3, connections="skip", reverse=True, engine="scan", dtype="bfloat16")
+    cell = LSTMCell(3, dtype="bfloat16")
+    assert lstm.stack == Stack([cell], connections="skip", reverse=True, engine="scan")
+    lstm = LSTM(3, bidirectional=True, engine="scan", param_dtype="bfloat16")
+    layer = Bidirectional(LSTMCell(3, param_dtype="bfloat16"), engine="scan")
+    assert lstm.stack == Stack([layer], engine="scan")
+
+
+def test_an_lstm_does_what_its_stack_does():
+    lstm = LSTM((3, H), connections="skip", dropout=0.5)
+    params = lstm.init(jax.random.key(0), D)
+    stack = lstm.stack
+    chex.assert_trees_all_equal(params, stack.init(jax.random.key(0), D))
+    chex.assert_trees_all_equal(lstm.zero_state((B,)), stack.zero_state((B,)))
+    chex.assert_trees_all_equal(lstm.initial_state(params), stack.initial_state(params))
+    options = {"lengths": jnp.array([7, 2, 0]), "resets": jnp.ones((T, B), bool)}
+    options["key"] = jax.random.key(3)
+    state, ys = lstm.apply(params, XS, **options)
+    chex.assert_trees_all_equal((state, ys), stack.apply(params, XS, **options))
+    chex.assert_trees_all_equal(lstm.step(params, state, XS[0]), stack.step(params, state, XS[0]))
+    assert lstm.output_size == ys.shape[-1] == 3 + H
+    assert lstm.input_size(params) == D
+
+
+def test_widths_and_cells_of_each_layer():
+    lstm = LSTM([3, H], cell=["rnn", functools.partial(LSTMCell, forget_bias=2.0)])
+    assert lstm.layers == {"layer_0": RNNCell(3), "layer_1": LSTMCell(H, forget_bias=2.0)}
+    assert lstm.num_layers == 2
+    assert list(LSTM(H, cell=("lstm", "rnn", "lstm")).layers) == ["layer_0", "layer_1", "layer_2"]
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_every_cell_by_its_name(name):
+    lstm = LSTM(4, cell=name)
+    made = lstm.layers["layer_0"]
+    assert made == CELLS[name](hidden_size=4)
+    assert hash(lstm) == hash(LSTM(4, cell=name))
+
+
+def test_a_function_that_makes_cells_is_not_asked_for_types_that_were_not_given():
+    lstm = LSTM(4, cell=lambda hidden_size: Zoneout(LSTMCell(hidden_size)))
+    assert lstm.layers == {"layer_0": Zoneout(LSTMCell(4))}
+
+
+def test_is_a_static_argument_that_compiles_once():
+    run = jax.jit(lambda lstm, params, xs: lstm.apply(params, xs)[1], static_argnums=0)
+    params = LSTM(H).init(jax.random.key(0), D)
+    run(LSTM(H), params, XS)
+    run(LSTM((H,)).stack, params, XS)
+    run(LSTM(H, 1), params, 2 * XS)
+    assert run._cache_size() == 2  # an LSTM, and a Stack
 
 
 def test_the_cell_of_the_layers_can_be_replaced():
@@ -94,3 +166,31 @@ class TestErrors:
             LSTM(H, num_layers=0)
         with pytest.raises(TypeError, match="num_layers must be an int"):
             LSTM(H, num_layers=1.5)
+
+    def test_tuples_of_another_number_of_layers(self):
+        with pytest.raises(ValueError, match=r"hidden_size must have one entry.*3 layers, got 2"):
+            LSTM((3, 4), num_layers=3)
+        with pytest.raises(ValueError, match=r"cell must have one entry.*3 layers, got 2"):
+            LSTM((3, 4, 5), cell=("lstm", "rnn"))
+        with pytest.raises(ValueError, match=r"hidden_size must have one entry.*1 layers, got 0"):
+            LSTM(())
+
+    def test_sizes(self):
+        with pytest.raises(TypeError, match=r"hidden_size must be an int, got 2\.5"):
+            LSTM((3, 2.5))
+        with pytest.raises(ValueError, match="hidden_size must be at least 1, got 0"):
+            LSTM(0)
+
+    def test_cells(self):
+        with pytest.raises(ValueError, match=r"cell must be one of lstm, .*, got 'lsmt'"):
+            LSTM(H, cell="lsmt")
+        with pytest.raises(TypeError, match="cell must be a name, a class or a function"):
+            LSTM(H, cell=LSTMCell(H))
+
+    def test_dropout_in_the_place_of_bidirectional(self):
+        with pytest.raises(TypeError, match=r"bidirectional must be true or false, got 0\.5"):
+            LSTM(H, 2, 0.5)
+
+    def test_both_directions_backwards(self):
+        with pytest.raises(ValueError, match="reverse is for stacks of cells; layer_0 is Bidir"):
+            LSTM(H, bidirectional=True, reverse=True)

@@ -111,11 +111,15 @@ class TestErrors:
             pack([], num_steps=4)
 
     def test_too_long_a_document(self):
-        with pytest.raises(ValueError, match=r"documents\[1\] must have at most num_steps=4.*got 5"):
+        with pytest.raises(
+            ValueError, match=r"documents\[1\] must have at most num_steps=4.*got 5"
+        ):
             pack(documents([4, 5]), num_steps=4)
 
     def test_differing_features(self):
-        with pytest.raises(ValueError, match=r"documents\[1\] must be \[T, 3\].*got shape \(2, 2\)"):
+        with pytest.raises(
+            ValueError, match=r"documents\[1\] must be \[T, 3\].*got shape \(2, 2\)"
+        ):
             pack([np.zeros((2, 3)), np.zeros((2, 2))], num_steps=4)
 
     def test_no_time_axis(self):

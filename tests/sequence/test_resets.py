@@ -1,3 +1,5 @@
+import math
+
 import hypothesis
 import hypothesis.strategies as st
 import jax
@@ -16,9 +18,15 @@ XS = jax.random.normal(jax.random.key(1), (T, B, D))
 
 
 def flags(*shape):
-    return st.lists(st.booleans(), min_size=np.prod(shape), max_size=np.prod(shape)).map(
-        lambda drawn: np.array(drawn, bool).reshape(shape)
-    )
+    size = math.prod(shape)
+    drawn = st.lists(st.booleans(), min_size=size, max_size=size)
+    return drawn.map(lambda drawn: np.array(drawn, bool).reshape(shape))
+
+
+@jax.jit
+def replay(state, dones, previous_done):
+    resets = resets_from_dones(dones, previous_done)
+    return unroll(CELL, PARAMS, XS, state, resets=resets)
 
 
 @hypothesis.settings(deadline=None, max_examples=15)
@@ -35,8 +43,7 @@ def test_replaying_a_rollout_equals_acting_with_a_reset_after_each_end(dones, pr
         h, c = oracle.lstm_step(params, h, c, np.asarray(XS[t], np.float64))
         acted[t] = h
         cleared = dones[t]
-    resets = resets_from_dones(jnp.array(dones), jnp.array(previous_done))
-    state, replayed = unroll(CELL, PARAMS, XS, before, resets=resets)
+    state, replayed = replay(before, dones, previous_done)
     np.testing.assert_allclose(replayed, acted, atol=2e-6)
     np.testing.assert_allclose(state.c, c, atol=2e-6)
 

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import chex
 import hypothesis
@@ -51,7 +52,8 @@ def test_mixed_layers_equal_the_layers_one_after_the_other():
     low, below = unroll(LSTMCell(3), params["low"], XS, lengths=LENGTHS)
     both, below = Bidirectional(RNNCell(4)).apply(params["both"], below, lengths=LENGTHS)
     top, below = unroll(LSTMCell(H), params["top"], below, lengths=LENGTHS)
-    chex.assert_trees_all_equal((state, ys), ({"low": low, "both": both, "top": top}, below))
+    last = {"low": low, "both": both, "top": top}
+    chex.assert_trees_all_equal((state, ys), (last, below))
 
 
 def test_layers_are_named_and_equal_however_they_are_given():
@@ -144,37 +146,51 @@ def test_backwards_equals_each_row_turned(connections):
     back = Stack(layers, connections=connections, reverse=True)
     params = there.init(jax.random.key(0), D)
     _, ys = back.apply(params, XS, lengths=LENGTHS)
+    turned = np.array(XS)
     for row, length in enumerate(LENGTHS):
-        alone = there.apply(params, XS[:length, row][::-1])[1][::-1]
-        np.testing.assert_allclose(ys[:length, row], alone, atol=1e-6)
-        assert not ys[length:, row].any()
+        turned[:length, row] = turned[:length, row][::-1]
+    expected = np.array(there.apply(params, turned, lengths=LENGTHS)[1])
+    for row, length in enumerate(LENGTHS):
+        expected[:length, row] = expected[:length, row][::-1]
+    np.testing.assert_allclose(ys, expected, atol=1e-6)
 
 
-@hypothesis.settings(deadline=None, max_examples=8)
-@hypothesis.given(st.lists(st.booleans(), min_size=T - 1, max_size=T - 1))
-def test_documents_behind_one_another_equal_documents_apart_in_value_and_gradient(begins):
-    """Through cells, both directions and skip connections alike."""
+class TestDocuments:
+    """Behind one another with resets, and each in a row of its own with a length."""
+
     stack = dataclasses.replace(MIXED, connections="skip")
     params = stack.init(jax.random.key(0), D)
-    cuts = [0, *(t for t, flag in enumerate(begins, 1) if flag), T]
-    resets = jnp.zeros((T, B), bool).at[jnp.array(cuts[:-1])].set(True)
 
-    def packed(params, xs):
-        ys = stack.apply(params, xs, resets=resets)[1]
+    @staticmethod
+    @jax.jit
+    @functools.partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)
+    def packed(params, xs, resets):
+        _, ys = TestDocuments.stack.apply(params, xs, resets=resets)
         return jnp.sin(ys).sum(), ys
 
-    def apart(params, xs):
-        ys = jnp.concatenate([
-            stack.apply(params, xs[start:stop])[1]
-            for start, stop in zip(cuts, cuts[1:], strict=False)
-        ])  # fmt: skip
+    @staticmethod
+    @jax.jit
+    @functools.partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)
+    def apart(params, xs, starts, lengths, rows):
+        steps = jnp.arange(T)[:, None]
+        own = xs[(starts + steps).clip(max=T - 1)]  # [T, documents, D]
+        _, ys = TestDocuments.stack.apply(params, own, lengths=lengths)
+        ys = ys[jnp.arange(T) - starts[rows], rows]
         return jnp.sin(ys).sum(), ys
 
-    (_, one), gradients = jax.value_and_grad(packed, (0, 1), has_aux=True)(params, XS)
-    (_, other), expected = jax.value_and_grad(apart, (0, 1), has_aux=True)(params, XS)
-    np.testing.assert_allclose(one, other, atol=1e-6)
-    # Sums of T*B terms of order 1 in another order.
-    chex.assert_trees_all_close(gradients, expected, atol=3e-5)
+    @hypothesis.settings(deadline=None, max_examples=15)
+    @hypothesis.given(st.lists(st.booleans(), min_size=T - 1, max_size=T - 1))
+    def test_are_equal_in_value_and_gradient(self, begins):
+        resets = np.array([True, *begins])
+        rows = resets.cumsum() - 1
+        starts = np.resize(np.flatnonzero(resets), T)  # as many rows as there could be
+        lengths = np.bincount(rows, minlength=T)
+        xs = XS[:, 0]
+        (_, ys), gradients = self.packed(self.params, xs, resets)
+        (_, expected), wanted = self.apart(self.params, xs, starts, lengths, rows)
+        np.testing.assert_allclose(ys, expected, atol=1e-6)
+        # Sums of T terms of order 1 in another order.
+        chex.assert_trees_all_close(gradients, wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize("cut", [0, 2, T])
@@ -230,7 +246,7 @@ class TestErrors:
     def test_what_is_no_layer(self):
         with pytest.raises(TypeError, match=r"layer_1 must be a cell .* or a layer .*, got 'lstm'"):
             Stack([LSTMCell(H), "lstm"])
-        with pytest.raises(TypeError, match="top must be a cell .*got <class"):
+        with pytest.raises(TypeError, match=r"top must be a cell .*got <class"):
             Stack({"top": LSTMCell})
         with pytest.raises(TypeError, match="layers must be a sequence of layers or a mapping"):
             Stack(LSTMCell(H))
@@ -257,9 +273,9 @@ class TestErrors:
         params = MIXED.init(jax.random.key(0), D)
         with pytest.raises(TypeError, match="params must have one entry a layer, low, both, top"):
             MIXED.apply({"low": params["low"]}, XS)
-        with pytest.raises(TypeError, match="state must have one entry a layer.*got LSTMState"):
+        with pytest.raises(TypeError, match=r"state must have one entry a layer.*got LSTMState"):
             MIXED.apply(params, XS, LSTMCell(3).zero_state((B,)))
-        with pytest.raises(TypeError, match="state must have one entry a layer.*layer_0"):
+        with pytest.raises(TypeError, match=r"state must have one entry a layer.*layer_0"):
             MIXED.apply(params, XS, LSTM(3).zero_state((B,)))
 
     def test_an_error_within_a_layer_says_which(self):
