@@ -149,14 +149,15 @@ class _Drawing:
 # ---- cells ----
 
 
-def options(functional: Any) -> list[tuple[str, Any, Any]]:
+@functools.cache
+def options(functional: Any) -> tuple[tuple[str, Any, Any], ...]:
     """Name, type and default of each option of a functional cell: all it is told but its size.
 
     Those without a default, ``inspect.Parameter.empty``, come first.
     """
     parameters = list(inspect.signature(functional).parameters.values())
     parameters.sort(key=lambda parameter: parameter.default is not inspect.Parameter.empty)
-    return [(p.name, p.annotation, p.default) for p in parameters if p.name != "hidden_size"]
+    return tuple((p.name, p.annotation, p.default) for p in parameters if p.name != "hidden_size")
 
 
 def check_options(module: str, functional: Any, given: dict[str, Any]) -> None:

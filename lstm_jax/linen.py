@@ -136,9 +136,11 @@ class _Cell(nn.RNNCellBase):
                 "a learned initial state is known inside of apply alone: "
                 "cell.apply(variables, rng, input_shape, method='initialize_carry')"
             )
-        if self.is_initializing():  # how it will begin; jit leaves out what does not matter
+        params = nn.meta.unbox(self.variables.get("params", {}))
+        if not _shapes(cell, input_shape[-1]).keys() <= params.keys():
+            # How it will begin; jit leaves out what does not matter to that.
             return jax.jit(lambda: initial_state(cell, _anew(cell, input_shape[-1]), batch_shape))()
-        return initial_state(cell, nn.meta.unbox(self.variables["params"]), batch_shape)
+        return initial_state(cell, params, batch_shape)
 
     @property
     def num_feature_axes(self) -> int:

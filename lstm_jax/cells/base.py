@@ -214,14 +214,14 @@ class BaseCell:
     def check_params(self, params: Params) -> None:
         """Raises where parameters are not as :meth:`init` makes them."""
         size = self.input_size(params)
-        if size is None:
-            return
-        expected = self.all_parameters(size)
+        expected = self.all_parameters(size or 2**16)  # names are the same whatever D is
         if set(params) != set(expected):
             raise TypeError(
                 f"params of {type(self).__name__} must have {', '.join(expected)}, "
                 f"got {', '.join(map(str, params))}"
             )
+        if size is None:
+            return
         for name, (_, shape) in expected.items():
             if jnp.shape(params[name]) != shape:
                 raise ValueError(

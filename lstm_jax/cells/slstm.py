@@ -150,7 +150,9 @@ class SLSTMCell(GatedCell):
             raise ValueError(
                 f"num_heads must divide hidden_size={self.hidden_size}, got {self.num_heads}"
             )
-        if self.forget_fn not in FORGET_FUNCTIONS:
+        if self.chrono and self.forget_fn == "exp":
+            raise ValueError("chrono is for a sigmoid forget gate, got forget_fn='exp'")
+        if not isinstance(self.forget_fn, str) or self.forget_fn not in FORGET_FUNCTIONS:
             raise ValueError(
                 f"forget_fn must be one of {', '.join(FORGET_FUNCTIONS)}, got {self.forget_fn!r}"
             )
@@ -184,6 +186,14 @@ class SLSTMCell(GatedCell):
         shape = (*batch_shape, self.hidden_size)
         zeros = self.zeros(*shape, accumulated=True)
         return SLSTMState(h=self.zeros(*shape), c=zeros, n=zeros, m=zeros + EMPTY)
+
+    def mean_state(self, old: SLSTMState, new: SLSTMState, rate: float) -> SLSTMState:
+        """``rate`` of the old state and the rest of the new one, both on one scale of m."""
+        m = jnp.maximum(old.m, new.m)
+        old_share, new_share = rate * jnp.exp(old.m - m), (1.0 - rate) * jnp.exp(new.m - m)
+        c = old_share * old.c + new_share * new.c
+        n = old_share * old.n + new_share * new.n
+        return SLSTMState(h=rate * old.h + (1.0 - rate) * new.h, c=c, n=n, m=m)
 
     def equations(
         self, params: dict[str, jax.Array], state: SLSTMState, x: jax.Array

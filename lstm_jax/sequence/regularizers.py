@@ -147,6 +147,8 @@ class Zoneout(Regularizer):
         mean = self._of_fields(
             lambda rate, name, new: rate * getattr(state, name) + (1.0 - rate) * new, stepped
         )
+        if hasattr(self.cell, "mean_state"):  # whose fields cannot be averaged one by one
+            mean = self.cell.mean_state(state, stepped, self.cell_rate)._replace(h=mean.h)
         mean = like(mean, stepped)
         return mean, _output(y, stepped, mean)
 

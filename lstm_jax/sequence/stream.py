@@ -29,7 +29,6 @@ class Stream:
         self.params = jax.device_put(params, device)
         self.x = jax.ShapeDtypeStruct((*batch_shape, input_size), _float_type(params))
         self._start = jax.device_put(jax.tree.map(jnp.asarray, start), device)
-        self._leaves, self._structure = jax.tree.flatten(self._start)
         # Compiled ahead of time: there is nothing that a later call could compile again.
         self._compiled = jax.jit(self._step).lower(self.params, self._start, self.x).compile()
 
@@ -52,11 +51,12 @@ class Stream:
           TypeError: ``state`` has another structure.
         """
         x = self._fitting_x(x)
-        leaves, structure = jax.tree.flatten(state)
-        if structure != self._structure or not all(map(_same_type, leaves, self._leaves)):
+        try:
+            return self._compiled(self.params, state, x)
+        except TypeError:  # the state is not as it was compiled for, or something is traced
             state = self._fitting_state(state)
-        if any(isinstance(leaf, jax.core.Tracer) for leaf in (x, *leaves)):
-            return self._step(self.params, state, x)  # part of a larger function
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((state, x))):
+            return self._step(self.params, state, x)
         return self._compiled(self.params, state, x)
 
     def _step(self, params: Params, state: State, x: jax.Array) -> tuple[State, jax.Array]:
@@ -78,14 +78,14 @@ class Stream:
 
     def _fitting_state(self, state: Any) -> State:
         """The state in the stream's types, where structure and shapes are right."""
-        if jax.tree.structure(state) != self._structure:
+        if jax.tree.structure(state) != jax.tree.structure(self._start):
             raise TypeError(
-                f"state must have the structure of initial_state(), {self._structure}, "
-                f"got {jax.tree.structure(state)}"
+                f"state must have the structure of initial_state(), "
+                f"{jax.tree.structure(self._start)}, got {jax.tree.structure(state)}"
             )
         state = jax.tree.map(jnp.asarray, state)
         for (path, given), wanted in zip(
-            jax.tree.leaves_with_path(state), self._leaves, strict=True
+            jax.tree.leaves_with_path(state), jax.tree.leaves(self._start), strict=True
         ):
             if given.shape != wanted.shape:
                 raise ValueError(
@@ -165,7 +165,3 @@ def _float_type(params: Params) -> jnp.dtype:
     types = [jnp.result_type(leaf) for leaf in jax.tree.leaves(params)]
     floats = [dtype for dtype in types if jnp.issubdtype(dtype, jnp.floating)]
     return jnp.result_type(*floats) if floats else jnp.dtype("float32")
-
-
-def _same_type(given: Any, wanted: jax.Array) -> bool:
-    return getattr(given, "shape", None) == wanted.shape and given.dtype == wanted.dtype

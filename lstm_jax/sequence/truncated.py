@@ -76,15 +76,16 @@ def truncated(
       Learning", ICLR 2019, section 3 (burn-in).
     """
     check_size("window", window)
-    xs = jnp.asarray(xs)
     if isinstance(burn_in, bool) or not isinstance(burn_in, int):
         raise TypeError(f"burn_in must be an int, got {burn_in!r}")
-    if not 0 <= burn_in <= len(xs):
-        raise ValueError(f"burn_in must be from 0 to T={len(xs)}, got {burn_in}")
+    xs = jnp.asarray(xs)
     options = {} if key is None else {"key": key}
     # Traced once over the whole, for the run's own checks of shapes and lengths.
     jax.eval_shape(functools.partial(run, lengths=lengths, resets=resets, **options), xs, state)
+    if not 0 <= burn_in <= len(xs):
+        raise ValueError(f"burn_in must be from 0 to T={len(xs)}, got {burn_in}")
 
+    lengths = None if lengths is None else jnp.asarray(lengths).astype(jnp.int32)
     steps = (xs, None if resets is None else jnp.asarray(resets))
     whole_windows = max(0, -(-(len(xs) - burn_in) // window) - 1)  # all but the last
     end = burn_in + whole_windows * window
@@ -92,7 +93,7 @@ def truncated(
     def part(n: jax.Array | int, state: Any, start: jax.Array | int, steps: Any) -> Any:
         xs, resets = steps
         options = {} if key is None else {"key": jax.random.fold_in(key, n)}
-        left = None if lengths is None else jnp.clip(jnp.asarray(lengths) - start, 0, len(xs))
+        left = None if lengths is None else jnp.clip(lengths - start, 0, len(xs))
         return run(xs, state, lengths=left, resets=resets, **options)
 
     def one_window(state: Any, inputs: Any) -> Any:

@@ -104,10 +104,21 @@ def test_integer_state(name):
 @over_cells
 def test_a_missing_parameter(name):
     cell, params, x, state = fitting(name)
-    for missing in params:
+    for missing in params.keys() - {"w_ih"}:
         fewer = {key: array for key, array in params.items() if key != missing}
         with refused(TypeError, f"params of {type(cell).__name__} must have", missing, "got"):
             cell.step(fewer, state, x)
+
+
+@over_cells
+def test_without_the_parameter_that_tells_the_input_size(name):
+    cell, params, x, state = fitting(name)
+    fewer = {key: array for key, array in params.items() if key != "w_ih"}
+    expected = f"params of {type(cell).__name__} must have", "w_ih", "got"
+    with refused(TypeError, *expected):
+        cell.step(fewer, state, x)
+    with refused(TypeError, *expected):
+        unroll(cell, fewer, jnp.stack([x] * T))
 
 
 @over_cells
@@ -318,6 +329,9 @@ def test_options_of_the_families(name, option, value, error, parts):
         ("lstm_1997", {"block_size": 1.0}, ("block_size must be an int, got 1.0",)),
         ("lstm_1997", {"forget_bias": 0.5}, ("forget_bias", "0.5")),
         ("lstm_1997", {"chrono": 10.0}, ("chrono", "10.0")),
+        ("nfg", {"forget_bias": 0.5}, ("forget_bias must be left at 1.0", "nfg", "got 0.5")),
+        ("nfg", {"chrono": 10.0}, ("chrono must be left at None", "nfg", "got 10.0")),
+        ("noaf", {"output_fn": "tanh"}, ("output_fn must be left at None", "noaf", "got 'tanh'")),
         ("projected", {"proj_size": 0}, ("proj_size must be at least 1, got 0",)),
         ("projected", {"proj_size": "2"}, ("proj_size must be an int, got '2'",)),
         ("layer_norm", {"epsilon": 0.0}, ("epsilon must be above 0, got 0.0",)),

@@ -40,13 +40,27 @@ GATES = {
 KEEPS = {name: "f" for name, gates in GATES.items() if "f" in gates} | {"gru": "z", "mgu": ""}
 WRITES = {name: "i" for name, gates in GATES.items() if "i" in gates} | {"mgu": "f", "min_gru": "z"}
 # lstm_1997 has blocks of unequal size (and with block_size=1 equal ones) and no forget gate.
-# What is refused, or not there to act on.
-WITHOUT = {"min_lstm": "gate_fn", "noaf": "output_fn"}
+# What is refused, since there is nothing for it to act on.
+WITHOUT = {
+    "lstm_1997": ("forget_bias", "chrono"),
+    "nfg": ("forget_bias", "chrono"),
+    "noaf": ("output_fn",),
+    "min_lstm": ("gate_fn",),
+}
 GATED = sorted({*GATES, "lstm_1997"} - {"rnn", "ind_rnn"})
 
 
 def test_every_cell_is_listed():
     assert set(GATES) | {"lstm_1997"} == set(CELLS)
+
+
+def has(name, option):
+    return hasattr(CELLS[name](hidden_size=H), option) and option not in WITHOUT.get(name, ())
+
+
+def having(option):
+    """Runs a test over the cells that have an option."""
+    return pytest.mark.parametrize("name", [name for name in GATES if has(name, option)])
 
 
 def parameters(name, size=H, **options):
@@ -62,32 +76,31 @@ def biases(name, **options):
 # ---- biases ----
 
 
-@pytest.mark.parametrize("name", GATES)
+@pytest.mark.parametrize("name", CELLS)
 def test_biases_are_zero_but_for_the_forget_gate(name):
-    with_option = hasattr(CELLS[name](hidden_size=H), "forget_bias")
-    for forget_bias in (None, 0.0, -2.5) if with_option else (None,):
-        options = {} if forget_bias is None else {"forget_bias": forget_bias}
+    if not has(name, "forget_bias"):
+        b = parameters(name)["b"]
+        np.testing.assert_array_equal(b, np.zeros_like(b))
+        return
+    for options, expected in (
+        ({}, 1.0),
+        ({"forget_bias": 0.0}, 0.0),
+        ({"forget_bias": -2.5}, -2.5),
+    ):
         for gate, b in biases(name, **options).items():
-            expected = 1.0 if forget_bias is None else forget_bias
-            if gate != "f" or not with_option:
-                expected = 0.0
-            np.testing.assert_array_equal(b, np.full(H, expected), err_msg=f"{gate}, {options}")
+            np.testing.assert_array_equal(b, np.full(H, expected if gate == "f" else 0.0), gate)
 
 
-@pytest.mark.parametrize("name", GATES)
+@having("forget_bias")
 def test_forget_bias_comes_on_top_of_what_is_drawn(name):
-    if not hasattr(CELLS[name](hidden_size=H), "forget_bias"):
-        pytest.skip("has no forget_bias")
     threes = jax.nn.initializers.constant(3.0)
     for gate, b in biases(name, bias_init=threes, forget_bias=0.5).items():
         np.testing.assert_array_equal(b, np.full(H, 3.5 if gate == "f" else 3.0), err_msg=gate)
 
 
-@pytest.mark.parametrize("name", GATES)
+@having("chrono")
 def test_chrono(name):
     """b_keep = log u and b_write = -log u, u uniform in [1, chrono - 1]."""
-    if not hasattr(CELLS[name](hidden_size=H), "chrono"):
-        pytest.skip("has no chrono")
     longest, size = 50.0, 400
     own = CELLS[name](hidden_size=size, chrono=longest).parameters(D)["b"]
     b = np.asarray(own.init(KEY, own.shape, "float32"))  # alone: the matrices would take long
@@ -162,7 +175,7 @@ def test_initialisers_can_be_replaced(name):
         kernel_init=constant(2.0),
         recurrent_kernel_init=constant(3.0),
         bias_init=constant(4.0),
-        **({"forget_bias": 0.0} if name in GATES and "f" in GATES[name] and name != "mgu" else {}),
+        **({"forget_bias": 0.0} if has(name, "forget_bias") else {}),
     )
     np.testing.assert_array_equal(params["w_ih"], np.full_like(params["w_ih"], 2.0))
     if "w_hh" in params:
@@ -262,7 +275,7 @@ def test_a_name_and_its_function_are_one(name):
             ("activation_fn", "softsign"),
             ("output_fn", "relu"),
         )
-        if hasattr(plain, option) and option != WITHOUT.get(name)
+        if has(name, option)
     }
     assert "activation_fn" in names
     callables = {option: ACTIVATIONS[function] for option, function in names.items()}
@@ -297,6 +310,6 @@ def test_each_option_of_a_function_acts(name):
         ("preactivation_clip", 0.1),
         ("cell_clip", 0.1),
     ):
-        if hasattr(plain, option) and option != WITHOUT.get(name):
+        if has(name, option):
             changed = CELLS[name](hidden_size=H, **{option: value})
             assert not np.array_equal(second(changed), second(plain)), option

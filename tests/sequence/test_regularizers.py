@@ -57,6 +57,22 @@ def test_zoneout_in_evaluation_takes_the_mean():
     np.testing.assert_allclose(last.c, c, atol=2e-6)
 
 
+def test_zoneout_in_evaluation_averages_a_stabilised_state_on_one_scale():
+    """What an sLSTM stores is c exp(m): that is averaged, and n exp(m) with it."""
+    cell = CELLS["slstm"](hidden_size=H)
+    params = cell.init(jax.random.key(0), D)
+    zoned = Zoneout(cell, hidden_rate=0.3, cell_rate=0.6)
+    state, _ = cell.step(params, cell.zero_state((B,)), XS[0])
+    new, _ = cell.step(params, state, XS[1])
+    mean, _ = zoned.step(params, state, XS[1])
+    for name in "cn":
+        stored, renewed, averaged = (
+            f64(getattr(s, name)) * np.exp(f64(s.m)) for s in (state, new, mean)
+        )
+        np.testing.assert_allclose(averaged, 0.6 * stored + 0.4 * renewed, rtol=1e-5)
+    np.testing.assert_allclose(mean.h, 0.3 * state.h + 0.7 * new.h, atol=1e-6)
+
+
 def test_zoneout_zones_at_its_rates():
     cell = Zoneout(LSTMCell(50), hidden_rate=0.2, cell_rate=0.7)
     params = cell.init(jax.random.key(0), D)

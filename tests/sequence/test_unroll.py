@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+from typing import ClassVar
 
 import chex
 import hypothesis
@@ -200,7 +201,7 @@ def test_an_all_false_reset_changes_not_a_bit():
 
 class TestLearnedInitialState:
     cell = LSTMCell(H, learn_initial_state=True)
-    params = dict(PARAMS, h_0=jnp.linspace(-1, 1, H), c_0=jnp.linspace(2, 0, H))
+    params: ClassVar = dict(PARAMS, h_0=jnp.linspace(-1, 1, H), c_0=jnp.linspace(2, 0, H))
 
     def test_begins_with_zeros_under_the_names_of_the_state(self):
         params = self.cell.init(jax.random.key(0), D)
