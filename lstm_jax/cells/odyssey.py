@@ -187,7 +187,7 @@ class OdysseyLSTMCell(LSTMFamilyCell):
         check_variant(self.variant)
         if "f" not in VARIANTS[self.variant]:
             check_no_forget_options(self, f"variant {self.variant!r}")
-        if self.variant == "noaf" and self.output_fn is not None:
+        if self.variant == "noaf" and self.output_fn not in (None, "identity", identity):
             raise ValueError(
                 f"output_fn must be left at None, as variant 'noaf' has no output activation "
                 f"function, got {self.output_fn!r}"
@@ -197,7 +197,7 @@ class OdysseyLSTMCell(LSTMFamilyCell):
     def activations(self) -> Activations:
         """The functions that the options and the variant ask for."""
         functions = super().activations
-        if self.variant == "niaf":
+        if self.variant == "niaf" and self.activation_fn == "tanh":  # the default of all others
             return functions._replace(candidate=clipped(identity, self.preactivation_clip))
         if self.variant == "noaf":
             return functions._replace(output=identity)

@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lstm_jax.cells.activations import activation
 from lstm_jax.cells.base import Cell, GatedCell, LSTMFamilyCell, Params, State, like
 
 Step = Callable[[State, jax.Array, Any], tuple[State, jax.Array]]
@@ -268,10 +267,10 @@ class RecurrentDropout(Regularizer):
     def noisy(self, params: Params, key: jax.Array, shape: tuple[int, ...]) -> tuple[Step, Any]:
         cell = self.cell
         keep = jax.random.bernoulli(key, 1.0 - self.rate, (*shape[:-1], self.hidden_size))
-        candidate = activation("activation_fn", cell.activation_fn)
+        candidate = cell.activations.candidate
         options: dict[str, Any] = {}
         if isinstance(cell, LSTMFamilyCell) and cell.output_fn is None:
-            options["output_fn"] = cell.activation_fn  # which is not dropped
+            options["output_fn"] = cell.activations.output  # which is not dropped
 
         def dropped(state: Any, x: jax.Array, keep: jax.Array) -> tuple[Any, jax.Array]:
             def drop(z: jax.Array) -> jax.Array:
