@@ -44,7 +44,7 @@ def expected(name):
     """Parameters, carries and outputs of both directions, by the functional layer."""
     layer = Bidirectional(functional(name))
     params = layer.init(jax.random.key(0), D)
-    return params, *layer.apply(params, inputs(name), lengths=LENGTHS)
+    return params, *jax.jit(layer.apply)(params, inputs(name), lengths=LENGTHS)
 
 
 def check(name, carry, outputs):

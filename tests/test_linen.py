@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec
 import lstm_jax
 import lstm_jax.nnx
 from lstm_jax import cells, sequence
-from lstm_jax.linen import LSTM, Cell, ConvLSTMCell, GRUCell, LSTMCell, OdysseyLSTMCell, Stack
+from lstm_jax.linen import LSTM, Cell, GRUCell, LSTMCell, OdysseyLSTMCell, Stack
 from tests import oracle
 
 B, T, D, H = 3, 6, 4, 5
@@ -247,15 +247,6 @@ class TestLSTM:
             )
         with pytest.raises(Exception, match="dropout"):
             lstm.apply(self.variables, XS, deterministic=False)
-
-    def test_grids(self):
-        """Time stands before the axes of space."""
-        xs = jax.random.normal(jax.random.key(3), (B, T, 3, 3, 2))
-        rnn = nn.RNN(ConvLSTMCell(4))
-        ys, variables = rnn.init_with_output(KEY, xs)
-        variables = {"params": {"layer_0": variables["params"]["cell"]}}
-        zs = LSTM(4, cell="conv_lstm").apply(variables, xs)
-        np.testing.assert_allclose(zs, ys, atol=1e-6)
 
     def test_mistakes_are_named_as_they_were_made(self):
         with pytest.raises(ValueError, match=r"xs must be \[\.\.\., T, D\], got shape \(4,\)"):

@@ -338,20 +338,7 @@ class TestTransforms:
         graph, state = nnx.split(TestLSTM.lstm)
         np.testing.assert_array_equal(nnx.merge(graph, state)(XS), TestLSTM.lstm(XS))
 
-    def test_an_ensemble(self):
-        @nnx.split_rngs(splits=2)
-        @nnx.vmap
-        def make(rngs):
-            return LSTM(D, H, rngs=rngs)
-
-        ensemble = make(nnx.Rngs(0))
-        ys = nnx.vmap(lambda lstm: lstm(XS))(ensemble)
-        graph, state = nnx.split(ensemble)
-        second = nnx.merge(graph, jax.tree.map(lambda leaf: leaf[1], state))
-        np.testing.assert_allclose(ys[1], second(XS), atol=1e-6)
-        assert not np.allclose(ys[0], ys[1])
-
-    def test_a_scan_over_layers(self):
+    def test_an_ensemble_and_a_scan_over_layers(self):
         @nnx.split_rngs(splits=3)
         @nnx.vmap
         def make(rngs):
@@ -361,12 +348,15 @@ class TestTransforms:
         def upwards(layer, ys):
             return layer(ys)
 
-        layers = make(nnx.Rngs(0))
-        graph, state = nnx.split(layers)
-        expected = XS
-        for n in range(3):
-            expected = nnx.merge(graph, jax.tree.map(lambda leaf, n=n: leaf[n], state))(expected)
-        np.testing.assert_allclose(upwards(layers, XS), expected, atol=1e-6)
+        ensemble = make(nnx.Rngs(0))
+        graph, state = nnx.split(ensemble)
+        each = [nnx.merge(graph, jax.tree.map(lambda leaf, n=n: leaf[n], state)) for n in range(3)]
+        ys = nnx.vmap(lambda lstm: lstm(XS))(ensemble)
+        for y, lstm in zip(ys, each, strict=True):
+            np.testing.assert_allclose(y, lstm(XS), atol=1e-6)
+        assert not np.allclose(ys[0], ys[1])
+        expected = functools.reduce(lambda xs, lstm: lstm(xs), each, XS)
+        np.testing.assert_allclose(upwards(ensemble, XS), expected, atol=1e-6)
 
     def test_a_checkpoint(self, tmp_path):
         ocp = pytest.importorskip("orbax.checkpoint")

@@ -34,14 +34,15 @@ def test_stepping_equals_the_whole_sequence(name, batch_shape):
     last, ys = jax.jit(run)(params, xs)
     step = stream(layer, params, batch_shape)
     state = step.initial_state()
-    # The same sums, which the compiler may fuse differently in a loop of its own.
-    atol = 2e-2 if name == "bfloat16" else 1e-6
+    # The same arithmetic; of what stands around the cells, the compiler may fuse some otherwise.
+    atol = {"cell": 0, "LSTM": 0, "bfloat16": 2e-2}.get(name, 1e-6)
     for x, expected in zip(xs, ys, strict=True):
         state, y = step(state, x)
         assert y.dtype == expected.dtype
-        np.testing.assert_allclose(y.astype("float32"), expected.astype("float32"), atol=atol)
+        y, expected = y.astype("float32"), expected.astype("float32")
+        np.testing.assert_allclose(y, expected, rtol=0, atol=atol)
     chex.assert_trees_all_equal_shapes_and_dtypes(state, last)
-    chex.assert_trees_all_close(state, last, atol=atol)
+    chex.assert_trees_all_close(state, last, rtol=0, atol=atol)
 
 
 def test_equals_numpy():
