@@ -197,7 +197,7 @@ class OdysseyLSTMCell(LSTMFamilyCell):
     def activations(self) -> Activations:
         """The functions that the options and the variant ask for."""
         functions = super().activations
-        if self.variant == "niaf" and self.activation_fn == "tanh":  # the default of all others
+        if self.variant == "niaf":
             return functions._replace(candidate=clipped(identity, self.preactivation_clip))
         if self.variant == "noaf":
             return functions._replace(output=identity)

@@ -122,8 +122,7 @@ class RecurrentModel(Section):
     num_layers: int = option(1, "stacked recurrent layers", at_least=1)
     cell: str = option(
         "lstm",
-        'cell of each layer: "lstm", "peephole", "gru", ..., or module.Class of your own; with '
-        'options: "lstm(forget_bias=2.0)", regularised: "zoneout(lstm, cell_rate=0.2)"',
+        'cell: "gru", "lstm(forget_bias=2.0)", "zoneout(lstm, cell_rate=0.2)", "module.Class"',
         check=cell_factory,
     )
     dropout: float = option(0.2, "dropout on the outputs of every layer", at_least=0, below=1)

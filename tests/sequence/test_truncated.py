@@ -63,7 +63,7 @@ def cut(params, xs, state, lengths, resets, *, window, burn_in):
 
 @hypothesis.settings(deadline=None, max_examples=12)
 @hypothesis.given(
-    st.sampled_from([(4, 0), (1, 2), (3, 6)]),
+    st.sampled_from([(4, 0), (2, 3)]),
     st.lists(st.integers(0, T), min_size=B, max_size=B),
     st.lists(st.booleans(), min_size=T * B, max_size=T * B),
 )
