@@ -272,6 +272,7 @@ class GatedCell(BaseCell):
       Corentin Tallec, Yann Ollivier, "Can recurrent neural networks warp time?", ICLR 2018.
     """
 
+    _: dataclasses.KW_ONLY
     gate_fn: Activation = "sigmoid"
     activation_fn: Activation = "tanh"
     preactivation_clip: float | None = None
@@ -337,6 +338,7 @@ class LSTMFamilyCell(GatedCell):
         remembers (Gers et al. 2000; Jozefowicz et al. 2015); ``chrono`` replaces it.
     """
 
+    _: dataclasses.KW_ONLY
     output_fn: Activation | None = None
     cell_clip: float | None = None
     forget_bias: float = 1.0

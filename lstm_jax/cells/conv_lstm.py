@@ -120,6 +120,7 @@ class ConvLSTMCell(LSTMFamilyCell):
       {'w_ih': (5, 3, 8), 'w_hh': (5, 2, 8), 'b': (8,)}
     """
 
+    _: dataclasses.KW_ONLY
     kernel_size: tuple[int, ...] = (3, 3)
     peepholes: bool = False
     spatial_shape: tuple[int, ...] | None = None

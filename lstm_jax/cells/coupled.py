@@ -95,6 +95,7 @@ class CoupledLSTMCell(LSTMFamilyCell):
       (5, 4)
     """
 
+    _: dataclasses.KW_ONLY
     peepholes: bool = False
     peephole_init: Initializer = zeros
 

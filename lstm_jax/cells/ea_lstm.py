@@ -83,6 +83,7 @@ class EntityAwareLSTMCell(LSTMFamilyCell):
       {'w_si': (2, 4), 'w_ih': (3, 12), 'w_hh': (4, 12), 'b': (16,)}
     """
 
+    _: dataclasses.KW_ONLY
     static_size: int = 1
 
     def __post_init__(self):

@@ -120,6 +120,7 @@ class GRUCell(GatedCell):
       {'w_ih': (2, 12), 'w_hh': (4, 12), 'b': (12,)}
     """
 
+    _: dataclasses.KW_ONLY
     reset_after: bool = False
 
     def parameters(self, input_size: int) -> dict[str, Parameter]:

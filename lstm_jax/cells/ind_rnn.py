@@ -82,6 +82,7 @@ class IndRNNCell(BaseCell):
       {'w_ih': (2, 4), 'u_hh': (4,), 'b': (4,)}
     """
 
+    _: dataclasses.KW_ONLY
     recurrent_kernel_init: Initializer = _uniform
     activation_fn: Activation = "relu"
     preactivation_clip: float | None = None

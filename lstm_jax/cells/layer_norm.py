@@ -106,6 +106,7 @@ class LayerNormLSTMCell(LSTMFamilyCell):
       (5, 4)
     """
 
+    _: dataclasses.KW_ONLY
     epsilon: float = 1e-5
 
     def __post_init__(self):

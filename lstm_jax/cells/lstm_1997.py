@@ -116,6 +116,7 @@ class LSTM1997Cell(LSTMFamilyCell):
       (5, 4)
     """
 
+    _: dataclasses.KW_ONLY
     activation_fn: Activation = input_squashing
     output_fn: Activation | None = output_squashing
     block_size: int = 1

@@ -84,6 +84,7 @@ class MinGRUCell(GatedCell):
       {'w_ih': (2, 8), 'b': (8,)}
     """
 
+    _: dataclasses.KW_ONLY
     activation_fn: Activation = "identity"
 
     @property

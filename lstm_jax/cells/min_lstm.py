@@ -89,6 +89,7 @@ class MinLSTMCell(GatedCell):
       {'w_ih': (2, 12), 'b': (12,)}
     """
 
+    _: dataclasses.KW_ONLY
     activation_fn: Activation = "identity"
     forget_bias: float = 1.0
 

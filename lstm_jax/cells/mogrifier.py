@@ -106,6 +106,7 @@ class MogrifierLSTMCell(LSTMFamilyCell):
       (5, 4)
     """
 
+    _: dataclasses.KW_ONLY
     rounds: int = 5
     rank: int | None = None
 

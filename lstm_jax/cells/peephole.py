@@ -110,6 +110,7 @@ class PeepholeLSTMCell(LSTMFamilyCell):
       (5, 4)
     """
 
+    _: dataclasses.KW_ONLY
     peephole_init: Initializer = zeros
 
     def parameters(self, input_size: int) -> dict[str, Parameter]:

@@ -94,6 +94,7 @@ class ProjectedLSTMCell(LSTMFamilyCell):
       (5, 2)
     """
 
+    _: dataclasses.KW_ONLY
     proj_size: int | None = None
 
     def __post_init__(self):

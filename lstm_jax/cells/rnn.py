@@ -82,6 +82,7 @@ class RNNCell(BaseCell):
       (5, 4)
     """
 
+    _: dataclasses.KW_ONLY
     activation_fn: Activation = "tanh"
     preactivation_clip: float | None = None
 

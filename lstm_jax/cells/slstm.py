@@ -138,6 +138,7 @@ class SLSTMCell(GatedCell):
       {'w_ih': (3, 16), 'w_hh': (2, 2, 8), 'b': (16,)}
     """
 
+    _: dataclasses.KW_ONLY
     num_heads: int = 1
     forget_fn: str = "sigmoid"
     forget_bias: float = 1.0

@@ -271,6 +271,12 @@ def test_an_unknown_option(name):
 
 
 @over_cells
+def test_options_by_position(name):
+    with refused(TypeError, "positional argument"):
+        CELLS[name](H, "bfloat16")
+
+
+@over_cells
 @pytest.mark.parametrize(("size", "error"), [(0, ValueError), (-1, ValueError), (2.5, TypeError)])
 def test_impossible_input_size(name, size, error):
     with refused(error, "input_size must be", f"got {size}"):
