@@ -190,17 +190,23 @@ class BaseCell:
             a name, or an array is no floating one.
           ValueError: a shape does not fit the cell's sizes.
         """
-        x, state = jnp.asarray(x), jax.tree.map(jnp.asarray, state)
+        params, x = self.prepared(params, x)
+        state = jax.tree.map(jnp.asarray, state)
+        self.check_state(state)
+        return self.equations(params, state, x)
+
+    # ---- help for cells ----
+
+    def prepared(self, params: Params, x: jax.Array) -> tuple[Params, jax.Array]:
+        """Parameters and an input (or several, with more axes), checked and cast to ``dtype``."""
+        x = jnp.asarray(x)
         self.check_params(params)
         self.check_x(params, x)
-        self.check_state(state)
         params = {
             name: cast(array, self.dtype) if name.startswith("w_") else array
             for name, array in params.items()
         }
-        return self.equations(params, state, cast(x, self.dtype))
-
-    # ---- help for cells ----
+        return params, cast(x, self.dtype)
 
     def zeros(self, *shape: int, accumulated: bool = False) -> jax.Array:
         """Zeros of a state: in the type of the products, or of sums where ``accumulated``."""

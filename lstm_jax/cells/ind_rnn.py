@@ -13,7 +13,7 @@ from lstm_jax.cells.activations import (
     clipped,
     identity,
 )
-from lstm_jax.cells.base import BaseCell, Initializer, Parameter, cast, dot, like
+from lstm_jax.cells.base import BaseCell, Initializer, Parameter, dot, like
 from lstm_jax.cells.rnn import RNNState
 
 _uniform = jax.nn.initializers.uniform(1.0)
@@ -123,8 +123,9 @@ class IndRNNCell(BaseCell):
         self, params: dict[str, jax.Array], xs: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """a and b of h_t = a_t ∘ h_{t-1} + b_t, each ``[..., H]``, where there is no activation."""
-        z = dot(cast(xs, self.dtype), cast(params["w_ih"], self.dtype))
-        b = z + params["b"]
+        params, xs = self.prepared(params, xs)
+        b = dot(xs, params["w_ih"])
+        b = b + params["b"]
         return jnp.broadcast_to(params["u_hh"].astype(b.dtype), b.shape), b
 
     def equations(

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.activations import Activation, Activations, identity
-from lstm_jax.cells.base import GatedCell, Parameter, blocks, cast, dot, like
+from lstm_jax.cells.base import GatedCell, Parameter, blocks, dot, like
 from lstm_jax.cells.rnn import RNNState
 
 LINEAR = Activations(candidate=identity)
@@ -107,8 +107,7 @@ class MinGRUCell(GatedCell):
         self, params: dict[str, jax.Array], xs: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """a and b of h_t = a_t ∘ h_{t-1} + b_t, each ``[..., H]``."""
-        params = {**params, "w_ih": cast(params["w_ih"], self.dtype)}
-        return min_gru_coefficients(params, cast(xs, self.dtype), self.activations)
+        return min_gru_coefficients(*self.prepared(params, xs), self.activations)
 
     def equations(
         self, params: dict[str, jax.Array], state: RNNState, x: jax.Array

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.activations import Activation, Activations, clipped, identity
-from lstm_jax.cells.base import GatedCell, Parameter, blocks, cast, check_number, dot, like
+from lstm_jax.cells.base import GatedCell, Parameter, blocks, check_number, dot, like
 from lstm_jax.cells.rnn import RNNState
 
 LOGARITHMIC = Activations(gate=jax.nn.log_sigmoid, candidate=identity)
@@ -126,8 +126,7 @@ class MinLSTMCell(GatedCell):
         self, params: dict[str, jax.Array], xs: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """a and b of h_t = a_t ∘ h_{t-1} + b_t, each ``[..., H]``."""
-        params = {**params, "w_ih": cast(params["w_ih"], self.dtype)}
-        return min_lstm_coefficients(params, cast(xs, self.dtype), self.activations)
+        return min_lstm_coefficients(*self.prepared(params, xs), self.activations)
 
     def equations(
         self, params: dict[str, jax.Array], state: RNNState, x: jax.Array

@@ -242,6 +242,26 @@ def test_engines(name):
             unroll(cell, params, xs, engine="associative")
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("min_lstm", {}), ("min_gru", {}), ("ind_rnn", {"activation_fn": "identity"})],
+)
+def test_the_associative_engine_checks_as_a_step_does(name, options):
+    _, params, xs, _ = sequence(name)
+    cell = CELLS[name](hidden_size=H, **options)
+    who = type(cell).__name__
+    fewer = {key: array for key, array in params.items() if key != "b"}
+    with refused(TypeError, f"params of {who} must have", "got"):
+        unroll(cell, fewer, xs, engine="associative")
+    wider = CELLS[name](hidden_size=2 * H).init(jax.random.key(0), D)
+    with refused(ValueError, f"of {who} with hidden_size={H} must have shape", "got ("):
+        unroll(cell, wider, xs, engine="associative")
+    with refused(TypeError, "x must be real, got complex64"):
+        unroll(cell, params, xs + 1j, engine="associative")
+    with refused(ValueError, f"x must be [..., D] with D={D}", "got shape"):
+        cell.linear_recurrence(params, xs[..., 1:])
+
+
 # ---- options ----
 
 
