@@ -86,6 +86,11 @@ def main(args: Sequence[str] | None = None) -> int:
       0; 1 for a user's mistake, told in one line; 2 for a command line of the wrong form;
       128 and the signal's number where a signal stopped the run.
     """
+    # A config may name a cell of one's own, model.cell = "my_cells.MyCell", whose file lies where
+    # the command is run; a console script has its own folder on the path instead.  Last, so that
+    # nothing there hides an installed module; "" is the current folder.
+    if "" not in sys.path:
+        sys.path.append("")
     args = list(sys.argv[1:] if args is None else args)
     told = io.StringIO()
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
