@@ -99,6 +99,7 @@ class BaseCell:
         check_size("hidden_size", self.hidden_size)
         for name in ("dtype", "param_dtype"):
             check_dtype(name, getattr(self, name))
+        check_bool("learn_initial_state", self.learn_initial_state)
 
     # ---- what a cell says ----
 
@@ -464,6 +465,12 @@ def check_number(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be a number, got {value!r}")
 
 
+def check_bool(name: str, value: Any) -> None:
+    """Raises where ``value`` is neither True nor False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
 def check_dtype(name: str, dtype: Any) -> None:
     """Raises where ``dtype`` is neither None nor a floating type."""
     if dtype is None and name == "dtype":
@@ -474,6 +481,15 @@ def check_dtype(name: str, dtype: Any) -> None:
         floating = False
     if not floating or dtype is None:
         raise TypeError(f"{name} must be a floating type such as 'float32', got {dtype!r}")
+
+
+def check_unset(options: Any, why: str, **defaults: Any) -> None:
+    """Raises where an option of ``options`` is set that has nothing to act on."""
+    for name, default in defaults.items():
+        given = getattr(options, name)
+        if given != default:
+            default = getattr(default, "__name__", default)
+            raise ValueError(f"{name} must be left at {default}, as {why}, got {given!r}")
 
 
 def check_real(name: str, array: jax.Array) -> None:

@@ -13,7 +13,9 @@ from lstm_jax.cells.base import (
     Parameter,
     accumulation_dtype,
     blocks,
+    check_bool,
     check_size,
+    check_unset,
     like,
     zeros,
 )
@@ -33,7 +35,8 @@ def convolve(x: jax.Array, w: jax.Array) -> jax.Array:
     wide = accumulation_dtype(dtype)
     letters = "XYZ"[:space]
     # A convolution rounds its result to its operands' type; widened first, products of
-    # narrow numbers are exact and sums are kept.
+    # narrow numbers are exact and sums are kept.  (It takes preferred_element_type, too, but
+    # has no gradient with that in jax 0.9.)
     y = jax.lax.conv_general_dilated(
         x.astype(dtype).astype(wide).reshape(math.prod(batch), *x.shape[len(batch) :]),
         w.astype(dtype).astype(wide),
@@ -108,7 +111,7 @@ class ConvLSTMCell(LSTMFamilyCell):
       peepholes: whether the gates see the cell state.
       spatial_shape: sizes of the spatial axes where each place is to have peepholes of its
         own, ``(*spatial_shape, H)``, as in the paper; None for ones that all share, ``(H,)``.
-      peephole_init: draws each peephole; zeros.
+      peephole_init: draws each peephole, where there are any; zeros.
 
     Raises:
       TypeError, ValueError: a size or option is impossible; the message names it.
@@ -128,6 +131,9 @@ class ConvLSTMCell(LSTMFamilyCell):
 
     def __post_init__(self):
         super().__post_init__()
+        check_bool("peepholes", self.peepholes)
+        if not self.peepholes:
+            check_unset(self, "there are no peepholes", spatial_shape=None, peephole_init=zeros)
         for name in ("kernel_size", "spatial_shape"):
             sizes = getattr(self, name)
             if sizes is None and name == "spatial_shape":
@@ -171,6 +177,15 @@ class ConvLSTMCell(LSTMFamilyCell):
                 f"x must be [..., *space, D] with space={self.spatial_shape} (spatial_shape), "
                 f"got shape {x.shape}"
             )
+
+    def check_state(self, state: LSTMState) -> None:
+        super().check_state(state)
+        for name, array in state._asdict().items():
+            if array.ndim < self.num_feature_axes:
+                raise ValueError(
+                    f"state.{name} must be [..., *space, H] with H={self.hidden_size} and as many "
+                    f"axes of space as kernel_size={self.kernel_size}, got shape {array.shape}"
+                )
 
     def zero_state(self, batch_shape: tuple[int, ...] = ()) -> LSTMState:
         """Zeros ``[*batch_shape, H]``; ``batch_shape`` is batch axes, then spatial ones."""

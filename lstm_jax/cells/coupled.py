@@ -12,6 +12,8 @@ from lstm_jax.cells.base import (
     Parameter,
     affine,
     blocks,
+    check_bool,
+    check_unset,
     like,
     zeros,
 )
@@ -79,7 +81,7 @@ class CoupledLSTMCell(LSTMFamilyCell):
 
     Attributes:
       peepholes: whether gates see the cell state, as they do in the paper.
-      peephole_init: draws each gate's peephole weights; zeros.
+      peephole_init: draws each gate's peephole weights, where there are any; zeros.
 
     Raises:
       TypeError, ValueError: a size or option is impossible; the message names it.
@@ -98,6 +100,12 @@ class CoupledLSTMCell(LSTMFamilyCell):
     _: dataclasses.KW_ONLY
     peepholes: bool = False
     peephole_init: Initializer = zeros
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_bool("peepholes", self.peepholes)
+        if not self.peepholes:
+            check_unset(self, "there are no peepholes", peephole_init=zeros)
 
     def parameters(self, input_size: int) -> dict[str, Parameter]:
         D, H = input_size, self.hidden_size

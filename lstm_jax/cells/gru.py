@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.activations import STANDARD, Activations
-from lstm_jax.cells.base import GatedCell, Parameter, blocks, dot, like
+from lstm_jax.cells.base import GatedCell, Parameter, blocks, check_bool, dot, like
 from lstm_jax.cells.rnn import RNNState
 
 
@@ -122,6 +122,10 @@ class GRUCell(GatedCell):
 
     _: dataclasses.KW_ONLY
     reset_after: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_bool("reset_after", self.reset_after)
 
     def parameters(self, input_size: int) -> dict[str, Parameter]:
         D, H = input_size, self.hidden_size

@@ -12,6 +12,7 @@ from lstm_jax.cells.base import (
     Parameter,
     affine,
     check_size,
+    check_unset,
     like,
 )
 from lstm_jax.cells.lstm import LSTMState
@@ -123,7 +124,7 @@ class LSTM1997Cell(LSTMFamilyCell):
 
     def __post_init__(self):
         super().__post_init__()
-        check_no_forget_options(self, "LSTM1997Cell")
+        check_unset(self, "LSTM1997Cell has no forget gate", forget_bias=1.0, chrono=None)
         check_size("block_size", self.block_size)
         if self.hidden_size % self.block_size:
             raise ValueError(
@@ -159,13 +160,3 @@ def side_by_side(init: Initializer, widths: tuple[int, ...]) -> Initializer:
         return jnp.concatenate(drawn, -1)
 
     return init_blocks
-
-
-def check_no_forget_options(cell: LSTMFamilyCell, who: str) -> None:
-    """Raises where options of a forget gate are set on a cell that has none."""
-    for name, default in (("forget_bias", 1.0), ("chrono", None)):
-        given = getattr(cell, name)
-        if given != default:
-            raise ValueError(
-                f"{name} must be left at {default}, as {who} has no forget gate, got {given!r}"
-            )

@@ -13,12 +13,12 @@ from lstm_jax.cells.base import (
     Parameter,
     affine,
     blocks,
+    check_unset,
     dot,
     like,
     zeros,
 )
 from lstm_jax.cells.lstm import LSTMState
-from lstm_jax.cells.lstm_1997 import check_no_forget_options
 from lstm_jax.cells.peephole import peephole
 
 VARIANTS = {
@@ -158,7 +158,7 @@ class OdysseyLSTMCell(LSTMFamilyCell):
     ``p_o``, each ``(H,)``, but for np; and with fgr ``w_gates`` ``(3H, 3H)``.  Options are those
     of :class:`LSTMFamilyCell` and these; in niaf ``activation_fn`` acts on the cell state
     alone.  What has nothing to act on must stay as it is: ``forget_bias`` and ``chrono`` in
-    nfg, ``output_fn`` in noaf.
+    nfg, ``output_fn`` in noaf, ``peephole_init`` in np.
 
     Attributes:
       variant: ``"nig"``, ``"nfg"``, ``"nog"``, ``"niaf"``, ``"noaf"``, ``"np"`` or ``"fgr"``.
@@ -185,8 +185,11 @@ class OdysseyLSTMCell(LSTMFamilyCell):
     def __post_init__(self):
         super().__post_init__()
         check_variant(self.variant)
+        who = f"variant {self.variant!r}"
         if "f" not in VARIANTS[self.variant]:
-            check_no_forget_options(self, f"variant {self.variant!r}")
+            check_unset(self, f"{who} has no forget gate", forget_bias=1.0, chrono=None)
+        if self.variant == "np":
+            check_unset(self, f"{who} has no peepholes", peephole_init=zeros)
         if self.variant == "noaf" and self.output_fn not in (None, "identity", identity):
             raise ValueError(
                 f"output_fn must be left at None, as variant 'noaf' has no output activation "

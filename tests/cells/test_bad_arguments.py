@@ -16,6 +16,8 @@ SPACE = {"conv_lstm": (3, 2)}
 FAMILY = sorted(name for name in CELLS if isinstance(CELLS[name](hidden_size=H), LSTMFamilyCell))
 GATED = sorted(name for name in CELLS if hasattr(CELLS[name](hidden_size=H), "gate_fn"))
 
+ones = jax.nn.initializers.ones
+
 over_cells = pytest.mark.parametrize("name", CELLS)
 
 
@@ -90,6 +92,14 @@ def test_state_without_axes(name):
     cell, params, x, state = fitting(name)
     with refused(ValueError, "state.h must be [...", "got shape ()"):
         cell.step(params, state._replace(h=jnp.float32(0.0)), x)
+
+
+def test_state_without_the_spatial_axes():
+    cell, params, x, _ = fitting("conv_lstm")
+    with refused(
+        ValueError, "state.h must be [..., *space, H] with H=5", "(3, 3)", "got shape (2, 5)"
+    ):
+        cell.step(params, cell.zero_state((B,)), x)
 
 
 @over_cells
@@ -277,6 +287,11 @@ def test_the_associative_engine_checks_as_a_step_does(name, options):
         ({"dtype": "float33"}, TypeError, "dtype must be a floating type such as 'float32', got"),
         ({"param_dtype": "int8"}, TypeError, "param_dtype must be a floating type such as"),
         ({"param_dtype": None}, TypeError, "param_dtype must be a floating type such as"),
+        (
+            {"learn_initial_state": 1},
+            TypeError,
+            "learn_initial_state must be True or False, got 1",
+        ),
     ],
 )
 def test_options_of_every_cell(name, options, error, message):
@@ -358,6 +373,10 @@ def test_options_of_the_families(name, option, value, error, parts):
         ("nfg", {"forget_bias": 0.5}, ("forget_bias must be left at 1.0", "nfg", "got 0.5")),
         ("nfg", {"chrono": 10.0}, ("chrono must be left at None", "nfg", "got 10.0")),
         ("noaf", {"output_fn": "tanh"}, ("output_fn must be left at None", "noaf", "got 'tanh'")),
+        ("np", {"peephole_init": ones}, ("peephole_init must be left at zeros", "'np'", "ones")),
+        ("coupled", {"peephole_init": ones}, ("peephole_init must be left at zeros", "ones")),
+        ("coupled", {"peepholes": "no"}, ("peepholes must be True or False, got 'no'",)),
+        ("gru", {"reset_after": 1}, ("reset_after must be True or False, got 1",)),
         ("projected", {"proj_size": 0}, ("proj_size must be at least 1, got 0",)),
         ("projected", {"proj_size": "2"}, ("proj_size must be an int, got '2'",)),
         ("layer_norm", {"epsilon": 0.0}, ("epsilon must be above 0, got 0.0",)),
@@ -376,6 +395,13 @@ def test_options_of_the_families(name, option, value, error, parts):
         ("conv_lstm", {"kernel_size": (3, 3, 3, 3)}, ("kernel_size must", "got (3, 3, 3, 3)")),
         ("conv_lstm", {"kernel_size": (3, 0)}, ("kernel_size", "0")),
         ("conv_lstm", {"kernel_size": (3, 1.5)}, ("kernel_size", "1.5")),
+        ("conv_lstm", {"peepholes": 1}, ("peepholes must be True or False, got 1",)),
+        (
+            "conv_lstm",
+            {"spatial_shape": (3, 2)},
+            ("spatial_shape must be left at None", "no peepholes", "got (3, 2)"),
+        ),
+        ("conv_lstm", {"peephole_init": ones}, ("peephole_init must be left at zeros", "ones")),
         ("conv_lstm", {"peepholes": True, "spatial_shape": (4,)}, ("spatial_shape", "(4,)")),
         ("conv_lstm", {"peepholes": True, "spatial_shape": (4, 0)}, ("spatial_shape", "0")),
     ],
