@@ -414,9 +414,14 @@ def chrono_bias(longest: float) -> Initializer:
 # ---- arithmetic ----
 
 
-def accumulation_dtype(*arrays_or_dtypes: Any) -> jnp.dtype:
-    """The type in which products of these are summed: float32, or wider if they are."""
-    return jnp.promote_types(jnp.result_type(*arrays_or_dtypes), jnp.float32)
+def accumulation_dtype(dtype: DTypeLike) -> jnp.dtype:
+    """The type in which products of this type are summed: float32, or wider if that is.
+
+    >>> accumulation_dtype("bfloat16"), accumulation_dtype("float64")
+    (dtype('float32'), dtype('float64'))
+    """
+    # Not promote_types, which raises where the user has promotion strict.
+    return jnp.dtype("float32") if jnp.finfo(dtype).bits < 32 else jnp.dtype(dtype)
 
 
 def dot(x: jax.Array, w: jax.Array) -> jax.Array:

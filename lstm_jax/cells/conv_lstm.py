@@ -20,6 +20,7 @@ from lstm_jax.cells.base import (
     zeros,
 )
 from lstm_jax.cells.lstm import LSTMState
+from lstm_jax.cells.peephole import peephole
 
 
 def convolve(x: jax.Array, w: jax.Array) -> jax.Array:
@@ -85,13 +86,11 @@ def conv_lstm_cell(
     """
     z = convolve(x, params["w_ih"]) + convolve(state.h, params["w_hh"])
     i, f, g, o = jnp.split(z + params["b"].astype(z.dtype), 4, -1)
-    peepholes = "p_i" in params
-    if peepholes:
-        i, f = i + params["p_i"] * state.c, f + params["p_f"] * state.c
-    c = a.clip(a.gate(f) * state.c + a.gate(i) * a.candidate(g))
-    if peepholes:
-        o = o + params["p_o"] * c
-    h = a.gate(o) * a.output(c)
+    i = a.gate(i + peephole(params, "i", state.c))
+    f = a.gate(f + peephole(params, "f", state.c))
+    c = a.clip(f * state.c + i * a.candidate(g))
+    o = a.gate(o + peephole(params, "o", c))
+    h = o * a.output(c)
     state = like(LSTMState(h=h, c=c), state)
     return state, state.h
 

@@ -53,7 +53,8 @@ def ind_rnn_cell(
       Network (IndRNN): Building A Longer and Deeper RNN", CVPR 2018, equation 2.
     """
     z = dot(x, params["w_ih"])
-    h = activation(z + params["u_hh"] * state.h + params["b"])
+    u, b = like((params["u_hh"], params["b"]), (z, z))
+    h = activation(z + u * like(state.h, z) + b)
     state = like(RNNState(h=h), state)
     return state, state.h
 
@@ -125,7 +126,7 @@ class IndRNNCell(BaseCell):
         """a and b of h_t = a_t ∘ h_{t-1} + b_t, each ``[..., H]``, where there is no activation."""
         params, xs = self.prepared(params, xs)
         b = dot(xs, params["w_ih"])
-        b = b + params["b"]
+        b = b + params["b"].astype(b.dtype)
         return jnp.broadcast_to(params["u_hh"].astype(b.dtype), b.shape), b
 
     def equations(

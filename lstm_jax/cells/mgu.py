@@ -49,8 +49,9 @@ def mgu_cell(
     z = dot(x, params["w_ih"])
     f_x, g_x = jnp.split(z + params["b"].astype(z.dtype), 2, -1)
     f = a.gate(f_x + dot(h, params["w_hh"][:, :size]))
-    g = a.candidate(g_x + dot((f * h).astype(h.dtype), params["w_hh"][:, size:]))
-    state = like(RNNState(h=(1.0 - f) * h + f * g), state)
+    wide = like(h, f)
+    g = a.candidate(g_x + dot(like(f * wide, h), params["w_hh"][:, size:]))
+    state = like(RNNState(h=(1.0 - f) * wide + f * g), state)
     return state, state.h
 
 

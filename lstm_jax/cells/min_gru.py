@@ -62,7 +62,7 @@ def min_gru_cell(
       "Were RNNs All We Needed?", arXiv:2410.01201, 2024, section 3.1.
     """
     keep, write = min_gru_coefficients(params, x, a)
-    state = like(RNNState(h=keep * state.h + write), state)
+    state = like(RNNState(h=keep * like(state.h, keep) + write), state)
     return state, state.h
 
 

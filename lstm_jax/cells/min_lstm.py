@@ -64,7 +64,7 @@ def min_lstm_cell(
       "Were RNNs All We Needed?", arXiv:2410.01201, 2024, section 3.2.
     """
     keep, write = min_lstm_coefficients(params, x, a)
-    state = like(RNNState(h=keep * state.h + write), state)
+    state = like(RNNState(h=keep * like(state.h, keep) + write), state)
     return state, state.h
 
 

@@ -61,13 +61,17 @@ def mogrifier_cell(
       Gábor Melis, Tomáš Kočiský, Phil Blunsom, "Mogrifier LSTM", ICLR 2020 (arXiv:1909.01792),
       section 2, where ``w_q{r}`` and ``w_r{r}`` stand transposed.
     """
+
+    def gated(v: jax.Array, z: jax.Array) -> jax.Array:
+        return like(2.0 * a.gate(z) * like(v, z), v)
+
     h = state.h
     x = x.astype(jnp.result_type(x, params["w_ih"]))  # integers could not hold what follows
     for r in range(1, rounds + 1):
         if r % 2:
-            x = like(2.0 * a.gate(product(h, params, f"w_q{r}")) * x, x)
+            x = gated(x, product(h, params, f"w_q{r}"))
         else:
-            h = like(2.0 * a.gate(product(x, params, f"w_r{r}")) * h, h)
+            h = gated(h, product(x, params, f"w_r{r}"))
     return lstm_cell(params, state._replace(h=h), x, a)
 
 

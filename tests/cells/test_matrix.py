@@ -347,6 +347,24 @@ def test_tracing_leaks_nothing_and_promotes_nothing(case):
     assert dtypes((new, y)) == {"float32"}
 
 
+@over_structures
+@pytest.mark.parametrize("types", [("float32", "bfloat16"), ("bfloat16", None)], ids=str)
+def test_no_cell_leaves_it_to_jax_how_two_types_meet(case, types):
+    stored, dtype = types
+    cell = case.cell(param_dtype=stored, dtype=dtype)
+    x = jnp.ones((B, *case.space, D), stored)
+
+    def run():
+        params, state = cell.init(jax.random.key(0), D), cell.zero_state((B, *case.space))
+        if cell.is_linear:
+            cell.linear_recurrence(params, x)
+        return cell.step(params, state, x)
+
+    with jax.numpy_dtype_promotion("strict"):
+        _, y = jax.eval_shape(run)
+    assert y.dtype == "bfloat16"
+
+
 # ---- types ----
 
 
