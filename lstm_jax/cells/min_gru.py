@@ -88,6 +88,11 @@ class MinGRUCell(GatedCell):
     activation_fn: Activation = "identity"
 
     @property
+    def recurrent_weights(self) -> tuple[str, ...]:
+        """None: gates and candidate read the input alone."""
+        return ()
+
+    @property
     def is_linear(self) -> bool:
         """Always."""
         return True

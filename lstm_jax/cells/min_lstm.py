@@ -106,6 +106,11 @@ class MinLSTMCell(GatedCell):
         return super().activations._replace(gate=gate)
 
     @property
+    def recurrent_weights(self) -> tuple[str, ...]:
+        """None: gates and candidate read the input alone."""
+        return ()
+
+    @property
     def is_linear(self) -> bool:
         """Always."""
         return True

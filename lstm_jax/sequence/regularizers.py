@@ -291,12 +291,12 @@ class DropConnect(Regularizer):
         h_t = cell(h_{t-1}, x_t; d ∘ U / (1 - rate))        d drawn once for all steps
 
     Attributes:
-      cell: any cell with parameters in a flat dict; ``cell.recurrent_weights`` names those
+      cell: a cell with parameters in a flat dict; ``cell.recurrent_weights`` names those
         that are dropped, ``("w_hh",)`` where a cell does not say.
       rate: the probability, at least 0 and below 1, with which a weight becomes zero.
 
     Raises:
-      ValueError: the rate lies outside its range.
+      ValueError: the rate lies outside its range, or the cell has no recurrent weights.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -316,9 +316,18 @@ class DropConnect(Regularizer):
 
     def __post_init__(self):
         _check_rates(self, "rate")
+        if not self._names:
+            raise ValueError(
+                f"DropConnect needs params that read the last state, but there are none in "
+                f"{self.cell}"
+            )
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return getattr(self.cell, "recurrent_weights", ("w_hh",))
 
     def noisy(self, params: Params, key: jax.Array, shape: tuple[int, ...]) -> tuple[Step, Any]:
-        names = getattr(self.cell, "recurrent_weights", ("w_hh",))
+        names = self._names
         for name in names:
             if name not in params:
                 raise ValueError(f"DropConnect needs params[{name!r}], got {', '.join(params)}")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lstm_jax.cells import ACTIVATIONS, CELLS
+from lstm_jax.sequence import DropConnect
 from tests import oracles
 
 D, H = 5, 6
@@ -250,6 +251,19 @@ def test_a_learned_initial_state_begins_at_zero(name):
         start = 1.0 if (name, field) == ("slstm", "n") else 0.0
         assert params[f"{field}_0"].shape == fields[field].shape
         np.testing.assert_array_equal(params[f"{field}_0"], np.full(fields[field].shape, start))
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_recurrent_weights_are_parameters_that_drop_connect_drops(name):
+    cell = CELLS[name](hidden_size=H)
+    assert set(cell.recurrent_weights) <= set(cell.parameters(D))
+    assert ("w_hh" in cell.parameters(D)) == ("w_hh" in cell.recurrent_weights)
+    if name not in ("min_lstm", "min_gru"):
+        assert DropConnect(cell).recurrent_weights
+        return
+    assert not cell.recurrent_weights
+    with pytest.raises(ValueError, match=f"params that read the last state.*{type(cell).__name__}"):
+        DropConnect(cell)
 
 
 # ---- functions ----
