@@ -333,14 +333,33 @@ class DropConnect(Regularizer):
                 raise ValueError(f"DropConnect needs params[{name!r}], got {', '.join(params)}")
         *keys, key = jax.random.split(key, len(names) + 1)
         dropped = {
-            name: _kept(
-                params[name],
-                jax.random.bernoulli(k, 1.0 - self.rate, params[name].shape),
-                self.rate,
-            )
-            for name, k in zip(names, keys, strict=True)
+            name: dropout(params[name], self.rate, k) for name, k in zip(names, keys, strict=True)
         }
         return noisy_step(self.cell, {**params, **dropped}, key, shape)
+
+
+def dropout(xs: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Zeroes a fraction ``rate`` of ``xs`` and scales the rest by ``1 / (1 - rate)``.
+
+    Args:
+      xs: any array.
+      rate: the probability, 0 <= rate < 1, with which an element becomes zero.
+      key: a random key; None (no training) returns ``xs`` as they are.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> dropout(jnp.ones(8), 0.5, jax.random.key(0)).tolist().count(0.0) in range(9)
+      True
+      >>> dropout(jnp.ones(2), 0.5, None).tolist()
+      [1.0, 1.0]
+
+    References:
+      Nitish Srivastava et al., "Dropout: A Simple Way to Prevent Neural Networks from
+      Overfitting", JMLR 15, 2014.
+    """
+    if key is None or rate == 0.0:
+        return xs
+    return _kept(xs, jax.random.bernoulli(key, 1.0 - rate, xs.shape), rate)
 
 
 def _kept(array: jax.Array, keep: jax.Array, rate: float) -> jax.Array:

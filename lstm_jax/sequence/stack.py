@@ -10,34 +10,10 @@ import jax.numpy as jnp
 
 from lstm_jax.cells.base import Params, State, check_size
 from lstm_jax.sequence.protocol import check_cell_or_layer, input_size, is_layer, output_size
+from lstm_jax.sequence.regularizers import dropout
 from lstm_jax.sequence.unroll import initial_state, unroll
 
 CONNECTIONS = ("plain", "residual", "skip")
-
-
-def dropout(xs: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Zeroes a fraction ``rate`` of ``xs`` and scales the rest by ``1 / (1 - rate)``.
-
-    Args:
-      xs: any array.
-      rate: the probability, 0 <= rate < 1, with which an element becomes zero.
-      key: a random key; None (no training) returns ``xs`` as they are.
-
-    Example:
-      >>> import jax, jax.numpy as jnp
-      >>> dropout(jnp.ones(8), 0.5, jax.random.key(0)).tolist().count(0.0) in range(9)
-      True
-      >>> dropout(jnp.ones(2), 0.5, None).tolist()
-      [1.0, 1.0]
-
-    References:
-      Nitish Srivastava et al., "Dropout: A Simple Way to Prevent Neural Networks from
-      Overfitting", JMLR 15, 2014.
-    """
-    if key is None or rate == 0.0:
-        return xs
-    keep = jax.random.bernoulli(key, 1.0 - rate, xs.shape)
-    return jnp.where(keep, xs / jnp.asarray(1.0 - rate, xs.dtype), jnp.zeros_like(xs))
 
 
 @dataclasses.dataclass(frozen=True)
