@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lstm_jax.cells.base import Cell, GatedCell, LSTMFamilyCell, Params, State, like
+from lstm_jax.cells.base import Cell, GatedCell, Params, State, like
 
 Step = Callable[[State, jax.Array, Any], tuple[State, jax.Array]]
 
@@ -267,16 +267,17 @@ class RecurrentDropout(Regularizer):
     def noisy(self, params: Params, key: jax.Array, shape: tuple[int, ...]) -> tuple[Step, Any]:
         cell = self.cell
         keep = jax.random.bernoulli(key, 1.0 - self.rate, (*shape[:-1], self.hidden_size))
-        candidate = cell.activations.candidate
-        options: dict[str, Any] = {}
-        if isinstance(cell, LSTMFamilyCell) and cell.output_fn is None:
-            options["output_fn"] = cell.activations.output  # which is not dropped
+        functions, kind = cell.activations, type(cell)
+        options = {field.name: getattr(cell, field.name) for field in dataclasses.fields(cell)}
 
         def dropped(state: Any, x: jax.Array, keep: jax.Array) -> tuple[Any, jax.Array]:
             def drop(z: jax.Array) -> jax.Array:
-                return _kept(candidate(z), keep, self.rate)
+                return _kept(functions.candidate(z), keep, self.rate)
 
-            noisy = dataclasses.replace(cell, activation_fn=drop, **options)
+            # The same cell but for one function, which no option reaches: activation_fn may
+            # act on what is read out, too, and in the variant niaf does so alone.
+            body = {"activations": functions._replace(candidate=drop)}
+            noisy = type(kind.__name__, (kind,), body)(**options)
             return noisy.step(params, state, x)
 
         return dropped, keep
