@@ -332,6 +332,22 @@ class GatedCell(BaseCell):
         return init
 
 
+class LSTMState(NamedTuple):
+    """What an LSTM hands from one step to the next.
+
+    Attributes:
+      h: hidden state, which is also the step's output; ``[..., H]``.
+      c: cell state; ``[..., H]``, float32 (or float64) whatever the computation's type.
+
+    >>> import jax.numpy as jnp
+    >>> LSTMState(h=jnp.zeros(3), c=jnp.ones(3)).c.sum()
+    Array(3., dtype=float32)
+    """
+
+    h: jax.Array
+    c: jax.Array
+
+
 @dataclasses.dataclass(frozen=True)
 class LSTMFamilyCell(GatedCell):
     """Options of the LSTM family, cells with a cell state c; they mean the same in each.
@@ -364,6 +380,13 @@ class LSTMFamilyCell(GatedCell):
         if self.output_fn is not None:
             functions = functions._replace(output=activation("output_fn", self.output_fn))
         return functions._replace(clip=clipped(functions.clip, self.cell_clip))
+
+    def zero_state(self, batch_shape: tuple[int, ...] = ()) -> LSTMState:
+        """Zeros: ``h`` as wide as an output and ``c`` ``[*batch_shape, H]``, float32 or wider."""
+        return LSTMState(
+            h=self.zeros(*batch_shape, self.output_size),
+            c=self.zeros(*batch_shape, self.hidden_size, accumulated=True),
+        )
 
     def gate_biases(self, gates: str) -> Initializer:
         """Draws the biases of gates side by side, such as ``"ifgo"``, f keeping, i writing."""

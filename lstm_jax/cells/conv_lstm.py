@@ -102,7 +102,8 @@ class ConvLSTMCell(LSTMFamilyCell):
     Parameters are ``w_ih`` ``(*kernel, D, 4H)``, ``w_hh`` ``(*kernel, H, 4H)`` and ``b``
     ``(4H,)`` with gates in the order i, f, g, o, and with peepholes ``p_i``, ``p_f``, ``p_o``;
     options are those of :class:`LSTMFamilyCell` and these.  H counts channels; every input
-    is ``[..., *space, D]``.
+    is ``[..., *space, D]``, and the shape that ``zero_state`` is given is that of the batch axes
+    and then the spatial ones.
 
     Attributes:
       kernel_size: of the convolutions, a number for each spatial axis, of which there are
@@ -185,11 +186,6 @@ class ConvLSTMCell(LSTMFamilyCell):
                     f"state.{name} must be [..., *space, H] with H={self.hidden_size} and as many "
                     f"axes of space as kernel_size={self.kernel_size}, got shape {array.shape}"
                 )
-
-    def zero_state(self, batch_shape: tuple[int, ...] = ()) -> LSTMState:
-        """Zeros ``[*batch_shape, H]``; ``batch_shape`` is batch axes, then spatial ones."""
-        shape = (*batch_shape, self.hidden_size)
-        return LSTMState(h=self.zeros(*shape), c=self.zeros(*shape, accumulated=True))
 
     def equations(
         self, params: dict[str, jax.Array], state: LSTMState, x: jax.Array

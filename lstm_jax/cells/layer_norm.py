@@ -129,11 +129,6 @@ class LayerNormLSTMCell(LSTMFamilyCell):
             "shift_c": Parameter(zeros, (H,)),
         }
 
-    def zero_state(self, batch_shape: tuple[int, ...] = ()) -> LSTMState:
-        """``h`` and ``c`` of zeros, each ``[*batch_shape, H]``; ``c`` in float32 or wider."""
-        shape = (*batch_shape, self.hidden_size)
-        return LSTMState(h=self.zeros(*shape), c=self.zeros(*shape, accumulated=True))
-
     def equations(
         self, params: dict[str, jax.Array], state: LSTMState, x: jax.Array
     ) -> tuple[LSTMState, jax.Array]:

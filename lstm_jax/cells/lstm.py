@@ -1,29 +1,12 @@
 """The standard LSTM: input, forget and output gate around a cell state."""
 
 import dataclasses
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.activations import STANDARD, Activations
-from lstm_jax.cells.base import LSTMFamilyCell, Parameter, affine, blocks, like
-
-
-class LSTMState(NamedTuple):
-    """What an LSTM hands from one step to the next.
-
-    Attributes:
-      h: hidden state, which is also the step's output; ``[..., H]``.
-      c: cell state; ``[..., H]``, float32 (or float64) whatever the computation's type.
-
-    >>> import jax.numpy as jnp
-    >>> LSTMState(h=jnp.zeros(3), c=jnp.ones(3)).c.sum()
-    Array(3., dtype=float32)
-    """
-
-    h: jax.Array
-    c: jax.Array
+from lstm_jax.cells.base import LSTMFamilyCell, LSTMState, Parameter, affine, blocks, like
 
 
 def lstm_cell(
@@ -106,11 +89,6 @@ class LSTMCell(LSTMFamilyCell):
             "w_hh": Parameter(blocks(self.recurrent_kernel_init, 4), (H, 4 * H)),
             "b": Parameter(self.gate_biases("ifgo"), (4 * H,)),
         }
-
-    def zero_state(self, batch_shape: tuple[int, ...] = ()) -> LSTMState:
-        """``h`` and ``c`` of zeros, each ``[*batch_shape, H]``; ``c`` in float32 or wider."""
-        shape = (*batch_shape, self.hidden_size)
-        return LSTMState(h=self.zeros(*shape), c=self.zeros(*shape, accumulated=True))
 
     def equations(
         self, params: dict[str, jax.Array], state: LSTMState, x: jax.Array

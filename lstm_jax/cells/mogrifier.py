@@ -154,11 +154,6 @@ class MogrifierLSTMCell(LSTMFamilyCell):
             f"{name}_right": Parameter(init, (self.rank, columns)),
         }
 
-    def zero_state(self, batch_shape: tuple[int, ...] = ()) -> LSTMState:
-        """``h`` and ``c`` of zeros, each ``[*batch_shape, H]``; ``c`` in float32 or wider."""
-        shape = (*batch_shape, self.hidden_size)
-        return LSTMState(h=self.zeros(*shape), c=self.zeros(*shape, accumulated=True))
-
     def equations(
         self, params: dict[str, jax.Array], state: LSTMState, x: jax.Array
     ) -> tuple[LSTMState, jax.Array]:

@@ -1,7 +1,7 @@
 """The variants of "LSTM: A Search Space Odyssey": the LSTM with peepholes, less one part."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -227,13 +227,12 @@ class OdysseyLSTMCell(LSTMFamilyCell):
             parameters["w_gates"] = Parameter(init, (3 * H, 3 * H))
         return parameters
 
-    def zero_state(self, batch_shape: tuple[int, ...] = ()) -> LSTMState | FGRState:
+    def zero_state(self, batch_shape: tuple[int, ...] = ()) -> Any:
         """Zeros, each ``[*batch_shape, H]``; all but ``h`` in float32 or wider."""
-        shape = (*batch_shape, self.hidden_size)
-        h, zero = self.zeros(*shape), self.zeros(*shape, accumulated=True)
+        zero = super().zero_state(batch_shape)
         if self.variant == "fgr":
-            return FGRState(h=h, c=zero, i=zero, f=zero, o=zero)
-        return LSTMState(h=h, c=zero)
+            return FGRState(h=zero.h, c=zero.c, i=zero.c, f=zero.c, o=zero.c)
+        return zero
 
     def equations(
         self, params: dict[str, jax.Array], state: LSTMState | FGRState, x: jax.Array

@@ -116,13 +116,6 @@ class ProjectedLSTMCell(LSTMFamilyCell):
             "w_hr": Parameter(self.recurrent_kernel_init, (H, P)),
         }
 
-    def zero_state(self, batch_shape: tuple[int, ...] = ()) -> LSTMState:
-        """Zeros: ``h`` ``[*batch_shape, P]``, ``c`` ``[*batch_shape, H]`` in float32 or wider."""
-        return LSTMState(
-            h=self.zeros(*batch_shape, self.output_size),
-            c=self.zeros(*batch_shape, self.hidden_size, accumulated=True),
-        )
-
     def equations(
         self, params: dict[str, jax.Array], state: LSTMState, x: jax.Array
     ) -> tuple[LSTMState, jax.Array]:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lstm_jax.cells import ACTIVATIONS, CELLS
+from lstm_jax.cells import ACTIVATIONS, CELLS, LSTMFamilyCell
 from lstm_jax.sequence import DropConnect
 from tests import oracles
 
@@ -264,6 +264,17 @@ def test_recurrent_weights_are_parameters_that_drop_connect_drops(name):
     assert not cell.recurrent_weights
     with pytest.raises(ValueError, match=f"params that read the last state.*{type(cell).__name__}"):
         DropConnect(cell)
+
+
+@pytest.mark.parametrize("kind", [LSTMFamilyCell, CELLS["projected"]])
+def test_a_new_cell_of_the_lstm_family_has_its_zero_state(kind):
+    class Own(kind):
+        pass
+
+    state = Own(4, dtype="bfloat16").zero_state((3,))
+    assert state.h.shape == (3, 2 if kind is CELLS["projected"] else 4)
+    assert state.c.shape == (3, 4)
+    assert (state.h.dtype, state.c.dtype) == ("bfloat16", "float32")
 
 
 # ---- functions ----
