@@ -1,0 +1,223 @@
+"""What the README and the pages of docs/ show runs as it stands there, and holds of the code."""
+
+import functools
+import inspect
+import math
+import os
+import pathlib
+import re
+import sys
+
+import jax
+import pytest
+
+from lstm_jax.cells import CELLS, BaseCell, GatedCell, LSTMFamilyCell
+
+ROOT = pathlib.Path(__file__).parent.parent
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]
+
+
+def name_of(page: pathlib.Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+# ---- what is shown runs ----
+
+
+def blocks(page: pathlib.Path, language: str = "python") -> list[str]:
+    """The code blocks of a page in one language."""
+    text = page.read_text("utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+def file_name(block: str) -> str | None:
+    """The name in a block's first line, ``# name.py``, where it shows a file."""
+    named = re.match(r"# (\w+\.\w+)\n", block)
+    return named[1] if named else None
+
+
+def write_files(page: pathlib.Path, folder: pathlib.Path) -> None:
+    """Lays the files that a page shows into a folder."""
+    for language in ("python", "toml"):
+        for block in blocks(page, language):
+            if name := file_name(block):
+                (folder / name).write_text(block, "utf-8")
+
+
+def run_block(block: str, name: str, namespace: dict, capsys) -> None:
+    """Runs it; what it prints must be what the comments behind its prints say."""
+    capsys.readouterr()
+    exec(compile(block, name, "exec"), namespace)
+    expected = re.findall(r"print\(.*\)\s+# (.*)", block)
+    assert capsys.readouterr().out.splitlines() == expected, block
+
+
+def run_page(page: pathlib.Path, folder: pathlib.Path, monkeypatch, capsys) -> None:
+    """Runs a page's blocks one after another in one namespace, its files in a folder."""
+    write_files(page, folder)
+    monkeypatch.syspath_prepend(folder)
+    for path in folder.glob("*.py"):
+        monkeypatch.delitem(sys.modules, path.stem, raising=False)
+    namespace = {"__name__": page.stem}
+    for block in blocks(page):
+        if file_name(block) is None:
+            run_block(block, name_of(page), namespace, capsys)
+
+
+README = blocks(ROOT / "README.md")
+
+
+@pytest.mark.parametrize("block", README, ids=range(len(README)))
+def test_each_block_of_the_readme_runs_by_itself(block, capsys):
+    assert "print(" in block
+    run_block(block, "README.md", {"__name__": "readme"}, capsys)
+
+
+# your_own_cell.md is run in test_own_cell.py.
+@pytest.mark.parametrize("page", [p for p in DOCS if p.stem != "your_own_cell"], ids=name_of)
+def test_the_blocks_of_a_page_run_in_order(page, tmp_path, monkeypatch, capsys):
+    run_page(page, tmp_path, monkeypatch, capsys)
+
+
+# ---- what is linked exists ----
+
+
+def anchors(page: pathlib.Path) -> set[str]:
+    """The anchors of a page's headings, as Markdown on the web has them."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_file_and_heading_that_is_linked_to_exists(page):
+    links = re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8"))
+    for link in links:
+        if "://" in link:
+            continue
+        path, _, anchor = link.partition("#")
+        target = pathlib.Path(os.path.normpath(page.parent / path)) if path else page
+        assert target.exists() and target.is_relative_to(ROOT), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_every_page_is_linked_from_the_readme():
+    readme = (ROOT / "README.md").read_text("utf-8")
+    for page in DOCS:
+        assert f"]({name_of(page)})" in readme, name_of(page)
+
+
+# ---- docs/cells.md ----
+
+CELLS_PAGE = ROOT / "docs" / "cells.md"
+SIZES = [(3, 4), (5, 6)]
+
+
+def table() -> dict[str, list[str]]:
+    """The rows of the table of all cells by the cell's name, a list of columns each."""
+    rows = {}
+    for line in CELLS_PAGE.read_text("utf-8").splitlines():
+        if match := re.match(r"\| \[`(\w+)`\]\(#[\w-]+\) \| (`\w+Cell`.*) \|$", line):
+            assert match[1] not in rows
+            rows[match[1]] = match[2].split(" | ")
+    return rows
+
+
+def sections() -> dict[str, str]:
+    """What stands under a heading for each cell that it names."""
+    parts = re.split(r"^### (.*)$", CELLS_PAGE.read_text("utf-8"), flags=re.MULTILINE)
+    found = {}
+    for heading, text in zip(parts[1::2], parts[2::2], strict=True):
+        text = re.split(r"^## ", text, flags=re.MULTILINE)[0]
+        found |= {name: text for name in heading.split(", ")}
+    return found
+
+
+def value(formula: str, **letters: int) -> float:
+    """``4H(D + H/N + 1)`` as a number."""
+    formula = formula.replace("²", "**2")
+    return eval(re.sub(r"(?<=[\w)])(?=[A-Za-z(])", "*", formula), {}, letters)
+
+
+def letters(cell, D: int, H: int) -> dict[str, int]:
+    """What the letters of the formulas mean for a cell."""
+    kernel = getattr(cell, "kernel_size", ())
+    return {
+        "D": D,
+        "H": H,
+        "n": H // getattr(cell, "block_size", H),
+        "P": getattr(cell, "output_size", H),
+        "R": getattr(cell, "rounds", 0),
+        "k": getattr(cell, "rank", None) or 0,
+        "N": getattr(cell, "num_heads", 1),
+        "S": getattr(cell, "static_size", 0),
+        "K": math.prod(kernel),
+    }
+
+
+def num_parameters(cell, D: int) -> int:
+    shapes = jax.eval_shape(lambda: cell.init(jax.random.key(0), D))
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
+def test_the_table_and_the_sections_name_every_cell_and_its_class():
+    rows = table()
+    assert list(rows) == list(sections()) == list(CELLS)
+    for name, (kind, *_) in rows.items():
+        assert kind == f"`{type(CELLS[name](hidden_size=4)).__name__}`", name
+
+
+OPTIONS = {
+    "lstm_1997": {"block_size": 2},
+    "projected": {"proj_size": 3},
+    "mogrifier": {"rounds": 2},
+    "slstm": {"num_heads": 2},
+    "ea_lstm": {"static_size": 2},
+    "conv_lstm": {"kernel_size": (3, 5, 1)},
+}
+"""Options that change the letters of a formula."""
+
+
+@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize(("D", "H"), SIZES)
+def test_numbers_of_parameters(name, D, H):
+    formula = table()[name][2].strip("`")
+    for options in ({}, OPTIONS.get(name, {})):
+        cell = CELLS[name](hidden_size=H, **options)
+        assert value(formula, **letters(cell, D, H)) == num_parameters(cell, D), options
+        # What the section says of options that change the number otherwise.
+        changes = re.findall(r"`(\w+=[^`]+)` (adds|makes it) `([^`]+)`", sections()[name])
+        for option, verb, other in changes:
+            more = {**options, **eval(f"dict({option})")}
+            cell = CELLS[name](hidden_size=H, **more)
+            expected = value(formula if verb == "adds" else "0", **letters(cell, D, H))
+            expected += value(other, **letters(cell, D, H))
+            assert expected == num_parameters(cell, D), (options, option)
+
+
+def lines(text: str) -> list[str]:
+    """Lines with something in them, without indentation and alignment."""
+    return [" ".join(line.split()) for line in text.splitlines() if line.strip()]
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_equations_are_those_of_the_docstrings(name):
+    kind = type(CELLS[name](hidden_size=4))
+    steps = [f for n, f in vars(sys.modules[kind.__module__]).items() if n.endswith("_cell")]
+    known = {line for step in steps for line in lines(inspect.getdoc(step) or "")}
+    shown = re.findall(r"^```\n(.*?)^```$", sections()[name], re.DOTALL | re.MULTILINE)
+    assert shown
+    for block in shown:
+        assert set(lines(block)) <= known
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_a_section_names_the_options_of_its_cell(name):
+    kind = CELLS[name]
+    kind = kind.func if isinstance(kind, functools.partial) else kind
+    shared = set().union(
+        *(inspect.signature(base).parameters for base in (BaseCell, GatedCell, LSTMFamilyCell))
+    )
+    for option in set(inspect.signature(kind).parameters) - shared:
+        assert f"`{option}" in sections()[name], option
