@@ -14,9 +14,9 @@ from lstm_jax.cells.base import (
     blocks,
     check_number,
     check_size,
-    constant,
     dot,
     like,
+    zeros,
 )
 
 FORGET_FUNCTIONS = {"sigmoid": jax.nn.log_sigmoid, "exp": lambda z: z}
@@ -31,7 +31,7 @@ class SLSTMState(NamedTuple):
     Attributes:
       h: hidden state, which is also the step's output; ``[..., H]``.
       c: cell state, times exp(-m); ``[..., H]``.
-      n: normaliser, times exp(-m); ``[..., H]``.
+      n: normaliser, times exp(-m); ``[..., H]``, at least 0, and above where c is not 0.
       m: stabiliser; ``[..., H]``.
 
     >>> import jax.numpy as jnp
@@ -120,8 +120,9 @@ class SLSTMCell(GatedCell):
     Parameters are ``w_ih`` ``(D, 4H)``, ``w_hh`` ``(heads, d, 4d)`` with d = H / heads and ``b``
     ``(4H,)`` with gates in the order i, f, g, o; options are those of :class:`GatedCell`
     (``gate_fn`` is the output gate's) and these.  The zero state has ``m`` = -1e30: nothing
-    is stored, and the first step decides the scale.  With ``learn_initial_state`` it begins
-    with n = 1 and m = 0.
+    is stored, and the first step decides the scale.  With ``learn_initial_state`` there are
+    ``h_0``, ``c_0`` and ``m_0``, zeros at first, and n is 1: times exp(m), which m_0 decides, it
+    is any positive number, and no other may divide c.
 
     Attributes:
       num_heads: how many blocks the recurrent weights have; divides H.
@@ -174,19 +175,26 @@ class SLSTMCell(GatedCell):
         }
 
     def all_parameters(self, input_size: int) -> dict[str, Parameter]:
-        """Those of any cell, but a learned initial state begins with n = 1 and m = 0."""
+        """Those of any cell, but a learned initial state has no n and begins with m = 0."""
         parameters = super().all_parameters(input_size)
         if self.learn_initial_state:
-            shape = (self.hidden_size,)
-            parameters["n_0"] = Parameter(constant(jnp.ones(())), shape)
-            parameters["m_0"] = Parameter(constant(jnp.zeros(())), shape)
+            del parameters["n_0"]
+            parameters["m_0"] = Parameter(zeros, (self.hidden_size,))
         return parameters
+
+    def initial_state(
+        self, params: dict[str, jax.Array], batch_shape: tuple[int, ...] = ()
+    ) -> SLSTMState:
+        """The state before the first step: nothing stored, or what was learned with n = 1."""
+        if self.learn_initial_state:
+            params = {**params, "n_0": jnp.ones(self.hidden_size)}
+        return super().initial_state(params, batch_shape)
 
     def zero_state(self, batch_shape: tuple[int, ...] = ()) -> SLSTMState:
         """``h``, ``c`` and ``n`` of zeros and ``m`` of -1e30, each ``[*batch_shape, H]``."""
         shape = (*batch_shape, self.hidden_size)
-        zeros = self.zeros(*shape, accumulated=True)
-        return SLSTMState(h=self.zeros(*shape), c=zeros, n=zeros, m=zeros + EMPTY)
+        zero = self.zeros(*shape, accumulated=True)
+        return SLSTMState(h=self.zeros(*shape), c=zero, n=zero, m=zero + EMPTY)
 
     def mean_state(self, old: SLSTMState, new: SLSTMState, rate: float) -> SLSTMState:
         """``rate`` of the old state and the rest of the new one, both on one scale of m."""

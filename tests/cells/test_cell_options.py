@@ -243,14 +243,17 @@ def test_the_key_decides(name):
 
 @pytest.mark.parametrize("name", CELLS)
 def test_a_learned_initial_state_begins_at_zero(name):
-    """But for slstm's normaliser, one, by which zero may be divided, at the scale exp(0)."""
+    """But for slstm's normaliser, by which zero may be divided: one, and not learned."""
     cell = CELLS[name](hidden_size=H, learn_initial_state=True)
     params = cell.init(KEY, D)
-    fields = cell.zero_state()._asdict()
-    for field in fields:
-        start = 1.0 if (name, field) == ("slstm", "n") else 0.0
-        assert params[f"{field}_0"].shape == fields[field].shape
-        np.testing.assert_array_equal(params[f"{field}_0"], np.full(fields[field].shape, start))
+    state = cell.initial_state(params, (3,))._asdict()
+    for field, zero in cell.zero_state()._asdict().items():
+        if (name, field) == ("slstm", "n"):
+            assert "n_0" not in params
+            np.testing.assert_array_equal(state[field], np.ones((3, H)))
+            continue
+        np.testing.assert_array_equal(params[f"{field}_0"], np.zeros(zero.shape))
+        np.testing.assert_array_equal(state[field], np.zeros((3, *zero.shape)))
 
 
 @pytest.mark.parametrize("name", CELLS)

@@ -470,23 +470,43 @@ def test_a_learned_initial_state_is_a_parameter_and_what_resets_restore(case):
     with jax.enable_x64(True):
         cell, params, xs, _ = arguments(case, learn_initial_state=True)
         fields = cell.zero_state()._fields
-        assert {f"{field}_0" for field in fields} == set(params) - set(
+        learned = set(fields) - ({"n"} if case.name == "slstm" else set())  # which is 1
+        assert {f"{field}_0" for field in learned} == set(params) - set(
             case.cell().all_parameters(D)
         ), "a parameter for each field"
-        if case.name == "slstm":
-            params["n_0"] = np.exp(params["n_0"])
+        whole = {**params, "n_0": np.ones(H)} if case.name == "slstm" else params
 
         def run(params, xs):
             last, ys = unroll(cell, params, xs, lengths=LENGTHS, resets=RESETS)
             return scalar(last, ys), (last, ys)
 
         (_, (last, ys)), grads = quick_jit(jax.value_and_grad(run, has_aux=True))(params, xs)
-        expected, expected_ys = case.oracle(params, xs, None, LENGTHS, RESETS)
+        expected, expected_ys = case.oracle(whole, xs, None, LENGTHS, RESETS)
         np.testing.assert_allclose(ys, expected_ys, rtol=1e-12, atol=1e-12)
         (last,) = dicts(last)
         for field in fields:
             np.testing.assert_allclose(last[field], expected[field], rtol=1e-12, atol=1e-12)
+        for field in learned:
             assert np.abs(grads[f"{field}_0"]).max() > 1e-3, f"{field}_0 receives gradient"
+
+
+@pytest.mark.parametrize("value", [-20.0, -1.0, 0.0, 20.0])
+@pytest.mark.parametrize("written", [-200.0, 0.0])
+def test_slstm_divides_by_what_is_positive_whatever_is_learned(value, written):
+    """h is o times a mean of candidates and the first c / n, with weights of at least 0."""
+    cell = case("slstm").cell(learn_initial_state=True)
+    params = cell.init(jax.random.key(0), D)
+    begun = {key: jnp.full(H, value) for key in params if key.endswith("_0")}
+    params |= begun | {"b": params["b"].at[:H].set(written)}  # in float32 exp(-200) is 0
+    xs = jax.random.normal(jax.random.key(1), (T, B, D))
+
+    def run(params):
+        _, ys = unroll(cell, params, xs)
+        return ys.sum(), ys
+
+    (_, ys), grads = quick_jit(jax.value_and_grad(run, has_aux=True))(params)
+    assert np.abs(ys).max() <= max(1.0, abs(value))
+    chex.assert_tree_all_finite(grads)
 
 
 @over_all
