@@ -411,6 +411,22 @@ def test_low_precision_stays_within_its_error(case, dtype):
     )
 
 
+@pytest.mark.parametrize(("name", "large"), [("multiplicative", "w_mx"), ("mogrifier", "w_q1")])
+def test_sums_beyond_float16_are_multiplied_before_they_are_rounded(name, large):
+    """Float16 ends at 65504; of the products of such sums only what is multiplied again is it."""
+    one, cell = case(name), case(name).cell(dtype="float16")
+    params, state = cell.init(jax.random.key(0), D), cell.zero_state((B,))
+    params |= {large: jnp.full_like(params[large], 3e4)}
+    state = state._replace(h=jnp.full_like(state.h, 1e-3 if name == "multiplicative" else 1.0))
+    x = jnp.full((B, D), 1.0)
+    assert ((x if name == "multiplicative" else state.h) @ params[large] > 65504).all()
+    _, y = cell.step(params, state, x)
+    (given,) = dicts(state)
+    _, expected = one.oracle(params, x[None], given)
+    # Weights of order 1 and numbers up to 2**3 x, rounded by half of 2**-10 in a few places.
+    np.testing.assert_allclose(y, expected[0], rtol=0, atol=0.02)
+
+
 @over_structures
 def test_a_scan_keeps_its_types_whatever_they_are(case):
     _, params, xs, state = arguments(case, np.float32)
