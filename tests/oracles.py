@@ -129,7 +129,7 @@ def coupled(params, state, x, peepholes=False, **options):
 
 
 def odyssey(params, state, x, variant, **options):
-    """Greff et al. 2017, section 3: the vanilla LSTM (with peepholes) and what each drops."""
+    """Greff et al. 2017: the vanilla LSTM (with peepholes) and what each drops."""
     fn = functions(**options)
     names = {"nig": "fgo", "nfg": "igo", "nog": "ifg"}.get(variant, "ifgo")
     z = split(affine(params, state["h"], x), names)
@@ -184,7 +184,7 @@ def multiplicative(params, state, x, **options):
 
 
 def mogrifier(params, state, x, rounds=5, rank=None, **options):
-    """Melis, Kočiský, Blunsom 2020, equations 1 and 2; each σ is a gate's."""
+    """Melis, Kočiský, Blunsom 2020; each σ is a gate's."""
     fn = functions(**options)
     h = state["h"]
     for n in range(1, rounds + 1):
@@ -208,7 +208,7 @@ def slstm(
     activation_fn="tanh",
     preactivation_clip=None,
 ):
-    """Beck et al. 2024, sLSTM, equations 8 to 17: exponential gates, stabilised by m."""
+    """Beck et al. 2024, sLSTM: exponential gates, stabilised by m."""
     fn = functions(gate_fn, activation_fn, preactivation_clip=preactivation_clip)
     size = state["h"].size // num_heads
     recurrent = {gate: [] for gate in "ifgo"}
@@ -231,7 +231,7 @@ def slstm(
 
 
 def slstm_unstabilised(params, state, x, forget_fn="sigmoid"):
-    """The same paper's equations 8 to 14, one head: what m must leave as it is."""
+    """The same paper's equations without the stabiliser, one head: what m must leave as it is."""
     z = split(x @ params["w_ih"] + state["h"] @ params["w_hh"][0] + params["b"], "ifgo")
     i, f = np.exp(z["i"]), (sigmoid if forget_fn == "sigmoid" else np.exp)(z["f"])
     c = f * state["c"] + i * np.tanh(z["g"])
@@ -241,7 +241,7 @@ def slstm_unstabilised(params, state, x, forget_fn="sigmoid"):
 
 
 def ea_lstm(params, state, x, static_size=1, **options):
-    """Kratzert et al. 2019, equations 7 to 12: the input gate reads the static features."""
+    """Kratzert et al. 2019: the input gate reads the static features."""
     fn = functions(**options)
     dynamic, static = x[:-static_size], x[-static_size:]
     b = split(params["b"], "ifgo")
@@ -268,7 +268,7 @@ def correlate(x, kernel):
 
 
 def conv_lstm(params, state, x, kernel_size=(3, 3), peepholes=False, spatial_shape=None, **options):
-    """Shi et al. 2015, equation 3."""
+    """Shi et al. 2015."""
     fn = functions(**options)
     assert params["w_ih"].shape[:-2] == tuple(kernel_size)
     p = {g: params[f"p_{g}"] if peepholes else 0.0 for g in "ifo"}
@@ -292,7 +292,7 @@ def rnn(params, state, x, activation_fn="tanh", preactivation_clip=None):
 
 
 def ind_rnn(params, state, x, activation_fn="relu", preactivation_clip=None):
-    """Li et al. 2018, equation 2: each unit reads its own past alone."""
+    """Li et al. 2018: each unit reads its own past alone."""
     fn = functions(activation_fn=activation_fn, preactivation_clip=preactivation_clip)
     h = fn.candidate(x @ params["w_ih"] + params["u_hh"] * state["h"] + params["b"])
     return {"h": h}, h

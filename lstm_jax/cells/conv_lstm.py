@@ -82,7 +82,7 @@ def conv_lstm_cell(
 
     References:
       Xingjian Shi et al., "Convolutional LSTM Network: A Machine Learning Approach for
-      Precipitation Nowcasting", NeurIPS 2015, equation 3.
+      Precipitation Nowcasting", NeurIPS 2015.
     """
     z = convolve(x, params["w_ih"]) + convolve(state.h, params["w_hh"])
     i, f, g, o = jnp.split(z + params["b"].astype(z.dtype), 4, -1)

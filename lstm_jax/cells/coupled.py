@@ -59,8 +59,8 @@ def coupled_cell(
     References:
       Klaus Greff, Rupesh K. Srivastava, Jan Koutník, Bas R. Steunebrink, Jürgen Schmidhuber,
       "LSTM: A Search Space Odyssey", IEEE Transactions on Neural Networks and Learning
-      Systems 28(10), 2017, section II with variant CIFG (which keeps the input gate and has
-      f = 1 - i: the same cells, with the gate's sign turned).
+      Systems 28(10), 2017, variant CIFG (which keeps the input gate and has f = 1 - i: the
+      same cells, with the gate's sign turned).
     """
     f, g, o = jnp.split(affine(params, state.h, x), 3, -1)
     f = a.gate(f + peephole(params, "f", state.c))

@@ -48,7 +48,7 @@ def ea_lstm_cell(
     References:
       Frederik Kratzert et al., "Towards learning universal, regional, and local hydrological
       behaviors via machine learning applied to large-sample datasets", Hydrology and Earth
-      System Sciences 23, 2019, section 2.2 (the EA-LSTM's equations).
+      System Sciences 23, 2019, the equations of the EA-LSTM.
     """
     size = params["w_hh"].shape[0]
     dynamic, static = jnp.split(x, [params["w_ih"].shape[0]], -1)

@@ -86,8 +86,8 @@ def gru_reset_after_cell(
       (3,)
 
     References:
-      Kyunghyun Cho et al., as :func:`gru_cell`; the variant is that of its first code,
-      described in ONNX's operator GRU (``linear_before_reset``).
+      Kyunghyun Cho et al., as :func:`gru_cell`, in arXiv:1406.1078 version 1; also described
+      in ONNX's operator GRU (``linear_before_reset``).
     """
     z_x = dot(x, params["w_ih"])
     z_x = z_x + params["b"].astype(z_x.dtype)

@@ -50,7 +50,7 @@ def ind_rnn_cell(
 
     References:
       Shuai Li, Wanqing Li, Chris Cook, Ce Zhu, Yanbo Gao, "Independently Recurrent Neural
-      Network (IndRNN): Building A Longer and Deeper RNN", CVPR 2018, equation 2.
+      Network (IndRNN): Building A Longer and Deeper RNN", CVPR 2018.
     """
     z = dot(x, params["w_ih"])
     u, b = like((params["u_hh"], params["b"]), (z, z))

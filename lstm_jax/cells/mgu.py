@@ -43,7 +43,7 @@ def mgu_cell(
     References:
       Guo-Bing Zhou, Jianxin Wu, Chen-Lin Zhang, Zhi-Hua Zhou, "Minimal Gated Unit for
       Recurrent Neural Networks", International Journal of Automation and Computing 13(3),
-      2016, section 3 (table of equations of the MGU).
+      2016.
     """
     h, size = state.h, state.h.shape[-1]
     z = dot(x, params["w_ih"])

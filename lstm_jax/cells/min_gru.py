@@ -59,7 +59,7 @@ def min_gru_cell(
 
     References:
       Leo Feng, Frederick Tung, Mohamed Osama Ahmed, Yoshua Bengio, Hossein Hajimirsadeghi,
-      "Were RNNs All We Needed?", arXiv:2410.01201, 2024, section 3.1.
+      "Were RNNs All We Needed?", arXiv:2410.01201, 2024.
     """
     keep, write = min_gru_coefficients(params, x, a)
     state = like(RNNState(h=keep * like(state.h, keep) + write), state)

@@ -61,7 +61,7 @@ def min_lstm_cell(
 
     References:
       Leo Feng, Frederick Tung, Mohamed Osama Ahmed, Yoshua Bengio, Hossein Hajimirsadeghi,
-      "Were RNNs All We Needed?", arXiv:2410.01201, 2024, section 3.2.
+      "Were RNNs All We Needed?", arXiv:2410.01201, 2024.
     """
     keep, write = min_lstm_coefficients(params, x, a)
     state = like(RNNState(h=keep * like(state.h, keep) + write), state)

@@ -59,7 +59,7 @@ def mogrifier_cell(
 
     References:
       Gábor Melis, Tomáš Kočiský, Phil Blunsom, "Mogrifier LSTM", ICLR 2020 (arXiv:1909.01792),
-      section 2, where ``w_q{r}`` and ``w_r{r}`` stand transposed.
+      where ``w_q{r}`` and ``w_r{r}`` stand transposed.
     """
 
     def gated(v: jax.Array, z: jax.Array) -> jax.Array:

@@ -123,7 +123,7 @@ def odyssey_cell(
     References:
       Klaus Greff, Rupesh K. Srivastava, Jan Koutník, Bas R. Steunebrink, Jürgen Schmidhuber,
       "LSTM: A Search Space Odyssey", IEEE Transactions on Neural Networks and Learning
-      Systems 28(10), 2017, section II and the list of eight variants.
+      Systems 28(10), 2017, the vanilla LSTM and the list of eight variants.
     """
     check_variant(variant)
     if isinstance(state, FGRState) != (variant == "fgr"):

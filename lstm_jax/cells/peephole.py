@@ -72,7 +72,7 @@ def peephole_cell(
       LSTM Recurrent Networks", Journal of Machine Learning Research 3, 2002 (peepholes;
       the cell state goes out unsquashed there, ``output_fn="identity"``).
       Klaus Greff et al., "LSTM: A Search Space Odyssey", IEEE Transactions on Neural
-      Networks and Learning Systems 28(10), 2017, section II (these equations).
+      Networks and Learning Systems 28(10), 2017 (these equations).
     """
     i, f, g, o = jnp.split(affine(params, state.h, x), 4, -1)
     i = a.gate(i + peephole(params, "i", state.c))

@@ -87,8 +87,8 @@ def slstm_cell(
       (4,)
 
     References:
-      Maximilian Beck et al., "xLSTM: Extended Long Short-Term Memory", NeurIPS 2024, section
-      2.2, equations 8-17.
+      Maximilian Beck et al., "xLSTM: Extended Long Short-Term Memory", NeurIPS 2024
+      (arXiv:2405.04517), the equations of the sLSTM and of its stabilised gates.
     """
     heads, d, _ = params["w_hh"].shape
     h = state.h.reshape(*state.h.shape[:-1], heads, d)
