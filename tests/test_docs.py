@@ -15,7 +15,8 @@ from lstm_jax.cells import CELLS, BaseCell, GatedCell, LSTMFamilyCell
 
 ROOT = pathlib.Path(__file__).parent.parent
 DOCS = sorted((ROOT / "docs").glob("*.md"))
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]
+README = ROOT / "README.md"
+PAGES = [README, ROOT / "CONTRIBUTING.md", *DOCS]
 
 
 def name_of(page: pathlib.Path) -> str:
@@ -49,7 +50,7 @@ def run_block(block: str, name: str, namespace: dict, capsys) -> None:
     """Runs it; what it prints must be what the comments behind its prints say."""
     capsys.readouterr()
     exec(compile(block, name, "exec"), namespace)
-    expected = re.findall(r"print\(.*\)\s+# (.*)", block)
+    expected = re.findall(r"print\(.*\)  # (.*)", block)
     assert capsys.readouterr().out.splitlines() == expected, block
 
 
@@ -65,10 +66,10 @@ def run_page(page: pathlib.Path, folder: pathlib.Path, monkeypatch, capsys) -> N
             run_block(block, name_of(page), namespace, capsys)
 
 
-README = blocks(ROOT / "README.md")
+BLOCKS = blocks(README)
 
 
-@pytest.mark.parametrize("block", README, ids=range(len(README)))
+@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
 def test_each_block_of_the_readme_runs_by_itself(block, capsys):
     assert "print(" in block
     run_block(block, "README.md", {"__name__": "readme"}, capsys)
@@ -103,9 +104,17 @@ def test_every_file_and_heading_that_is_linked_to_exists(page):
 
 
 def test_every_page_is_linked_from_the_readme():
-    readme = (ROOT / "README.md").read_text("utf-8")
+    readme = README.read_text("utf-8")
     for page in DOCS:
         assert f"]({name_of(page)})" in readme, name_of(page)
+
+
+def test_the_readme_names_every_cell():
+    section = re.search(r"^## Cells\n(.*?)^## ", README.read_text("utf-8"), re.DOTALL | re.M)[1]
+    rows = re.findall(r"^\| [^`|]+ \| (`.*`) \|$", section, re.MULTILINE)
+    names = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    assert sorted(names) == sorted(CELLS)
+    assert f"has {len(CELLS)} cells" in section
 
 
 # ---- docs/cells.md ----
