@@ -102,6 +102,7 @@ class Classification:
         constant = np.flatnonzero(self._moments[1] == 0)
         if constant.size:
             raise UserError(f"data.train: {self.data.train}: dimension {constant[0]} is constant")
+        self.model.check_layers(train.xs.shape[-1])
 
     @property
     def splits(self) -> tuple[str, ...]:

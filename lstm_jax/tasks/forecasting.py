@@ -115,6 +115,7 @@ class Forecasting:
                 f"data.table: {data.table}: column {self._table.columns[constant[0]]!r} is "
                 "constant over the training rows"
             )
+        model.check_layers(model.hidden_size)
 
     @functools.cached_property
     def _table(self) -> Table:

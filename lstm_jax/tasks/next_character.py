@@ -52,7 +52,7 @@ class NextCharacter:
 
     Training is truncated backpropagation through time: each of ``lanes`` rows reads its part
     of the text window by window, and the state after one window is the state before the
-    next.  Evaluation reads the validation text once, as one stream from a zero state.
+    next.  Evaluation reads the validation text once, as one stream from the initial state.
     Losses are in nats a character.
 
     Raises:
@@ -91,6 +91,7 @@ class NextCharacter:
                 f"data.validation_fraction: {self.data.text}: the validation split has "
                 f"{len(validation)} characters, expected at least 2"
             )
+        self.model.check_layers(self.model.embedding_size)
 
     @functools.cached_property
     def text(self) -> str:
@@ -153,7 +154,12 @@ class NextCharacter:
         return params
 
     def initial_carry(self) -> LSTMStates:
+        """Never read: the first window begins each row, from :meth:`initial_state`."""
         return self._lstm.zero_state((self.data.lanes,))
+
+    def initial_state(self, params: Params, rows: int) -> LSTMStates:
+        """The state of each layer where a text begins: zeros, or what was learned."""
+        return self._lstm.initial_state(params["lstm"], (rows,))
 
     def logits(
         self,
@@ -187,8 +193,12 @@ class NextCharacter:
     def loss(
         self, params: Params, carry: LSTMStates, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, LSTMStates]:
-        fresh = batch["start"][:, None]
-        carry = jax.tree.map(lambda leaf: jnp.where(fresh, jnp.zeros_like(leaf), leaf), carry)
+        fresh = batch["start"]
+        carry = jax.tree.map(
+            lambda start, leaf: jnp.where(fresh.reshape(-1, *[1] * (leaf.ndim - 1)), start, leaf),
+            self.initial_state(params, len(fresh)),
+            carry,
+        )
         carry, logits = self.logits(params, carry, batch["inputs"], key=key)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
         return losses.mean(), carry
@@ -216,7 +226,8 @@ class NextCharacter:
 
         Args:
           params: as from :meth:`init`.
-          prompt: what the text begins with; empty stands for a new paragraph.
+          prompt: what the text begins with; empty stands for a new line, or for the text's
+            first character where it has no lines.
           length: how many characters to write, at least 0.
           temperature: divides the logits; 0 always takes the likeliest character.
           seed: decides the draws.
@@ -225,7 +236,8 @@ class NextCharacter:
           UserError: the prompt has a character that the training text lacks.
         """
         try:
-            given = encode(prompt or "\n", self.vocabulary)
+            opening = "\n" if "\n" in self.vocabulary else self.text[0]
+            given = encode(prompt or opening, self.vocabulary)
         except UserError as error:
             raise UserError(f"prompt: {error}") from error
         if length == 0:
@@ -245,7 +257,7 @@ def _continuation(
     temperature: float,
     key: jax.Array,
 ) -> jax.Array:
-    state, logits = task.logits(params, task._lstm.zero_state((1,)), given)
+    state, logits = task.logits(params, task.initial_state(params, 1), given)
 
     def write(carried: tuple, key: jax.Array) -> tuple[tuple, jax.Array]:
         state, logits = carried
@@ -260,7 +272,7 @@ def _continuation(
 def stream_loss(
     task: NextCharacter, params: Params, tokens: np.ndarray, chunk: int = 1024
 ) -> float:
-    """Mean loss over a text read as one stream from a zero state, in nats a character.
+    """Mean loss over a text read as one stream from the initial state, in nats a character.
 
     Args:
       task: the task.
@@ -289,4 +301,4 @@ def _chunk_losses(
         losses = optax.softmax_cross_entropy_with_integer_labels(logits[0], targets)
         return state, jnp.where(scored, losses, 0.0).sum()
 
-    return jax.lax.scan(step, task._lstm.zero_state((1,)), (inputs, targets, scored))[1]
+    return jax.lax.scan(step, task.initial_state(params, 1), (inputs, targets, scored))[1]

@@ -1,12 +1,15 @@
 """The recurrent layers of a model, as a config describes them."""
 
 import ast
+import contextlib
 import dataclasses
 import functools
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
+
+import jax
 
 from lstm_jax.cells import CELLS
 from lstm_jax.errors import UserError
@@ -27,6 +30,8 @@ REGULARIZERS: dict[str, Callable[..., Any]] = {
 }
 """Regularisers by the name that a config gives them."""
 
+CELL_MEMBERS = ("init", "zero_state", "step")
+
 CellFactory = Callable[..., Any]  # called with hidden_size=, dtype= and param_dtype=
 
 
@@ -42,7 +47,9 @@ def cell_factory(text: str) -> CellFactory:
       A function of ``hidden_size=`` and the types that returns the cell.
 
     Raises:
-      UserError: the text is none of that, or an option is unknown or impossible.
+      UserError: the text is none of that, an option is unknown or impossible, or the cell
+        reads grids.  (Of a cell of your own the class alone is looked at; what it says of its
+        options and sizes is known in :meth:`RecurrentModel.check_layers`.)
 
     >>> cell_factory("lstm(forget_bias=2.0)")(hidden_size=3).forget_bias
     2.0
@@ -55,7 +62,10 @@ def cell_factory(text: str) -> CellFactory:
     except (SyntaxError, ValueError) as error:
         raise UserError(f"expected a cell such as lstm(forget_bias=2.0), got {text!r}") from error
     factory = _factory(tree, text)
-    _made(factory, hidden_size=4)  # an impossible option is told now
+    if not any(isinstance(node, ast.Attribute) for node in ast.walk(tree)):
+        # An impossible option is told now, whatever the size: this one has many divisors.
+        with _told():
+            _check_axes(factory(hidden_size=5040, dtype="float32"), text)
     return factory
 
 
@@ -67,7 +77,7 @@ def _factory(tree: ast.expr, text: str) -> CellFactory:
     for keyword in keywords:
         try:
             options[str(keyword.arg)] = ast.literal_eval(keyword.value)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise UserError(
                 f"{keyword.arg} of {ast.unparse(name)}: expected a number, a text, true or "
                 f"false, got {ast.unparse(keyword.value)}"
@@ -92,24 +102,40 @@ def _imported(tree: ast.expr, word: str) -> Callable[..., Any]:
         raise UserError(f"unknown cell {word}{nearest(word, [*CELLS, *REGULARIZERS])}")
     module, name = ast.unparse(tree.value), tree.attr
     try:
-        kind = getattr(importlib.import_module(module), name)
-    except ImportError as error:
-        raise UserError(f"{word}: module {module} cannot be imported ({error})") from error
-    except AttributeError as error:
-        raise UserError(f"{word}: module {module} has no {name}") from error
+        imported = importlib.import_module(module)
+    except Exception as error:  # whatever the module's own code raises
+        cause = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"{word}: module {module} cannot be imported ({cause})") from error
+    if not hasattr(imported, name):
+        raise UserError(f"{word}: module {module} has no {name}")
+    kind = getattr(imported, name)
+    made = kind.func if isinstance(kind, functools.partial) else kind
+    if not (isinstance(made, type) and all(hasattr(made, member) for member in CELL_MEMBERS)):
+        raise UserError(f"{word} is no cell: expected a class with {', '.join(CELL_MEMBERS)}")
     return kind
 
 
 def _check_options(word: str, kind: Callable[..., Any], options: dict[str, Any]) -> None:
-    known = set(inspect.signature(kind).parameters) - {"cell", "hidden_size"}
+    parameters = inspect.signature(kind).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    # The model has a size and a type of its own.
+    known = {parameter.name for parameter in parameters} - {"cell", "hidden_size", "dtype"}
     for name in options:
         if name not in known:
             raise UserError(f"unknown option {name} of {word}{nearest(name, sorted(known))}")
 
 
-def _made(factory: CellFactory, **sizes: Any) -> Any:
+def _check_axes(cell: Any, text: str) -> None:
+    if getattr(cell, "num_feature_axes", 1) != 1:
+        raise UserError(f"expected a cell that reads features, got {text}, which reads grids")
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Tells what a cell says of its options and sizes in one line."""
     try:
-        return factory(**sizes)
+        yield
     except (TypeError, ValueError) as error:
         raise UserError(str(error)) from error
 
@@ -140,6 +166,16 @@ class RecurrentModel(Section):
             dtype=self.dtype,
             cell=_CellOf(self.cell),
         )
+
+    def check_layers(self, input_size: int) -> None:
+        """Raises :class:`UserError` where the cell does not fit the sizes, those of inputs too."""
+        try:
+            with _told():
+                for cell in self.layers.layers.values():
+                    _check_axes(cell, self.cell)
+                jax.eval_shape(lambda: self.layers.init(jax.random.key(0), input_size))
+        except UserError as error:
+            raise UserError(f"model.cell: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)

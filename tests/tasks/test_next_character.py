@@ -204,6 +204,13 @@ def test_a_sample_at_temperature_zero_is_the_greedy_loop(make, prompt):
     assert task.sample(params, prompt, 20, 0.0, seed=1) == text
 
 
+def test_an_empty_prompt_of_a_text_without_lines_is_its_first_character(make):
+    task = make(text="bcad" * 100)
+    params = scaled(task)
+    written = task.sample(params, "", 9, 0.0, seed=0)
+    assert "b" + written == task.sample(params, "b", 9, 0.0, seed=0)
+
+
 def test_the_seed_decides_a_sample(make):
     task = make()
     params = scaled(task)

@@ -1,17 +1,20 @@
 """The cell of a model as a config names it."""
 
 import jax
+import numpy as np
 import pytest
 
 from lstm_jax.cells import CELLS, LSTMCell, PeepholeLSTMCell
 from lstm_jax.errors import UserError
 from lstm_jax.sequence import DropConnect, Zoneout
-from lstm_jax.tasks.next_character import CharacterModel, NextCharacter, TextData
+from lstm_jax.tasks.next_character import CharacterModel, NextCharacter, TextData, stream_loss
 from lstm_jax.tasks.recurrent import RecurrentModel, cell_factory
 
 
 def test_every_cell_by_its_name():
     for name, kind in CELLS.items():
+        if name == "conv_lstm":
+            continue  # reads grids
         assert cell_factory(name)(hidden_size=4) == kind(hidden_size=4)
 
 
@@ -24,12 +27,103 @@ def test_options_and_regularisers():
     ) == Zoneout(DropConnect(LSTMCell(4), rate=0.3), cell_rate=0.2)
 
 
-def test_a_class_of_ones_own_by_its_module(tmp_path, monkeypatch):
-    (tmp_path / "my_own_cells.py").write_text(
-        "from lstm_jax import LSTMCell\nclass Mine(LSTMCell):\n    pass\n"
-    )
+OWN = """
+import functools
+import lstm_jax
+class Mine(lstm_jax.LSTMCell):
+    pass
+class Untyped(lstm_jax.LSTMCell):
+    def __init__(self, hidden_size):
+        super().__init__(hidden_size)
+class Even(lstm_jax.LSTMCell):
+    def __init__(self, hidden_size, **rest):
+        if hidden_size != 6:
+            raise ValueError("hidden_size must be 6")
+        super().__init__(hidden_size, **rest)
+class Grid(lstm_jax.cells.ConvLSTMCell):
+    pass
+told = functools.partial(lstm_jax.LSTMCell, forget_bias=2.0)
+number = 3
+"""
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """Writes a module and gives its name."""
     monkeypatch.syspath_prepend(tmp_path)
-    assert type(cell_factory("my_own_cells.Mine")(hidden_size=4)).__name__ == "Mine"
+
+    def write(text, name):
+        (tmp_path / f"{name}.py").write_text(text)
+        return name
+
+    return write
+
+
+def task(cell, hidden_size=6, embedding_size=4):
+    model = CharacterModel(hidden_size=hidden_size, embedding_size=embedding_size, cell=cell)
+    return NextCharacter(TextData(lanes=4, window=8), model)
+
+
+def test_a_class_of_ones_own_by_its_module(module):
+    own = module(OWN, "my_own_cells")
+    assert type(cell_factory(f"{own}.Mine")(hidden_size=4)).__name__ == "Mine"
+    assert cell_factory(f"{own}.told")(hidden_size=4).forget_bias == 2.0
+    assert cell_factory(f"zoneout({own}.Even(forget_bias=3.0))")(hidden_size=6).forget_bias == 3.0
+    for text in ("number", "functools"):
+        with pytest.raises(UserError, match=rf"my_own_cells.*{text} is no cell: expected a class"):
+            cell_factory(f"{own}.{text}")
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        ("class Mine(:\n", r"SyntaxError: invalid syntax \(broken_0.py, line 1\)"),
+        ("import lstm_jax\nlstm_jax.no_such", "AttributeError: module 'lstm_jax' has no attribute"),
+        ("raise RuntimeError('two\\nlines')", r"RuntimeError: two lines\)$"),
+    ],
+)
+def test_a_module_that_breaks_is_told_in_one_line(module, request, text, cause):
+    own = module(text, f"broken_{request.node.callspec.indices['text']}")
+    message = f"^{own}.Mine: module {own} cannot be imported .{cause}"
+    with pytest.raises(UserError, match=message):
+        cell_factory(f"{own}.Mine")
+
+
+def test_what_does_not_fit_the_sizes_of_a_task_is_told(module):
+    own = module(OWN, "my_fitting_cells")
+    assert task("slstm(num_heads=3)").model.hidden_size == 6
+    assert task(f"{own}.Even").model.hidden_size == 6
+    for cell, cause in {
+        "slstm(num_heads=4)": "num_heads must divide",
+        "ea_lstm(static_size=4)": "input_size must be above static_size=4, got 4",
+        f"{own}.Untyped": ".*unexpected keyword argument 'dtype'",
+        f"zoneout({own}.Grid)": r"expected a cell that reads features, got zoneout\(.*grids",
+    }.items():
+        with pytest.raises(UserError, match=rf"^model\.cell: {cause}"):
+            task(cell)
+
+
+def test_a_learned_initial_state_learns_where_a_text_begins():
+    learning = task("lstm(learn_initial_state=True)")
+    params = learning.init(jax.random.key(0))
+    h_0 = params["lstm"]["layer_0"]["h_0"]
+    params["lstm"]["layer_0"]["h_0"] = h_0 + 0.5
+
+    @jax.jit
+    def gradient(batch):
+        def loss(params):
+            return learning.loss(params, learning.initial_carry(), batch, jax.random.key(1))[0]
+
+        return jax.grad(loss)(params)["lstm"]["layer_0"]["h_0"]
+
+    first, second = (learning.batches(seed=0)[k] for k in range(2))
+    assert np.abs(gradient(first)).min() > 0
+    assert not gradient(second).any()  # reads the carry
+    # Evaluation and samples begin with it, too.
+    tokens = learning._split[1][:9]
+    loss = stream_loss(learning, params, tokens)
+    params["lstm"]["layer_0"]["h_0"] = h_0
+    assert stream_loss(learning, params, tokens) != loss
 
 
 def test_layers_of_equal_models_are_equal():
@@ -41,12 +135,12 @@ def test_layers_of_equal_models_are_equal():
 
 @pytest.mark.parametrize("cell", ["projected", "zoneout(slstm(num_heads=2), cell_rate=0.1)"])
 def test_a_task_learns_with_another_cell(cell):
-    task = NextCharacter(TextData(lanes=4, window=8), CharacterModel(hidden_size=8, cell=cell))
-    params = task.init(jax.random.key(0))
-    batch = task.batches(seed=0)[0]
+    learning = task(cell, hidden_size=8)
+    params = learning.init(jax.random.key(0))
+    batch = learning.batches(seed=0)[0]
 
     def loss(params):
-        return task.loss(params, task.initial_carry(), batch, jax.random.key(1))[0]
+        return learning.loss(params, learning.initial_carry(), batch, jax.random.key(1))[0]
 
     before, grads = jax.value_and_grad(loss)(params)
     assert loss(jax.tree.map(lambda p, g: p - 0.1 * g, params, grads)) < before
@@ -66,6 +160,10 @@ def test_a_task_learns_with_another_cell(cell):
         ("recurrent_dropout(rnn)", "RecurrentDropout drops the candidate"),
         ("no_such_module.Cell", "no_such_module.Cell: module no_such_module cannot be imported"),
         ("math.Cell", "math.Cell: module math has no Cell"),
+        ("math.sqrt", "math.sqrt is no cell: expected a class with init, zero_state, step"),
+        ("lstm(dtype='bfloat16')", "unknown option dtype of lstm"),
+        ("lstm(forget_bias={[]: 1})", "forget_bias of lstm: expected a number"),
+        ("conv_lstm", "expected a cell that reads features, got conv_lstm, which reads grids"),
     ],
 )
 def test_mistakes_are_told(text, message):
