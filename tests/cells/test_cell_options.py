@@ -1,5 +1,8 @@
 """What options do to the parameters a cell begins with, and functions by name."""
 
+import functools
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -230,6 +233,39 @@ def test_param_dtype(name, dtype):
         wide = "float64" if dtype == "float64" else "float32"
         assert state.h.dtype == dtype
         assert {str(array.dtype) for array in state[1:]} <= {wide}
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_a_state_keeps_its_types_in_a_scan_whatever_meets(name):
+    """Types of products, parameters, inputs and of each field of the state, each with each."""
+    types = ["float16", "bfloat16", "float32", "float64"]
+
+    def run(cell, params, state, xs):
+        return jax.lax.scan(functools.partial(cell.step, params), state, xs)
+
+    def loss(cell, *given):
+        return sum(leaf.astype("float64").sum() for leaf in jax.tree.leaves(run(cell, *given)))
+
+    with jax.enable_x64(True):
+        for i, j in itertools.product(range(5), range(5)):
+            dtype = None if i == 4 else types[i]
+            cell = CELLS[name](hidden_size=H, dtype=dtype, param_dtype=types[j % 4])
+            space = (2,) * (cell.num_feature_axes - 1)
+            zero = jax.eval_shape(functools.partial(cell.zero_state, (2, *space)))
+            kinds = types if j == 4 else [types[(i + 2 * j) % 4]]  # all alike, or each another
+            state = jax.tree.map(
+                lambda leaf, kind: jax.ShapeDtypeStruct(leaf.shape, kind),
+                zero,
+                type(zero)(*itertools.islice(itertools.cycle(kinds), len(zero))),
+            )
+            xs = jax.ShapeDtypeStruct((3, 2, *space, D), types[(i + j) % 4])
+            params = jax.eval_shape(functools.partial(cell.init, input_size=D), KEY)
+            last, ys = jax.eval_shape(functools.partial(run, cell), params, state, xs)
+            assert [leaf.dtype for leaf in last] == [leaf.dtype for leaf in state]
+            assert ys.dtype == last.h.dtype
+            if i == j:
+                gradient = jax.grad(functools.partial(loss, cell), (0, 1, 2))
+                jax.eval_shape(gradient, params, state, xs)
 
 
 @pytest.mark.parametrize("name", CELLS)
