@@ -1,6 +1,8 @@
 """Running cells over time: one cell, stacks of them, both directions, step by step."""
 
 from lstm_jax.sequence.bidirectional import MERGES, Bidirectional, BidirectionalState
+from lstm_jax.sequence.deferred import deferred_scan
+from lstm_jax.sequence.engines import ENGINES, MEMORIES, Choice, choose_engine
 from lstm_jax.sequence.layers import LSTM
 from lstm_jax.sequence.packing import Packed, pack, unpack
 from lstm_jax.sequence.protocol import Layer
@@ -17,10 +19,13 @@ from lstm_jax.sequence.truncated import truncated
 from lstm_jax.sequence.unroll import initial_state, unroll
 
 __all__ = [
+    "ENGINES",
     "LSTM",
+    "MEMORIES",
     "MERGES",
     "Bidirectional",
     "BidirectionalState",
+    "Choice",
     "DropConnect",
     "Layer",
     "Packed",
@@ -29,6 +34,8 @@ __all__ = [
     "Stream",
     "VariationalDropout",
     "Zoneout",
+    "choose_engine",
+    "deferred_scan",
     "dropout",
     "initial_state",
     "pack",

@@ -53,6 +53,7 @@ class Bidirectional:
       merge: ``"concat"`` (features side by side), ``"sum"``, ``"mean"``, ``"product"``, or a
         function of both outputs, each ``[..., H]``, that works on any number of leading axes.
       engine: how both directions are run, as in :func:`unroll`.
+      memory: what they store for the derivative, as in :func:`unroll`.
 
     Raises:
       TypeError: ``forward`` or ``backward`` is no cell, or ``merge`` neither text nor function.
@@ -81,6 +82,7 @@ class Bidirectional:
     merge: str | Merge = "concat"
     _: dataclasses.KW_ONLY
     engine: str = "auto"
+    memory: str = "full"
 
     def __post_init__(self):
         if self.backward is None:
@@ -183,6 +185,7 @@ class Bidirectional:
             resets=resets,
             key=keys[0],
             engine=self.engine,
+            memory=self.memory,
         )
         backward, zs = unroll(
             self.backward,
@@ -194,6 +197,7 @@ class Bidirectional:
             reverse=True,
             key=keys[1],
             engine=self.engine,
+            memory=self.memory,
         )
         merged = self._merged(ys, zs)
         if lengths is not None and callable(self.merge):  # of two zeros it may make anything

@@ -37,6 +37,7 @@ class LSTM:
       connections: ``"plain"``, ``"residual"`` or ``"skip"``, as in :class:`Stack`.
       reverse: whether time runs backwards, as in :func:`unroll`.
       engine: how each layer runs over time, as in :func:`unroll`.
+      memory: what each layer stores for the derivative, as in :func:`unroll`.
       cell: the kind of cell: a name in :data:`CELLS`, a class, or any function that makes a
         cell from ``hidden_size=`` (and ``dtype=`` and ``param_dtype=`` where these are
         given); or a tuple with one for each layer.  Options of a cell go in with it:
@@ -72,6 +73,7 @@ class LSTM:
     connections: str = "plain"
     reverse: bool = False
     engine: str = "auto"
+    memory: str = "full"
     cell: CellMaker | tuple[CellMaker, ...] = LSTMCell
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike | None = None
@@ -105,7 +107,9 @@ class LSTM:
         ):
             layer = self._made(cell, hidden_size)
             if self.bidirectional:
-                layer = Bidirectional(layer, merge=self.merge, engine=self.engine)
+                layer = Bidirectional(
+                    layer, merge=self.merge, engine=self.engine, memory=self.memory
+                )
             layers.append(layer)
         return Stack(
             layers,
@@ -113,6 +117,7 @@ class LSTM:
             connections=self.connections,
             reverse=self.reverse,
             engine=self.engine,
+            memory=self.memory,
         )
 
     def _each(self, given: Any) -> tuple[Any, ...]:

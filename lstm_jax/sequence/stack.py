@@ -39,6 +39,7 @@ class Stack:
         output of the layer below, and the outputs of all layers come out side by side.
       reverse: whether time runs backwards in every cell, as in :func:`unroll`.
       engine: how cells are run, as in :func:`unroll`; other layers have their own.
+      memory: what cells store for the derivative, as in :func:`unroll`.
 
     Raises:
       TypeError: a layer is neither a cell nor a layer, or a name no text.
@@ -70,6 +71,7 @@ class Stack:
     connections: str = "plain"
     reverse: bool = False
     engine: str = "auto"
+    memory: str = "full"
 
     def __post_init__(self):
         object.__setattr__(self, "layers", _named(self.layers))
@@ -181,6 +183,7 @@ class Stack:
                 begin,
                 reverse=self.reverse,
                 engine=self.engine,
+                memory=self.memory,
                 **arguments,
             )
 

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lstm_jax.cells.base import Cell, Params, State, like
+from lstm_jax.sequence import engines
+from lstm_jax.sequence.cudnn import cudnn_lstm
 from lstm_jax.sequence.regularizers import noisy_step
-
-ENGINES = ("auto", "scan", "associative")
 
 
 def unroll(
@@ -24,6 +24,7 @@ def unroll(
     reverse: bool = False,
     key: jax.Array | None = None,
     engine: str = "auto",
+    memory: str = "full",
 ) -> tuple[State, jax.Array]:
     """A cell over a sequence.
 
@@ -52,9 +53,16 @@ def unroll(
         then follows step t + 1.
       key: random key that switches on what a regulariser around the cell draws
         (:class:`Zoneout` and its kin); None as in evaluation.
-      engine: how the loop is run.  ``"scan"`` is ``jax.lax.scan`` over ``cell.step``, the
-        reference; ``"associative"`` is ``jax.lax.associative_scan``, for cells whose
-        recurrence is linear; ``"auto"`` chooses, which today means ``"scan"``.
+      engine: how the loop is run; values and gradients are the same but for rounding.
+        ``"scan"`` is ``jax.lax.scan`` over ``cell.step``, the reference.  ``"fused"`` computes
+        the same for a block of steps at once wherever it need not wait for the step before,
+        and the gradients of parameters outside the loop.  ``"associative"`` is
+        ``jax.lax.associative_scan``, for cells whose recurrence is linear.  ``"cudnn"`` is
+        NVIDIA's, for :class:`LSTMCell`.  ``"auto"`` takes what :func:`choose_engine` says.
+      memory: what is stored for the derivative.  ``"full"``: what is dear to compute, gates
+        above all; ``"recompute"``: states, the gates being computed again; ``"sqrt"``: about
+        √T states, from which stretches of √T steps are run again; ``"offload"``: as
+        ``"full"``, waiting in the host's memory (no second derivatives).
 
     Returns:
       ``(state, ys)``: the state after each row's last step, and the outputs ``[T, ..., H]``.
@@ -62,8 +70,8 @@ def unroll(
     Raises:
       ValueError: ``xs`` has no time or feature axis or another feature size than the
         parameters, ``state``, ``lengths`` or ``resets`` do not have the batch shape of
-        ``xs``, a (concrete) length lies outside 0..T, or ``engine`` is unknown or none for
-        this cell.
+        ``xs``, a (concrete) length lies outside 0..T, ``engine`` or ``memory`` is unknown, or
+        the engine cannot do what is asked.
       TypeError: ``lengths`` are not integers, ``resets`` not booleans, or ``state`` has
         another structure than ``cell.zero_state()``.
 
@@ -79,8 +87,8 @@ def unroll(
       >>> bool((ys[3:, 1] == 0).all()), bool((state.h[1] == ys[2, 1]).all())
       (True, True)
     """
-    if engine not in ENGINES:
-        raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
+    engines.check_engine(engine)
+    engines.check_memory(memory)
     xs = jnp.asarray(xs)
     batch_shape = _checked_batch_shape(cell, params, xs)
     num_steps = xs.shape[0]
@@ -103,12 +111,11 @@ def unroll(
     if resets is not None:
         resets = _checked_resets(resets, (num_steps, *batch_shape))
 
+    engine = _engine(engine, cell, xs, batch_shape, resets, memory)
     if engine == "associative":
-        if not getattr(cell, "is_linear", False):
-            raise ValueError(
-                f"engine 'associative' is for cells whose recurrence is linear, not for {cell}"
-            )
         return _associative(cell, params, xs, state, start, valid, resets, reverse)
+    if engine == "cudnn":
+        return cudnn_lstm(params, xs, state, lengths, reverse=reverse)
 
     run, noise = noisy_step(cell, params, key, xs.shape)
 
@@ -123,7 +130,28 @@ def unroll(
             state, y = _where(valid, state, before), _where(valid, y, jnp.zeros_like(y))
         return state, y
 
-    return jax.lax.scan(step, state, (xs, valid, resets, noise), reverse=reverse)
+    run_loop = engines.loop(engine, memory, reverse)
+    return run_loop(step, state, (xs, valid, resets, noise))
+
+
+def _engine(
+    engine: str,
+    cell: Any,
+    xs: jax.Array,
+    batch_shape: tuple[int, ...],
+    resets: jax.Array | None,
+    memory: str,
+) -> str:
+    """The engine that runs the loop: the best, or the one asked for where that can do it."""
+    of = {"dtype": xs.dtype, "resets": resets is not None, "memory": memory}
+    if engine == "auto":
+        return engines.choose_engine(cell, len(xs), batch_shape, **of).engine
+    why = engines.obstacle(engine, cell, len(xs), batch_shape, platform=jax.default_backend(), **of)
+    if why is not None:
+        if engine == "fused" and len(xs) == 0:
+            return "scan"
+        raise ValueError(f"engine {engine!r} {why}")
+    return engine
 
 
 def _associative(

@@ -1,0 +1,99 @@
+"""The standard LSTM by NVIDIA's cuDNN, through ``jax.experimental.rnn``.
+
+Known faults of that function, and what is done here: no rule for vmap and none for jvp (they are
+refused by JAX, by name); dropout cannot be seeded (never used); a length of zero is an error
+inside cuDNN (such rows run one step, of which nothing is kept); it always computes as in training.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lstm_jax.cells.base import LSTMState
+
+Kernel = Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
+
+
+def weights(layers: list[dict[str, jax.Array]]) -> jax.Array:
+    """Parameters as the one flat array that cuDNN reads.
+
+    Ours are laid out for ``x @ w`` and have one bias; cuDNN's matrices are transposed, gates in
+    the same order i, f, g, o, and it adds two biases.  All matrices come first.
+
+    Args:
+      layers: the parameters of each layer and, in it, of each direction, forward first.
+
+    >>> import jax
+    >>> from lstm_jax import LSTMCell
+    >>> weights([LSTMCell(3).init(jax.random.key(0), input_size=2)]).shape  # 4 * 3 * (2 + 3 + 2)
+    (84,)
+    """
+    matrices = [layer[name].T.ravel() for layer in layers for name in ("w_ih", "w_hh")]
+    biases = [bias for layer in layers for bias in (layer["b"], jnp.zeros_like(layer["b"]))]
+    return jnp.concatenate([*matrices, *biases])
+
+
+def cudnn_lstm(
+    params: dict[str, jax.Array],
+    xs: jax.Array,
+    state: LSTMState,
+    lengths: jax.Array | None = None,
+    *,
+    reverse: bool = False,
+    kernel: Kernel | None = None,
+) -> tuple[LSTMState, jax.Array]:
+    """A standard LSTM over a sequence, float32, on an NVIDIA GPU.
+
+    Args:
+      params: ``w_ih``, ``w_hh``, ``b``.
+      xs: ``[T, B, D]``, at least one step.
+      state: ``h`` and ``c``, each ``[B, H]``.
+      lengths: integers ``[B]``; None for T everywhere.
+      reverse: whether each row is read from its own last step.
+      kernel: what is called as ``jax.experimental.rnn.lstm`` is; None for that.
+
+    Returns:
+      ``(state, ys)`` as :func:`unroll` returns them.
+    """
+    if kernel is None:
+        from jax.experimental import rnn
+
+        kernel = rnn.lstm
+    num_steps, batch, features = xs.shape
+    every = jnp.full(batch, num_steps) if lengths is None else lengths
+    if reverse:
+        xs = flipped(xs, every)
+    ys, h, c = kernel(
+        jnp.swapaxes(xs, 0, 1),
+        state.h[None],
+        state.c[None],
+        weights([params]),
+        jnp.maximum(every, 1).astype(jnp.int32),
+        features,
+        state.h.shape[-1],
+        1,  # layers
+        0.0,  # dropout
+        False,  # bidirectional
+        precision=jax.config.read("jax_default_matmul_precision"),  # as XLA's products elsewhere
+    )
+    ys, last = jnp.swapaxes(ys, 0, 1), LSTMState(h=h[0], c=c[0])
+    if lengths is not None:
+        empty = (lengths == 0)[:, None]
+        last = jax.tree.map(lambda new, old: jnp.where(empty, old, new), last, state)
+        valid = jnp.arange(num_steps)[:, None] < lengths
+        ys = jnp.where(valid[..., None], ys, 0.0)
+    return last, flipped(ys, every) if reverse else ys
+
+
+def flipped(xs: jax.Array, lengths: jax.Array) -> jax.Array:
+    """Each row of ``[T, B, D]`` turned round within its own length.
+
+    >>> import jax.numpy as jnp
+    >>> flipped(jnp.arange(3.0).reshape(3, 1, 1), jnp.array([2]))[:, 0, 0].tolist()
+    [1.0, 0.0, 2.0]
+    """
+    t = jnp.arange(len(xs))[:, None]
+    source = jnp.where(t < lengths, lengths - 1 - t, t)
+    return jnp.take_along_axis(xs, source[..., None], 0)

@@ -1,0 +1,211 @@
+"""How a loop over time is run: the engines, what each can do, and which one to take."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lstm_jax.cells.lstm import LSTMCell
+from lstm_jax.sequence.deferred import Plan, deferred_scan, in_blocks, joined, over_blocks
+
+ENGINES = ("auto", "scan", "fused", "cudnn", "associative")
+MEMORIES = ("full", "recompute", "sqrt", "offload")
+
+Loop = Callable[[Callable[[Any, Any], tuple[Any, Any]], Any, Any], tuple[Any, Any]]
+
+
+class Choice(NamedTuple):
+    """An engine, and why.
+
+    Attributes:
+      engine: its name.
+      reason: why it is taken, in words.
+      passed_over: why each of the others is not, in words, by its name.
+
+    >>> Choice("scan", "asked for", {}).engine
+    'scan'
+    """
+
+    engine: str
+    reason: str
+    passed_over: Mapping[str, str]
+
+
+def choose_engine(
+    cell: Any,
+    num_steps: int,
+    batch_shape: tuple[int, ...] = (),
+    *,
+    dtype: Any = "float32",
+    resets: bool = False,
+    memory: str = "full",
+    platform: str | None = None,
+) -> Choice:
+    """What ``unroll(..., engine="auto")`` takes, and why.
+
+    Args:
+      cell: the cell.
+      num_steps: T.
+      batch_shape: the batch axes.
+      dtype: of the inputs.
+      resets: whether there are resets.  (Lengths and direction make no difference.)
+      memory: as in :func:`unroll`.
+      platform: ``"cpu"``, ``"gpu"`` or ``"tpu"``; None for JAX's default one.
+
+    Returns:
+      A :class:`Choice`.
+
+    Raises:
+      ValueError: ``memory`` is unknown.
+
+    Example:
+      >>> from lstm_jax import LSTMCell
+      >>> choice = choose_engine(LSTMCell(64), num_steps=100, batch_shape=(32,), platform="cpu")
+      >>> choice.engine, choice.passed_over["cudnn"]
+      ('fused', 'needs an NVIDIA GPU, not cpu')
+    """
+    check_memory(memory)
+    platform = jax.default_backend() if platform is None else platform
+    obstacles = {
+        engine: obstacle(
+            engine,
+            cell,
+            num_steps,
+            batch_shape,
+            dtype=dtype,
+            resets=resets,
+            memory=memory,
+            platform=platform,
+        )
+        for engine in ENGINES[1:]
+    }
+    # cuDNN has no rule for vmap and jvp, and whether a function will be transformed cannot be
+    # seen while it is traced.
+    if obstacles["cudnn"] is None:
+        obstacles["cudnn"] = "has no vmap and no jvp rule; ask for it by name where neither is used"
+    if obstacles["associative"] is None and platform == "cpu":
+        obstacles["associative"] = (
+            "does more work in all, which pays off with thousands of processors"
+        )
+    reasons = {
+        "associative": "the recurrence is linear, and all steps can be had at once",
+        "fused": "what need not wait for the step before is computed for many steps at once, and "
+        "parameter gradients after the loop",
+        "scan": "the plain loop, which can do everything",
+    }
+    engine = next(engine for engine in reasons if obstacles[engine] is None)
+    passed_over = {
+        other: "slower to differentiate, and no faster else" if why is None else why
+        for other, why in obstacles.items()
+        if other != engine
+    }
+    return Choice(engine, reasons[engine], passed_over)
+
+
+def obstacle(
+    engine: str,
+    cell: Any,
+    num_steps: int,
+    batch_shape: tuple[int, ...],
+    *,
+    dtype: Any,
+    resets: bool,
+    memory: str,
+    platform: str,
+) -> str | None:
+    """Why an engine cannot run a loop, in words; None where it can.
+
+    >>> from lstm_jax import LSTMCell
+    >>> how = {"dtype": "float32", "resets": False, "memory": "full", "platform": "cpu"}
+    >>> obstacle("associative", LSTMCell(3), 5, (), **how)
+    'is for cells whose recurrence is linear, not for LSTMCell'
+    """
+    name = type(cell).__name__
+    if engine == "fused":
+        return "has nothing to do in no steps" if num_steps == 0 else None
+    if engine == "scan":
+        return "cannot offload" if memory == "offload" else None
+    if engine == "associative":
+        if not getattr(cell, "is_linear", False):
+            return f"is for cells whose recurrence is linear, not for {name}"
+        if memory != "full":
+            return f"keeps every step, and has no memory={memory!r}"
+    if engine == "cudnn":
+        if platform not in ("gpu", "cuda"):
+            return f"needs an NVIDIA GPU, not {platform}"
+        if type(cell) is not LSTMCell:
+            return f"is for LSTMCell, not for {name}"
+        if not _is_standard(cell):
+            return "is for the standard LSTM alone, without options that change its arithmetic"
+        if jnp.dtype(dtype) != jnp.float32 or cell.dtype not in (None, "float32"):
+            return "is for float32 alone"
+        if len(batch_shape) != 1:
+            return f"needs one batch axis, not {len(batch_shape)}"
+        if num_steps == 0:
+            return "needs at least one step"
+        if memory != "full":
+            return f"has a memory plan of its own, not memory={memory!r}"
+        if resets:
+            return "knows no resets"
+    return None
+
+
+def _is_standard(cell: LSTMCell) -> bool:
+    changed = (cell.preactivation_clip, cell.cell_clip)
+    functions = (cell.gate_fn, cell.activation_fn, cell.output_fn or "tanh")
+    return functions == ("sigmoid", "tanh", "tanh") and changed == (None, None)
+
+
+def loop(engine: str, memory: str, reverse: bool) -> Loop:
+    """The loop that ``scan`` or ``fused`` is, with less memory where that is asked for.
+
+    >>> import jax.numpy as jnp
+    >>> run = loop("scan", "sqrt", reverse=False)
+    >>> run(lambda total, x: (total + x, total), jnp.zeros(()), jnp.arange(4.0))
+    (Array(6., dtype=float32), Array([0., 0., 1., 3.], dtype=float32))
+    """
+    if memory == "sqrt":
+        return functools.partial(_in_segments, loop(engine, "full", reverse), reverse)
+    if engine == "fused":
+        return functools.partial(
+            deferred_scan, reverse=reverse, save=memory != "recompute", offload=memory == "offload"
+        )
+
+    def scan(step: Any, state: Any, inputs: Any) -> tuple[Any, Any]:
+        if memory == "recompute":
+            step = jax.checkpoint(step, prevent_cse=False)
+        return jax.lax.scan(step, state, inputs, reverse=reverse)
+
+    return scan
+
+
+def _in_segments(
+    run: Loop, reverse: bool, step: Any, state: Any, inputs: Any
+) -> tuple[Any, jax.Array]:
+    """About √T segments of about √T steps: stored is how each begins, and one of them whole."""
+    num_steps = len(jax.tree.leaves(inputs)[0])
+    if num_steps == 0:
+        return run(step, state, inputs)
+    segment = max(1, round(num_steps**0.5))
+    plan = Plan(num_steps, segment, reverse, save=True, offload=False)
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def body(state: Any, inputs: Any) -> tuple[Any, Any]:
+        return run(step, state, inputs)
+
+    state, chunks = over_blocks(body, state, in_blocks(inputs, plan), plan)
+    return state, jax.tree.map(lambda *parts: joined(list(parts)), *chunks)
+
+
+def check_engine(engine: Any) -> None:
+    """Raises where there is no such engine."""
+    if engine not in ENGINES:
+        raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
+
+
+def check_memory(memory: Any) -> None:
+    """Raises where there is no such plan."""
+    if memory not in MEMORIES:
+        raise ValueError(f"memory must be one of {', '.join(MEMORIES)}, got {memory!r}")

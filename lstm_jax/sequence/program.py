@@ -1,0 +1,366 @@
+"""A function of arrays as a list of equations, to be computed in parts and at different times."""
+
+from collections.abc import Callable, Iterable, Mapping, Set
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Literal
+
+Name = int
+Names = list[Name]
+
+# fmt: off
+CHEAP = frozenset(
+    (
+        "abs", "add", "add_any", "and", "broadcast_in_dim", "ceil", "clamp", "concatenate",
+        "convert_element_type", "copy", "copy_p", "div", "eq", "expand_dims", "floor", "ge",
+        "gt", "integer_pow", "iota", "is_finite", "le", "lt", "max", "min", "mul", "ne", "neg",
+        "not", "or", "pcast", "pvary", "rem", "reshape", "rev", "select_n", "sign", "slice",
+        "split", "square", "squeeze", "stop_gradient", "sub", "transpose", "xor",
+    )
+)
+# fmt: on
+"""Primitives that cost less than to store what they computed and to read it again."""
+
+LAYOUT = frozenset(("broadcast_in_dim", "expand_dims", "iota", "reshape", "squeeze"))
+"""Primitives that compute nothing."""
+
+CURVES = frozenset(("erf", "exp", "expm1", "log", "log1p", "logistic", "sqrt", "tanh"))
+"""Functions of single elements, dear, but no more so than to store and to read them."""
+
+SUMS = ("add", "add_any")
+CALLS = ("jit", "pjit", "closed_call")
+
+
+class Equation(NamedTuple):
+    """``outputs = function(*inputs)``, a list of them."""
+
+    name: str
+    function: Any
+    inputs: tuple[Name, ...]
+    outputs: tuple[Name, ...]
+    params: Mapping[str, Any] = {}
+
+
+class _Primitive(NamedTuple):
+    """A primitive as a function of arrays."""
+
+    primitive: Any
+    params: dict[str, Any]
+
+    def __call__(self, *arguments: Any) -> list[Any]:
+        params = self.primitive.get_bind_params(self.params)
+        if isinstance(params, tuple):  # until jax 0.10.1
+            functions, params = params
+            arguments = (*functions, *arguments)
+        results = self.primitive.bind(*arguments, **params)
+        return results if self.primitive.multiple_results else [results]
+
+
+class _ScaledTanh(NamedTuple):
+    scale: Any
+
+    def __call__(self, z: jax.Array) -> list[jax.Array]:
+        return [jnp.tanh(z * jnp.asarray(self.scale, z.dtype))]
+
+
+class _Split(NamedTuple):
+    sizes: list[int]
+
+    def __call__(self, a: jax.Array) -> list[jax.Array]:
+        return list(jax.lax.split(a, self.sizes, axis=a.ndim - 1))
+
+
+def _half(tanh: jax.Array) -> list[jax.Array]:
+    return [0.5 * tanh + 0.5]
+
+
+def _same(tanh: jax.Array) -> list[jax.Array]:
+    return [tanh]
+
+
+class Program:
+    """A function of arrays as equations between named values, calls within it written out.
+
+    Attributes:
+      inputs: names of the arguments, a tree like them.
+      outputs: names of the results, a tree like them.
+      closed_over: names and values of arrays that the function closes over.
+      equations: in an order in which they can be computed.
+
+    >>> program = Program(lambda a, b: (a * 2.0) + b, 1.0, 1.0)
+    >>> program.evaluate(program.outputs, dict(zip(program.inputs, [1.0, 5.0])))
+    Array(7., dtype=float32, weak_type=True)
+    """
+
+    def __init__(self, function: Callable[..., Any], *examples: Any):
+        closed, shapes = jax.make_jaxpr(function, return_shape=True)(*examples)
+        self.equations: list[Equation] = []
+        self._count = 0
+        self._constants: dict[Name, Any] = {}
+        self._types: dict[Name, Any] = {}
+        names = {v: self._new() for v in (*closed.jaxpr.constvars, *closed.jaxpr.invars)}
+        self.closed_over = {
+            names[v]: value for v, value in zip(closed.jaxpr.constvars, closed.consts, strict=True)
+        }
+        self._types |= {name: v.aval for v, name in names.items()}
+        inputs = [names[v] for v in closed.jaxpr.invars]
+        self.inputs: Any = jax.tree.unflatten(jax.tree.structure(examples), inputs)
+        outputs = self._write_out(closed.jaxpr, names)
+        self.outputs: Any = jax.tree.unflatten(jax.tree.structure(shapes), outputs)
+
+    def depending_on(self, names: Iterable[Name]) -> set[Name]:
+        """The values that cannot be had without those of ``names``, and these."""
+        found = set(names)
+        for equation in self.equations:
+            if not found.isdisjoint(equation.inputs):
+                found.update(equation.outputs)
+        return found
+
+    def needed_for(self, wanted: Iterable[Name], known: Iterable[Name]) -> list[Equation]:
+        """The equations without which ``wanted`` cannot be computed."""
+        missing, needed = set(wanted) - set(known), []
+        known = set(known)
+        for equation in reversed(self.equations):
+            if not missing.isdisjoint(equation.outputs):
+                missing.update(name for name in equation.inputs if name not in known)
+                needed.append(equation)
+        return needed[::-1]
+
+    def evaluate(
+        self,
+        wanted: Any,
+        known: Mapping[Name, Any],
+        run: Callable[[Equation, list[Any]], list[Any]] = lambda e, arguments: e.function(
+            *arguments
+        ),
+    ) -> Any:
+        """A tree of values from a tree of names, computed from what is known."""
+        values = {**self._constants, **self.closed_over, **known}
+        for equation in self.needed_for(jax.tree.leaves(wanted), known):
+            results = run(equation, [values[name] for name in equation.inputs])
+            for name, result in zip(equation.outputs, results, strict=True):
+                values.setdefault(name, result)
+        return jax.tree.map(values.__getitem__, wanted)
+
+    def cut(
+        self, wanted: Iterable[Name], among: Set[Name], known: Iterable[Name], free: Set[str]
+    ) -> Names:
+        """The values to keep: those ``among`` which the way back from ``wanted`` first meets.
+
+        A curve of something at hand, such as tanh(c), is computed again.
+
+        Args:
+          wanted: values to be had.
+          among: values that can be kept.
+          known: values that are at hand.
+          free: primitives whose results are not worth keeping.
+        """
+        known = set(known)
+        missing, kept = set(wanted) - known, []
+        for equation in reversed(self.equations):
+            hit = missing.intersection(equation.outputs)
+            again = equation.name in CURVES and known.issuperset(equation.inputs)
+            if hit and hit <= among and equation.name not in free and not again:
+                kept += hit
+            elif hit:
+                missing.update(name for name in equation.inputs if name not in known)
+        return kept
+
+    def sums_apart(self, late: set[Name]) -> None:
+        """Writes sums of late and other values as the sum of the others plus that of the late.
+
+        >>> program = Program(lambda a, b, c: (a + b) + c, 1.0, 1.0, 1.0)
+        >>> a, b, c = program.inputs
+        >>> program.sums_apart(program.depending_on([b]))
+        >>> [equation.inputs == (a, c) for equation in program.equations]
+        [True, False]
+        """
+        uses: dict[Name, int] = dict.fromkeys(jax.tree.leaves(self.outputs), 1)
+        for equation in self.equations:
+            for name in equation.inputs:
+                uses[name] = uses.get(name, 0) + 1
+        made_by = {out: equation for equation in self.equations for out in equation.outputs}
+
+        def is_sum(name: Name) -> bool:
+            return name in late and name in made_by and made_by[name].name in SUMS
+
+        def terms(name: Name) -> Names:
+            return [
+                term
+                for n in made_by[name].inputs
+                for term in (terms(n) if is_sum(n) and uses[n] == 1 else [n])
+            ]
+
+        absorbed = {
+            n
+            for equation in self.equations
+            if is_sum(equation.outputs[0])
+            for n in equation.inputs
+            if is_sum(n) and uses[n] == 1
+        }
+        written: list[Equation] = []
+        for equation in self.equations:
+            name = equation.outputs[0]
+            if not is_sum(name):
+                written.append(equation)
+            elif name not in absorbed:
+                every = terms(name)
+                early, rest = ([t for t in every if (t in late) == wait] for wait in (False, True))
+                totals = []
+                for group in (early, rest):
+                    for term in group[1:]:
+                        total = self._new()
+                        written.append(equation._replace(inputs=(group[0], term), outputs=(total,)))
+                        group[0] = total
+                    totals += group[:1]
+                if len(totals) == 2:
+                    written.append(equation._replace(inputs=tuple(totals)))
+                else:  # all of it late: the last sum is the value itself
+                    written[-1] = written[-1]._replace(outputs=equation.outputs)
+        self.equations = written
+
+    def gates_at_once(self) -> None:
+        """Writes σ as tanh, and functions of parts of one array as one of the whole array.
+
+        σ(z) = tanh(z / 2) / 2 + 1 / 2.  Where gates lie side by side, one tanh of all of them is
+        faster than a σ or tanh of each.
+
+        >>> gates = lambda z: (jax.nn.sigmoid(z[:2]), jnp.tanh(z[2:]))
+        >>> program = Program(gates, jnp.arange(4.0))
+        >>> program.gates_at_once()
+        >>> [equation.name for equation in program.equations].count("tanh")
+        1
+        """
+        made_by = {out: equation for equation in self.equations for out in equation.outputs}
+        parts: dict[Name, list[tuple[int, int, Equation]]] = {}
+        for equation in self.equations:
+            if equation.name in ("logistic", "tanh"):
+                whole, start, stop = self._part(equation.inputs[0], made_by)
+                parts.setdefault(whole, []).append((start, stop, equation))
+
+        where: dict[Name, Name] = {}  # a gate: the part of the tanh that it is made of
+        cuts: dict[Name, tuple[Any, list[int], Names]] = {}
+        for whole, group in parts.items():
+            size = self._types[whole].shape[-1]
+            edges = sorted({0, size, *(edge for start, stop, _ in group for edge in (start, stop))})
+            pieces = {start: self._new() for start in edges[:-1]}
+            covered = sum(stop - start for start, stop, _ in group)
+            if len(group) == 1 or 4 * covered < 3 * size:
+                continue  # most of the tanh would be of no use
+            scale = np.ones(size)
+            for start, stop, equation in group:
+                if edges[edges.index(start) + 1] == stop:
+                    scale[start:stop] = 0.5 if equation.name == "logistic" else 1.0
+                    where[equation.outputs[0]] = pieces[start]
+            cuts[whole] = scale, [int(size) for size in np.diff(edges)], list(pieces.values())
+
+        written: list[Equation] = []
+        done: set[Name] = set()
+        for equation in self.equations:
+            (z, *_), (name, *_) = equation.inputs or [0], equation.outputs
+            if name not in where and equation.name != "logistic":
+                written.append(equation)
+                continue
+            if name in where:
+                whole, *_ = self._part(z, made_by)
+                if whole not in done:
+                    scale, sizes, pieces = cuts[whole]
+                    tanh = Equation("tanh", _ScaledTanh(scale), (whole,), (self._new(),))
+                    split = Equation("split", _Split(sizes), tanh.outputs, tuple(pieces))
+                    written += [tanh, split]
+                    done.add(whole)
+                part = where[name]
+            else:
+                tanh = Equation("tanh", _ScaledTanh(0.5), (z,), (self._new(),))
+                written.append(tanh)
+                (part,) = tanh.outputs
+            gate = _half if equation.name == "logistic" else _same
+            written.append(Equation("mul", gate, (part,), equation.outputs))
+        self.equations = written
+
+    def _part(self, name: Name, made_by: Mapping[Name, Any]) -> tuple[Name, int, int]:
+        """Of what a value is a part along the last axis, and from where to where."""
+        equation, shape = made_by.get(name), self._types[name].shape
+        if equation is not None and equation.name in ("slice", "split"):
+            (whole,) = equation.inputs
+            size = self._types[whole].shape
+            if equation.name == "split":
+                if equation.params["axis"] == len(shape) - 1:
+                    n, sizes = equation.outputs.index(name), equation.params["sizes"]
+                    return whole, sum(sizes[:n]), sum(sizes[: n + 1])
+            elif size[:-1] == shape[:-1] and equation.params["strides"] is None:
+                start = equation.params["start_indices"][-1]
+                return whole, start, equation.params["limit_indices"][-1]
+        return name, 0, shape[-1] if shape else 1
+
+    def lay_out(self, late: set[Name], changing: set[Name]) -> None:
+        """Writes products with fixed matrices so that reading them backwards needs no transpose.
+
+        A derivative read backwards multiplies by the transpose of a matrix, which is much slower
+        in every step than once, before the loop.
+        """
+        written: list[Equation] = []
+        transposed: dict[Name, Name] = {}
+        for equation in self.equations:
+            if equation.name == "dot_general" and equation.outputs[0] in late:
+                (lhs, rhs), params = equation.inputs, dict(equation.params)
+                ((left, right), _) = params["dimension_numbers"]
+                fixed = rhs not in changing and self._types[rhs].ndim == 2
+                if fixed and lhs in late and len(right) == 1:
+                    if rhs not in transposed:
+                        transposed[rhs] = self._new()
+                        written.append(
+                            Equation("transpose", _transposed, (rhs,), (transposed[rhs],))
+                        )
+                    params["dimension_numbers"] = ((left, (1 - right[0],)), ((), ()))
+                    equation = equation._replace(
+                        function=equation.function._replace(params=params),
+                        inputs=(lhs, transposed[rhs]),
+                        params=params,
+                    )
+            written.append(equation)
+        self.equations = written
+
+    def _new(self) -> Name:
+        self._count += 1
+        return self._count
+
+    def _write_out(self, jaxpr: Any, names: dict[Any, Name]) -> Names:
+        def name(atom: Any) -> Name:
+            if isinstance(atom, Literal):
+                new = self._new()
+                self._constants[new] = atom.val
+                return new
+            return names[atom]
+
+        for eqn in jaxpr.eqns:
+            inputs = tuple(map(name, eqn.invars))
+            if eqn.primitive.name in CALLS:
+                inner = eqn.params["jaxpr"]
+                inner_names = dict(zip(inner.jaxpr.invars, inputs, strict=True))
+                for v, value in zip(inner.jaxpr.constvars, inner.consts, strict=True):
+                    inner_names[v] = self._new()
+                    self._constants[inner_names[v]] = value
+                outputs = self._write_out(inner.jaxpr, inner_names)
+                names.update(zip(eqn.outvars, outputs, strict=True))
+            else:
+                names.update((v, self._new()) for v in eqn.outvars)
+                self._types |= {names[v]: v.aval for v in eqn.outvars}
+                outputs = tuple(names[v] for v in eqn.outvars)
+                function = _Primitive(eqn.primitive, eqn.params)
+                self.equations.append(
+                    Equation(eqn.primitive.name, function, inputs, outputs, eqn.params)
+                )
+        return list(map(name, jaxpr.outvars))
+
+
+def _transposed(w: jax.Array) -> list[jax.Array]:
+    return [w.T]
+
+
+def named(names: Any, values: Any) -> dict[Name, Any]:
+    """A tree of values by the names in a tree like it."""
+    return dict(zip(jax.tree.leaves(names), jax.tree.leaves(values), strict=True))
