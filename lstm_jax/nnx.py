@@ -15,6 +15,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from lstm_jax import _flax, cells
+from lstm_jax.cells.activations import Activation
 from lstm_jax.cells.base import Initializer, check_size
 from lstm_jax.sequence.bidirectional import Merge
 from lstm_jax.sequence.protocol import check_cell
@@ -633,7 +634,10 @@ class LSTM(Stack):
       engine: how each layer runs over time, as in :func:`lstm_jax.unroll`.
       dtype: type of the products; cell states and every sum stay in float32 or wider.
       param_dtype: type in which parameters are stored; float32 if None.
-      kernel_init: draws each gate's input weights; None for the cell's default, as below.
+      gate_fn: activation of the gates, by name or itself; None for the cell's default, as in
+        the options below.
+      activation_fn: activation of what is to be written.
+      kernel_init: draws each gate's input weights.
       recurrent_kernel_init: draws each gate's recurrent weights.
       bias_init: draws each gate's bias.
       time_major, keep_order, return_carry, rngs: as in :class:`Stack`.
@@ -670,6 +674,8 @@ class LSTM(Stack):
         engine: str = "auto",
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike | None = None,
+        gate_fn: Activation | None = None,
+        activation_fn: Activation | None = None,
         kernel_init: Initializer | None = None,
         recurrent_kernel_init: Initializer | None = None,
         bias_init: Initializer | None = None,
@@ -683,6 +689,8 @@ class LSTM(Stack):
             num_layers,
             cell=cell,
             options={
+                "gate_fn": gate_fn,
+                "activation_fn": activation_fn,
                 "kernel_init": kernel_init,
                 "recurrent_kernel_init": recurrent_kernel_init,
                 "bias_init": bias_init,

@@ -53,10 +53,20 @@ class Parameter(NamedTuple):
     shape: tuple[int, ...]
 
 
-# Made once: each call of these factories returns a new function, and cells compare
-# (and hash) by the functions they hold.
-glorot_uniform = jax.nn.initializers.glorot_uniform()
-orthogonal = jax.nn.initializers.orthogonal()
+# Functions of this module, since cells compare (and hash, and are pickled) by those they hold:
+# what JAX's factories return is new with each call.
+
+
+def glorot_uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Draws uniformly, with the variance 2 / (in + out) (Glorot & Bengio 2010)."""
+    return jax.nn.initializers.glorot_uniform()(key, shape, dtype)
+
+
+def orthogonal(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Draws a matrix with orthonormal rows or columns (Saxe et al. 2014)."""
+    return jax.nn.initializers.orthogonal()(key, shape, dtype)
+
+
 zeros = jax.nn.initializers.zeros
 
 

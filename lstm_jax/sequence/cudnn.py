@@ -6,7 +6,6 @@ inside cuDNN (such rows run one step, of which nothing is kept); it always compu
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
