@@ -1,6 +1,7 @@
 """The recurrent network whose neurons each read their own last value alone."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,10 @@ from lstm_jax.cells.activations import (
 from lstm_jax.cells.base import BaseCell, Initializer, Parameter, dot, like
 from lstm_jax.cells.rnn import RNNState
 
-_uniform = jax.nn.initializers.uniform(1.0)
+
+def uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Draws uniformly from [0, 1)."""
+    return jax.random.uniform(key, shape, dtype)
 
 
 def ind_rnn_cell(
@@ -84,7 +88,7 @@ class IndRNNCell(BaseCell):
     """
 
     _: dataclasses.KW_ONLY
-    recurrent_kernel_init: Initializer = _uniform
+    recurrent_kernel_init: Initializer = uniform
     activation_fn: Activation = "relu"
     preactivation_clip: float | None = None
 
