@@ -17,6 +17,7 @@ from lstm_jax.sequence import Bidirectional
 
 B, T, D, H = 3, 4, 3, 4
 LENGTHS = jnp.array([4, 2, 1])
+TOLD = {"time_major": True, "return_carry": True}
 
 
 def functional(name):
@@ -40,18 +41,27 @@ def inputs(name):
 
 
 @functools.cache
-def expected(name):
-    """Parameters, carries and outputs of both directions, by the functional layer."""
-    layer = Bidirectional(functional(name))
-    params = layer.init(jax.random.key(0), D)
-    return params, *jax.jit(layer.apply)(params, inputs(name), lengths=LENGTHS)
+def parameters(name):
+    """Of both directions."""
+    return Bidirectional(functional(name)).init(jax.random.key(0), D)
 
 
-def check(name, carry, outputs):
-    _, state, ys = expected(name)
-    chex.assert_trees_all_close(carry, tuple(state), atol=1e-5)
+def fill(module, params):
+    """Puts parameters into an nnx module, where they must be all that it holds."""
+    state = nnx.state(module)
+    assert jax.tree.leaves(state) == jax.tree.leaves(nnx.state(module, nnx.Param))
+    shapes = jax.tree.map(jnp.shape, nnx.to_pure_dict(state))
+    assert shapes == jax.tree.map(jnp.shape, params)
+    nnx.replace_by_pure_dict(state, params)
+    nnx.update(module, state)
+
+
+def check(theirs, ours):
+    """``(carry, outputs)`` of Flax's module around our cells, and of our module."""
+    carry, ys = (theirs[0], tuple(ours[0])), (theirs[1], ours[1])
+    chex.assert_trees_all_close(*carry, atol=1e-5)
     valid = np.arange(T)[:, None] < np.asarray(LENGTHS)  # Flax leaves what it likes in the rest
-    np.testing.assert_allclose(np.asarray(outputs)[valid], np.asarray(ys)[valid], atol=1e-5)
+    np.testing.assert_allclose(*(np.asarray(y)[valid] for y in ys), atol=1e-5)
 
 
 def test_each_class_of_a_cell_has_a_module_of_its_name():
@@ -65,12 +75,12 @@ def test_nnx(name):
     kind, options = module(lstm_jax.nnx, name)
     cells = [kind(D, H, **options, rngs=nnx.Rngs(seed)) for seed in range(2)]
     assert cells[0].cell == functional(name)
-    for cell, params in zip(cells, expected(name)[0].values(), strict=True):
-        assert jax.tree.map(jnp.shape, cell.params) == jax.tree.map(jnp.shape, params)
-        for parameter, value in params.items():
-            getattr(cell, parameter)[...] = value
-    layer = nnx.Bidirectional(*map(nnx.RNN, cells), time_major=True, return_carry=True)
-    check(name, *layer(inputs(name), seq_lengths=LENGTHS))
+    for cell, params in zip(cells, parameters(name).values(), strict=True):
+        fill(cell, params)
+    theirs = nnx.Bidirectional(*map(nnx.RNN, cells), **TOLD)
+    ours = lstm_jax.nnx.Stack(D, Bidirectional(functional(name)), **TOLD, rngs=nnx.Rngs(0))
+    fill(ours, parameters(name))
+    check(*(layer(inputs(name), seq_lengths=LENGTHS) for layer in (theirs, ours)))
     carry = cells[0].initialize_carry(inputs(name).shape[1:])
     chex.assert_trees_all_equal(carry, functional(name).zero_state(inputs(name).shape[1:-1]))
 
@@ -80,10 +90,18 @@ def test_linen(name):
     kind, options = module(lstm_jax.linen, name)
     cell = kind(H, **options)
     assert cell.cell == functional(name)
-    layer = nn.Bidirectional(nn.RNN(cell), nn.RNN(cell.copy()), time_major=True, return_carry=True)
-    params = {f"{way}_rnn": {"cell": tree} for way, tree in expected(name)[0].items()}
-    drawn = jax.eval_shape(layer.init, jax.random.key(0), inputs(name))
-    assert jax.tree.map(jnp.shape, drawn["params"]) == jax.tree.map(jnp.shape, params)
-    check(name, *layer.apply({"params": params}, inputs(name), seq_lengths=LENGTHS))
+    theirs = nn.Bidirectional(nn.RNN(cell), nn.RNN(cell.copy()), **TOLD)
+    ours = lstm_jax.linen.Stack(Bidirectional(functional(name)), **TOLD)
+    params = parameters(name)
+    results = []
+    for layer, tree in (
+        (theirs, {f"{way}_rnn": {"cell": tree} for way, tree in params.items()}),
+        (ours, params),
+    ):
+        variables = {"params": tree}
+        drawn = jax.eval_shape(layer.init, jax.random.key(0), inputs(name))
+        assert jax.tree.map(jnp.shape, drawn) == jax.tree.map(jnp.shape, variables)
+        results.append(layer.apply(variables, inputs(name), seq_lengths=LENGTHS))
+    check(*results)
     carry = cell.initialize_carry(jax.random.key(0), inputs(name).shape[1:])
     chex.assert_trees_all_equal(carry, functional(name).zero_state(inputs(name).shape[1:-1]))

@@ -233,6 +233,13 @@ class TestLSTM:
         np.testing.assert_array_equal(ys, turned(expected))
         assert variables["params"]["layer_1"]["b"][3] == 3.0
 
+    def test_activations_by_flaxs_names(self):
+        told = {"gate_fn": "hard_sigmoid", "activation_fn": jax.nn.relu}
+        expected = LSTM(H, 2, cell=functools.partial(lstm_jax.LSTMCell, **told))
+        ys = LSTM(H, 2, **told).apply(self.variables, XS)
+        np.testing.assert_array_equal(ys, expected.apply(self.variables, XS))
+        assert not np.allclose(ys, self.lstm.apply(self.variables, XS))
+
     def test_dropout_goes_by_its_stream(self):
         lstm = LSTM(H, num_layers=2, dropout=0.5)
         rngs = {"dropout": jax.random.key(3)}

@@ -1,6 +1,8 @@
+import copy
 import dataclasses
 import functools
 import inspect
+import pickle
 from typing import NamedTuple
 
 import chex
@@ -245,6 +247,14 @@ class TestLSTM:
         np.testing.assert_array_equal(lstm(XS), turned(expected))
         assert lstm.layer_1.b[3] == 2.0
 
+    def test_activations_by_flaxs_names(self):
+        told = {"gate_fn": "hard_sigmoid", "activation_fn": jax.nn.relu}
+        lstm = LSTM(D, H, bidirectional=True, **told, rngs=nnx.Rngs(0))
+        cell = functools.partial(lstm_jax.LSTMCell, **told)
+        expected = LSTM(D, H, bidirectional=True, cell=cell, rngs=nnx.Rngs(0))
+        np.testing.assert_array_equal(lstm(XS), expected(XS))
+        assert not np.allclose(lstm(XS), LSTM(D, H, bidirectional=True, rngs=nnx.Rngs(0))(XS))
+
     def test_options_of_cells_leave_modules_equal(self):
         """So that what was compiled for one runs the other."""
         options = {"kernel_init": jax.nn.initializers.zeros, "param_dtype": "bfloat16"}
@@ -287,6 +297,15 @@ class TestLSTM:
             LSTM(D, (3, 0), rngs=nnx.Rngs(0))
         with pytest.raises(TypeError, match="unexpected keyword argument 'bidirectonal'"):
             LSTM(D, H, bidirectonal=True, rngs=nnx.Rngs(0))
+
+    def test_clones_copies_and_pickles(self):
+        expected = self.lstm(XS)
+        for copied in (
+            nnx.clone(self.lstm),
+            copy.deepcopy(self.lstm),
+            pickle.loads(pickle.dumps(self.lstm)),
+        ):
+            np.testing.assert_array_equal(copied(XS), expected)
 
 
 class TestStack:
@@ -357,6 +376,29 @@ class TestTransforms:
         assert not np.allclose(ys[0], ys[1])
         expected = functools.reduce(lambda xs, lstm: lstm(xs), each, XS)
         np.testing.assert_allclose(upwards(ensemble, XS), expected, atol=1e-6)
+
+    def test_cells_in_flax_rnns(self):
+        """An ensemble of ``nnx.RNN``, and a scan over cells as layers."""
+
+        @nnx.split_rngs(splits=3)
+        @nnx.vmap
+        def make(rngs):
+            return LSTMCell(D, D, learn_initial_state=True, rngs=rngs)
+
+        @nnx.scan(in_axes=(0, nnx.Carry), out_axes=nnx.Carry)
+        def upwards(cell, ys):
+            return nnx.RNN(cell)(ys)
+
+        cells = make(nnx.Rngs(0))
+        each = [LSTM(D, D, rngs=nnx.Rngs(0)) for _ in range(3)]
+        for n, lstm in enumerate(each):
+            for name in ("w_ih", "w_hh", "b"):  # h_0 and c_0 begin at zero
+                getattr(lstm.layer_0, name)[...] = getattr(cells, name)[n]
+        ys = nnx.vmap(lambda cell: nnx.RNN(cell)(XS))(cells)
+        for y, lstm in zip(ys, each, strict=True):
+            np.testing.assert_allclose(y, lstm(XS), atol=1e-6)
+        expected = functools.reduce(lambda xs, lstm: lstm(xs), each, XS)
+        np.testing.assert_allclose(upwards(cells, XS), expected, atol=1e-6)
 
     def test_a_checkpoint(self, tmp_path):
         ocp = pytest.importorskip("orbax.checkpoint")

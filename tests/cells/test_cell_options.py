@@ -1,7 +1,9 @@
 """What options do to the parameters a cell begins with, and functions by name."""
 
+import copy
 import functools
 import itertools
+import pickle
 
 import jax
 import jax.numpy as jnp
@@ -266,6 +268,12 @@ def test_a_state_keeps_its_types_in_a_scan_whatever_meets(name):
             if i == j:
                 gradient = jax.grad(functools.partial(loss, cell), (0, 1, 2))
                 jax.eval_shape(gradient, params, state, xs)
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_a_cell_can_be_copied_and_pickled(name):
+    cell = CELLS[name](hidden_size=H)
+    assert pickle.loads(pickle.dumps(cell)) == copy.deepcopy(cell) == cell
 
 
 @pytest.mark.parametrize("name", CELLS)
