@@ -283,7 +283,7 @@ class GatedCell(BaseCell):
         plus and minus this (ONNX ``clip``); None for no clipping.
       chrono: the longest dependency to expect, in steps, above 2: gates that keep the state
         begin with biases log u, u uniform in [1, chrono - 1], and gates that write it with
-        the negative of the same (Tallec & Ollivier 2018, equation 16); None for none.
+        the negative of the same (Tallec & Ollivier 2018); None for none.
 
     References:
       Corentin Tallec, Yann Ollivier, "Can recurrent neural networks warp time?", ICLR 2018.
@@ -438,7 +438,7 @@ def constant(value: jax.Array) -> Initializer:
 
 
 def chrono_bias(longest: float) -> Initializer:
-    """Draws log u with u uniform in [1, longest - 1] (Tallec & Ollivier 2018, equation 16)."""
+    """Draws log u with u uniform in [1, longest - 1] (Tallec & Ollivier 2018)."""
     return lambda key, shape, dtype: jnp.log(
         jax.random.uniform(key, shape, dtype, 1.0, longest - 1.0)
     )

@@ -42,7 +42,7 @@ def gru_cell(
 
     References:
       Kyunghyun Cho et al., "Learning Phrase Representations using RNN Encoder-Decoder for
-      Statistical Machine Translation", EMNLP 2014, equations 5-8 (biases added).
+      Statistical Machine Translation", EMNLP 2014, section 2.3 (biases added).
     """
     h, size = state.h, state.h.shape[-1]
     z_x = dot(x, params["w_ih"])

@@ -68,7 +68,7 @@ def layer_norm_cell(
 
     References:
       Jimmy Lei Ba, Jamie Ryan Kiros, Geoffrey E. Hinton, "Layer Normalization", 2016
-      (arXiv:1607.06450), supplementary material, equations 15-16 and 20-22.  There is no ε
+      (arXiv:1607.06450), supplementary material, equations 20-22.  There is no ε
       in the paper; scales (the gains) begin at one and shifts at zero here.
     """
     z_x = layer_norm(dot(x, params["w_ih"]), params["scale_x"], params["shift_x"], epsilon)

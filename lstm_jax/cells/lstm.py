@@ -50,9 +50,8 @@ def lstm_cell(
 
     References:
       Felix A. Gers, Jürgen Schmidhuber, Fred Cummins, "Learning to Forget: Continual
-      Prediction with LSTM", Neural Computation 12(10), 2000, equations 3.1-3.6 (without
-      squashing beyond tanh, as in Greff et al., "LSTM: A Search Space Odyssey", 2017, variant
-      NP).
+      Prediction with LSTM", Neural Computation 12(10), 2000 (without squashing
+      beyond tanh, as in Greff et al., "LSTM: A Search Space Odyssey", 2017, variant NP).
     """
     i, f, g, o = jnp.split(affine(params, state.h, x), 4, -1)
     c = a.clip(a.gate(f) * state.c + a.gate(i) * a.candidate(g))

@@ -72,11 +72,9 @@ def lstm_1997_cell(
 
     References:
       Sepp Hochreiter, Jürgen Schmidhuber, "Long Short-Term Memory", Neural Computation 9(8),
-      1997, section 4 and appendix A.1 (f, h and g, then the forward pass of gates and cells;
-      equations 3-5 and 7-9 of the preprint).  There, gates may also read each other, error
-      is truncated where it leaves a memory cell, and output gates begin with negative
-      biases; here gates read x and h alone, gradients are complete, and biases begin with
-      what ``bias_init`` draws.
+      1997.  There, gates may also read each other, error is truncated where it leaves a
+      memory cell, and output gates begin with negative biases; here gates read x and h
+      alone, gradients are complete, and biases begin with what ``bias_init`` draws.
     """
     z = affine(params, state.h, x)
     H = state.c.shape[-1]

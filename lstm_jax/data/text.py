@@ -109,7 +109,7 @@ def ngram_loss(train: np.ndarray, held_out: np.ndarray, vocabulary_size: int, or
       probabilities of novel events in adaptive text compression", IEEE Transactions on
       Information Theory 37(4), 1991, method C; interpolated as in Stanley F. Chen, Joshua
       Goodman, "An empirical study of smoothing techniques for language modeling", Computer
-      Speech & Language 13(4), 1999, section 2.5.
+      Speech & Language 13(4), 1999.
     """
     tokens = np.concatenate([train, held_out]).astype(np.int64)
     start = len(train)

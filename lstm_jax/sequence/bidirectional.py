@@ -72,7 +72,7 @@ class Bidirectional:
 
     References:
       Mike Schuster, Kuldip K. Paliwal, "Bidirectional Recurrent Neural Networks", IEEE
-      Transactions on Signal Processing 45(11), 1997, section II.
+      Transactions on Signal Processing 45(11), 1997.
       Alex Graves, Jürgen Schmidhuber, "Framewise Phoneme Classification with Bidirectional
       LSTM and Other Neural Network Architectures", Neural Networks 18, 2005.
     """

@@ -89,7 +89,8 @@ def deferred_scan(
     num_steps = len(x_leaves[0])
     block = block_size(program, num_steps) if block is None else min(block, num_steps)
     run = _deferred(program, Plan(num_steps, block, reverse, save, offload))
-    carry, ys = run(list(program.closed_over.values()), init_leaves, x_leaves)
+    consts = [jnp.asarray(value) for value in program.closed_over.values()]
+    carry, ys = run(consts, init_leaves, x_leaves)
     return carry_tree.unflatten(carry), jax.tree.unflatten(y_tree, ys)
 
 
@@ -103,11 +104,12 @@ def _deferred(
 ) -> Callable[[Leaves, Leaves, Leaves], tuple[Leaves, Leaves]]:
     """The function ``(consts, init, xs) -> (carry, ys)`` with its derivative."""
 
+    plain = Loop(program, list(program.closed_over), *program.inputs, *program.outputs)
+
     @jax.custom_jvp
     def run(consts: Leaves, init: Leaves, xs: Leaves) -> tuple[Leaves, Leaves]:
-        loop = Loop(program, list(program.closed_over), *program.inputs, *program.outputs)
-        carry, chunks = forward(loop, plan, consts, init, xs, loop.y)
-        return carry, sequences(chunks, loop.y)
+        carry, chunks = forward(plain, plan, consts, init, xs, plain.y)
+        return carry, sequences(chunks, plain.y)
 
     def rule(primals: Any, tangents: Any) -> Any:
         consts, init, xs = primals
@@ -116,6 +118,8 @@ def _deferred(
         linear = linearized(program, consts, init, [leaf[0] for leaf in xs], moving)
 
         loop, keep = linear.loop, linear.to_keep()
+        if linear.is_mixed():
+            loop, keep = plain, []
         store = [*loop.y, *loop.new, *(keep if plan.save else [])]
         carry, chunks = forward(loop, plan, consts, init, xs, store)
         ys = sequences(chunks, loop.y)
@@ -125,7 +129,7 @@ def _deferred(
             jnp.zeros_like(a) if _is_zero(d) else d for a, d in zip(init, d_init, strict=True)
         ]
         moved = _picked([d_consts, d_init, d_xs], moving)
-        d_carry, d_ys = tangent(linear, plan, consts, xs, chunks, keep, moved)
+        d_carry, d_ys = tangent(linear, plan, consts, xs, chunks, loop.new, keep, moved)
         return (carry, ys), (_filled(carry, d_carry), _filled(ys, d_ys))
 
     run.defjvp(rule, symbolic_zeros=True)
@@ -228,6 +232,11 @@ class Linear(NamedTuple):
         ]
         return [name for name in dict.fromkeys([*read, *results]) if among(name)]
 
+    def is_mixed(self) -> bool:
+        """Whether some equation, such as a loop in a step, computes values along with tangents."""
+        linear, _ = self.parts()
+        return not linear.isdisjoint([*self.loop.new, *self.loop.y])
+
     def to_keep(self) -> Names:
         """What is worth storing for the tangents, beside carries and inputs."""
         linear, _ = self.parts()
@@ -268,10 +277,14 @@ def tangent(
     consts: Leaves,
     xs: Leaves,
     chunks: list[Any],
+    new: Names,
     keep: Names,
     moved: list[Leaves],
 ) -> tuple[Leaves, Leaves]:
-    """Tangents of the last carry and of ys, linear in those that ``moved``."""
+    """Tangents of the last carry and of ys, linear in those that ``moved``.
+
+    ``chunks`` are from :func:`forward`, with carries under the names of ``new``.
+    """
     loop, program = linear.loop, linear.loop.program
     tangents, late = linear.parts()
     known = loop.once(consts, linear.read_by(tangents, lambda name: name not in tangents))
@@ -286,7 +299,7 @@ def tangent(
         (stored, start), xs, d_xs = inputs
         if plan.offload:
             stored = jax.device_put(stored, jax.memory.Space.Device)
-        after = [stored[name] for name in loop.new]
+        after = [stored[name] for name in new]
         before = [_shifted(a, b, plan.reverse) for a, b in zip(start, after, strict=True)]
         steps = named([loop.carry, loop.x, loop.new], [before, xs, after])
         if plan.save:

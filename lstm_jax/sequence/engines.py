@@ -126,7 +126,7 @@ def obstacle(
     if engine == "fused":
         return "has nothing to do in no steps" if num_steps == 0 else None
     if engine == "scan":
-        return "cannot offload" if memory == "offload" else None
+        return "cannot offload" if memory == "offload" and num_steps else None
     if engine == "associative":
         if not getattr(cell, "is_linear", False):
             return f"is for cells whose recurrence is linear, not for {name}"

@@ -61,7 +61,7 @@ class LSTM:
 
     References:
       Wojciech Zaremba, Ilya Sutskever, Oriol Vinyals, "Recurrent Neural Network
-      Regularization", arXiv:1409.2329, 2014, equation 4 (dropout between layers only).
+      Regularization", arXiv:1409.2329, 2014, section 3.2 (dropout between layers only).
     """
 
     hidden_size: int | tuple[int, ...]

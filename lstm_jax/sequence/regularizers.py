@@ -189,7 +189,7 @@ class VariationalDropout(Regularizer):
 
     References:
       Yarin Gal, Zoubin Ghahramani, "A Theoretically Grounded Application of Dropout in
-      Recurrent Neural Networks", NeurIPS 2016, section 4 (their "untied" form has one mask
+      Recurrent Neural Networks", NeurIPS 2016 (their "untied" form has one mask
       a gate, this is the tied one).
     """
 
@@ -251,7 +251,7 @@ class RecurrentDropout(Regularizer):
 
     References:
       Stanislau Semeniuta, Aliaksei Severyn, Erhardt Barth, "Recurrent Dropout without Memory
-      Loss", COLING 2016, section 3.
+      Loss", COLING 2016.
     """
 
     rate: float = 0.25
@@ -310,7 +310,7 @@ class DropConnect(Regularizer):
 
     References:
       Stephen Merity, Nitish Shirish Keskar, Richard Socher, "Regularizing and Optimizing LSTM
-      Language Models", ICLR 2018, section 2 (the weight-dropped LSTM).
+      Language Models", ICLR 2018 (the weight-dropped LSTM).
     """
 
     rate: float = 0.5

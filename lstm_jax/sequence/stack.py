@@ -58,9 +58,9 @@ class Stack:
 
     References:
       Wojciech Zaremba, Ilya Sutskever, Oriol Vinyals, "Recurrent Neural Network
-      Regularization", arXiv:1409.2329, 2014, equation 4 (dropout between layers only).
+      Regularization", arXiv:1409.2329, 2014, section 3.2 (dropout between layers only).
       Yonghui Wu et al., "Google's Neural Machine Translation System", arXiv:1609.08144, 2016,
-      equation 6 (residual connections).
+      section 3.1 (residual connections).
       Alex Graves, "Generating Sequences With Recurrent Neural Networks", arXiv:1308.0850,
       2013, equations 1-3 (skip connections).
     """

@@ -68,7 +68,7 @@ class Forecasting:
 
     References:
       Shengsheng Lin et al., "SegRNN: Segment Recurrent Neural Network for Long-Term Time
-      Series Forecasting", arXiv:2308.11200, 2023, section 3 (segments, channels apart, last
+      Series Forecasting", arXiv:2308.11200, 2023 (segments, channels apart, last
       value subtracted; here an LSTM, and one linear map for the horizon); Haoyi Zhou et al.,
       "Informer", AAAI 2021 (ETTh1 and its 12/4/4-month split).
     """
