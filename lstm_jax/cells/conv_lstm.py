@@ -16,11 +16,10 @@ from lstm_jax.cells.base import (
     check_bool,
     check_size,
     check_unset,
-    like,
     zeros,
 )
 from lstm_jax.cells.lstm import LSTMState
-from lstm_jax.cells.peephole import peephole
+from lstm_jax.cells.peephole import gated
 
 
 def convolve(x: jax.Array, w: jax.Array) -> jax.Array:
@@ -85,14 +84,7 @@ def conv_lstm_cell(
       Precipitation Nowcasting", NeurIPS 2015.
     """
     z = convolve(x, params["w_ih"]) + convolve(state.h, params["w_hh"])
-    i, f, g, o = jnp.split(z + params["b"].astype(z.dtype), 4, -1)
-    i = a.gate(i + peephole(params, "i", state.c))
-    f = a.gate(f + peephole(params, "f", state.c))
-    c = a.clip(f * state.c + i * a.candidate(g))
-    o = a.gate(o + peephole(params, "o", c))
-    h = o * a.output(c)
-    state = like(LSTMState(h=h, c=c), state)
-    return state, state.h
+    return gated(params, state, z + params["b"].astype(z.dtype), a)
 
 
 @dataclasses.dataclass(frozen=True)

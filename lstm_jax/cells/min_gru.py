@@ -67,7 +67,29 @@ def min_gru_cell(
 
 
 @dataclasses.dataclass(frozen=True)
-class MinGRUCell(GatedCell):
+class MinimalCell(GatedCell):
+    """What minGRU and minLSTM share: gates and candidate read the input alone."""
+
+    _: dataclasses.KW_ONLY
+    activation_fn: Activation = "identity"
+
+    @property
+    def recurrent_weights(self) -> tuple[str, ...]:
+        """None: gates and candidate read the input alone."""
+        return ()
+
+    @property
+    def is_linear(self) -> bool:
+        """Always."""
+        return True
+
+    def zero_state(self, batch_shape: tuple[int, ...] = ()) -> RNNState:
+        """``h`` of zeros, ``[*batch_shape, H]``."""
+        return RNNState(h=self.zeros(*batch_shape, self.hidden_size))
+
+
+@dataclasses.dataclass(frozen=True)
+class MinGRUCell(MinimalCell):
     """Sizes and options of a minGRU; its equations are :func:`min_gru_cell`.
 
     Parameters are ``w_ih`` ``(D, 2H)`` and ``b`` ``(2H,)`` in the order z, g; options are those
@@ -84,29 +106,12 @@ class MinGRUCell(GatedCell):
       {'w_ih': (2, 8), 'b': (8,)}
     """
 
-    _: dataclasses.KW_ONLY
-    activation_fn: Activation = "identity"
-
-    @property
-    def recurrent_weights(self) -> tuple[str, ...]:
-        """None: gates and candidate read the input alone."""
-        return ()
-
-    @property
-    def is_linear(self) -> bool:
-        """Always."""
-        return True
-
     def parameters(self, input_size: int) -> dict[str, Parameter]:
         D, H = input_size, self.hidden_size
         return {
             "w_ih": Parameter(blocks(self.kernel_init, 2), (D, 2 * H)),
             "b": Parameter(self.biases("zg", writes="z"), (2 * H,)),
         }
-
-    def zero_state(self, batch_shape: tuple[int, ...] = ()) -> RNNState:
-        """``h`` of zeros, ``[*batch_shape, H]``."""
-        return RNNState(h=self.zeros(*batch_shape, self.hidden_size))
 
     def linear_recurrence(
         self, params: dict[str, jax.Array], xs: jax.Array

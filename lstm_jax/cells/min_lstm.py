@@ -5,8 +5,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from lstm_jax.cells.activations import Activation, Activations, clipped, identity
-from lstm_jax.cells.base import GatedCell, Parameter, blocks, check_number, dot, like
+from lstm_jax.cells.activations import Activations, clipped, identity
+from lstm_jax.cells.base import Parameter, blocks, check_number, dot, like
+from lstm_jax.cells.min_gru import MinimalCell
 from lstm_jax.cells.rnn import RNNState
 
 LOGARITHMIC = Activations(gate=jax.nn.log_sigmoid, candidate=identity)
@@ -69,7 +70,7 @@ def min_lstm_cell(
 
 
 @dataclasses.dataclass(frozen=True)
-class MinLSTMCell(GatedCell):
+class MinLSTMCell(MinimalCell):
     """Sizes and options of a minLSTM; its equations are :func:`min_lstm_cell`.
 
     Parameters are ``w_ih`` ``(D, 3H)`` and ``b`` ``(3H,)`` in the order i, f, g; options are
@@ -90,7 +91,6 @@ class MinLSTMCell(GatedCell):
     """
 
     _: dataclasses.KW_ONLY
-    activation_fn: Activation = "identity"
     forget_bias: float = 1.0
 
     def __post_init__(self):
@@ -105,16 +105,6 @@ class MinLSTMCell(GatedCell):
         gate = clipped(jax.nn.log_sigmoid, self.preactivation_clip)
         return super().activations._replace(gate=gate)
 
-    @property
-    def recurrent_weights(self) -> tuple[str, ...]:
-        """None: gates and candidate read the input alone."""
-        return ()
-
-    @property
-    def is_linear(self) -> bool:
-        """Always."""
-        return True
-
     def parameters(self, input_size: int) -> dict[str, Parameter]:
         D, H = input_size, self.hidden_size
         biases = self.biases("ifg", keeps="f", writes="i", forget_bias=self.forget_bias)
@@ -122,10 +112,6 @@ class MinLSTMCell(GatedCell):
             "w_ih": Parameter(blocks(self.kernel_init, 3), (D, 3 * H)),
             "b": Parameter(biases, (3 * H,)),
         }
-
-    def zero_state(self, batch_shape: tuple[int, ...] = ()) -> RNNState:
-        """``h`` of zeros, ``[*batch_shape, H]``."""
-        return RNNState(h=self.zeros(*batch_shape, self.hidden_size))
 
     def linear_recurrence(
         self, params: dict[str, jax.Array], xs: jax.Array

@@ -29,6 +29,20 @@ def peephole(params: dict[str, jax.Array], gate: str, c: jax.Array) -> jax.Array
     return 0.0 if p is None else p.astype(c.dtype) * c
 
 
+def gated(
+    params: dict[str, jax.Array], state: LSTMState, z: jax.Array, a: Activations
+) -> tuple[LSTMState, jax.Array]:
+    """The state and output of an LSTM with peepholes, from its pre-activations i, f, g, o."""
+    i, f, g, o = jnp.split(z, 4, -1)
+    i = a.gate(i + peephole(params, "i", state.c))
+    f = a.gate(f + peephole(params, "f", state.c))
+    c = a.clip(f * state.c + i * a.candidate(g))
+    o = a.gate(o + peephole(params, "o", c))
+    h = o * a.output(c)
+    state = like(LSTMState(h=h, c=c), state)
+    return state, state.h
+
+
 def peephole_cell(
     params: dict[str, jax.Array],
     state: LSTMState,
@@ -74,14 +88,7 @@ def peephole_cell(
       Klaus Greff et al., "LSTM: A Search Space Odyssey", IEEE Transactions on Neural
       Networks and Learning Systems 28(10), 2017 (these equations).
     """
-    i, f, g, o = jnp.split(affine(params, state.h, x), 4, -1)
-    i = a.gate(i + peephole(params, "i", state.c))
-    f = a.gate(f + peephole(params, "f", state.c))
-    c = a.clip(f * state.c + i * a.candidate(g))
-    o = a.gate(o + peephole(params, "o", c))
-    h = o * a.output(c)
-    state = like(LSTMState(h=h, c=c), state)
-    return state, state.h
+    return gated(params, state, affine(params, state.h, x), a)
 
 
 @dataclasses.dataclass(frozen=True)
