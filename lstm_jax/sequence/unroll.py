@@ -89,7 +89,7 @@ def unroll(
     """
     engines.check_engine(engine)
     engines.check_memory(memory)
-    xs = jnp.asarray(xs)
+    params, xs = jax.tree.map(jnp.asarray, params), jnp.asarray(xs)
     batch_shape = _checked_batch_shape(cell, params, xs)
     num_steps = xs.shape[0]
     start = initial_state(cell, params, xs.shape[1:-1])

@@ -1,0 +1,410 @@
+"""Every engine and memory plan against the plain scan, for every cell and transform."""
+
+import functools
+
+import chex
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+from jax.extend.core import jaxprs_in_params
+
+from lstm_jax import CELLS, LSTM, Bidirectional, LSTMCell, Stack, choose_engine, unroll
+from lstm_jax.sequence import DropConnect, RecurrentDropout, VariationalDropout, Zoneout
+from lstm_jax.sequence.engines import ENGINES, MEMORIES
+
+T, B, D, H = 7, 2, 3, 4
+SPACE = {"conv_lstm": (3, 2)}
+LENGTHS = np.array([7, 3])
+RESETS = np.zeros((T, B), bool)
+RESETS[2, 0] = RESETS[5, 0] = RESETS[1, 1] = True
+LINEAR = [("min_lstm", {}), ("min_gru", {}), ("ind_rnn", {"activation_fn": "identity"})]
+
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+over_cells = pytest.mark.parametrize("name", list(CELLS))
+
+
+def arguments(name, steps=T, dtype=np.float64, **options):
+    rng = np.random.default_rng(0)
+    cell = CELLS[name](hidden_size=H, param_dtype=np.dtype(dtype).name, **options)
+    space = SPACE.get(name, ())
+    like = lambda tree: jax.tree.map(  # noqa: E731
+        lambda leaf: 0.5 * rng.normal(size=leaf.shape).astype(leaf.dtype), tree
+    )
+    params = like(jax.eval_shape(lambda: cell.init(jax.random.key(0), D)))
+    state = like(jax.eval_shape(lambda: cell.zero_state((B, *space))))
+    if name == "slstm":
+        state = state._replace(n=np.exp(state.n))
+    xs = rng.normal(size=(steps, B, *space, D)).astype(dtype)
+    return cell, params, xs, state
+
+
+def loss(cell, params, xs, state, **how):
+    last, ys = unroll(cell, params, xs, state, **how)
+    leaves = [ys, *jax.tree.leaves(last)]
+    return sum(
+        (jnp.sin(leaf) * jnp.cos(jnp.arange(leaf.size)).reshape(leaf.shape)).sum()
+        for leaf in leaves
+    )
+
+
+@over_cells
+@pytest.mark.parametrize("how", ["forwards", "reverse"])
+def test_fused_equals_scan_with_lengths_and_resets(name, how):
+    with jax.enable_x64(True):
+        cell, *args = arguments(name)
+        options = {"lengths": LENGTHS, "resets": RESETS, "reverse": how == "reverse"}
+        memories = ("full", "recompute", "sqrt") if name in ("lstm", "slstm", "gru") else ("full",)
+
+        def run(engine, memory):
+            f = functools.partial(loss, cell, engine=engine, memory=memory, **options)
+            return quick_jit(jax.value_and_grad(f, (0, 1, 2)))(*args)
+
+        expected = run("scan", "full")
+        for memory in memories:
+            # Float64, T steps of sums of some 10 terms of order 1, each rounded at 1e-16; the
+            # slopes of layer normalisation and of the sLSTM's quotient are up to some hundred.
+            chex.assert_trees_all_close(run("fused", memory), expected, rtol=1e-11, atol=1e-12)
+
+
+@hypothesis.settings(deadline=None, max_examples=8)
+@hypothesis.given(
+    st.sampled_from(["lstm", "peephole", "gru", "layer_norm"]),
+    st.sampled_from([1, 32, 33, 70]),
+    st.sampled_from(MEMORIES[:3]),
+    st.booleans(),
+    st.data(),
+)
+def test_any_length_with_any_plan(name, steps, memory, reverse, data):
+    lengths = np.array(data.draw(st.lists(st.integers(0, steps), min_size=B, max_size=B)))
+    flags = data.draw(st.integers(0, 2**32 - 1))
+    resets = np.random.default_rng(flags).random((steps, B)) < 0.1
+    with jax.enable_x64(True):
+        cell, *args = arguments(name, steps)
+        how = {"lengths": lengths, "resets": resets, "reverse": reverse}
+        run = lambda engine, memory: quick_jit(  # noqa: E731
+            jax.value_and_grad(functools.partial(loss, cell, engine=engine, memory=memory, **how))
+        )(*args)
+        expected = run("scan", "full")
+        scale = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
+        # At most 70 steps, as above.
+        got = run("fused", memory)
+        chex.assert_trees_all_close(got, expected, rtol=1e-10, atol=1e-12 * max(scale, 1.0))
+
+
+@pytest.mark.parametrize("engine", ["scan", "fused"])
+@pytest.mark.parametrize("memory", MEMORIES)
+@pytest.mark.parametrize("steps", [1, 33])
+def test_memory_plans_give_the_same_gradients(engine, memory, steps):
+    cell, *args = arguments("lstm", steps, np.float32)
+    run = lambda engine, memory: quick_jit(  # noqa: E731
+        jax.value_and_grad(functools.partial(loss, cell, engine=engine, memory=memory), (0, 1, 2))
+    )(*args)
+    if (engine, memory) == ("scan", "offload"):
+        with pytest.raises(ValueError, match="engine 'scan' cannot offload"):
+            run(engine, memory)
+        return
+    # 33 steps, some hundred roundings of 6e-8 in numbers of order 10.
+    chex.assert_trees_all_close(run(engine, memory), run("scan", "full"), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "memory"),
+    [("lstm", "full"), ("lstm", "recompute"), ("gru", "sqrt"), ("peephole", "full")],
+)
+def test_every_transform_of_the_fused_engine(name, memory):
+    with jax.enable_x64(True):
+        cell, params, xs, state = arguments(name, steps=5)
+        both = [
+            functools.partial(loss, cell, engine=engine, memory=m, lengths=np.array([5, 2]))
+            for engine, m in (("fused", memory), ("scan", "full"))
+        ]
+        close = functools.partial(chex.assert_trees_all_close, rtol=1e-10, atol=1e-11)
+        args = params, xs, state
+        tangent = jax.tree.map(np.cos, args)
+
+        def derivatives(f):
+            grad = jax.grad(lambda a: f(*a))
+            return {
+                "jvp": jax.jvp(lambda a: f(*a), (args,), (tangent,)),
+                "forward over reverse": jax.jvp(grad, (args,), (tangent,)),
+                "reverse over reverse": jax.grad(
+                    lambda a: sum(jnp.sin(g).sum() for g in jax.tree.leaves(grad(a)))
+                )(args),
+                "reverse over forward": jax.grad(
+                    lambda a: jax.jvp(lambda b: f(*b), (a,), (tangent,))[1]
+                )(args),
+            }
+
+        ours, theirs = (quick_jit(lambda f=f: derivatives(f))() for f in both)
+        for what in ours:
+            close(ours[what], theirs[what], custom_message=what)
+
+        members = jax.tree.map(lambda a: np.stack([a, 0.5 * a]), params)
+        ensembles = [
+            quick_jit(jax.vmap(jax.grad(f), (0, None, None)))(members, xs, state) for f in both
+        ]
+        close(*ensembles, custom_message="ensemble")
+
+        one = [
+            functools.partial(loss, cell, engine=engine, memory=m)
+            for engine, m in (("fused", memory), ("scan", "full"))
+        ]
+        per_example = [
+            quick_jit(
+                jax.vmap(
+                    jax.grad(
+                        lambda p, x, s, f=f: f(p, x[:, None], jax.tree.map(lambda a: a[None], s))
+                    ),
+                    (None, 1, 0),
+                )
+            )(params, xs, state)
+            for f in one
+        ]
+        close(*per_example, custom_message="per-example gradients")
+
+
+@pytest.mark.parametrize(
+    "around",
+    [Zoneout, VariationalDropout, RecurrentDropout, DropConnect],
+)
+def test_regularisers_draw_the_same_in_every_engine(around):
+    with jax.enable_x64(True):
+        cell, *args = arguments("lstm")
+        cell = around(cell)
+        key = jax.random.key(3)
+        got, expected = (
+            quick_jit(
+                jax.value_and_grad(functools.partial(loss, cell, engine=engine, key=key), (0, 1, 2))
+            )(*args)
+            for engine in ("fused", "scan")
+        )
+        chex.assert_trees_all_close(got, expected, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru"])
+def test_learned_initial_states_have_their_gradients(name):
+    with jax.enable_x64(True):
+        cell, params, xs, _ = arguments(name, learn_initial_state=True)
+        got, expected = (
+            quick_jit(jax.grad(functools.partial(loss, cell, engine=engine, resets=RESETS)))(
+                params, xs, None
+            )
+            for engine in ("fused", "scan")
+        )
+        assert (np.abs(expected["h_0"]) > 1e-3).all()
+        chex.assert_trees_all_close(got, expected, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["lstm", "peephole", "gru", "projected"])
+def test_low_precision(name, dtype):
+    cell, params, xs, state = arguments(name, dtype=np.float32)
+    cell = CELLS[name](H, dtype=dtype)
+    got, expected = (
+        quick_jit(
+            jax.value_and_grad(functools.partial(loss, cell, engine=engine, lengths=LENGTHS))
+        )(params, xs, state)
+        for engine in ("fused", "scan")
+    )
+    assert jax.tree.map(jnp.dtype, got) == jax.tree.map(jnp.dtype, expected)
+    # Weights' gradients are sums of T * B = 14 numbers of order 1, rounded to the narrow type
+    # by step in one engine and by block in the other.
+    eps = float(jnp.finfo(dtype).eps)
+    chex.assert_trees_all_close(got, expected, rtol=0, atol=14 * eps)
+
+
+def test_a_cell_with_a_loop_of_its_own():
+    """Nothing in the equations need be known to the engine."""
+
+    class Power:
+        hidden_size = D
+
+        def init(self, key, input_size):
+            return {"w": jnp.eye(D) * 0.5}
+
+        def zero_state(self, batch_shape=()):
+            return jnp.zeros((*batch_shape, D))
+
+        def step(self, params, state, x):
+            h, _ = jax.lax.scan(lambda h, _: (jnp.tanh(h @ params["w"] + x), None), state, length=3)
+            return h, jax.lax.cond(x.sum() > 0, jnp.sin, jnp.cos, h)
+
+    with jax.enable_x64(True):
+        cell, xs = Power(), np.random.default_rng(0).normal(size=(T, B, D))
+        args = {"w": np.eye(D) * 0.5}, xs, np.ones((B, D))
+        got, expected = (
+            jax.jit(jax.value_and_grad(functools.partial(loss, cell, engine=engine), (0, 1, 2)))(
+                *args
+            )
+            for engine in ("fused", "scan")
+        )
+        chex.assert_trees_all_close(got, expected, rtol=1e-12, atol=1e-13)
+
+
+def primitives(jaxpr):
+    """The names of all primitives within."""
+    names = {eqn.primitive.name for eqn in jaxpr.eqns}
+    for eqn in jaxpr.eqns:
+        for sub in jaxprs_in_params(eqn.params):
+            names |= primitives(getattr(sub, "jaxpr", sub))
+    return names
+
+
+def scans(jaxpr, depth=0):
+    """Every scan within, with how many scans it stands in."""
+    for eqn in jaxpr.eqns:
+        inner = depth + (eqn.primitive.name == "scan")
+        if eqn.primitive.name == "scan":
+            yield depth, eqn
+        for sub in jaxprs_in_params(eqn.params):
+            yield from scans(getattr(sub, "jaxpr", sub), inner)
+
+
+@pytest.mark.parametrize("name", [name for name in CELLS if name != "conv_lstm"])
+def test_no_parameter_gradient_in_the_inner_loop(name):
+    """Which is what the engine is for; the plain scan has all of them there."""
+    cell, params, xs, state = arguments(name, steps=96, dtype=np.float32)
+    sizes = {leaf.shape for leaf in jax.tree.leaves(params) if leaf.ndim > 1}
+
+    def carried(engine):
+        f = functools.partial(loss, cell, engine=engine)
+        jaxpr = jax.make_jaxpr(jax.grad(f))(params, xs, state).jaxpr
+        found = list(scans(jaxpr))
+        innermost = max(depth for depth, _ in found)
+        return {
+            v.aval.shape
+            for depth, eqn in found
+            if depth == innermost
+            for v in eqn.outvars[: eqn.params["num_carry"]]
+        }
+
+    assert not carried("fused") & sizes
+    assert carried("scan") & sizes
+
+
+@pytest.mark.parametrize(("name", "options"), LINEAR)
+def test_linear_cells_in_parallel(name, options):
+    with jax.enable_x64(True):
+        cell, *args = arguments(name, **options)
+        how = {"lengths": LENGTHS, "resets": RESETS}
+        got, expected = (
+            quick_jit(
+                jax.value_and_grad(functools.partial(loss, cell, engine=e, **how), (0, 1, 2))
+            )(*args)
+            for e in ("associative", "scan")
+        )
+        chex.assert_trees_all_close(got, expected, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("engine", ["auto", "scan", "fused"])
+def test_no_steps_and_no_batch(engine):
+    cell = LSTMCell(H)
+    params = cell.init(jax.random.key(0), D)
+    state = cell.zero_state(())
+    last, ys = unroll(cell, params, jnp.zeros((0, D)), state, engine=engine)
+    assert ys.shape == (0, H)
+    chex.assert_trees_all_equal(last, state)
+    _, ys = unroll(cell, params, jnp.ones((3, D)), engine=engine)
+    assert ys.shape == (3, H)
+
+
+def test_layers_hand_engine_and_memory_on():
+    with jax.enable_x64(True):
+        xs = np.random.default_rng(0).normal(size=(T, B, D))
+        for make in (
+            lambda **how: LSTM(H, 2, bidirectional=True, param_dtype="float64", **how),
+            lambda **how: Stack([LSTMCell(H, param_dtype="float64")], **how),
+            lambda **how: Bidirectional(LSTMCell(H, param_dtype="float64"), **how),
+        ):
+            plain, fused = make(engine="scan"), make(engine="fused", memory="sqrt")
+            params = plain.init(jax.random.key(0), D)
+            grads = [
+                jax.jit(jax.grad(lambda p, layer=layer: jnp.sin(layer.apply(p, xs)[1]).sum()))(
+                    params
+                )
+                for layer in (plain, fused)
+            ]
+            chex.assert_trees_all_close(*grads, rtol=1e-11, atol=1e-12)
+            names = primitives(jax.make_jaxpr(lambda p, f=fused: f.apply(p, xs))(params).jaxpr)
+            assert names & {"checkpoint", "remat", "remat2"}
+
+
+class TestChoice:
+    def test_auto_takes_the_fused_engine(self):
+        choice = choose_engine(LSTMCell(H), T, (B,), platform="cpu")
+        assert choice.engine == "fused"
+        assert set(choice.passed_over) == set(ENGINES) - {"auto", "fused"}
+        assert all(choice.passed_over.values())
+        assert choice.reason
+
+    @pytest.mark.parametrize("name", list(CELLS))
+    @pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+    @pytest.mark.parametrize("memory", MEMORIES)
+    @pytest.mark.parametrize("steps", [0, 5])
+    def test_auto_never_fails(self, name, platform, memory, steps):
+        cell = CELLS[name](H)
+        choice = choose_engine(cell, steps, (B,), memory=memory, platform=platform, resets=True)
+        assert choice.engine in ENGINES[1:]
+
+    def test_no_steps(self):
+        for memory in MEMORIES:
+            assert choose_engine(LSTMCell(H), 0, memory=memory).engine == "scan"
+            _, ys = unroll(
+                LSTMCell(H),
+                LSTMCell(H).init(jax.random.key(0), D),
+                jnp.zeros((0, D)),
+                memory=memory,
+            )
+            assert ys.shape == (0, H)
+
+    def test_linear_recurrences_in_parallel_where_there_are_processors(self):
+        cell = CELLS["min_lstm"](H)
+        assert choose_engine(cell, T, (B,), platform="gpu").engine == "associative"
+        choice = choose_engine(cell, T, (B,), platform="cpu")
+        assert choice.engine == "fused"
+        assert "processors" in choice.passed_over["associative"]
+
+    @pytest.mark.parametrize(
+        ("cell", "options", "words"),
+        [
+            (CELLS["peephole"](H), {}, "is for LSTMCell, not for PeepholeLSTMCell"),
+            (LSTMCell(H, cell_clip=1.0), {}, "standard LSTM alone"),
+            (LSTMCell(H, activation_fn="relu"), {}, "standard LSTM alone"),
+            (LSTMCell(H, dtype="bfloat16"), {}, "float32 alone"),
+            (LSTMCell(H), {"dtype": "float64"}, "float32 alone"),
+            (LSTMCell(H), {"resets": True}, "no resets"),
+            (LSTMCell(H), {"memory": "sqrt"}, "not memory='sqrt'"),
+            (LSTMCell(H), {"batch_shape": (2, 3)}, "one batch axis, not 2"),
+            (LSTMCell(H), {}, "no vmap and no jvp"),
+        ],
+    )
+    def test_why_not_cudnn(self, cell, options, words):
+        options = {"batch_shape": (B,), "platform": "gpu"} | options
+        assert words in choose_engine(cell, T, **options).passed_over["cudnn"]
+
+
+class TestErrors:
+    def run(self, cell=None, **how):
+        cell = LSTMCell(H) if cell is None else cell
+        return unroll(cell, cell.init(jax.random.key(0), D), jnp.zeros((T, B, D)), **how)
+
+    def test_unknown_engine(self):
+        with pytest.raises(ValueError, match=r"engine must be one of auto, .*, got 'fast'"):
+            self.run(engine="fast")
+
+    def test_unknown_memory(self):
+        with pytest.raises(ValueError, match=r"memory must be one of full, .*, got 'low'"):
+            self.run(memory="low")
+        with pytest.raises(ValueError, match=r"memory must be one of full, .*, got 'low'"):
+            choose_engine(LSTMCell(H), T, memory="low")
+
+    def test_an_engine_that_cannot(self):
+        with pytest.raises(ValueError, match=r"engine 'associative' is for cells whose recurrence"):
+            self.run(engine="associative")
+        with pytest.raises(ValueError, match=r"engine 'cudnn' needs an NVIDIA GPU, not cpu"):
+            self.run(engine="cudnn")
+        with pytest.raises(ValueError, match=r"engine 'associative' keeps every step"):
+            self.run(CELLS["min_gru"](H), engine="associative", memory="sqrt")
