@@ -17,6 +17,7 @@ from lstm_jax.sequence import (
     unpack,
     unroll,
 )
+from lstm_jax.tune import tune_cpu
 
 __all__ = [
     "CELLS",
@@ -32,6 +33,7 @@ __all__ = [
     "resets_from_segments",
     "stream",
     "truncated",
+    "tune_cpu",
     "unpack",
     "unroll",
 ]

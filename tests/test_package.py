@@ -53,6 +53,7 @@ def test_arrows_between_the_parts_point_one_way():
     """cells <- sequence <- nnx, linen <- tasks <- train <- cli; data stands beside tasks."""
     order = [
         "errors",
+        "tune",
         "cells",
         "sequence",
         "_flax",

@@ -25,9 +25,9 @@ from lstm_jax.train import (
     load_config,
     load_workdir,
     train,
-    use_all_cores,
 )
 from lstm_jax.train.config import SHARED_SECTIONS, config_from
+from lstm_jax.tune import tune_cpu
 
 INTERRUPTED = 130
 COMMANDS = ("train", "evaluate", "generate")
@@ -142,8 +142,14 @@ def _one_line(box: str) -> str:
     return f"{said}; see lstm-jax --help"
 
 
+def _tune() -> None:
+    """Sets the process up, and says how."""
+    for line in str(tune_cpu()).splitlines():
+        Console(soft_wrap=True, highlight=False).print(line, markup=False)
+
+
 def _train(command: Train, overrides: dict[str, str]) -> None:
-    use_all_cores()
+    _tune()
     if command.source.is_dir():
         if command.workdir not in (None, command.source):
             raise UserError("--workdir: a run that is gone on with stays in its own folder")
@@ -156,7 +162,7 @@ def _train(command: Train, overrides: dict[str, str]) -> None:
 
 
 def _evaluate(command: Evaluate) -> None:
-    use_all_cores()
+    _tune()
     config = load_workdir(command.workdir)
     evaluate(config, config.build_task(), command.workdir, Report())
 

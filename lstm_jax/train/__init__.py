@@ -10,7 +10,7 @@ from lstm_jax.train.config import (
     sections_for,
     write_config,
 )
-from lstm_jax.train.devices import data_mesh, use_all_cores
+from lstm_jax.train.devices import data_mesh
 from lstm_jax.train.loop import Stopped, best_params, evaluate, train
 from lstm_jax.train.metrics import read_metrics
 from lstm_jax.train.optimizer import build_optimizer, build_schedule
@@ -39,6 +39,5 @@ __all__ = [
     "read_metrics",
     "sections_for",
     "train",
-    "use_all_cores",
     "write_config",
 ]

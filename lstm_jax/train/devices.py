@@ -1,29 +1,11 @@
 """Which devices share a batch."""
 
-import os
-
 import jax
 import numpy as np
 
 from lstm_jax.errors import UserError
 
 AXIS = "data"
-
-
-def use_all_cores() -> None:
-    """One JAX CPU device a physical core, so that a batch can be shared among them.
-
-    One device runs the small element-wise work of each step on one core alone.  Must be
-    called before JAX is first used; does nothing where JAX has devices already.
-    """
-    import psutil
-
-    physical = psutil.cpu_count(logical=False) or 1
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else physical
-    try:
-        jax.config.update("jax_num_cpu_devices", max(1, min(physical, allowed)))
-    except RuntimeError:  # JAX has been used
-        return
 
 
 def data_mesh(batch_size: int, num_devices: int = 0) -> jax.sharding.Mesh:

@@ -195,7 +195,7 @@ class TestDocuments:
 
 @pytest.mark.parametrize("cut", [0, 2, T])
 def test_chunks_with_the_states_handed_on_equal_the_whole(cut):
-    stack = Stack([LSTMCell(3), RNNCell(H)], connections="skip")
+    stack = Stack([LSTMCell(3), RNNCell(H)], connections="skip", engine="scan")
     params = stack.init(jax.random.key(0), D)
     whole, ys = stack.apply(params, XS)
     middle, first = stack.apply(params, XS[:cut])

@@ -1,0 +1,65 @@
+"""Each switch in a process of its own, since it cannot be taken back."""
+
+import ctypes
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from lstm_jax import tune_cpu
+
+
+def printed(code):
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return ran.stdout.splitlines()
+
+
+def test_devices_before_jax_is_used():
+    code = "import jax, lstm_jax; print(lstm_jax.tune_cpu(3)); print(len(jax.devices('cpu')))"
+    lines = printed(code)
+    assert lines[0] == "devices: 3 on the CPU, each with its share of a batch"
+    assert lines[-1] == "3"
+
+
+def test_devices_after_jax_was_used():
+    code = "import jax, lstm_jax; n = len(jax.devices()); print(lstm_jax.tune_cpu(n + 1)); print(n)"
+    lines = printed(code)
+    assert lines[0] == "devices: as they were, since JAX has been used already"
+
+
+def test_importing_changes_nothing():
+    code = "import jax, lstm_jax; print(jax.config.jax_num_cpu_devices, len(jax.devices('cpu')))"
+    assert printed(code) == printed(code.replace(", lstm_jax", ""))
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_large_blocks_come_from_kept_memory():
+    """A block above the threshold for mmap lies on the heap, and is the same one again."""
+    code = """
+import ctypes, lstm_jax
+libc = ctypes.CDLL("libc.so.6")
+libc.malloc.restype = ctypes.c_void_p
+libc.free.argtypes = [ctypes.c_void_p]
+libc.mallinfo2.restype = type("Info", (ctypes.Structure,), {"_fields_": [(n, ctypes.c_size_t) for n in
+    "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()]})
+def block():
+    before = libc.mallinfo2().hblks
+    p = libc.malloc(100 << 20)
+    mapped = libc.mallinfo2().hblks - before
+    libc.free(p)
+    return mapped
+first = block()
+print(lstm_jax.tune_cpu().allocator)
+print(first, block(), libc.mallinfo2().fordblks >= 100 << 20)
+"""
+    if not hasattr(ctypes.CDLL("libc.so.6"), "mallinfo2"):
+        pytest.skip("needs glibc 2.33 for mallinfo2")
+    lines = printed(code)
+    assert lines[0] == "allocator: keeps freed memory for the next call"
+    assert lines[1] == "1 0 True"
+
+
+def test_bad_number():
+    with pytest.raises(ValueError, match="num_devices must be at least 1, got 0"):
+        tune_cpu(0)
