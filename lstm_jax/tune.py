@@ -67,7 +67,7 @@ def tune_cpu(num_devices: int | None = None) -> Tuned:
 
 def _set_devices(num_devices: int | None) -> str:
     count = _physical_cores() if num_devices is None else num_devices
-    if jax.config.read("jax_num_cpu_devices") == count:
+    if jax.config.jax_num_cpu_devices == count:  # type: ignore[missing-attribute]
         return f"{count}, as it was"
     try:
         jax.config.update("jax_num_cpu_devices", count)

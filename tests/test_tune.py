@@ -41,8 +41,9 @@ import ctypes, lstm_jax
 libc = ctypes.CDLL("libc.so.6")
 libc.malloc.restype = ctypes.c_void_p
 libc.free.argtypes = [ctypes.c_void_p]
-libc.mallinfo2.restype = type("Info", (ctypes.Structure,), {"_fields_": [(n, ctypes.c_size_t) for n in
-    "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()]})
+names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+fields = [(name, ctypes.c_size_t) for name in names]
+libc.mallinfo2.restype = type("Info", (ctypes.Structure,), {"_fields_": fields})
 def block():
     before = libc.mallinfo2().hblks
     p = libc.malloc(100 << 20)

@@ -149,7 +149,6 @@ def _tune() -> None:
 
 
 def _train(command: Train, overrides: dict[str, str]) -> None:
-    _tune()
     if command.source.is_dir():
         if command.workdir not in (None, command.source):
             raise UserError("--workdir: a run that is gone on with stays in its own folder")
@@ -158,12 +157,13 @@ def _train(command: Train, overrides: dict[str, str]) -> None:
     else:
         config = load_config(command.source, overrides)
         workdir = command.workdir or pathlib.Path("runs") / command.source.stem
+    _tune()
     train(config, workdir, Report())
 
 
 def _evaluate(command: Evaluate) -> None:
-    _tune()
     config = load_workdir(command.workdir)
+    _tune()
     evaluate(config, config.build_task(), command.workdir, Report())
 
 

@@ -75,7 +75,6 @@ def cudnn_lstm(
         1,  # layers
         0.0,  # dropout
         False,  # bidirectional
-        precision=jax.config.read("jax_default_matmul_precision"),  # as XLA's products elsewhere
     )
     ys, last = jnp.swapaxes(ys, 0, 1), LSTMState(h=h[0], c=c[0])
     if lengths is not None:

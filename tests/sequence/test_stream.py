@@ -30,11 +30,15 @@ def test_stepping_equals_the_whole_sequence(name, batch_shape):
     layer = LAYERS[name]
     params = jax.tree.map(lambda a: a + 0.1, layer.init(jax.random.key(0), D))
     xs = jax.random.normal(jax.random.key(1), (T, *batch_shape, D))
-    run = layer.apply if hasattr(layer, "apply") else lambda p, xs: unroll(layer, p, xs, engine="scan")
+    run = (
+        layer.apply
+        if hasattr(layer, "apply")
+        else lambda p, xs: unroll(layer, p, xs, engine="scan")
+    )
     last, ys = jax.jit(run)(params, xs)
     step = stream(layer, params, batch_shape)
     state = step.initial_state()
-    # The plain scan's arithmetic is the same; of what stands around the cells, the compiler may fuse some otherwise.
+    # The plain scan's arithmetic is the same; around the cells the compiler may fuse otherwise.
     atol = {"cell": 0, "LSTM": 0, "bfloat16": 2e-2}.get(name, 1e-6)
     for x, expected in zip(xs, ys, strict=True):
         state, y = step(state, x)
