@@ -158,6 +158,26 @@ def _is_standard(cell: LSTMCell) -> bool:
     return functions == ("sigmoid", "tanh", "tanh") and changed == (None, None)
 
 
+def in_halves(state: Any, batch_shape: tuple[int, ...]) -> bool:
+    """Whether two halves of the rows are to be run side by side, in one loop.
+
+    XLA runs small element-wise operations on one core each, but independent ones at the same
+    time.  Where there are several CPU devices, batches are shared among these instead.
+
+    >>> import jax.numpy as jnp
+    >>> in_halves(jnp.zeros((2, 8)), (2,))  # too small to pay
+    False
+    """
+    if jax.default_backend() != "cpu" or jax.local_device_count() > 1:
+        return False
+    size = max(leaf.size for leaf in jax.tree.leaves(state))
+    return bool(batch_shape) and batch_shape[0] % 2 == 0 and size >= HALVES_FROM
+
+
+HALVES_FROM = 8192
+"""Elements of a state from which half of them are work enough for a core (measured)."""
+
+
 def loop(engine: str, memory: str, reverse: bool) -> Loop:
     """The loop that ``scan`` or ``fused`` is, with less memory where that is asked for.
 

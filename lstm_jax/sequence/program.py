@@ -296,7 +296,7 @@ class Program:
                 return whole, start, equation.params["limit_indices"][-1]
         return name, 0, shape[-1] if shape else 1
 
-    def lay_out(self, late: set[Name], changing: set[Name]) -> None:
+    def lay_out(self, linear: set[Name], changing: set[Name]) -> None:
         """Writes products with fixed matrices so that reading them backwards needs no transpose.
 
         A derivative read backwards multiplies by the transpose of a matrix, which is much slower
@@ -305,11 +305,11 @@ class Program:
         written: list[Equation] = []
         transposed: dict[Name, Name] = {}
         for equation in self.equations:
-            if equation.name == "dot_general" and equation.outputs[0] in late:
+            if equation.name == "dot_general" and equation.outputs[0] in linear:
                 (lhs, rhs), params = equation.inputs, dict(equation.params)
                 ((left, right), _) = params["dimension_numbers"]
                 fixed = rhs not in changing and self._types[rhs].ndim == 2
-                if fixed and lhs in late and len(right) == 1:
+                if fixed and lhs in linear and len(right) == 1:
                     if rhs not in transposed:
                         transposed[rhs] = self._new()
                         written.append(

@@ -119,19 +119,49 @@ def unroll(
 
     run, noise = noisy_step(cell, params, key, xs.shape)
 
-    def step(state: State, inputs: Any) -> tuple[State, jax.Array]:
-        x, valid, reset, noise = inputs
-        before = state
-        if reset is not None:
-            state = _where(reset, start, state)
-        state, y = run(state, x, noise)
-        state = like(state, before)
-        if valid is not None:
-            state, y = _where(valid, state, before), _where(valid, y, jnp.zeros_like(y))
-        return state, y
+    def step_from(start: State) -> Any:
+        def step(state: State, inputs: Any) -> tuple[State, jax.Array]:
+            x, valid, reset, noise = inputs
+            before = state
+            if reset is not None:
+                state = _where(reset, start, state)
+            state, y = run(state, x, noise)
+            state = like(state, before)
+            if valid is not None:
+                state, y = _where(valid, state, before), _where(valid, y, jnp.zeros_like(y))
+            return state, y
+
+        return step
 
     run_loop = engines.loop(engine, memory, reverse)
-    return run_loop(step, state, (xs, valid, resets, noise))
+    inputs = (xs, valid, resets, noise)
+    if engine == "fused" and key is None and engines.in_halves(state, batch_shape):
+        return _in_halves(run_loop, step_from, start, state, inputs)
+    return run_loop(step_from(start), state, inputs)
+
+
+def _in_halves(
+    run_loop: engines.Loop,
+    step_from: Callable[[State], Any],
+    start: State,
+    state: State,
+    inputs: Any,
+) -> tuple[State, jax.Array]:
+    """The loop over two halves of the rows side by side, so that two cores have work."""
+
+    def halves(tree: Any, axis: int) -> list[Any]:
+        leaves, structure = jax.tree.flatten(tree)
+        pairs = [jnp.split(leaf, 2, axis) for leaf in leaves]
+        return [structure.unflatten([pair[n] for pair in pairs]) for n in range(2)]
+
+    steps = [step_from(half) for half in halves(start, 0)]
+
+    def both(states: Any, inputs: Any) -> tuple[Any, Any]:
+        pairs = [f(s, x) for f, s, x in zip(steps, states, inputs, strict=True)]
+        return [state for state, _ in pairs], [y for _, y in pairs]
+
+    states, ys = run_loop(both, halves(state, 0), halves(inputs, 1))
+    return jax.tree.map(lambda *half: jnp.concatenate(half), *states), jnp.concatenate(ys, 1)
 
 
 def _engine(
@@ -215,13 +245,18 @@ def _varying_like(tree: Any, other: Any) -> Any:
 
     A scan's state must be so marked from the start if a step makes it so.
     """
-    axes: set[str] = set()
-    for leaf in jax.tree.leaves(other):
-        type_ = jax.typeof(leaf)  # until jax 0.10.1 it has its varying axes as `vma`
-        axes |= type_.vma if hasattr(type_, "vma") else type_.manual_axis_type.varying
-    if not axes:
-        return tree
-    return jax.tree.map(lambda leaf: jax.lax.pcast(leaf, tuple(axes), to="varying"), tree)
+    axes = set().union(*map(_varying_axes, jax.tree.leaves(other)))
+
+    def marked(leaf: jax.Array) -> jax.Array:
+        missing = tuple(axes - _varying_axes(leaf))  # a learned state is marked already
+        return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
+
+    return jax.tree.map(marked, tree)
+
+
+def _varying_axes(array: jax.Array) -> set[str]:
+    type_ = jax.typeof(array)  # until jax 0.10.1 it has its varying axes as `vma`
+    return set(type_.vma if hasattr(type_, "vma") else type_.manual_axis_type.varying)
 
 
 def _checked_batch_shape(cell: Cell, params: Params, xs: jax.Array) -> tuple[int, ...]:
