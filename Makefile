@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 EXTRAS := train,plot,tensorboard,dev
 RUN := runs/quickstart
 
-.PHONY: demo test lint types setup clean
+.PHONY: demo test bench lint types setup clean
 
 setup: $(VENV)/.installed
 
@@ -21,6 +21,12 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+# Tables and pictures of docs/benchmarks/, beside the peers of the [bench] extra; a quarter hour.
+bench: setup
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS),bench]'
+	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/speed.py --devices 1 --name one_device --peers lstm_jax torch onnx
 
 lint: setup
 	$(BIN)/ruff check .

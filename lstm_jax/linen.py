@@ -556,6 +556,7 @@ class LSTM(_Sequence):
         :class:`lstm_jax.sequence.Stack`.
       reverse: whether time runs backwards, each row from its own last valid step.
       engine: how each layer runs over time, as in :func:`lstm_jax.unroll`.
+      memory: what each layer stores for the derivative, as in :func:`lstm_jax.unroll`.
       dtype: type of the products; cell states and every sum stay in float32 or wider.
       param_dtype: type in which parameters are stored; float32 if None.
       gate_fn: activation of the gates, by name or itself; None for the cell's default, as in
@@ -593,6 +594,7 @@ class LSTM(_Sequence):
     return_carry: bool = False
     deterministic: bool | None = None
     engine: str = "auto"
+    memory: str = "full"
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike | None = None
     gate_fn: Activation | None = None
@@ -625,6 +627,7 @@ class LSTM(_Sequence):
             connections=self.connections,
             reverse=self.reverse,
             engine=self.engine,
+            memory=self.memory,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
         )

@@ -632,6 +632,7 @@ class LSTM(Stack):
         :class:`lstm_jax.sequence.Stack`.
       reverse: whether time runs backwards, each row from its own last valid step.
       engine: how each layer runs over time, as in :func:`lstm_jax.unroll`.
+      memory: what each layer stores for the derivative, as in :func:`lstm_jax.unroll`.
       dtype: type of the products; cell states and every sum stay in float32 or wider.
       param_dtype: type in which parameters are stored; float32 if None.
       gate_fn: activation of the gates, by name or itself; None for the cell's default, as in
@@ -672,6 +673,7 @@ class LSTM(Stack):
         time_major: bool = False,
         return_carry: bool = False,
         engine: str = "auto",
+        memory: str = "full",
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike | None = None,
         gate_fn: Activation | None = None,
@@ -701,6 +703,7 @@ class LSTM(Stack):
             connections=connections,
             reverse=reverse,
             engine=engine,
+            memory=memory,
             dtype=dtype,
             param_dtype=param_dtype,
         )

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jax.extend.core import jaxprs_in_params
 
 from lstm_jax import CELLS, LSTM, Bidirectional, LSTMCell, Stack, choose_engine, unroll
-from lstm_jax.sequence import DropConnect, RecurrentDropout, VariationalDropout, Zoneout
+from lstm_jax.sequence import DropConnect, RecurrentDropout, VariationalDropout, Zoneout, engines
 from lstm_jax.sequence.engines import ENGINES, MEMORIES
 
 T, B, D, H = 7, 2, 3, 4
@@ -408,3 +408,50 @@ class TestErrors:
             self.run(engine="cudnn")
         with pytest.raises(ValueError, match=r"engine 'associative' keeps every step"):
             self.run(CELLS["min_gru"](H), engine="associative", memory="sqrt")
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("name", ["lstm", "conv_lstm", "slstm"])
+def test_halves_of_a_batch_side_by_side(monkeypatch, name, reverse):
+    """Which is done with one CPU device, and here with two in order to see it."""
+    with jax.enable_x64(True):
+        cell, *args = arguments(name)
+        how = {"lengths": LENGTHS, "resets": RESETS, "reverse": reverse}
+        run = lambda engine: quick_jit(  # noqa: E731
+            jax.value_and_grad(functools.partial(loss, cell, engine=engine, **how), (0, 1, 2))
+        )(*args)
+        expected = run("scan")
+        monkeypatch.setattr(engines, "in_halves", lambda state, batch_shape: True)
+        chex.assert_trees_all_close(run("fused"), expected, rtol=1e-11, atol=1e-12)
+
+
+def test_when_there_are_halves(monkeypatch):
+    state = jnp.zeros((32, 256))
+    assert not engines.in_halves(state, (32,)), "two devices share the batch"
+    monkeypatch.setattr(jax, "local_device_count", lambda: 1)
+    assert engines.in_halves(state, (32,))
+    assert not engines.in_halves(state, ())
+    assert not engines.in_halves(state[:31], (31,))
+    assert not engines.in_halves(state[:2], (2,)), "too small"
+
+
+@pytest.mark.parametrize("engine", ["scan", "fused"])
+def test_a_learned_initial_state_on_several_devices(engine):
+    """Inside shard_map, parameters vary over devices, and what is learned with them."""
+    cell, params, xs, _ = arguments("lstm", dtype=np.float32, learn_initial_state=True)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec
+
+    def total(params, xs, resets):
+        return jnp.sin(unroll(cell, params, xs, resets=resets, engine=engine)[1]).sum()
+
+    def local(params, xs, resets):
+        params = jax.lax.pcast(params, "data", to="varying")
+        return jax.lax.psum(jax.grad(total)(params, xs, resets), "data")
+
+    rows = spec(None, "data")
+    shared = jax.shard_map(local, mesh=mesh, in_specs=(spec(), rows, rows), out_specs=spec())
+    # 14 steps' sums in another order, float32.
+    chex.assert_trees_all_close(
+        jax.jit(shared)(params, xs, RESETS), jax.grad(total)(params, xs, RESETS), atol=1e-5
+    )
