@@ -90,6 +90,7 @@ def deferred_scan(
     block = block_size(num_steps, init_leaves) if block is None else min(block, num_steps)
     run = _deferred(program, Plan(num_steps, block, reverse, save, offload))
     consts = [jnp.asarray(value) for value in program.closed_over.values()]
+    program.closed_over = dict.fromkeys(program.closed_over)  # its rule outlives these tracers
     carry, ys = run(consts, init_leaves, x_leaves)
     return carry_tree.unflatten(carry), jax.tree.unflatten(y_tree, ys)
 

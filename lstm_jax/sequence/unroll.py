@@ -112,6 +112,30 @@ def unroll(
         resets = _checked_resets(resets, (num_steps, *batch_shape))
 
     engine = _engine(engine, cell, xs, batch_shape, resets, memory)
+    halves = engine == "fused" and key is None and engines.in_halves(state, batch_shape)
+    # Compiled once for each cell, also where unroll is called by itself, outside of jit.
+    run = _compiled_loop if _is_hashable(cell) else _loop
+    how = {"reverse": reverse, "engine": engine, "memory": memory, "halves": halves}
+    return run(cell, params, xs, state, start, lengths, valid, resets, key, **how)
+
+
+def _loop(
+    cell: Any,
+    params: Params,
+    xs: jax.Array,
+    state: State,
+    start: State,
+    lengths: jax.Array | None,
+    valid: jax.Array | None,
+    resets: jax.Array | None,
+    key: jax.Array | None,
+    *,
+    reverse: bool,
+    engine: str,
+    memory: str,
+    halves: bool,
+) -> tuple[State, jax.Array]:
+    """The loop, its arguments checked."""
     if engine == "associative":
         return _associative(cell, params, xs, state, start, valid, resets, reverse)
     if engine == "cudnn":
@@ -135,9 +159,20 @@ def unroll(
 
     run_loop = engines.loop(engine, memory, reverse)
     inputs = (xs, valid, resets, noise)
-    if engine == "fused" and key is None and engines.in_halves(state, batch_shape):
+    if halves:
         return _in_halves(run_loop, step_from, start, state, inputs)
     return run_loop(step_from(start), state, inputs)
+
+
+_compiled_loop = jax.jit(_loop, static_argnames=("cell", "reverse", "engine", "memory", "halves"))
+
+
+def _is_hashable(cell: Any) -> bool:
+    try:
+        hash(cell)
+    except TypeError:
+        return False
+    return True
 
 
 def _in_halves(

@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import importlib
 from typing import ClassVar
 
 import chex
@@ -371,3 +372,38 @@ class TestErrors:
     def test_unknown_engine(self):
         with pytest.raises(ValueError, match=r"engine must be one of .*, got 'warp'"):
             unroll(CELL, PARAMS, XS, engine="warp")
+
+
+class TestCompiledOnce:
+    """Outside of jit, too, as in a notebook."""
+
+    def count(self):
+        return importlib.import_module("lstm_jax.sequence.unroll")._compiled_loop._cache_size()
+
+    def test_for_equal_cells_and_shapes(self):
+        unroll(LSTMCell(H), PARAMS, XS)
+        before = self.count()
+        unroll(LSTMCell(H), jax.tree.map(jnp.sin, PARAMS), XS + 1.0)
+        assert self.count() == before
+        unroll(LSTMCell(H, cell_clip=1.0), PARAMS, XS)
+        assert self.count() == before + 1, "another cell is another function"
+
+    def test_a_cell_that_has_no_hash_is_compiled_each_time(self):
+        @dataclasses.dataclass
+        class Mutable:
+            hidden_size: int
+            factor: float = 1.0
+
+            def init(self, key, input_size):
+                return {}
+
+            def zero_state(self, batch_shape=()):
+                return jnp.zeros((*batch_shape, self.hidden_size))
+
+            def step(self, params, state, x):
+                return self.factor * state + x, state
+
+        cell = Mutable(D)
+        assert (unroll(cell, {}, jnp.ones((3, D)))[0] == 3.0).all()
+        cell.factor = 0.0
+        assert (unroll(cell, {}, jnp.ones((3, D)))[0] == 1.0).all()
