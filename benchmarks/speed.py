@@ -455,11 +455,11 @@ def picture(results: Any, train: bool, path: pathlib.Path) -> None:
                 y.append(statistics.median(times[name]) / statistics.median(times[base]))
         axes.bar(x, y, 0.8 / len(names), label=name, color=colours[n])
     axes.axhline(1.0, color="black", linewidth=0.8)
-    axes.set_xticks(range(len(results)), [label(*key).replace(" 2", "\n2") for key in results])
+    axes.set_xticks(range(len(results)), [label(*key).replace(" 2 ×", "\n2 ×") for key in results])
     axes.tick_params(axis="x", labelsize=7)
     axes.set_ylabel(f"time of a {'training step' if train else 'forward pass'}, {base} = 1")
     axes.set_xlabel("(T, B, D, H)")
-    axes.legend(fontsize=7, ncols=2)
+    figure.legend(loc="outside upper center", fontsize=7, ncols=6)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 

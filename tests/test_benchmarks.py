@@ -33,4 +33,4 @@ def test_every_peer_that_is_installed(tmp_path):
 @pytest.mark.slow
 def test_without_peers(tmp_path):
     text = run(tmp_path, "--peers", "lstm_jax", "--only", "train", "--devices", "1")
-    assert "| (6, 2, 3, 4) |" in text and "torch" not in text.split("##")[1]
+    assert "| (T, B, D, H) | lstm_jax, all devices | lstm_jax | lstm_jax, scan |" in text

@@ -36,7 +36,7 @@ def convolve(x: jax.Array, w: jax.Array) -> jax.Array:
     letters = "XYZ"[:space]
     # A convolution rounds its result to its operands' type; widened first, products of
     # narrow numbers are exact and sums are kept.  (It takes preferred_element_type, too, but
-    # has no gradient with that in jax 0.9.)
+    # has no gradient with that in older JAX.)
     y = jax.lax.conv_general_dilated(
         x.astype(dtype).astype(wide).reshape(math.prod(batch), *x.shape[len(batch) :]),
         w.astype(dtype).astype(wide),
