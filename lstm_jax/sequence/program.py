@@ -242,43 +242,42 @@ class Program:
                 parts.setdefault(whole, []).append((start, stop, equation))
 
         where: dict[Name, Name] = {}  # a gate: the part of the tanh that it is made of
-        cuts: dict[Name, tuple[Any, list[int], Names]] = {}
+        together: dict[Name, list[Equation]] = {}  # a first gate: the tanh and its parts
         for whole, group in parts.items():
-            size = self._types[whole].shape[-1]
-            edges = sorted({0, size, *(edge for start, stop, _ in group for edge in (start, stop))})
+            edges = sorted({edge for start, stop, _ in group for edge in (start, stop)})
+            size = self._types[whole].shape[-1] if self._types[whole].shape else 1
+            # Gates apart from each other, each with one function, that leave little of the tanh
+            # without use.
+            apart = sum(stop - start for start, stop, _ in group) == edges[-1] - edges[0]
+            if len(group) == 1 or len(edges) != len(group) + 1 or not apart:
+                continue
+            if 4 * (edges[-1] - edges[0]) < 3 * size:
+                continue
+            edges = sorted({0, size, *edges})
             pieces = {start: self._new() for start in edges[:-1]}
-            covered = sum(stop - start for start, stop, _ in group)
-            if len(group) == 1 or 4 * covered < 3 * size:
-                continue  # most of the tanh would be of no use
             scale = np.ones(size)
             for start, stop, equation in group:
-                if edges[edges.index(start) + 1] == stop:
-                    scale[start:stop] = 0.5 if equation.name == "logistic" else 1.0
-                    where[equation.outputs[0]] = pieces[start]
-            cuts[whole] = scale, [int(size) for size in np.diff(edges)], list(pieces.values())
+                scale[start:stop] = 0.5 if equation.name == "logistic" else 1.0
+                where[equation.outputs[0]] = pieces[start]
+            tanh = Equation("tanh", _ScaledTanh(scale), (whole,), (self._new(),))
+            sizes = [int(size) for size in np.diff(edges)]
+            split = Equation("split", _Split(sizes), tanh.outputs, tuple(pieces.values()))
+            together[group[0][2].outputs[0]] = [tanh, split]
 
         written: list[Equation] = []
-        done: set[Name] = set()
         for equation in self.equations:
-            (z, *_), (name, *_) = equation.inputs or [0], equation.outputs
+            name = equation.outputs[0]
             if name not in where and equation.name != "logistic":
                 written.append(equation)
                 continue
-            if name in where:
-                whole, *_ = self._part(z, made_by)
-                if whole not in done:
-                    scale, sizes, pieces = cuts[whole]
-                    tanh = Equation("tanh", _ScaledTanh(scale), (whole,), (self._new(),))
-                    split = Equation("split", _Split(sizes), tanh.outputs, tuple(pieces))
-                    written += [tanh, split]
-                    done.add(whole)
-                part = where[name]
-            else:
-                tanh = Equation("tanh", _ScaledTanh(0.5), (z,), (self._new(),))
-                written.append(tanh)
-                (part,) = tanh.outputs
+            if name not in where:
+                where[name] = self._new()
+                together[name] = [
+                    Equation("tanh", _ScaledTanh(0.5), equation.inputs, (where[name],))
+                ]
+            written += together.get(name, [])
             gate = _half if equation.name == "logistic" else _same
-            written.append(Equation("mul", gate, (part,), equation.outputs))
+            written.append(Equation("mul", gate, (where[name],), equation.outputs))
         self.equations = written
 
     def _part(self, name: Name, made_by: Mapping[Name, Any]) -> tuple[Name, int, int]:
@@ -332,7 +331,7 @@ class Program:
         def name(atom: Any) -> Name:
             if isinstance(atom, Literal):
                 new = self._new()
-                self._constants[new] = atom.val
+                self._constants[new], self._types[new] = atom.val, atom.aval
                 return new
             return names[atom]
 
@@ -344,6 +343,7 @@ class Program:
                 for v, value in zip(inner.jaxpr.constvars, inner.consts, strict=True):
                     inner_names[v] = self._new()
                     self._constants[inner_names[v]] = value
+                    self._types[inner_names[v]] = v.aval
                 outputs = self._write_out(inner.jaxpr, inner_names)
                 names.update(zip(eqn.outvars, outputs, strict=True))
             else:

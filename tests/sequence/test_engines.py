@@ -1,5 +1,6 @@
 """Every engine and memory plan against the plain scan, for every cell and transform."""
 
+import dataclasses
 import functools
 
 import chex
@@ -239,6 +240,57 @@ def test_a_cell_with_a_loop_of_its_own():
             jax.jit(jax.value_and_grad(functools.partial(loss, cell, engine=engine), (0, 1, 2)))(
                 *args
             )
+            for engine in ("fused", "scan")
+        )
+        chex.assert_trees_all_close(got, expected, rtol=1e-12, atol=1e-13)
+
+
+@dataclasses.dataclass(frozen=True)
+class Gates:
+    """A cell of one's own with gates that are not side by side, or not once each."""
+
+    kind: str
+    hidden_size: int = D
+
+    def init(self, key, input_size):
+        return {"w": jnp.eye(D) * 0.5, "r": jnp.array(0.3)}
+
+    def zero_state(self, batch_shape=()):
+        return jnp.zeros((*batch_shape, D))
+
+    def step(self, params, h, x):
+        z = x @ params["w"] + h
+        h = {
+            "two functions of one part": lambda: jax.nn.sigmoid(z) * jnp.tanh(z),
+            "one function twice": lambda: jax.nn.sigmoid(z) * jax.nn.silu(z),
+            "overlapping parts": lambda: jnp.pad(
+                jax.nn.sigmoid(z[..., :2]) * jnp.tanh(z[..., 1:]),
+                [(0, 0)] * (z.ndim - 1) + [(0, 1)],
+            ),
+            "a gap between": lambda: jnp.concatenate(
+                [jax.nn.sigmoid(z[..., :1]), z[..., 1:2], jnp.tanh(z[..., 2:])], -1
+            ),
+            "a scalar": lambda: jax.nn.sigmoid(params["r"]) * jnp.tanh(z),
+            "a number": lambda: jax.nn.silu(2.0) * jnp.tanh(z),
+        }[self.kind]()
+        return h, h
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("two functions of one part", "one function twice", "overlapping parts"),
+        *("a gap between", "a scalar", "a number"),
+    ],
+)
+def test_gates_of_any_shape(kind):
+    with jax.enable_x64(True):
+        xs = np.random.default_rng(0).normal(size=(T, B, D))
+        args = {"w": np.eye(D) * 0.5, "r": np.array(0.3)}, xs, np.ones((B, D))
+        got, expected = (
+            jax.jit(
+                jax.value_and_grad(functools.partial(loss, Gates(kind), engine=engine), (0, 1, 2))
+            )(*args)
             for engine in ("fused", "scan")
         )
         chex.assert_trees_all_close(got, expected, rtol=1e-12, atol=1e-13)
