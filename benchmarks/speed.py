@@ -60,13 +60,7 @@ class Peer:
 # ---- what is measured ----
 
 
-def jax_call(
-    run: Callable[[Any, jax.Array], jax.Array],
-    params: Any,
-    xs: Any,
-    train: bool,
-    out_shape: Any = None,
-) -> Call:
+def jax_call(run: Callable[[Any, jax.Array], jax.Array], params: Any, xs: Any, train: bool) -> Call:
     """One compiled call: gradients by params and xs, or outputs."""
     ys = jax.eval_shape(run, params, xs)
     weights = jnp.asarray(np.random.default_rng(1).normal(size=ys.shape), jnp.float32)
@@ -133,29 +127,25 @@ def ours_on_all_devices(shape: Any, train: bool, stacked: bool) -> Call:
     return lambda: jax.block_until_ready(compiled(params, xs, weights))
 
 
-def torch_lstm(compiled: bool = False) -> Callable[[Any, bool, bool], Call]:
-    def make(shape: Any, train: bool, stacked: bool) -> Call:
-        import torch
+def torch_lstm(shape: Any, train: bool, stacked: bool) -> Call:
+    import torch
 
-        torch.set_num_threads(os.cpu_count() or 1)
-        t, b, d, h = shape
-        model = torch.nn.LSTM(d, h, num_layers=2 if stacked else 1, bidirectional=stacked)
-        xs = torch.tensor(np.asarray(inputs(shape)), requires_grad=train)
-        weights = torch.randn(t, b, h * (2 if stacked else 1))
-        run = torch.compile(model) if compiled else model
+    torch.set_num_threads(os.cpu_count() or 1)
+    t, b, d, h = shape
+    model = torch.nn.LSTM(d, h, num_layers=2 if stacked else 1, bidirectional=stacked)
+    xs = torch.tensor(np.asarray(inputs(shape)), requires_grad=train)
+    weights = torch.randn(t, b, h * (2 if stacked else 1))
 
-        def training() -> None:
-            model.zero_grad()
-            xs.grad = None
-            (run(xs)[0] * weights).sum().backward()
+    def training() -> None:
+        model.zero_grad()
+        xs.grad = None
+        (model(xs)[0] * weights).sum().backward()
 
-        def inference() -> None:
-            with torch.inference_mode():
-                run(xs)
+    def inference() -> None:
+        with torch.inference_mode():
+            model(xs)
 
-        return training if train else inference
-
-    return make
+    return training if train else inference
 
 
 def onnx_lstm(shape: Any, train: bool, stacked: bool) -> Call:
@@ -315,7 +305,7 @@ PEERS = [
     Peer("lstm_jax, all devices", ours_on_all_devices, is_ours=True),
     Peer("lstm_jax", ours(), is_ours=True),
     Peer("lstm_jax, scan", ours(engine="scan"), is_ours=True),
-    Peer("torch", torch_lstm(), is_jax=False),
+    Peer("torch", torch_lstm, is_jax=False),
     Peer("onnxruntime", onnx_lstm, is_jax=False),
     Peer("nnx LSTMCell", flax_nnx("LSTMCell")),
     Peer("nnx OptimizedLSTMCell", flax_nnx("OptimizedLSTMCell")),

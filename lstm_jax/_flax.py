@@ -17,6 +17,7 @@ from lstm_jax.cells.base import draw as draw_parameter
 from lstm_jax.sequence.bidirectional import Bidirectional
 from lstm_jax.sequence.protocol import check_cell_or_layer, input_size, is_layer
 from lstm_jax.sequence.regularizers import Regularizer
+from lstm_jax.sequence.rows import flipped
 from lstm_jax.sequence.stack import Stack
 
 NewKey = Callable[[], jax.Array]
@@ -303,18 +304,7 @@ def over_sequence(
 
     carry, ys = layer.apply(params, xs, initial_carry, lengths=seq_lengths, resets=resets, key=key)
     if reverse and not keep_order:
-        ys = _flipped(ys, seq_lengths)
+        ys = jnp.flip(ys, 0) if seq_lengths is None else flipped(ys, seq_lengths)
     if not time_major:
         ys = jnp.moveaxis(ys, 0, -1 - features)
     return (carry, ys) if return_carry else ys
-
-
-def _flipped(ys: jax.Array, lengths: jax.Array | None) -> jax.Array:
-    """Each row of ``[T, ..., H]`` turned round within its own length."""
-    if lengths is None:
-        return jnp.flip(ys, 0)
-    lengths = jnp.asarray(lengths)
-    t = jnp.arange(len(ys)).reshape(-1, *[1] * lengths.ndim)
-    source = (lengths - 1 - t) % len(ys)  # of a step past the end: another such step
-    source = source.reshape(source.shape + (1,) * (ys.ndim - source.ndim))
-    return jnp.take_along_axis(ys, source, 0)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from lstm_jax.cells.base import Cell, Params, State, check_size
 from lstm_jax.sequence.protocol import check_cell, input_size, output_size
 from lstm_jax.sequence.resets import reversed_resets
+from lstm_jax.sequence.rows import valid_steps
 from lstm_jax.sequence.unroll import initial_state, unroll
 
 Merge = Callable[[jax.Array, jax.Array], jax.Array]
@@ -201,7 +202,7 @@ class Bidirectional:
         )
         merged = self._merged(ys, zs)
         if lengths is not None and callable(self.merge):  # of two zeros it may make anything
-            valid = jnp.arange(len(merged)).reshape(-1, *[1] * jnp.ndim(lengths)) < lengths
+            valid = valid_steps(len(merged), lengths)
             axes = (1,) * (merged.ndim - valid.ndim)
             merged = jnp.where(valid.reshape(valid.shape + axes), merged, 0)
         return BidirectionalState(forward=forward, backward=backward), merged

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.base import LSTMState
+from lstm_jax.sequence.rows import flipped, valid_steps
 
 Kernel = Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
 
@@ -80,18 +81,5 @@ def cudnn_lstm(
     if lengths is not None:
         empty = (lengths == 0)[:, None]
         last = jax.tree.map(lambda new, old: jnp.where(empty, old, new), last, state)
-        valid = jnp.arange(num_steps)[:, None] < lengths
-        ys = jnp.where(valid[..., None], ys, 0.0)
+        ys = jnp.where(valid_steps(num_steps, lengths)[..., None], ys, 0.0)
     return last, flipped(ys, every) if reverse else ys
-
-
-def flipped(xs: jax.Array, lengths: jax.Array) -> jax.Array:
-    """Each row of ``[T, B, D]`` turned round within its own length.
-
-    >>> import jax.numpy as jnp
-    >>> flipped(jnp.arange(3.0).reshape(3, 1, 1), jnp.array([2]))[:, 0, 0].tolist()
-    [1.0, 0.0, 2.0]
-    """
-    t = jnp.arange(len(xs))[:, None]
-    source = jnp.where(t < lengths, lengths - 1 - t, t)
-    return jnp.take_along_axis(xs, source[..., None], 0)

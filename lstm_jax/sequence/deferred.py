@@ -202,10 +202,10 @@ def forward(
         inputs = named(loop.x, xs)
         inputs |= at_once(program, ahead, known, inputs)
         end, stored = jax.lax.scan(one, carry, inputs, reverse=plan.reverse)
-        waiting = {name: stored.pop(name) for name in store if name not in loop.y}
         if plan.offload:
-            waiting = jax.device_put(waiting, jax.memory.Space.Host)
-        return end, ({**stored, **waiting}, carry)
+            waiting = {name: a for name, a in stored.items() if name not in loop.y}
+            stored |= jax.device_put(waiting, jax.memory.Space.Host)
+        return end, (stored, carry)
 
     return over_blocks(block, init, in_blocks(xs, plan), plan)
 

@@ -11,6 +11,7 @@ from lstm_jax.cells.base import Cell, Params, State, like
 from lstm_jax.sequence import engines
 from lstm_jax.sequence.cudnn import cudnn_lstm
 from lstm_jax.sequence.regularizers import noisy_step
+from lstm_jax.sequence.rows import valid_steps
 
 
 def unroll(
@@ -104,7 +105,7 @@ def unroll(
     valid = None
     if lengths is not None:
         lengths = _checked_lengths(lengths, num_steps, batch_shape)
-        valid = jnp.arange(num_steps).reshape(-1, *[1] * lengths.ndim) < lengths  # [T, ...]
+        valid = valid_steps(num_steps, lengths)
         # What lies past a row's end must not reach the step: a NaN or infinity there would
         # come back as 0 * NaN in the gradient of the parameters.
         xs = _where(valid, xs, jnp.zeros_like(xs))

@@ -10,7 +10,8 @@ import pytest
 from jax.experimental import rnn
 
 from lstm_jax import LSTMCell, LSTMState, unroll
-from lstm_jax.sequence.cudnn import cudnn_lstm, flipped, weights
+from lstm_jax.sequence.cudnn import cudnn_lstm, weights
+from lstm_jax.sequence.rows import flipped
 
 T, B, D, H = 6, 4, 3, 5
 CELL = LSTMCell(H)
