@@ -50,7 +50,7 @@ def test_every_public_name_of_the_core_has_a_tested_example(name):
 
 
 def test_arrows_between_the_parts_point_one_way():
-    """cells <- sequence <- nnx, linen <- tasks <- train <- cli; data stands beside tasks."""
+    """cells <- sequence <- nnx, linen <- inspect, interop <- tasks <- train <- cli; data stands beside tasks."""
     order = [
         "errors",
         "tune",
@@ -59,6 +59,8 @@ def test_arrows_between_the_parts_point_one_way():
         "_flax",
         "linen",
         "nnx",
+        "inspect",
+        "interop",
         "data",
         "tasks",
         "train",
