@@ -1,0 +1,225 @@
+"""How each library lays out the parameters of each cell: the one table of it.
+
+Ours: gates side by side along the last axis, LSTM i, f, g, o, GRU r, z, g; weights ``(in, gates *
+H)`` for ``x @ w``; one bias ``b``, and in the GRU that resets after the product a second one for
+the candidate's recurrent half, ``b_hg``.  A gate has our letter everywhere here, whatever its
+library calls it (the candidate g is also named c, n, a or h).
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+GATES = {"lstm": "ifgo", "conv_lstm": "ifgo", "gru": "rzg", "rnn": "h"}
+"""The order of our gates by the kind of cell."""
+
+Names = Mapping[str, str | tuple[str, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Convention:
+    """One library's layout of the parameters of one kind of cell.
+
+    Attributes:
+      gates: the order of the gates.
+      names: what it calls its arrays, by what they are: ``w_ih`` is multiplied with the input,
+        ``w_hh`` with the last state, ``b_ih`` and ``b_hh`` are added to the one and the other
+        product (they are summed into our ``b``), ``b_hg`` is the candidate's part of ``b_hh``
+        where a library stores it by itself, ``w_hr`` projects, ``p`` are peepholes.  A tuple has
+        a name for each gate, in their order, where each gate has an array of its own.  One name
+        at two places is one array that holds both parts, the input's first.
+      transposed: whether matrices are ``(gates * H, in)``, for ``w @ x``; each gate's is then a
+        block of rows.
+      forget_bias: what its code adds to the forget gate's pre-activation at run time.
+      negated: gates that mean the opposite of ours: σ(-x) = 1 - σ(x), so that their weights and
+        biases have the opposite sign.
+      peepholes: the order of its peepholes, which lie side by side.
+
+    >>> CONVENTIONS["haiku"]["lstm"].gates
+    'igfo'
+    """
+
+    gates: str
+    names: Names
+    transposed: bool = False
+    forget_bias: float = 0.0
+    negated: str = ""
+    peepholes: str = ""
+
+
+def _of_each_gate(template: str, letters: str) -> tuple[str, ...]:
+    return tuple(template.replace("*", letter) for letter in letters)
+
+
+_TORCH = {"w_ih": "weight_ih", "w_hh": "weight_hh", "b_ih": "bias_ih", "b_hh": "bias_hh"}
+_KERAS = {"w_ih": "kernel", "w_hh": "recurrent_kernel", "b_ih": "bias"}
+_ONNX = {"w_ih": "W", "w_hh": "R", "b_ih": "B", "b_hh": "B"}
+_DENSE = {"w_ih": "dense_i/kernel", "w_hh": "dense_h/kernel"}
+
+CONVENTIONS: dict[str, dict[str, Convention]] = {
+    # nn.LSTM, nn.GRU, nn.RNN append _l0, _l1, ... and _reverse to these names; their cells do not.
+    # Reset after the product.
+    "torch": {
+        "lstm": Convention("ifgo", {**_TORCH, "w_hr": "weight_hr"}, transposed=True),
+        "gru": Convention("rzg", _TORCH, transposed=True),
+        "rnn": Convention("h", _TORCH, transposed=True),
+    },
+    # The GRU's two biases are the rows of one array, (2, 3H); with reset_after=False it has one.
+    "keras": {
+        "lstm": Convention("ifgo", _KERAS),
+        "gru": Convention("zrg", {**_KERAS, "b_hh": "bias"}),
+        "gru_reset_before": Convention("zrg", _KERAS),
+        "rnn": Convention("h", _KERAS),
+        "conv_lstm": Convention("ifgo", _KERAS),
+    },
+    # LSTMCell and OptimizedLSTMCell are stored alike.  Reset after the product.
+    "flax.linen": {
+        "lstm": Convention(
+            "ifgo",
+            {
+                "w_ih": _of_each_gate("i*/kernel", "ifgo"),
+                "w_hh": _of_each_gate("h*/kernel", "ifgo"),
+                "b_hh": _of_each_gate("h*/bias", "ifgo"),
+            },
+        ),
+        "gru": Convention(
+            "rzg",
+            {
+                "w_ih": _of_each_gate("i*/kernel", "rzn"),
+                "w_hh": _of_each_gate("h*/kernel", "rzn"),
+                "b_ih": _of_each_gate("i*/bias", "rzn"),
+                "b_hg": "hn/bias",
+            },
+        ),
+        "rnn": Convention("h", {"w_ih": "i/kernel", "w_hh": "h/kernel", "b_ih": "i/bias"}),
+        "conv_lstm": Convention(
+            "igfo",
+            {"w_ih": "ih/kernel", "w_hh": "hh/kernel", "b_ih": "ih/bias", "b_hh": "hh/bias"},
+            forget_bias=1.0,
+        ),
+    },
+    # Its GRU resets after the product, too, and has no b_hg.
+    "flax.nnx": {
+        "lstm": Convention(
+            "ifgo",
+            {
+                "w_ih": ("ii/kernel", "if_/kernel", "ig/kernel", "io/kernel"),
+                "w_hh": _of_each_gate("h*/kernel", "ifgo"),
+                "b_hh": _of_each_gate("h*/bias", "ifgo"),
+            },
+        ),
+        "optimized_lstm": Convention("ifgo", {**_DENSE, "b_hh": "dense_h/bias"}),
+        "gru": Convention("rzg", {**_DENSE, "b_ih": "dense_i/bias"}),
+        "rnn": Convention("h", {**_DENSE, "b_ih": "dense_i/bias"}),
+    },
+    # The LSTM has one matrix for both, (D + H, 4H).  The GRU resets before the product, and its z
+    # lets the candidate in, where ours keeps the state: h = (1 - z) h + z a.
+    "haiku": {
+        "lstm": Convention(
+            "igfo", {"w_ih": "linear/w", "w_hh": "linear/w", "b_ih": "linear/b"}, forget_bias=1.0
+        ),
+        "gru": Convention("zrg", {"w_ih": "w_i", "w_hh": "w_h", "b_ih": "b"}, negated="z"),
+        "rnn": Convention(
+            "h",
+            {"w_ih": "linear/w", "w_hh": "linear_1/w", "b_ih": "linear/b", "b_hh": "linear_1/b"},
+        ),
+        "conv_lstm": Convention(
+            "igfo",
+            {
+                "w_ih": "input_to_hidden/w",
+                "w_hh": "hidden_to_hidden/w",
+                "b_ih": "input_to_hidden/b",
+                "b_hh": "hidden_to_hidden/b",
+            },
+            forget_bias=1.0,
+        ),
+    },
+    # Reset after the product.
+    "equinox": {
+        "lstm": Convention(
+            "ifgo", {"w_ih": "weight_ih", "w_hh": "weight_hh", "b_ih": "bias"}, transposed=True
+        ),
+        "gru": Convention(
+            "rzg",
+            {"w_ih": "weight_ih", "w_hh": "weight_hh", "b_ih": "bias", "b_hg": "bias_n"},
+            transposed=True,
+        ),
+    },
+    # W [directions, gates * H, D], R [directions, gates * H, H], B [directions, 2 * gates * H],
+    # P [directions, 3H]: the first axis counts directions.  The GRU resets before the product, or
+    # after it with linear_before_reset = 1; it uses the candidate's part of the second bias there.
+    "onnx": {
+        "lstm": Convention("iofg", {**_ONNX, "p": "P"}, transposed=True, peepholes="iof"),
+        "gru": Convention("zrg", _ONNX, transposed=True),
+        "rnn": Convention("h", _ONNX, transposed=True),
+    },
+    # One flat array: w_ih and w_hh of every layer and direction, then b_ih and b_hh of each.
+    "cudnn": {"lstm": Convention("ifgo", {name: "" for name in _TORCH}, transposed=True)},
+}
+"""The convention by library and kind of cell."""
+
+
+def reordered(array: Any, gates: str, new: str, axis: int = -1) -> Any:
+    """The blocks of gates along an axis in a new order, bit for bit.
+
+    Args:
+      array: NumPy or JAX; its axis has as many equal blocks as there are gates.
+      gates: a letter for each block, as it is.
+      new: the same letters, as it shall be.
+      axis: along which the gates lie.
+
+    >>> import numpy as np
+    >>> reordered(np.arange(8), "iofg", "ifgo").tolist()
+    [0, 1, 4, 5, 6, 7, 2, 3]
+    """
+    if gates == new:
+        return array
+    xp = array.__array_namespace__()
+    blocks = dict(zip(gates, xp.split(array, len(gates), axis), strict=True))
+    return xp.concatenate([blocks[gate] for gate in new], axis)
+
+
+def to_ours(array: Any, convention: Convention, gates: str) -> Any:
+    """A matrix, kernel or bias of all gates in our layout, bit for bit (but for signs).
+
+    Args:
+      array: NumPy or JAX, as the library has it.
+      convention: the library's.
+      gates: the order of our gates, as in :data:`GATES`.
+
+    >>> import numpy as np
+    >>> onnx = CONVENTIONS["onnx"]["lstm"]
+    >>> to_ours(np.arange(4)[:, None], onnx, GATES["lstm"]).tolist()  # i, o, f, g; H = D = 1
+    [[0, 2, 3, 1]]
+    """
+    if convention.transposed and array.ndim > 1:
+        array = array.__array_namespace__().swapaxes(array, -1, -2)
+    return signed(reordered(array, convention.gates, gates), gates, convention)
+
+
+def from_ours(array: Any, convention: Convention, gates: str) -> Any:
+    """The inverse of :func:`to_ours`.
+
+    >>> import numpy as np
+    >>> onnx = CONVENTIONS["onnx"]["lstm"]
+    >>> from_ours(np.array([[0, 2, 3, 1]]), onnx, GATES["lstm"]).tolist()
+    [[0], [1], [2], [3]]
+    """
+    array = reordered(signed(array, gates, convention), gates, convention.gates)
+    if convention.transposed and array.ndim > 1:
+        array = array.__array_namespace__().swapaxes(array, -1, -2)
+    return array
+
+
+def signed(array: Any, gates: str, convention: Convention) -> Any:
+    """Gates along the last axis, those that mean the opposite with the opposite sign.
+
+    >>> import numpy as np
+    >>> signed(np.array([1.0, 2.0, 3.0]), "rzg", CONVENTIONS["haiku"]["gru"]).tolist()
+    [1.0, -2.0, 3.0]
+    """
+    if not convention.negated:
+        return array
+    xp = array.__array_namespace__()
+    blocks = zip(gates, xp.split(array, len(gates), -1), strict=True)
+    return xp.concatenate([-b if gate in convention.negated else b for gate, b in blocks], -1)
