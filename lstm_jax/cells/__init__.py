@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lstm_jax.cells.activations import ACTIVATIONS, Activations
-from lstm_jax.cells.base import BaseCell, Cell, GatedCell, LSTMFamilyCell, Parameter
+from lstm_jax.cells.base import BaseCell, Cell, GatedCell, LSTMFamilyCell, Parameter, named
 from lstm_jax.cells.conv_lstm import ConvLSTMCell, conv_lstm_cell
 from lstm_jax.cells.coupled import CoupledLSTMCell, coupled_cell
 from lstm_jax.cells.ea_lstm import EntityAwareLSTMCell, ea_lstm_cell
@@ -98,6 +98,7 @@ __all__ = [
     "min_lstm_cell",
     "mogrifier_cell",
     "multiplicative_cell",
+    "named",
     "odyssey_cell",
     "peephole_cell",
     "projected_cell",

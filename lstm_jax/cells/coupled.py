@@ -15,6 +15,7 @@ from lstm_jax.cells.base import (
     check_bool,
     check_unset,
     like,
+    named,
     zeros,
 )
 from lstm_jax.cells.lstm import LSTMState
@@ -63,9 +64,11 @@ def coupled_cell(
       same cells, with the gate's sign turned).
     """
     f, g, o = jnp.split(affine(params, state.h, x), 3, -1)
-    f = a.gate(f + peephole(params, "f", state.c))
-    c = a.clip(f * state.c + (1.0 - f) * a.candidate(g))
-    o = a.gate(o + peephole(params, "o", c))
+    f = named("f", a.gate(f + peephole(params, "f", state.c)))
+    i = named("i", 1.0 - f)
+    g = named("g", a.candidate(g))
+    c = a.clip(f * state.c + i * g)
+    o = named("o", a.gate(o + peephole(params, "o", c)))
     h = o * a.output(c)
     state = like(LSTMState(h=h, c=c), state)
     return state, state.h

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.activations import STANDARD, Activations
-from lstm_jax.cells.base import LSTMFamilyCell, Parameter, blocks, check_size, dot, like
+from lstm_jax.cells.base import LSTMFamilyCell, Parameter, blocks, check_size, dot, like, named
 from lstm_jax.cells.lstm import LSTMState
 
 
@@ -53,11 +53,12 @@ def ea_lstm_cell(
     size = params["w_hh"].shape[0]
     dynamic, static = jnp.split(x, [params["w_ih"].shape[0]], -1)
     i = dot(static, params["w_si"])
-    i = i + params["b"][:size].astype(i.dtype)
+    i = named("i", a.gate(i + params["b"][:size].astype(i.dtype)))
     z = dot(dynamic, params["w_ih"]) + dot(state.h, params["w_hh"])
     f, g, o = jnp.split(z + params["b"][size:].astype(z.dtype), 3, -1)
-    c = a.clip(a.gate(f) * state.c + a.gate(i) * a.candidate(g))
-    h = a.gate(o) * a.output(c)
+    f, g, o = named("f", a.gate(f)), named("g", a.candidate(g)), named("o", a.gate(o))
+    c = a.clip(f * state.c + i * g)
+    h = o * a.output(c)
     state = like(LSTMState(h=h, c=c), state)
     return state, state.h
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.activations import STANDARD, Activations
-from lstm_jax.cells.base import GatedCell, Parameter, blocks, check_bool, dot, like
+from lstm_jax.cells.base import GatedCell, Parameter, blocks, check_bool, dot, like, named
 from lstm_jax.cells.rnn import RNNState
 
 
@@ -49,9 +49,10 @@ def gru_cell(
     z_x = z_x + params["b"].astype(z_x.dtype)
     z_h = dot(h, params["w_hh"][:, : 2 * size])
     r, z = jnp.split(a.gate(z_x[..., : 2 * size] + z_h), 2, -1)
+    r, z = named("r", r), named("z", z)
     wide = like(h, r)
     reset = like(r * wide, h)
-    g = a.candidate(z_x[..., 2 * size :] + dot(reset, params["w_hh"][:, 2 * size :]))
+    g = named("g", a.candidate(z_x[..., 2 * size :] + dot(reset, params["w_hh"][:, 2 * size :])))
     state = like(RNNState(h=z * wide + (1.0 - z) * g), state)
     return state, state.h
 
@@ -93,8 +94,8 @@ def gru_reset_after_cell(
     z_x = z_x + params["b"].astype(z_x.dtype)
     r_x, z_x, g_x = jnp.split(z_x, 3, -1)
     r_h, z_h, g_h = jnp.split(dot(state.h, params["w_hh"]), 3, -1)
-    r, z = a.gate(r_x + r_h), a.gate(z_x + z_h)
-    g = a.candidate(g_x + r * (g_h + params["b_hg"].astype(g_h.dtype)))
+    r, z = named("r", a.gate(r_x + r_h)), named("z", a.gate(z_x + z_h))
+    g = named("g", a.candidate(g_x + r * (g_h + params["b_hg"].astype(g_h.dtype))))
     state = like(RNNState(h=z * like(state.h, z) + (1.0 - z) * g), state)
     return state, state.h
 

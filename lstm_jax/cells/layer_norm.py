@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from lstm_jax.cells.activations import STANDARD, Activations
 from lstm_jax.cells.base import LSTMFamilyCell, Parameter, blocks, check_number, dot, like
-from lstm_jax.cells.lstm import LSTMState
+from lstm_jax.cells.lstm import LSTMState, gates
 
 ones, zeros = jax.nn.initializers.ones, jax.nn.initializers.zeros
 
@@ -73,9 +73,9 @@ def layer_norm_cell(
     """
     z_x = layer_norm(dot(x, params["w_ih"]), params["scale_x"], params["shift_x"], epsilon)
     z_h = layer_norm(dot(state.h, params["w_hh"]), params["scale_h"], params["shift_h"], epsilon)
-    i, f, g, o = jnp.split(z_x + z_h + params["b"].astype(z_x.dtype), 4, -1)
-    c = a.clip(a.gate(f) * state.c + a.gate(i) * a.candidate(g))
-    h = a.gate(o) * a.output(layer_norm(c, params["scale_c"], params["shift_c"], epsilon))
+    i, f, g, o = gates(z_x + z_h + params["b"].astype(z_x.dtype), a)
+    c = a.clip(f * state.c + i * g)
+    h = o * a.output(layer_norm(c, params["scale_c"], params["shift_c"], epsilon))
     state = like(LSTMState(h=h, c=c), state)
     return state, state.h
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.activations import STANDARD, Activations
-from lstm_jax.cells.base import LSTMFamilyCell, LSTMState, Parameter, affine, blocks, like
+from lstm_jax.cells.base import LSTMFamilyCell, LSTMState, Parameter, affine, blocks, like, named
 
 
 def lstm_cell(
@@ -53,11 +53,27 @@ def lstm_cell(
       Prediction with LSTM", Neural Computation 12(10), 2000 (without squashing
       beyond tanh, as in Greff et al., "LSTM: A Search Space Odyssey", 2017, variant NP).
     """
-    i, f, g, o = jnp.split(affine(params, state.h, x), 4, -1)
-    c = a.clip(a.gate(f) * state.c + a.gate(i) * a.candidate(g))
-    h = a.gate(o) * a.output(c)
+    i, f, g, o = gates(affine(params, state.h, x), a)
+    c = a.clip(f * state.c + i * g)
+    h = o * a.output(c)
     state = like(LSTMState(h=h, c=c), state)
     return state, state.h
+
+
+def gates(z: jax.Array, a: Activations) -> tuple[jax.Array, ...]:
+    """The gates i, f, o and the candidate g, in the order i, f, g, o, from pre-activations.
+
+    >>> import jax.numpy as jnp
+    >>> [float(gate[0]) for gate in gates(jnp.zeros(4), STANDARD)]
+    [0.5, 0.5, 0.0, 0.5]
+    """
+    i, f, g, o = jnp.split(z, 4, -1)
+    return (
+        named("i", a.gate(i)),
+        named("f", a.gate(f)),
+        named("g", a.candidate(g)),
+        named("o", a.gate(o)),
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,7 @@ from lstm_jax.cells.base import (
     check_size,
     check_unset,
     like,
+    named,
 )
 from lstm_jax.cells.lstm import LSTMState
 
@@ -80,8 +81,9 @@ def lstm_1997_cell(
     H = state.c.shape[-1]
     n = (z.shape[-1] - H) // 2
     i, g, o = jnp.split(z, [n, n + H], -1)
-    i, o = (jnp.repeat(a.gate(gate), H // n, -1) for gate in (i, o))
-    c = a.clip(state.c + i * a.candidate(g))
+    i, g, o = named("i", a.gate(i)), named("g", a.candidate(g)), named("o", a.gate(o))
+    i, o = (jnp.repeat(gate, H // n, -1) for gate in (i, o))
+    c = a.clip(state.c + i * g)
     h = o * a.output(c)
     state = like(LSTMState(h=h, c=c), state)
     return state, state.h

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.activations import STANDARD, Activations
-from lstm_jax.cells.base import GatedCell, Parameter, blocks, dot, like
+from lstm_jax.cells.base import GatedCell, Parameter, blocks, dot, like, named
 from lstm_jax.cells.rnn import RNNState
 
 
@@ -48,9 +48,9 @@ def mgu_cell(
     h, size = state.h, state.h.shape[-1]
     z = dot(x, params["w_ih"])
     f_x, g_x = jnp.split(z + params["b"].astype(z.dtype), 2, -1)
-    f = a.gate(f_x + dot(h, params["w_hh"][:, :size]))
+    f = named("f", a.gate(f_x + dot(h, params["w_hh"][:, :size])))
     wide = like(h, f)
-    g = a.candidate(g_x + dot(like(f * wide, h), params["w_hh"][:, size:]))
+    g = named("g", a.candidate(g_x + dot(like(f * wide, h), params["w_hh"][:, size:])))
     state = like(RNNState(h=(1.0 - f) * wide + f * g), state)
     return state, state.h
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.activations import Activation, Activations, identity
-from lstm_jax.cells.base import GatedCell, Parameter, blocks, dot, like
+from lstm_jax.cells.base import GatedCell, Parameter, blocks, dot, like, named
 from lstm_jax.cells.rnn import RNNState
 
 LINEAR = Activations(candidate=identity)
@@ -25,8 +25,8 @@ def min_gru_coefficients(
     """
     z = dot(x, params["w_ih"])
     z, g = jnp.split(z + params["b"].astype(z.dtype), 2, -1)
-    z = a.gate(z)
-    return 1.0 - z, z * a.candidate(g)
+    z, g = named("z", a.gate(z)), named("g", a.candidate(g))
+    return 1.0 - z, z * g
 
 
 def min_gru_cell(

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.activations import Activations, clipped, identity
-from lstm_jax.cells.base import Parameter, blocks, check_number, dot, like
+from lstm_jax.cells.base import Parameter, blocks, check_number, dot, like, named
 from lstm_jax.cells.min_gru import MinimalCell
 from lstm_jax.cells.rnn import RNNState
 
@@ -28,7 +28,8 @@ def min_lstm_coefficients(
     i, f, g = jnp.split(z + params["b"].astype(z.dtype), 3, -1)
     # f / (f + i) = σ(log f - log i), which is no 0 / 0 where both gates are shut.
     odds = a.gate(f) - a.gate(i)
-    return jax.nn.sigmoid(odds), jax.nn.sigmoid(-odds) * a.candidate(g)
+    f, i = named("f'", jax.nn.sigmoid(odds)), named("i'", jax.nn.sigmoid(-odds))
+    return f, i * named("g", a.candidate(g))
 
 
 def min_lstm_cell(

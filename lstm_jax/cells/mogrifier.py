@@ -14,6 +14,7 @@ from lstm_jax.cells.base import (
     check_size,
     dot,
     like,
+    named,
 )
 from lstm_jax.cells.lstm import LSTMState, lstm_cell
 
@@ -69,9 +70,9 @@ def mogrifier_cell(
     x = x.astype(jnp.result_type(x, params["w_ih"]))  # integers could not hold what follows
     for r in range(1, rounds + 1):
         if r % 2:
-            x = gated(x, product(h, params, f"w_q{r}"))
+            x = named(f"x_{r}", gated(x, product(h, params, f"w_q{r}")))
         else:
-            h = gated(h, product(x, params, f"w_r{r}"))
+            h = named(f"h_{r}", gated(h, product(x, params, f"w_r{r}")))
     return lstm_cell(params, state._replace(h=h), x, a)
 
 

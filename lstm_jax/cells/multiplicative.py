@@ -5,7 +5,7 @@ import dataclasses
 import jax
 
 from lstm_jax.cells.activations import STANDARD, Activations
-from lstm_jax.cells.base import LSTMFamilyCell, Parameter, blocks, dot, like
+from lstm_jax.cells.base import LSTMFamilyCell, Parameter, blocks, dot, like, named
 from lstm_jax.cells.lstm import LSTMState, lstm_cell
 
 
@@ -48,7 +48,7 @@ def multiplicative_cell(
       modelling", ICLR 2017 workshop track (arXiv:1609.07959), the equations of mLSTM, with
       as many intermediate features m as hidden ones.
     """
-    m = dot(x, params["w_mx"]) * dot(state.h, params["w_mh"])
+    m = named("m", dot(x, params["w_mx"]) * dot(state.h, params["w_mh"]))
     return lstm_cell(params, state._replace(h=like(m, state.h)), x, a)
 
 

@@ -16,6 +16,7 @@ from lstm_jax.cells.base import (
     check_unset,
     dot,
     like,
+    named,
     zeros,
 )
 from lstm_jax.cells.lstm import LSTMState
@@ -138,10 +139,13 @@ def odyssey_cell(
         z |= {gate: z[gate] + r for gate, r in zip("ifo", added, strict=True)}
 
     def gate(name: str, c: jax.Array) -> jax.Array:  # open where there is none
-        return a.gate(z[name] + peephole(params, name, c)) if name in z else jnp.ones_like(c)
+        if name not in z:
+            return jnp.ones_like(c)
+        return named(name, a.gate(z[name] + peephole(params, name, c)))
 
     i, f = gate("i", state.c), gate("f", state.c)
-    c = a.clip(f * state.c + i * a.candidate(z["g"]))
+    g = named("g", a.candidate(z["g"]))
+    c = a.clip(f * state.c + i * g)
     o = gate("o", c)
     h = o * a.output(c)
     new = FGRState(h, c, i, f, o) if isinstance(state, FGRState) else LSTMState(h=h, c=c)

@@ -13,6 +13,7 @@ from lstm_jax.cells.base import (
     affine,
     blocks,
     like,
+    named,
     zeros,
 )
 from lstm_jax.cells.lstm import LSTMState
@@ -34,10 +35,11 @@ def gated(
 ) -> tuple[LSTMState, jax.Array]:
     """The state and output of an LSTM with peepholes, from its pre-activations i, f, g, o."""
     i, f, g, o = jnp.split(z, 4, -1)
-    i = a.gate(i + peephole(params, "i", state.c))
-    f = a.gate(f + peephole(params, "f", state.c))
-    c = a.clip(f * state.c + i * a.candidate(g))
-    o = a.gate(o + peephole(params, "o", c))
+    i = named("i", a.gate(i + peephole(params, "i", state.c)))
+    f = named("f", a.gate(f + peephole(params, "f", state.c)))
+    g = named("g", a.candidate(g))
+    c = a.clip(f * state.c + i * g)
+    o = named("o", a.gate(o + peephole(params, "o", c)))
     h = o * a.output(c)
     state = like(LSTMState(h=h, c=c), state)
     return state, state.h

@@ -3,7 +3,6 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 
 from lstm_jax.cells.activations import STANDARD, Activations
 from lstm_jax.cells.base import (
@@ -14,8 +13,9 @@ from lstm_jax.cells.base import (
     check_size,
     dot,
     like,
+    named,
 )
-from lstm_jax.cells.lstm import LSTMState
+from lstm_jax.cells.lstm import LSTMState, gates
 
 
 def projected_cell(
@@ -60,9 +60,9 @@ def projected_cell(
       with a recurrent projection layer.  Its gates have peepholes; these have none, as in
       PyTorch's ``LSTM(proj_size=...)``.
     """
-    i, f, g, o = jnp.split(affine(params, state.h, x), 4, -1)
-    c = a.clip(a.gate(f) * state.c + a.gate(i) * a.candidate(g))
-    m = a.gate(o) * a.output(c)
+    i, f, g, o = gates(affine(params, state.h, x), a)
+    c = a.clip(f * state.c + i * g)
+    m = named("m", o * a.output(c))
     h = dot(like(m, state.h), params["w_hr"])
     state = like(LSTMState(h=h, c=c), state)
     return state, state.h

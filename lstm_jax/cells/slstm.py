@@ -16,6 +16,7 @@ from lstm_jax.cells.base import (
     check_size,
     dot,
     like,
+    named,
     zeros,
 )
 
@@ -106,10 +107,11 @@ def slstm_cell(
     i, f, g, o = jnp.split(z + params["b"].astype(z.dtype), 4, -1)
     log_i, log_f = clip(i), log_forget(clip(f))
     m = jnp.maximum(log_f + state.m, log_i)
-    i, f = jnp.exp(log_i - m), jnp.exp(log_f + state.m - m)
-    c = f * state.c + i * a.candidate(g)
+    i, f = named("i", jnp.exp(log_i - m)), named("f", jnp.exp(log_f + state.m - m))
+    g, o = named("g", a.candidate(g)), named("o", a.gate(o))
+    c = f * state.c + i * g
     n = f * state.n + i
-    state = like(SLSTMState(h=a.gate(o) * c / n, c=c, n=n, m=m), state)
+    state = like(SLSTMState(h=o * c / n, c=c, n=n, m=m), state)
     return state, state.h
 
 

@@ -89,6 +89,7 @@ class Program:
       outputs: names of the results, a tree like them.
       closed_over: names and values of arrays that the function closes over.
       equations: in an order in which they can be computed.
+      called: what :func:`lstm_jax.cells.named` called a value, with the value's name here.
 
     >>> program = Program(lambda a, b: (a * 2.0) + b, 1.0, 1.0)
     >>> program.evaluate(program.outputs, dict(zip(program.inputs, [1.0, 5.0])))
@@ -98,6 +99,7 @@ class Program:
     def __init__(self, function: Callable[..., Any], *examples: Any):
         closed, shapes = jax.make_jaxpr(function, return_shape=True)(*examples)
         self.equations: list[Equation] = []
+        self.called: dict[str, Name] = {}
         self._count = 0
         self._constants: dict[Name, Any] = {}
         self._types: dict[Name, Any] = {}
@@ -346,6 +348,8 @@ class Program:
                     self._types[inner_names[v]] = v.aval
                 outputs = self._write_out(inner.jaxpr, inner_names)
                 names.update(zip(eqn.outvars, outputs, strict=True))
+            elif eqn.primitive.name == "name":
+                names[eqn.outvars[0]] = self.called[eqn.params["name"]] = inputs[0]
             else:
                 names.update((v, self._new()) for v in eqn.outvars)
                 self._types |= {names[v]: v.aval for v in eqn.outvars}
