@@ -1,0 +1,220 @@
+"""PyTorch: ``nn.LSTM``, ``nn.GRU``, ``nn.RNN`` and their cells, as a ``state_dict`` holds them."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from lstm_jax.cells import GRUCell, LSTMCell, ProjectedLSTMCell, RNNCell
+from lstm_jax.cells.base import BaseCell, Params
+from lstm_jax.interop.conventions import CONVENTIONS, GATES
+from lstm_jax.interop.weights import (
+    Arrays,
+    as_params,
+    check_same,
+    directions_of,
+    dtype_of,
+    layers_of,
+    read_cell,
+    write_cell,
+)
+from lstm_jax.sequence.bidirectional import Bidirectional
+from lstm_jax.sequence.stack import Stack
+
+HAS = "LSTM, with proj_size or not, GRU (reset_after=True) and RNN"
+NAME = re.compile(r"(?:weight_ih|weight_hh|weight_hr|bias_ih|bias_hh)(?:_l(\d+)(_reverse)?)?")
+KINDS = {4: "lstm", 3: "gru", 1: "rnn"}
+
+
+def from_torch(
+    state_dict: Mapping[str, Any], *, prefix: str = "", nonlinearity: str = "tanh"
+) -> tuple[Any, Params]:
+    """Weights of ``torch.nn.LSTM``, ``GRU``, ``RNN`` or their cells as a layer of ours.
+
+    The two biases become their sum (the candidate's in a GRU stay apart, as ``b`` and ``b_hg``);
+    without bias ours is zero.  ``batch_first`` changes no array; time leads here.  ``dropout``
+    is in no array either: ``dataclasses.replace(layer, dropout=0.2)``.
+
+    Args:
+      state_dict: ``module.state_dict()``: NumPy, JAX or torch tensors by name, such as
+        ``weight_ih_l0_reverse`` ``(4H, D)``; whether it is an LSTM, GRU or RNN is told by the
+        shapes.  May be traced.
+      prefix: where they stand in the state dict of a whole model: ``"encoder.lstm."``.
+      nonlinearity: of an RNN, ``"tanh"`` or ``"relu"``, as torch's.
+
+    Returns:
+      ``(layer, params)``: a :class:`Stack` of cells, or of :class:`Bidirectional`; for the arrays
+      of a cell a cell.
+
+    Raises:
+      TypeError, ValueError: a name is missing or not torch's, directions or kinds are mixed, or
+        a shape does not fit; the message names the key.
+
+    Example:
+      >>> import numpy as np
+      >>> shapes = {"weight_ih_l0": (12, 2), "weight_hh_l0": (12, 3)}
+      >>> layer, params = from_torch({name: np.ones(s, "float32") for name, s in shapes.items()})
+      >>> layer.layers, params["layer_0"]["w_ih"].shape
+      ((('layer_0', LSTMCell(hidden_size=3...)),), (2, 12))
+    """
+    if nonlinearity not in ("tanh", "relu"):
+        raise ValueError(f"nonlinearity must be 'tanh' or 'relu', got {nonlinearity!r}")
+    arrays = Arrays(state_dict, "torch", prefix)
+    matches = {name: NAME.fullmatch(name[len(prefix) :]) for name in arrays}
+    for name, match in matches.items():
+        if match is None:
+            raise ValueError(
+                f"{name} is no array of a recurrent layer of torch; prefix= takes those of a module"
+            )
+    numbers = [int(match[1]) for match in matches.values() if match and match[1]]
+    ends = ["", "_reverse"][: 1 + any(match[2] for match in matches.values() if match)]
+    if not numbers:
+        cell, params = _read(arrays, prefix, "", nonlinearity)
+        arrays.check_all_taken()
+        return cell, as_params(params)
+
+    layers: dict[str, Any] = {}
+    params: dict[str, Any] = {}
+    cells: list[BaseCell] = []
+    for n in range(1 + max(numbers)):
+        read = [_read(arrays, prefix, f"_l{n}{end}", nonlinearity) for end in ends]
+        for (cell, weights), end in zip(read, ends, strict=True):
+            width = len(ends) * cells[0].output_size if n else read[0][1]["w_ih"].shape[0]
+            if weights["w_ih"].shape[0] != width:
+                raise ValueError(
+                    f"{prefix}weight_ih_l{n}{end} must be for {width} features, as what is below "
+                    f"gives, got shape {weights['w_ih'].shape[::-1]}"
+                )
+            cells.append(cell)
+            _check_alike(cells[0], cell, f"{prefix}weight_hh_l{n}{end}")
+        forward = read[0]
+        if len(ends) == 1:
+            layers[f"layer_{n}"], params[f"layer_{n}"] = forward
+        else:
+            backward = read[1]
+            layers[f"layer_{n}"] = Bidirectional(forward[0], backward[0])
+            params[f"layer_{n}"] = {"forward": forward[1], "backward": backward[1]}
+    arrays.check_all_taken()
+    return Stack(layers), as_params(params)
+
+
+def _read(arrays: Arrays, prefix: str, suffix: str, nonlinearity: str) -> tuple[BaseCell, Params]:
+    """The cell of one layer and direction, and its parameters."""
+
+    def key(name: str) -> str:
+        return prefix + name + suffix
+
+    recurrent = arrays[key("weight_hh")]
+    rows, columns = recurrent.shape if recurrent.ndim == 2 else (0, 1)
+    count = 4 if key("weight_hr") in arrays else rows // max(columns, 1)
+    if count not in KINDS or recurrent.ndim != 2:
+        raise ValueError(
+            f"{key('weight_hh')} must have shape (4H, H), (3H, H) or (H, H), of an LSTM, GRU or "
+            f"RNN, got {recurrent.shape}"
+        )
+    kind = KINDS[count]
+    params = read_cell(
+        arrays, CONVENTIONS["torch"][kind], GATES[kind], key, reset_after=kind == "gru"
+    )
+    size = params["w_hh"].shape[-1] // count
+    proj_size = params["w_hr"].shape[-1] if "w_hr" in params else None
+    return _made(kind, size, proj_size, nonlinearity, dtype_of(params)), params
+
+
+def _made(
+    kind: str, size: int, proj_size: int | None, nonlinearity: str, param_dtype: Any
+) -> BaseCell:
+    """The cell of ours that torch's is."""
+    if kind == "gru":
+        return GRUCell(size, reset_after=True, param_dtype=param_dtype)
+    if kind == "rnn":
+        return RNNCell(size, activation_fn=nonlinearity, param_dtype=param_dtype)
+    if proj_size is None:
+        return LSTMCell(size, param_dtype=param_dtype)
+    return ProjectedLSTMCell(size, proj_size=proj_size, param_dtype=param_dtype)
+
+
+def _check_alike(first: BaseCell, cell: BaseCell, name: str) -> None:
+    """Raises where layers or directions are not of one kind and size."""
+    wanted = type(first).__name__, first.hidden_size, first.output_size
+    given = type(cell).__name__, cell.hidden_size, cell.output_size
+    if wanted != given:
+        described = "{} with hidden_size={} and output size {}"
+        raise ValueError(
+            f"{name}: torch has one kind and size of cell for all layers and directions, "
+            f"{described.format(*wanted)}, got {described.format(*given)}"
+        )
+
+
+def to_torch(
+    layer: Any,
+    params: Params,
+    *,
+    prefix: str = "",
+    bias: bool = True,
+    nonlinearity: str = "tanh",
+) -> dict[str, Any]:
+    """Weights of ours under torch's names: the state dict of ``nn.LSTM``, ``GRU``, ``RNN``.
+
+    Torch adds two biases: ``bias_ih`` is ours, ``bias_hh`` zero (but for ``b_hg``, the
+    candidate's of a GRU).  The round trip from here and back is exact; coming from torch, two
+    biases come back as their sum.
+
+    Args:
+      layer: a stack of equal cells or of :class:`Bidirectional` of them, for a layer of torch; a
+        cell for a cell of torch.
+      params: its parameters.
+      prefix: put before each name.
+      bias: whether the module has biases, as torch's option.
+      nonlinearity: of an RNN, as torch's option.
+
+    Returns:
+      NumPy arrays by name; ``{name: torch.tensor(array) for ...}`` is a state dict.
+
+    Raises:
+      TypeError: ``params`` are not the layer's.
+      ValueError: torch cannot hold something; the message names what would be lost.
+
+    Example:
+      >>> import jax
+      >>> from lstm_jax import LSTM
+      >>> lstm = LSTM(3, bidirectional=True)
+      >>> arrays = to_torch(lstm, lstm.init(jax.random.key(0), input_size=2))
+      >>> {name: array.shape for name, array in list(arrays.items())[3:5]}
+      {'bias_hh_l0': (12,), 'weight_ih_l0_reverse': (12, 2)}
+    """
+
+    def write(cell: Any, params: Params, suffix: str) -> dict[str, Any]:
+        kind = {GRUCell: "gru", RNNCell: "rnn"}.get(type(cell), "lstm")
+        size, proj_size = getattr(cell, "hidden_size", 1), getattr(cell, "proj_size", None)
+        if isinstance(cell, ProjectedLSTMCell):
+            proj_size = cell.output_size
+            if proj_size >= size:
+                raise ValueError(
+                    f"proj_size={proj_size} would be lost: torch has proj_size below hidden_size, "
+                    f"{size}"
+                )
+            cell = dataclasses.replace(cell, proj_size=proj_size)
+        check_same(cell, _made(kind, size, proj_size, nonlinearity, "float32"), "torch", HAS)
+
+        def key(name: str) -> str:
+            return prefix + name + suffix
+
+        return write_cell(params, CONVENTIONS["torch"][kind], GATES[kind], key, bias=bias)
+
+    if hasattr(layer, "step") and not hasattr(layer, "apply"):
+        ((cell, params),) = directions_of(layer, params, "params").values()
+        return write(cell, params, "")
+    arrays, first = {}, None
+    for n, (name, one, weights) in enumerate(layers_of(layer, params, "torch")):
+        if isinstance(one, Bidirectional) and one.merge != "concat":
+            raise ValueError(f"merge={one.merge!r} would be lost: torch has merge='concat'")
+        cells = directions_of(one, weights, f"params[{name!r}]")
+        first = first or cells
+        if len(cells) != len(first):
+            raise ValueError(f"{name} has other directions than the layer below; torch has no such")
+        for direction, (cell, cell_params) in cells.items():
+            suffix = f"_l{n}" + ("_reverse" if direction == "backward" else "")
+            arrays |= write(cell, cell_params, suffix)
+            _check_alike(first["forward"][0], cell, f"{name} {direction}")
+    return arrays

@@ -1,0 +1,475 @@
+"""What all conversions share: arrays by name, one cell in and out, and what would be lost.
+
+Everything is a rearrangement of arrays by a :class:`Convention`.  It is computed in NumPy, or in
+JAX where an array is traced, so that conversions *into* this library can be differentiated: the
+gradient comes out under the other library's own names.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lstm_jax.cells.activations import activation
+from lstm_jax.cells.base import BaseCell, Params
+from lstm_jax.interop.conventions import Convention, from_ours, to_ours
+from lstm_jax.sequence.bidirectional import Bidirectional
+from lstm_jax.sequence.layers import LSTM
+from lstm_jax.sequence.stack import Stack
+
+Key = Callable[[str], str]  # the full name of what a convention calls by a short one
+BIASES = ("b_ih", "b_hh", "b_hg")
+
+# ---- arrays by name ----
+
+
+class Arrays:
+    """A library's arrays by name, checked as they are taken, and what nobody took.
+
+    Args:
+      arrays: a mapping, nested or not, of NumPy, JAX or other arrays; nested names are joined
+        by ``/``.
+      library: whose they are, for messages.
+      prefix: arrays whose names do not begin with this are left aside.
+
+    Raises:
+      ValueError: no name begins with ``prefix``.
+      TypeError: ``arrays`` is no mapping, or a name no text.
+
+    >>> import numpy as np
+    >>> Arrays({"linear": {"w": np.ones((2, 3), "float32")}}, "haiku")["linear/w"].shape
+    (2, 3)
+    """
+
+    def __init__(self, arrays: Any, library: str, prefix: str = ""):
+        if not isinstance(arrays, Mapping):
+            raise TypeError(
+                f"arrays of {library} must be a mapping from name to array, "
+                f"got {type(arrays).__name__}"
+            )
+        self.library = library
+        self.given = {n: a for n, a in flattened(arrays) if n.startswith(prefix)}
+        if not self.given:
+            raise ValueError(f"arrays of {library} hold no name that begins with {prefix!r}")
+        self.left = dict.fromkeys(self.given)
+        self.traced = any(isinstance(a, jax.core.Tracer) for a in self.given.values())
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.given
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.given)
+
+    def __getitem__(self, name: str) -> Any:
+        """The array of this name.
+
+        Raises:
+          ValueError: there is none, or JAX cannot hold its numbers.
+          TypeError: it is no array of floating numbers.
+        """
+        if name not in self.given:
+            names = ", ".join(self.given) or "nothing"
+            raise ValueError(f"{name} is missing from the arrays of {self.library}, got {names}")
+        self.left.pop(name, None)
+        array = as_array(name, self.given[name])
+        return jnp.asarray(array) if self.traced else array
+
+    def check_all_taken(self, hint: str = "") -> None:
+        """Raises where an array is none of the library's cells'."""
+        for name in self.left:
+            raise ValueError(f"{name} is no array of a recurrent layer of {self.library}{hint}")
+
+
+def flattened(tree: Mapping[Any, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Arrays of a nested mapping, names joined by ``/``.
+
+    >>> list(flattened({"a": {"b": 1}, "c": 2}))
+    [('a/b', 1), ('c', 2)]
+    """
+    for name, child in tree.items():
+        if not isinstance(name, str):
+            raise TypeError(f"names of arrays must be texts, got {name!r}")
+        if isinstance(child, Mapping):
+            yield from flattened(child, f"{above}{name}/")
+        else:
+            yield above + name, child
+
+
+def nested(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of :func:`flattened`.
+
+    >>> nested({"a/b": 1, "c": 2})
+    {'a': {'b': 1}, 'c': 2}
+    """
+    tree: dict[str, Any] = {}
+    for name, array in arrays.items():
+        *above, last = name.split("/")
+        branch = tree
+        for part in above:
+            branch = branch.setdefault(part, {})
+        branch[last] = array
+    return tree
+
+
+def as_array(name: str, given: Any) -> Any:
+    """A NumPy array of what any library calls an array; a traced one as it is.
+
+    Raises:
+      TypeError: it is no array, or not of floating numbers.
+      ValueError: it is float64, and JAX would round it.
+
+    >>> as_array("w", [1.0, 2.0]).dtype
+    Traceback (most recent call last):
+    TypeError: w must be an array of floating numbers, got list
+    """
+    if isinstance(given, jax.core.Tracer):
+        return given
+    array = given.__jax_array__() if hasattr(given, "__jax_array__") else given
+    if isinstance(array, jax.core.Tracer):
+        return array
+    if hasattr(array, "detach"):  # torch: apart from its tape
+        array = array.detach().cpu()
+    if hasattr(array, "__array__"):
+        try:
+            array = np.asarray(array)
+        except TypeError:  # torch's bfloat16, which NumPy does not know
+            array = np.array(jnp.from_dlpack(array))
+    if not hasattr(array, "dtype") or not jnp.issubdtype(array.dtype, jnp.floating):
+        kind = getattr(array, "dtype", type(given).__name__)
+        raise TypeError(f"{name} must be an array of floating numbers, got {kind}")
+    if array.dtype == np.float64 and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+        raise ValueError(
+            f"{name} is float64, which JAX would round to float32: convert it first, or set "
+            "jax_enable_x64"
+        )
+    return array
+
+
+def as_params(tree: Any) -> Any:
+    """Arrays of a (nested) dict as JAX has them, with memory of their own.
+
+    >>> as_params({"b": np.zeros(2, "float32")})
+    {'b': Array([0., 0.], dtype=float32)}
+    """
+    return jax.tree.map(jnp.array, tree)
+
+
+# ---- one cell in ----
+
+
+def read_cell(
+    arrays: Arrays, convention: Convention, gates: str, key: Key, *, reset_after: bool = False
+) -> dict[str, Any]:
+    """A cell's parameters as ours are laid out.
+
+    Biases that a library adds one to the other are summed.  All of them may be missing, and
+    ``b`` is zero then.
+
+    Args:
+      arrays: the library's.
+      convention: of the library and the kind of cell.
+      gates: the order of our gates.
+      key: the full name of what the convention calls by a short one.
+      reset_after: whether it is a GRU with ``b_hg``.
+
+    Raises:
+      ValueError: an array is missing, or has a shape that does not fit; the message names it.
+    """
+
+    def ours(what: str) -> Any:
+        names = convention.names[what]
+        if isinstance(names, str):
+            return to_ours(arrays[key(names)], convention, gates)
+        each = [arrays[key(name)] for name in names]
+        for name, array in zip(names, each, strict=True):
+            if array.shape != each[0].shape:
+                raise ValueError(
+                    f"{key(name)} must have the shape of {key(names[0])}, {each[0].shape}, "
+                    f"got {array.shape}"
+                )
+        xp = each[0].__array_namespace__()
+        return to_ours(xp.concatenate(each, -1), convention, gates)
+
+    def shown(what: str) -> str:
+        names = convention.names[what]
+        return key(names) if isinstance(names, str) else key(names[0])
+
+    def check(what: str, array: Any, shape: tuple[int, ...], letters: str) -> None:
+        if array.shape != shape:
+            raise ValueError(
+                f"{shown(what)} must have shape {theirs(letters)}, "
+                f"{theirs(shape)} with hidden size {size}, got {theirs(array.shape)}"
+            )
+
+    def theirs(shape: Any) -> Any:
+        """A shape as the library has it, of all gates or of one."""
+        if isinstance(shape, str):
+            parts = shape.split(", ")
+            parts = parts[::-1] if convention.transposed else parts
+            return f"({', '.join(parts)}{',' if len(parts) == 1 else ''})"
+        return shape[::-1] if convention.transposed else shape
+
+    count = len(gates)
+    times = "" if count == 1 else str(count)
+    w_hh = ours("w_hh")
+    joined = convention.names["w_ih"] == convention.names["w_hh"]
+    if w_hh.ndim < 2 or w_hh.shape[-1] % count or not w_hh.size:
+        raise ValueError(
+            f"{shown('w_hh')} must have shape {theirs(f'H, {times}H')}, got {theirs(w_hh.shape)}"
+        )
+    size = w_hh.shape[-1] // count
+    if joined:  # one matrix for both, the input's rows first
+        if w_hh.shape[0] <= size:
+            raise ValueError(f"{shown('w_hh')} must have shape (D + H, {times}H), got {w_hh.shape}")
+        w_ih, w_hh = w_hh[:-size], w_hh[-size:]
+    else:
+        w_ih = ours("w_ih")
+    params = {"w_ih": w_ih, "w_hh": w_hh}
+    rows, letter = size, "H"
+    if "w_hr" in convention.names and shown("w_hr") in arrays:
+        w_hr = arrays[shown("w_hr")]
+        w_hr = w_hr.__array_namespace__().swapaxes(w_hr, 0, -1)  # (H, P)
+        rows, letter = w_hr.shape[-1], "P"
+        check("w_hr", w_hr, (size, rows), "H, P")
+        params["w_hr"] = w_hr
+    kernel = w_hh.shape[:-2]
+    of_kernel = "*kernel, " if kernel else ""
+    check("w_hh", w_hh, (*kernel, rows, count * size), f"{of_kernel}{letter}, {times}H")
+    inputs = w_ih.shape[-2] if w_ih.ndim > 1 else 0
+    check("w_ih", w_ih, (*kernel, inputs, count * size), f"{of_kernel}D, {times}H")
+
+    biases = {}
+    names = {what: convention.names[what] for what in BIASES if what in convention.names}
+    firsts = [key(name) if isinstance(name, str) else key(name[0]) for name in names.values()]
+    if any(name in arrays for name in firsts):
+        for what in names:
+            if names.get("b_ih") == names.get("b_hh") and len(names) > 1:  # one array of both
+                both = arrays[key(str(names[what]))].reshape(-1)
+                half = both.shape[0] // 2
+                part = both[:half] if what == "b_ih" else both[half:]
+                biases[what] = to_ours(part, convention, gates)
+            elif what == "b_hg":
+                biases[what] = arrays[key(str(names[what]))]
+            else:
+                biases[what] = ours(what)
+            wide = 1 if what == "b_hg" else count
+            check(what, biases[what], (wide * size,), "H" if wide == 1 else f"{times}H")
+    xp = w_hh.__array_namespace__()
+    zero = xp.zeros(count * size, w_hh.dtype)
+    if reset_after:
+        b, b_hh = biases.get("b_ih", zero), biases.get("b_hh", zero)
+        split = (count - 1) * size
+        summed = b[:split] + b_hh[:split] if "b_hh" in biases else b[:split]
+        params["b"] = xp.concatenate([summed, b[split:]])
+        params["b_hg"] = biases.get("b_hg", b_hh[split:])
+    elif len(biases) == 2:
+        params["b"] = biases["b_ih"] + biases["b_hh"]
+    else:
+        params["b"] = next(iter(biases.values()), zero)
+    if convention.forget_bias:
+        params["b"] = raised(params["b"], gates, convention.forget_bias)
+    return params
+
+
+def raised(b: Any, gates: str, amount: float) -> Any:
+    """A bias with ``amount`` added to its forget gate's part, rounded to its type.
+
+    >>> raised(np.zeros(4, "float32"), "ifgo", 1.0).tolist()
+    [0.0, 1.0, 0.0, 0.0]
+    """
+    xp = b.__array_namespace__()
+    size = b.shape[0] // len(gates)
+    start = gates.index("f") * size
+    forget = b[start : start + size] + xp.asarray(amount, dtype=b.dtype)
+    return xp.concatenate([b[:start], forget, b[start + size :]])
+
+
+# ---- one cell out ----
+
+
+def write_cell(
+    params: Mapping[str, Any],
+    convention: Convention,
+    gates: str,
+    key: Key,
+    *,
+    bias: bool = True,
+) -> dict[str, np.ndarray]:
+    """The inverse of :func:`read_cell`: the library's arrays, in NumPy.
+
+    Where the library adds two biases, the first is ours and the second zero (but for the part of
+    the candidate in a GRU with ``b_hg``).
+
+    Args:
+      params: of a cell of ours that the library has, too.
+      convention, gates, key: as in :func:`read_cell`.
+      bias: whether the library's cell is to have any.
+
+    Raises:
+      ValueError: a bias would be lost that is not zero.
+    """
+    params = {name: np.array(array) for name, array in params.items()}
+    arrays: dict[str, np.ndarray] = {}
+
+    def put(what: str, array: np.ndarray) -> None:
+        names = convention.names[what]
+        if what in ("w_ih", "w_hh", "b_ih", "b_hh"):
+            array = from_ours(array, convention, gates)
+        if isinstance(names, str):
+            given = arrays.get(key(names))  # one array of both, the input's part first
+            array = array if given is None else np.concatenate([given, array])
+            arrays[key(names)] = np.ascontiguousarray(array)
+        else:
+            for name, part in zip(names, np.split(array, len(gates), -1), strict=True):
+                arrays[key(name)] = np.ascontiguousarray(part)
+
+    put("w_ih", params["w_ih"])
+    put("w_hh", params["w_hh"])
+    b, b_hg = params["b"], params.get("b_hg")
+    kept = [what for what in BIASES if what in convention.names] if bias else []
+    for name, array, has in (("b", b, kept), ("b_hg", b_hg, {"b_hh", "b_hg"} & set(kept))):
+        if array is not None and not has and np.any(array):
+            why = "of nnx.GRUCell" if bias else "with bias=False"  # the one cell without b_hg
+            raise ValueError(
+                f"{name} is not zero and would be lost: there is no place for it {why}"
+            )
+    if convention.forget_bias and kept:
+        b = raised(b, gates, -convention.forget_bias)
+    for n, what in enumerate(what for what in kept if what != "b_hg"):
+        second = np.zeros_like(b)
+        if what == "b_hh" and b_hg is not None:
+            second[-len(b_hg) :] = b_hg
+        put(what, second if n else b)
+    if "b_hg" in kept and b_hg is not None:
+        put("b_hg", b_hg)
+    if "w_hr" in params:
+        arrays[key(str(convention.names["w_hr"]))] = np.ascontiguousarray(params["w_hr"].T)
+    return arrays
+
+
+# ---- what would be lost ----
+
+BEGINNINGS = {
+    "dtype",
+    "param_dtype",
+    "kernel_init",
+    "recurrent_kernel_init",
+    "bias_init",
+    "peephole_init",
+    "forget_bias",
+    "chrono",
+}
+"""Options of a cell that say how it begins or in which type it computes: no part of its weights."""
+
+
+def check_same(cell: Any, other: Any, library: str, has: str) -> None:
+    """Raises where ``cell`` does not compute what ``other`` does, the cell that a library has.
+
+    Args:
+      cell: ours.
+      other: ours, as the library's is read; None where it has nothing like it.
+      library: for messages.
+      has: the kinds of cells that it has, for messages.
+
+    >>> from lstm_jax import LSTMCell
+    >>> check_same(LSTMCell(2, cell_clip=3.0), LSTMCell(2), "torch", "LSTMCell")
+    Traceback (most recent call last):
+    ValueError: cell_clip=3.0 of LSTMCell would be lost: torch has cell_clip=None
+    """
+    name = type(cell).__name__
+    if type(cell) is not type(other):
+        extra: list[str] = []
+        if isinstance(cell, BaseCell):
+            known = {"w_ih", "w_hh", "b", "b_hg", "w_hr"}
+            extra = [p for p in cell.all_parameters(2) if p not in known]
+        lost = f"{', '.join(extra)} of {name}" if extra else name
+        raise ValueError(f"{lost} would be lost: {library} has {has}")
+    for field in dataclasses.fields(cell):
+        if field.name in BEGINNINGS:
+            continue
+        given, wanted = getattr(cell, field.name), getattr(other, field.name)
+        if _meaning(field.name, given) != _meaning(field.name, wanted):
+            shown = f"{field.name}={_shown(given)}"
+            raise ValueError(
+                f"{shown} of {name} would be lost: {library} has {field.name}={_shown(wanted)}"
+            )
+
+
+def _meaning(name: str, value: Any) -> Any:
+    return activation(name, value) if name.endswith("_fn") and value is not None else value
+
+
+def _shown(value: Any) -> str:
+    return getattr(value, "__name__", repr(value)) if callable(value) else repr(value)
+
+
+def layers_of(layer: Any, params: Params, library: str) -> list[tuple[str, Any, Params]]:
+    """Name, cell (or both directions) and parameters of each layer, from the bottom up.
+
+    Raises:
+      TypeError: it is no stack, or parameters are not its own.
+      ValueError: the stack has something that would be lost.
+
+    >>> import jax
+    >>> from lstm_jax import LSTM
+    >>> lstm = LSTM(3, connections="residual")
+    >>> layers_of(lstm, lstm.init(jax.random.key(0), 2), "torch")
+    Traceback (most recent call last):
+    ValueError: connections='residual' would be lost: torch has plain stacks
+    """
+    if isinstance(layer, Bidirectional):
+        layer, params = Stack([layer]), {"layer_0": params}
+    if isinstance(layer, LSTM):
+        layer = layer.stack
+    if not isinstance(layer, Stack):
+        raise TypeError(
+            f"layer must be a cell, Stack, LSTM or Bidirectional, got {type(layer).__name__}"
+        )
+    if layer.connections != "plain":
+        raise ValueError(
+            f"connections={layer.connections!r} would be lost: {library} has plain stacks"
+        )
+    if layer.reverse:
+        raise ValueError(f"reverse=True would be lost: {library} has stacks that run forwards")
+    check_names("params", params, [name for name, _ in layer.layers])
+    return [(name, one, params[name]) for name, one in layer.layers]
+
+
+def directions_of(layer: Any, params: Params, where: str) -> dict[str, tuple[Any, Params]]:
+    """The cell or cells of one layer with their parameters, by direction, checked.
+
+    >>> import jax
+    >>> from lstm_jax import LSTMCell
+    >>> cell = LSTMCell(3)
+    >>> list(directions_of(cell, cell.init(jax.random.key(0), 2), "layer_0"))
+    ['forward']
+    """
+    both = {"forward": layer}
+    if isinstance(layer, Bidirectional):
+        both = {"forward": layer.forward, "backward": layer.backward}
+        check_names(where, params, list(both))
+    else:
+        params = {"forward": params}
+    for direction, cell in both.items():
+        if isinstance(cell, BaseCell):
+            cell.check_params(params[direction])
+    return {direction: (cell, params[direction]) for direction, cell in both.items()}
+
+
+def check_names(what: str, tree: Any, names: list[str]) -> None:
+    """Raises where a mapping has other names than these."""
+    if not isinstance(tree, Mapping) or set(tree) != set(names):
+        given = ", ".join(map(str, tree)) if isinstance(tree, Mapping) else type(tree).__name__
+        raise TypeError(f"{what} must have {', '.join(names)}, got {given}")
+
+
+def dtype_of(params: Mapping[str, Any]) -> str:
+    """The type in which a cell's parameters are stored.
+
+    >>> dtype_of({"w_hh": np.zeros((2, 2), "float16")})
+    'float16'
+    """
+    return str(params["w_hh"].dtype)
