@@ -1,7 +1,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := train,plot,tensorboard,dev
+EXTRAS := train,plot,tensorboard,interop,notebooks,dev
 RUN := runs/quickstart
 
 .PHONY: demo test bench lint types setup clean
