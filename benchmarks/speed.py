@@ -42,6 +42,7 @@ SHAPES = [
     (50, 128, 256, 256),
 ]
 STACK = (128, 32, 128, 256)  # two bidirectional layers
+OTHER_CELLS = [(128, 32, 128, 256), (128, 32, 64, 64), (512, 1, 128, 256)]
 OUT = pathlib.Path(__file__).parent.parent / "docs" / "benchmarks"
 
 Call = Callable[[], Any]
@@ -529,8 +530,26 @@ def compile_times() -> list[str]:
     return lines
 
 
-def variants(rounds: int, shape: Any) -> list[str]:
+def variants(rounds: int, shapes: list[Any]) -> list[str]:
     """Training steps of other cells, beside our lstm and beside a loop in torch."""
+    lines = [
+        "| (T, B, D, H) | cell | ms | over our lstm | torch loop, ms | torch loop over ours |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for shape in shapes:
+        middle = variants_at(rounds, shape)
+        for name in [name for name in middle if "torch" not in name]:
+            loop = middle.get(f"torch loop: {name}", float("nan"))
+            lines.append(
+                f"| {label(shape, False)} | {name} | {1e3 * middle[name]:.1f} "
+                f"| {middle[name] / middle['lstm']:.2f} "
+                f"| {1e3 * loop:.0f} | {loop / middle[name]:.1f} |"
+            )
+    return lines
+
+
+def variants_at(rounds: int, shape: Any) -> dict[str, float]:
+    """Median seconds of every cell, and of its loop in torch."""
     from lstm_jax import CELLS
     from lstm_jax.sequence import Zoneout
 
@@ -550,19 +569,8 @@ def variants(rounds: int, shape: Any) -> list[str]:
     with contextlib.suppress(ImportError):
         for name in cells:
             calls[f"torch loop: {name}"] = torch_loop(name, shape)
-    times = measured(calls, rounds, 60.0)
-    middle = {name: statistics.median(t) for name, t in times.items()}
-    lines = [
-        "| cell | ms | over our lstm | torch loop, ms | torch loop over ours |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for name in cells:
-        loop = middle.get(f"torch loop: {name}", float("nan"))
-        lines.append(
-            f"| {name} | {1e3 * middle[name]:.1f} | {middle[name] / middle['lstm']:.2f} "
-            f"| {1e3 * loop:.0f} | {loop / middle[name]:.1f} |"
-        )
-    return lines
+    times = measured(calls, rounds, 40.0)
+    return {name: statistics.median(t) for name, t in times.items()}
 
 
 def torch_loop(name: str, shape: Any) -> Call:
@@ -676,8 +684,8 @@ def main() -> None:
     parts = [
         (
             "cells",
-            "Other cells, a training step at (128, 32, 128, 256)",
-            lambda: variants(args.rounds, (6, 2, 4, 4) if args.smoke else (128, 32, 128, 256)),
+            "Other cells, a training step",
+            lambda: variants(args.rounds, [(6, 2, 4, 4)] if args.smoke else OTHER_CELLS),
         ),
         (
             "memory",
