@@ -1,0 +1,835 @@
+"""A cell's step as the few nodes that a person would draw of it."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lstm_jax.cells.activations import ACTIVATIONS
+from lstm_jax.sequence.program import Equation, Name, Program
+
+ARGUMENT = "□"  # what a function is of, in its text
+
+# fmt: off
+TRANSPARENT = frozenset((
+    "broadcast_in_dim", "convert_element_type", "copy", "copy_p", "expand_dims",
+    "optimization_barrier", "pcast", "pvary", "reduce_precision", "reshape", "squeeze",
+    "stop_gradient", "transpose",
+))
+"""Primitives that change how a value is stored and not what it is."""
+
+CURVES = {
+    "abs": "|□|", "acos": "acos(□)", "acosh": "acosh(□)", "asin": "asin(□)", "asinh": "asinh(□)",
+    "atan": "atan(□)", "atanh": "atanh(□)", "cbrt": "cbrt(□)", "ceil": "ceil(□)", "cos": "cos(□)",
+    "cosh": "cosh(□)", "erf": "erf(□)", "exp": "exp(□)", "exp2": "exp2(□)", "expm1": "exp(□)−1",
+    "floor": "floor(□)", "log": "log(□)", "log1p": "log(1+□)", "logistic": "σ(□)", "neg": "−□",
+    "not": "not(□)", "round": "round(□)", "rsqrt": "1/√□", "sign": "sign(□)", "sin": "sin(□)",
+    "sinh": "sinh(□)", "sqrt": "√□", "square": "□²", "tan": "tan(□)", "tanh": "tanh(□)",
+}
+"""Functions of single elements."""
+
+OPERATORS = {
+    "add": "+", "add_any": "+", "and": "and", "atan2": "atan2", "clamp": "clip", "div": "÷",
+    "eq": "=", "ge": "≥", "gt": ">", "le": "≤", "lt": "<", "max": "max", "min": "min", "mul": "×",
+    "ne": "≠", "nextafter": "nextafter", "or": "or", "pow": "pow", "rem": "rem",
+    "select_n": "select", "sub": "−", "xor": "xor",
+}
+"""Functions of the elements of several values."""
+# fmt: on
+
+PRODUCTS = {"dot_general": "", "conv_general_dilated": "conv"}
+"""Linear maps, and what is written beside a layer that has them."""
+
+REDUCTIONS = {"reduce_sum": "Σ", "reduce_max": "max", "reduce_min": "min", "reduce_prod": "Π"}
+
+NORMALISING = frozenset(
+    (*REDUCTIONS, "abs", "add", "div", "exp", "integer_pow", "max", "mul", "rsqrt", "sqrt")
+) | {"square", "sub"}
+"""Primitives of which normalisations are made."""
+
+SHORT = {"sigmoid": "σ", "log_sigmoid": "log σ"}
+FUNCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "log_sigmoid": jax.nn.log_sigmoid,
+    **ACTIVATIONS,
+}
+"""Functions that are known by their values, however they are computed."""
+
+LONGEST = 12
+"""Characters of the longest text that is written into one node."""
+
+
+class Edge(NamedTuple):
+    """An arrow into a node.
+
+    Attributes:
+      source: the node that it comes from, an index.
+      weighted: whether it is multiplied by a parameter, unit by unit, on its way.
+    """
+
+    source: int
+    weighted: bool = False
+
+
+class Node(NamedTuple):
+    """What is drawn as one thing.
+
+    Attributes:
+      kind: ``"state"`` (of the step before), ``"input"``, ``"layer"`` (a function of weights
+        times its inputs, plus a bias), ``"operation"`` (element by element), ``"part"`` (some
+        features), ``"join"`` (inputs side by side), ``"new state"`` or ``"output"``.
+      text: the function, such as ``"σ"`` or ``"×"``; of states and inputs the name.
+      names: what the equations call the value.
+      inputs: in the order of the operands.
+      note: what else is to be known of a layer, ``"conv"``.
+      value: where the cell's :class:`Program` has the value, and which part of its last axis.
+    """
+
+    kind: str
+    text: str
+    names: tuple[str, ...] = ()
+    inputs: tuple[Edge, ...] = ()
+    note: str = ""
+    value: tuple[Name, tuple[int, int] | None] | None = None
+
+
+class Dataflow(NamedTuple):
+    """A step as it is drawn.
+
+    Attributes:
+      nodes: each after its inputs.
+      program: the step's equations.
+    """
+
+    nodes: tuple[Node, ...]
+    program: Program
+
+
+def dataflow(step: Callable[..., Any], params: Any, state: Any, x: Any) -> Dataflow:
+    """What a person would draw of ``step(params, state, x)``, arrays or shapes of them.
+
+    Casts, reshapes and the splitting of gates computed side by side are left out.  Sums of
+    products with weights are one layer, together with the function of them.
+
+    >>> import jax, jax.numpy as jnp
+    >>> def step(params, state, x):
+    ...     state = jnp.tanh(state @ params["u"] + x @ params["w"])
+    ...     return state, state
+    >>> params = {"u": jnp.ones((3, 3)), "w": jnp.ones((2, 3))}
+    >>> [node.text for node in dataflow(step, params, jnp.ones(3), jnp.ones(2)).nodes]
+    ['s', 'x', 'tanh', 's', 'y']
+    """
+    program = Program(step, params, state, x)
+    reader = _Reader(program, (params, state, x))
+    return Dataflow(_Drawing(reader).nodes, program)
+
+
+# ---- reading the equations ----
+
+
+@dataclasses.dataclass
+class _Value:
+    """A value on the way from the equations to what is drawn.
+
+    ``terms`` are its arguments, each with a sign: the power of a product's factor, the sign of
+    a sum's summand.
+    """
+
+    kind: str
+    terms: list[tuple[int, int]]
+    text: str = ""
+    names: tuple[str, ...] = ()
+    where: tuple[Name, tuple[int, int] | None] | None = None
+
+
+Span = tuple[int, int] | None  # a part of the last axis; all of it
+
+
+class _Reader:
+    """Reads values of a program, each part of a split one by itself."""
+
+    def __init__(self, program: Program, examples: tuple[Any, Any, Any]):
+        params, state, x = program.inputs
+        self.program = program
+        self.values: list[_Value] = []
+        self._known: dict[tuple[Name, Span], int] = {}
+        self._computed: dict[Any, int] = {}
+        self._shapes = _shapes(program, examples)
+        self._sources = {name: label for label, name in labels(state, "s")}
+        self._sources |= {name: label for label, name in labels(x, "x")}
+        self._x = set(jax.tree.leaves(x))
+        self.data = program.depending_on(self._sources)
+        self._weights = program.depending_on(jax.tree.leaves(params)) - self.data
+        self._called: dict[Name, tuple[str, ...]] = {}
+        for label, name in program.called.items():
+            self._called[name] = (*self._called.get(name, ()), label)
+        self._made_by = self._fused()
+        self._splits: dict[Name, bool] = {}
+
+        for name in self._sources:
+            self.read(name)
+        new_state, y = program.outputs
+        self.new_state = [(label, self.read(name)) for label, name in labels(new_state, "s")]
+        self.y = [(label, self.read(name)) for label, name in labels(y, "y")]
+        for name in self._called:
+            if name in self.data:
+                self.read(name)
+
+    def read(self, name: Name, span: Span = None) -> int:
+        """The value's place in ``values``."""
+        shape = self._shapes[name]
+        if shape and span == (0, shape[-1]):
+            span = None
+        key = (name, span)
+        if key not in self._known:
+            found = self._read(name, span)
+            self._known[key] = found
+            if span is None:
+                value = self.values[found]
+                value.names += tuple(n for n in self._called.get(name, ()) if n not in value.names)
+        return self._known[key]
+
+    def _new(self, kind: str, terms: Iterable[Any], where: Any, text: str = "") -> int:
+        signed = [term if isinstance(term, tuple) else (1, term) for term in terms]
+        new = len(self.values)
+        if kind in ("curve", "product", "sum", "operation") and text != "bias":
+            same = self._computed.setdefault((kind, text, *signed), new)  # written twice
+            if same != new:
+                return same
+        self.values.append(_Value(kind, signed, text, where=where))
+        return new
+
+    def _read(self, name: Name, span: Span) -> int:
+        where = (name, span)
+        if name not in self.data:
+            number = self.constant(name)
+            fixed = number is not None and not np.ndim(number)
+            return self._new("constant", [], where, f"{number:.3g}" if fixed else "p")
+        if span is not None and not self._splits_up(name):
+            return self._new("part", [self.read(name)], where, self._part_text(name, span))
+        if name in self._sources:
+            kind = "input" if name in self._x else "state"
+            return self._new(kind, [], where, self._sources[name])
+        equation = self._made_by[name]
+        inside = self._layout(equation, name, span)
+        if inside is not None:
+            return inside
+        data = [n for n in equation.inputs if n in self.data]
+        if equation.name in PRODUCTS and len(data) == 1:
+            return self._new("matrix", [self.read(data[0])], where, PRODUCTS[equation.name])
+        if equation.name.startswith("function "):
+            return self._new("curve", [self._argument(equation, data[0], span)], where,
+                             equation.name.removeprefix("function "))  # fmt: skip
+        if equation.name in CURVES:
+            return self._new(
+                "curve", [self._argument(equation, data[0], span)], where, CURVES[equation.name]
+            )
+        if equation.name in OPERATORS:
+            return self._operator(equation, span, where)
+        if equation.name == "integer_pow":
+            text = f"{ARGUMENT}^{equation.params['y']}".replace("^2", "²").replace("^3", "³")
+            return self._new("curve", [self._argument(equation, data[0], span)], where, text)
+        text = equation.name.removeprefix("norm ")
+        kind = "norm" if equation.name.startswith("norm ") else "operation"
+        text = REDUCTIONS.get(text, text.replace("_", " ").replace("dot general", "matmul"))
+        return self._new(kind, map(self.read, dict.fromkeys(data)), where, text)
+
+    def _argument(self, equation: Equation, argument: Name, span: Span) -> int:
+        """An argument of a function of single elements, the part of it that is needed."""
+        width = self._shapes[argument][-1:]
+        return self.read(
+            argument, span if width == self._shapes[equation.outputs[0]][-1:] else None
+        )
+
+    def _operator(self, equation: Equation, span: Span, where: Any) -> int:
+        sign = -1 if equation.name in ("sub", "div") else 1
+        signs = [1, *(sign for _ in equation.inputs[1:])]
+        known = [None if n in self.data else self.constant(n) for n in equation.inputs]
+        parameters = any(
+            n in self._weights or (value is not None and np.ndim(value))
+            for n, value in zip(equation.inputs, known, strict=True)
+        )
+        terms = [
+            (s, self._argument(equation, n, span))
+            for s, n in zip(signs, equation.inputs, strict=True)
+            if n in self.data
+        ]
+        kind = {"add": "sum", "add_any": "sum", "sub": "sum", "mul": "product", "div": "product"}
+        kind = kind.get(equation.name, "operation")
+        if len(terms) == len(equation.inputs):
+            return self._new(kind, terms, where, OPERATORS[equation.name])
+        (factor, argument), *_ = terms
+        if parameters and len(terms) == 1 and kind == "sum":
+            return self._new("sum", terms, where, "bias")
+        if parameters and len(terms) == 1 and kind == "product":
+            return self._new("weighted", terms, where)
+        numbers = [c for c in known if c is not None and not np.ndim(c)]
+        if len(terms) == 1 and len(numbers) == len(equation.inputs) - 1:
+            return self._with_numbers(equation, numbers, factor, argument, where)
+        return self._new("operation", terms, where, OPERATORS[equation.name])
+
+    def _with_numbers(
+        self, equation: Equation, numbers: list[Any], sign: int, argument: int, where: Any
+    ) -> int:
+        """A function of one value and of numbers."""
+        if equation.name == "clamp":
+            return self._new("curve", [argument], where, "clip(□)")
+        if equation.name == "select_n":
+            return self._new("operation", [argument], where, "select")
+        number = float(numbers[0])
+        text = f"{abs(number):.3g}"
+        minus = "−" if number < 0 else ""
+        last = equation.inputs[0] not in self.data  # the number comes first
+        same = {"add": 0.0, "add_any": 0.0, "mul": 1.0}
+        if not last:
+            same |= {"sub": 0.0, "div": 1.0, "pow": 1.0}
+        if equation.name in same and number == same[equation.name]:
+            return argument
+        if equation.name in ("add", "add_any"):
+            text = f"{minus}{text}+□" if not minus else f"□−{text}"
+        elif equation.name == "sub":
+            text = f"{minus}{text}−□" if last else f"□+{text}" if minus else f"□−{text}"
+        elif equation.name == "mul":
+            inverse = 1 / number if number else math.inf
+            whole = abs(number) < 1 and inverse == round(inverse)
+            text = f"{minus}□/{abs(inverse):.0f}" if whole else f"{minus}{text}□"
+        elif equation.name == "div":
+            text = f"{minus}{text}/□" if last else f"{minus}□/{text}"
+        elif equation.name == "pow":
+            text = f"{minus}{text}^□" if last else f"□^{minus}{text}"
+        else:
+            text = f"{OPERATORS[equation.name]}({minus}{text}, □)"
+        return self._new("curve", [argument], where, text)
+
+    # ---- parts of values ----
+
+    def _layout(self, equation: Equation, name: Name, span: Span) -> int | None:
+        """What a value that is only laid out otherwise is a part of; None if it is more."""
+        shape, primitive = self._shapes[name], equation.name
+        if primitive == "split":
+            n, axis = equation.outputs.index(name), equation.params["axis"]
+            start = sum(equation.params["sizes"][:n])
+            if axis == len(shape) - 1:
+                return self.read(equation.inputs[0], _shifted(span, start, shape[-1]))
+            whole = self.read(equation.inputs[0])
+            return self._new("part", [whole], (name, None), f"part {n + 1}")
+        if primitive == "slice":
+            (whole,) = equation.inputs
+            starts = equation.params["start_indices"]
+            if self._shapes[whole][:-1] == shape[:-1] and equation.params["strides"] is None:
+                return self.read(whole, _shifted(span, starts[-1], shape[-1]))
+            return self._new("part", [self.read(whole)], (name, span), "part")
+        if primitive == "concatenate":
+            if equation.params["dimension"] == len(shape) - 1:
+                return self._joined(equation, name, span)
+            return self._new("join", map(self.read, equation.inputs), (name, span))
+        if primitive in TRANSPARENT:
+            n = equation.outputs.index(name)
+            inside = self._shapes[equation.inputs[n]]
+            if span is None or self._keeps_last_axis(equation, inside, shape):
+                return self.read(equation.inputs[n], span)
+            # Parts of a product laid out otherwise have weights of their own all the same.
+            whole = self.values[self.read(equation.inputs[n])]
+            return self._new("matrix", whole.terms, (name, span), whole.text)
+        return None
+
+    def _joined(self, equation: Equation, name: Name, span: Span) -> int:
+        """Values side by side, or the one of them that the part is in."""
+        start, stop = span or (0, self._shapes[name][-1])
+        pieces, at = [], 0
+        for piece in equation.inputs:
+            size = self._shapes[piece][-1]
+            low, high = max(start - at, 0), min(stop - at, size)
+            if low < high:
+                pieces.append((piece, (low, high)))
+            at += size
+        found = [self.read(*piece) for piece in pieces]
+        return found[0] if len(found) == 1 else self._new("join", found, (name, span))
+
+    def _splits_up(self, name: Name) -> bool:
+        """Whether a part of a value can be had from parts of what it is made of."""
+        if name not in self._splits:
+            self._splits[name] = self._can_split(name)
+        return self._splits[name]
+
+    def _can_split(self, name: Name) -> bool:
+        if name in self._called:
+            return False
+        if name in self._sources:
+            return False
+        equation, shape = self._made_by[name], self._shapes[name]
+        data = [n for n in equation.inputs if n in self.data]
+        wide = [n for n in data if self._shapes[n][-1:] == shape[-1:]]
+        if equation.name in TRANSPARENT:
+            inside = equation.inputs[equation.outputs.index(name)]
+            if self._keeps_last_axis(equation, self._shapes[inside], shape):
+                return self._splits_up(inside)
+            return self.values[self.read(inside)].kind == "matrix"
+        if equation.name in PRODUCTS:
+            return len(data) == 1
+        if equation.name in ("split", "slice"):
+            return self._splits_up(data[0])
+        if equation.name == "concatenate":
+            return equation.params["dimension"] == len(shape) - 1
+        elementwise = (*CURVES, *OPERATORS, "integer_pow")
+        if equation.name in elementwise or equation.name.startswith("function "):
+            return all(map(self._splits_up, wide))
+        return False
+
+    def _keeps_last_axis(self, equation: Equation, inside: Any, shape: Any) -> bool:
+        if equation.name == "transpose":
+            return equation.params["permutation"][-1] == len(shape) - 1
+        if equation.name == "broadcast_in_dim":
+            axes = equation.params["broadcast_dimensions"]
+            return axes[-1:] == (len(shape) - 1,) and inside[-1:] == shape[-1:]
+        return inside[-1:] == shape[-1:]
+
+    def _part_text(self, name: Name, span: tuple[int, int]) -> str:
+        """A part of a last axis as Python has it, counted from the nearer end."""
+        size = self._shapes[name][-1]
+        start, stop = (n if 2 * n <= size else n - size for n in span)
+        return f"[{start or ''}:{stop or ''}]"
+
+    # ---- constants ----
+
+    def _is_weight(self, name: Name) -> bool:
+        return name in self._weights
+
+    def constant(self, name: Name) -> Any:
+        """A constant's value, a number if all its elements are one; None of what is none."""
+        if name in self.data or self._is_weight(name):
+            return None
+        value = np.asarray(self.program.evaluate(name, {}))
+        same = value.size and (value == value.flat[0]).all()
+        return value.flat[0] if same else value
+
+    # ---- functions known by their values, normalisation ----
+
+    def _fused(self) -> dict[Name, Equation]:
+        """The equation of each value, those that compute one known function together as one."""
+        equations = [e for e in self.program.equations if not self.data.isdisjoint(e.outputs)]
+        kept = set(jax.tree.leaves(self.program.outputs)) | set(self._called)
+        for find in (self._known_function, self._normalisation):
+            for name in [*self._sources, *(out for e in equations for out in e.outputs)]:
+                for region in _regions(equations, name, self.data, kept):
+                    label = find(region, name)
+                    if label is not None:
+                        last = region[-1]
+                        fused = Equation(label, last.function, (name,), last.outputs)
+                        gone = {e.outputs for e in region[:-1]}
+                        equations = [
+                            fused if e.outputs == last.outputs else e
+                            for e in equations
+                            if e.outputs not in gone
+                        ]
+                        break
+        return {out: equation for equation in equations for out in equation.outputs}
+
+    def _known_function(self, region: list[Equation], name: Name) -> str | None:
+        """The known function of single elements that equations are together."""
+        allowed = {*CURVES, *OPERATORS, *TRANSPARENT, "integer_pow", "custom_jvp_call"}
+        lasting = region[-1].outputs[0]
+        if not all(e.name in allowed for e in region) or len(region[-1].outputs) > 1:
+            return None
+        if all(e.name in TRANSPARENT for e in region) or (
+            len(region) == 1 and region[0].name != "custom_jvp_call" and region[0].name not in
+            ("max", "min", "clamp")
+        ):  # fmt: skip
+            return None
+        if any(self._is_weight(n) for e in region for n in e.inputs):
+            return None
+        shape = self._shapes[name]
+        if shape != self._shapes[lasting]:
+            return None
+        size = math.prod(shape) or 1
+        points = np.resize(np.linspace(-7.0, 7.0, 57, dtype=np.float32), -(-57 // size) * size)
+        computed = np.concatenate([
+            np.ravel(self.program.evaluate(lasting, {name: jnp.reshape(chunk, shape)}))
+            for chunk in points.reshape(-1, size)
+        ])  # fmt: skip
+        for label, function in FUNCTIONS.items():
+            if label != "identity" and np.allclose(
+                computed, function(jnp.asarray(points)), rtol=1e-5, atol=1e-6
+            ):
+                return f"function {SHORT.get(label, label.replace('_', ' '))}({ARGUMENT})"
+        return None
+
+    def _normalisation(self, region: list[Equation], name: Name) -> str | None:
+        """What equations are together that subtract a mean, divide by a norm or a sum."""
+        primitives = {e.name for e in region} - TRANSPARENT
+        if not primitives & set(REDUCTIONS) or not primitives <= NORMALISING:
+            return None
+        if self._shapes[name] != self._shapes[region[-1].outputs[0]]:
+            return None
+        if "exp" in primitives and "div" in primitives:
+            return "norm softmax"
+        if primitives & {"rsqrt", "sqrt"}:
+            return "norm LN" if "sub" in primitives else "norm RMS"
+        return None
+
+
+def labels(tree: Any, otherwise: str) -> list[tuple[str, Name]]:
+    """The leaves of a tree with the names that their places give them."""
+    found = []
+    for path, name in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        keys = [str(getattr(k, "name", getattr(k, "key", getattr(k, "idx", k)))) for k in path]
+        if not keys or all(key.isdigit() for key in keys):
+            keys = [otherwise, *keys]
+        found.append((keys[0] + "".join(f"_{key}" for key in keys[1:]), name))
+    return found
+
+
+def _shapes(program: Program, examples: Any) -> dict[Name, tuple[int, ...]]:
+    """The shape of every value."""
+    values = {n for e in program.equations for n in (*e.inputs, *e.outputs)}
+    values |= {*jax.tree.leaves(program.inputs), *jax.tree.leaves(program.outputs)}
+    everything = {name: name for name in sorted(values)}
+    known = dict(zip(jax.tree.leaves(program.inputs), jax.tree.leaves(examples), strict=True))
+    types = jax.eval_shape(lambda known: program.evaluate(everything, known), known)
+    return {name: tuple(np.shape(t)) for name, t in types.items()}
+
+
+def _shifted(span: Span, start: int, size: int) -> tuple[int, int]:
+    low, high = span or (0, size)
+    return int(start + low), int(start + high)
+
+
+def _regions(
+    equations: list[Equation], name: Name, data: set[Name], kept: set[Name]
+) -> Iterable[list[Equation]]:
+    """Equations that together compute one value of another alone, the longest lists first.
+
+    Nothing else reads what they compute on the way, and no product is among them.
+    """
+    inside: list[Equation] = []
+    reached = {name}
+    for e in equations:
+        arguments = [n for n in e.inputs if n in data]
+        if arguments and set(arguments) <= reached and e.name not in PRODUCTS:
+            inside.append(e)
+            if kept.isdisjoint(e.outputs):
+                reached.update(e.outputs)
+    uses: dict[Name, list[Equation]] = {}
+    for e in equations:
+        for n in e.inputs:
+            uses.setdefault(n, []).append(e)
+    for last in reversed(inside):
+        wanted, region = set(last.inputs), [last]
+        for e in reversed(inside[: inside.index(last)]):
+            if not wanted.isdisjoint(e.outputs):
+                region.append(e)
+                wanted.update(e.inputs)
+        region.reverse()
+        among = {e.outputs for e in region}
+        closed = all(
+            user.outputs in among
+            for e in region[:-1]
+            for n in e.outputs
+            for user in uses.get(n, ())
+        )
+        if closed and name in wanted:
+            yield region
+
+
+# ---- from values to what is drawn ----
+
+
+class _Drawing:
+    """Chooses what of a reader's values is drawn as one node."""
+
+    def __init__(self, reader: _Reader):
+        self.values = reader.values
+        self.outputs = [("new state", *pair) for pair in reader.new_state]
+        self.outputs += [("output", *pair) for pair in reader.y]
+        self._hide_parts()
+        self._flatten()
+        self.nodes = self._drawn()
+
+    def _uses(self) -> dict[int, int]:
+        """How often each value is read, by those that are drawn in the end."""
+        uses: dict[int, int] = {}
+        for value in self._reached():
+            for _, argument in self.values[value].terms:
+                uses[argument] = uses.get(argument, 0) + 1
+        for _, _, value in self.outputs:
+            uses[value] = uses.get(value, 0) + 1
+        return uses
+
+    def _reached(self) -> list[int]:
+        """Values that outputs or names need, in their order."""
+        reached = {value for _, _, value in self.outputs}
+        reached |= {n for n, value in enumerate(self.values) if value.names}
+        reached |= {n for n, value in enumerate(self.values) if value.kind in ("state", "input")}
+        todo = list(reached)
+        while todo:
+            for _, argument in self.values[todo.pop()].terms:
+                if argument not in reached:
+                    reached.add(argument)
+                    todo.append(argument)
+        return sorted(reached)
+
+    def _hide_parts(self) -> None:
+        """A part of what is computed side by side is drawn as the whole."""
+
+        def whole(n: int) -> int:
+            value = self.values[n]
+            if value.kind == "part" and not value.names:
+                inner = value.terms[0][1]
+                if self.values[inner].kind not in ("state", "input"):
+                    return whole(inner)
+            if value.kind == "sum" and len(value.terms) == 1 and not value.names:
+                inner = self.values[value.terms[0][1]]
+                if inner.kind not in ("matrix", "weighted", "sum") and value.terms[0][0] > 0:
+                    return whole(value.terms[0][1])  # a bias is not drawn
+            return n
+
+        for value in self.values:
+            value.terms = [(sign, whole(n)) for sign, n in value.terms]
+        self.outputs = [(kind, label, whole(n)) for kind, label, n in self.outputs]
+
+    def _flatten(self) -> None:
+        """Sums of sums are one sum, and products of products one product."""
+        changed = True
+        while changed:
+            changed, uses = False, self._uses()
+            for n in self._reached():
+                value = self.values[n]
+                if value.kind not in ("sum", "product"):
+                    continue
+                for place, (sign, argument) in enumerate(value.terms):
+                    inner = self.values[argument]
+                    if inner.kind != value.kind or inner.names or uses[argument] > 1:
+                        continue
+                    terms = [(sign * s, t) for s, t in inner.terms]
+                    merged = value.terms[:place] + terms + value.terms[place + 1 :]
+                    plain = sum(
+                        self.values[t].kind not in ("matrix", "weighted") for _, t in merged
+                    )
+                    if plain <= 3:
+                        value.terms, changed = merged, True
+                        break
+
+    def _drawn(self) -> tuple[Node, ...]:
+        uses, values = self._uses(), self.values
+        nodes: list[Node] = []
+        drawn: dict[int, int] = {}
+
+        def add(node: Node) -> int:
+            nodes.append(node)
+            return len(nodes) - 1
+
+        def alone(n: int) -> bool:
+            """Whether a value can be drawn as part of what reads it."""
+            return uses.get(n, 0) == 1 and not values[n].names
+
+        def is_term(n: int) -> bool:
+            return values[n].kind in ("matrix", "weighted") and alone(n)
+
+        def is_layer(n: int) -> bool:
+            value = values[n]
+            if value.kind == "matrix":
+                return True
+            terms = [t for _, t in value.terms]
+            return (
+                value.kind == "sum"
+                and all(map(is_term, terms))
+                and any(values[t].kind == "matrix" for t in terms)
+            )
+
+        def sources(n: int) -> list[int]:
+            """What a matrix is multiplied with: one value, or several side by side."""
+            value = values[n]
+            if value.kind == "join" and not value.names:
+                return [s for _, t in value.terms for s in sources(t)]
+            return [n]
+
+        def layer(n: int, terms: list[int], text: str, top: int) -> int:
+            matrices = [t for t in terms if values[t].kind == "matrix"]
+            inputs = dict.fromkeys(
+                Edge(draw(s)) for t in matrices for s in sources(values[t].terms[0][1])
+            )
+            weighted = [
+                Edge(draw(values[t].terms[0][1]), True)
+                for t in terms
+                if values[t].kind == "weighted"
+            ]
+            note = next((values[t].text for t in matrices if values[t].text), "")
+            names, where = (values[top].names, values[top].where) if top >= 0 else ((), None)
+            return add(Node("layer", text, names, (*inputs, *weighted), note, where))
+
+        def draw(n: int) -> int:
+            if n not in drawn:
+                drawn[n] = draw_new(n)
+            return drawn[n]
+
+        def draw_new(n: int) -> int:
+            value = values[n]
+            if value.kind in ("state", "input"):
+                return add(Node(value.kind, value.text, value.names, (), "", value.where))
+            if value.kind == "curve":
+                text, inside = value.text, value.terms[0][1]
+                while alone(inside):
+                    inner = values[inside]
+                    if inner.kind != "curve" or len(shown(nested(text, inner.text))) > LONGEST:
+                        break
+                    text, inside = nested(text, inner.text), inner.terms[0][1]
+                if alone(inside) and is_layer(inside):
+                    return layer(inside, terms_of(inside), shown(text), n)
+                return operation(n, shown(text), [Edge(draw(inside))])
+            if is_layer(n):
+                return layer(n, terms_of(n), "linear", n)
+            if value.kind == "norm":
+                inside = value.terms[0][1]
+                if alone(inside) and is_layer(inside):
+                    return layer(inside, terms_of(inside), value.text, n)
+                return add(
+                    Node("layer", value.text, value.names, (Edge(draw(inside)),), "", value.where)
+                )
+            if value.kind == "weighted":
+                return operation(n, "p ∘", [Edge(draw(value.terms[0][1]))])
+            if value.kind == "sum":
+                return draw_sum(n)
+            if value.kind == "product":
+                over = sorted(value.terms, key=lambda term: -term[0])
+                if all(sign > 0 for sign, _ in over):
+                    return operation(n, "×", [Edge(draw(t)) for _, t in over])
+                above = [t for sign, t in over if sign > 0]
+                below = [t for sign, t in over if sign < 0]
+                top = draw(above[0]) if len(above) == 1 else times(above)
+                bottom = draw(below[0]) if len(below) == 1 else times(below)
+                return operation(n, "÷", [Edge(top), Edge(bottom)])
+            if value.kind == "join":
+                inputs = [Edge(draw(t)) for _, t in value.terms]
+                return add(Node("join", "", value.names, tuple(inputs), "", value.where))
+            kind = "part" if value.kind == "part" else "operation"
+            inputs = [Edge(draw(t)) for _, t in value.terms]
+            return add(Node(kind, value.text, value.names, tuple(inputs), "", value.where))
+
+        def times(terms: list[int]) -> int:
+            return add(Node("operation", "×", (), tuple(Edge(draw(t)) for t in terms)))
+
+        def terms_of(n: int) -> list[int]:
+            return [n] if values[n].kind == "matrix" else [t for _, t in values[n].terms]
+
+        def operation(n: int, text: str, inputs: list[Edge]) -> int:
+            value = values[n]
+            return add(Node("operation", text, value.names, tuple(inputs), "", value.where))
+
+        def draw_sum(n: int) -> int:
+            """A sum in which there is more than weights times something."""
+            value = values[n]
+            absorbed = [t for _, t in value.terms if is_term(t)]
+            signs = dict((t, sign) for sign, t in value.terms)
+            inputs: list[tuple[int, Edge]] = []
+            if any(values[t].kind == "matrix" for t in absorbed):
+                inputs.append((1, Edge(layer(n, absorbed, "linear", -1))))
+            else:
+                inputs += [(1, Edge(draw(values[t].terms[0][1]), True)) for t in absorbed]
+            inputs += [(signs[t], Edge(draw(t))) for _, t in value.terms if t not in absorbed]
+            plus = [edge for sign, edge in inputs if sign > 0]
+            minus = [edge for sign, edge in inputs if sign < 0]
+            if not minus:
+                return operation(n, "+", plus)
+            if len(plus) > 1:
+                plus = [Edge(add(Node("operation", "+", (), tuple(plus))))]
+            if len(minus) > 1:
+                minus = [Edge(add(Node("operation", "+", (), tuple(minus))))]
+            return operation(n, "−", plus + minus)
+
+        for n in self._reached():
+            if values[n].kind in ("state", "input"):
+                draw(n)
+        for _, _, n in self.outputs:
+            draw(n)
+        for n in self._reached():
+            if values[n].names:
+                draw(n)
+        for kind, label, n in self.outputs:
+            add(Node(kind, label, (), (Edge(draw(n)),), "", values[n].where))
+        return _with_joins(nodes)
+
+
+def nested(outer: str, inner: str) -> str:
+    """The text of a function of a function.
+
+    >>> nested("2□", "tanh(□)"), nested("tanh(□)", "□/2"), nested("2□", "1−□")
+    ('2tanh(□)', 'tanh(□/2)', '2(1−□)')
+    """
+    plain = inner == ARGUMENT or re.fullmatch(r"[\wσ ]+\([^()]*\)", inner)
+    bare = f"({ARGUMENT})" in outer
+    return outer.replace(ARGUMENT, inner if plain or bare else f"({inner})")
+
+
+def shown(text: str) -> str:
+    """The text of a function, its argument left out where it can be.
+
+    >>> shown("2tanh(□)"), shown("tanh(□/2)"), shown("1−□"), shown("□²")
+    ('2tanh', 'tanh(·/2)', '1−', '(·)²')
+    """
+    text = text.replace(f"({ARGUMENT})", "")
+    if text.endswith("−" + ARGUMENT):
+        return text.removesuffix(ARGUMENT)
+    return text.replace(ARGUMENT + "²", "(·)²").replace(ARGUMENT, "·")
+
+
+def _with_joins(nodes: list[Node]) -> tuple[Node, ...]:
+    """The nodes in order, where inputs that several layers share are joined once."""
+    nodes = list(nodes)
+
+    def dense(node: Node) -> frozenset[int]:
+        return frozenset(edge.source for edge in node.inputs if not edge.weighted)
+
+    layers = [n for n, node in enumerate(nodes) if node.kind == "layer"]
+    shared: dict[frozenset[int], list[int]] = {}
+    for n in layers:
+        shared.setdefault(dense(nodes[n]), []).append(n)
+    joins: dict[frozenset[int], int] = {}
+    for inputs, users in sorted(shared.items(), key=lambda item: len(item[0])):
+        left = set(inputs)
+        parts = []
+        for smaller, join in reversed(joins.items()):
+            if smaller <= left:
+                left -= smaller
+                parts.append(join)
+        readers = sum(len(found) for more, found in shared.items() if inputs <= more)
+        if not parts and (len(inputs) < 2 or readers < 2):
+            continue
+        if readers > 1 and len(left) + len(parts) > 1:
+            nodes.append(Node("join", "", (), tuple(Edge(s) for s in (*parts, *sorted(left)))))
+            joins[inputs] = len(nodes) - 1
+            parts, left = [joins[inputs]], set()
+        for user in users:
+            node = nodes[user]
+            edges = [Edge(s) for s in (*parts, *sorted(left))]
+            edges += [edge for edge in node.inputs if edge.weighted]
+            nodes[user] = node._replace(inputs=tuple(edges))
+    return _in_order(nodes)
+
+
+def _in_order(nodes: list[Node]) -> tuple[Node, ...]:
+    """Each node after its inputs, and otherwise as they were."""
+    place: dict[int, int] = {}
+    ordered: list[Node] = []
+
+    def visit(n: int) -> None:
+        if n in place:
+            return
+        for edge in nodes[n].inputs:
+            visit(edge.source)
+        edges = tuple(edge._replace(source=place[edge.source]) for edge in nodes[n].inputs)
+        place[n] = len(ordered)
+        ordered.append(nodes[n]._replace(inputs=edges))
+
+    for kinds in (
+        ("state", "input"),
+        ("layer", "operation", "part", "join"),
+        ("new state", "output"),
+    ):
+        for n, node in enumerate(nodes):
+            if node.kind in kinds:
+                visit(n)
+    return tuple(ordered)
