@@ -14,6 +14,14 @@ from lstm_jax.sequence.regularizers import noisy_step
 from lstm_jax.sequence.rows import valid_steps
 
 
+loops_shown = jax.make_user_context(False)
+"""Whether loops can be told in what is traced, by who translates it into other operators.
+
+Each is then a ``jax.lax.composite`` named ``lstm_jax.unroll``, with ``cell`` and ``reverse`` among
+its attributes and the plain scan within; it has no derivative.
+"""
+
+
 def unroll(
     cell: Cell,
     params: Params,
@@ -88,6 +96,8 @@ def unroll(
       >>> bool((ys[3:, 1] == 0).all()), bool((state.h[1] == ys[2, 1]).all())
       (True, True)
     """
+    if loops_shown.value and key is None:
+        return _shown(cell, params, xs, state, lengths, resets, reverse=reverse)
     engines.check_engine(engine)
     engines.check_memory(memory)
     params, xs = jax.tree.map(jnp.asarray, params), jnp.asarray(xs)
@@ -118,6 +128,31 @@ def unroll(
     run = _compiled_loop if _is_hashable(cell) else _loop
     how = {"reverse": reverse, "engine": engine, "memory": memory, "halves": halves}
     return run(cell, params, xs, state, start, lengths, valid, resets, key, **how)
+
+
+def _shown(
+    cell: Cell,
+    params: Params,
+    xs: jax.Array,
+    state: State | None,
+    lengths: jax.Array | None,
+    resets: jax.Array | None,
+    *,
+    reverse: bool,
+) -> tuple[State, jax.Array]:
+    """:func:`unroll`, where :data:`loops_shown` asks for it."""
+    given = {"state": state, "lengths": lengths, "resets": resets}
+
+    def loop(
+        params: Params, xs: jax.Array, given: Any, *, cell: Cell, reverse: bool, arguments: Any
+    ) -> tuple[State, jax.Array]:
+        with loops_shown(False):
+            return unroll(cell, params, xs, **given, reverse=reverse, engine="scan")
+
+    arguments = jax.tree.structure((params, xs, given))
+    return jax.lax.composite(loop, "lstm_jax.unroll")(
+        params, xs, given, cell=cell, reverse=reverse, arguments=arguments
+    )
 
 
 def _loop(
