@@ -1,0 +1,310 @@
+"""A graph of ONNX as a pure JAX function."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import onnx
+import onnx.inliner
+
+from lstm_jax.interop.onnx.operators import cast_to, dtype_of, known, operator_at
+from lstm_jax.interop.onnx.recurrent import DEFAULTS as RECURRENT
+from lstm_jax.interop.onnx.recurrent import run_node
+
+Values = dict[str, Any]  # arrays by the names that a graph gives them
+
+
+class Node(NamedTuple):
+    """One operation of a graph, with attributes as Python has them."""
+
+    operator: str
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: dict[str, Any]
+
+
+class Graph(NamedTuple):
+    """A graph, or one within a node of another."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    constants: Values
+    nodes: tuple[Node, ...]
+
+
+class Input(NamedTuple):
+    """What a graph says of an input.
+
+    Attributes:
+      dtype: its type.
+      shape: a number for each fixed axis, else the axis' name, or None; None in place of a shape
+        if nothing is said of it.
+    """
+
+    dtype: np.dtype
+    shape: tuple[int | str | None, ...] | None
+
+
+class GraphFunction:
+    """A graph as a pure function, as :func:`from_onnx` makes it.
+
+    ``f(**inputs)`` returns a dict of outputs by name; ``f.apply(params, **inputs)`` is the same
+    with other values of the parameters, by which it can be differentiated.
+
+    Attributes:
+      inputs: an :class:`Input` for each name.
+      outputs: the names of the outputs.
+      params: the floating constants of the graph by name, NumPy arrays: its weights.
+    """
+
+    def __init__(self, model: onnx.ModelProto):
+        self._opset = _opset(model)
+        if model.functions:
+            model = onnx.inliner.inline_local_functions(model)
+        self._graph = read_graph(model.graph, self._opset)
+        constants = self._graph.constants
+        self.params = {
+            name: array
+            for name, array in constants.items()
+            if jnp.issubdtype(array.dtype, jnp.floating)
+        }
+        self.inputs = {
+            value.name: _input(value)
+            for value in model.graph.input
+            if value.name not in constants  # in old models weights are inputs, too
+        }
+        self.outputs = self._graph.outputs
+
+    def __call__(self, **inputs: Any) -> dict[str, jax.Array]:
+        """The outputs by name.
+
+        Raises:
+          TypeError: an input is missing, unknown, or of another kind of type.
+          ValueError: an input does not fit the graph's shape.
+        """
+        return self.apply(self.params, **inputs)
+
+    def apply(self, params: Mapping[str, Any], /, **inputs: Any) -> dict[str, jax.Array]:
+        """The outputs by name, with these values of :attr:`params`."""
+        if set(params) != set(self.params):
+            wrong = sorted(set(params) ^ set(self.params))
+            raise TypeError(f"params must have the names of f.params; {wrong[0]!r} does not fit")
+        if set(inputs) != set(self.inputs):
+            raise TypeError(
+                f"inputs must be {', '.join(self.inputs)}, got {', '.join(inputs) or 'none'}"
+            )
+        values = {
+            name: _checked_input(name, inputs[name], wanted) for name, wanted in self.inputs.items()
+        }
+        for name, array in params.items():
+            if array.shape != self.params[name].shape:
+                raise ValueError(
+                    f"params[{name!r}] must have shape {self.params[name].shape}, got {array.shape}"
+                )
+        results = run_graph(self._graph, {**self._graph.constants, **params, **values}, self._opset)
+        return dict(zip(self.outputs, map(jnp.asarray, results), strict=True))
+
+
+def from_onnx(model: onnx.ModelProto | str | os.PathLike) -> GraphFunction:
+    """A model as a pure JAX function, with LSTM, GRU and RNN run by our cells.
+
+    All shapes must follow from those of the inputs: they are computed while the function is
+    traced.  It can be jitted, differentiated and mapped as any other.
+
+    Args:
+      model: of ONNX, or the path of one.
+
+    Returns:
+      ``f``; ``f(**inputs)`` returns a dict of outputs by name.
+
+    Raises:
+      ValueError: the model has an operator that is not known here; the message names it.
+
+    Example:
+      >>> import jax, numpy as np
+      >>> from lstm_jax import LSTM
+      >>> from lstm_jax.interop.onnx import to_onnx
+      >>> lstm = LSTM(4)
+      >>> f = from_onnx(to_onnx(lstm, lstm.init(jax.random.key(0), input_size=3)))
+      >>> f.inputs["xs"].shape
+      ('T', 'B', 3)
+      >>> outputs = jax.jit(f)(xs=np.ones((7, 5, 3), np.float32))
+      >>> outputs["ys"].shape, outputs["new_state.layer_0.c"].shape
+      ((7, 5, 4), (5, 4))
+    """
+    return GraphFunction(model if isinstance(model, onnx.ModelProto) else onnx.load(model))
+
+
+# ---- reading ----
+
+
+def _opset(model: onnx.ModelProto) -> int:
+    """The version of the standard's own operators."""
+    versions = {entry.domain: entry.version for entry in model.opset_import}
+    return versions.get("", versions.get("ai.onnx", 1))
+
+
+def read_graph(graph: onnx.GraphProto, opset: int) -> Graph:
+    """A graph with its constants as NumPy arrays.
+
+    Raises:
+      ValueError: an operator is not known here.
+    """
+    nodes = []
+    for node in graph.node:
+        if not _is_known(node, opset):
+            domain = f"{node.domain}." if node.domain else ""
+            raise ValueError(
+                f"operator {domain}{node.op_type} (opset {opset}, node {node.name!r}) is not known"
+            )
+        attributes = {a.name: _attribute(a, opset) for a in node.attribute}
+        nodes.append(
+            Node(node.op_type, node.name, tuple(node.input), tuple(node.output), attributes)
+        )
+    if graph.sparse_initializer:
+        raise ValueError("sparse initializers are not known")
+    return Graph(
+        inputs=tuple(value.name for value in graph.input),
+        outputs=tuple(value.name for value in graph.output),
+        constants={tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer},
+        nodes=tuple(nodes),
+    )
+
+
+def _is_known(node: onnx.NodeProto, opset: int) -> bool:
+    if node.domain not in ("", "ai.onnx"):
+        return False
+    if node.op_type in RECURRENT or node.op_type in WITH_GRAPHS:
+        return True
+    return operator_at(node.op_type, opset) is not None
+
+
+def _attribute(attribute: onnx.AttributeProto, opset: int) -> Any:
+    """Numbers, texts and lists of them; tensors as NumPy arrays, graphs as :class:`Graph`."""
+    value = onnx.helper.get_attribute_value(attribute)
+    if isinstance(value, onnx.TensorProto):
+        return onnx.numpy_helper.to_array(value)
+    if isinstance(value, onnx.GraphProto):
+        return read_graph(value, opset)
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [item.decode() if isinstance(item, bytes) else item for item in value]
+    return value
+
+
+def _input(value: onnx.ValueInfoProto) -> Input:
+    tensor = value.type.tensor_type
+    if not value.type.HasField("tensor_type"):
+        raise ValueError(f"input {value.name!r} is no tensor")
+    shape = None
+    if tensor.HasField("shape"):
+        shape = tuple(
+            dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None
+            for dim in tensor.shape.dim
+        )
+    return Input(dtype_of(tensor.elem_type), shape)
+
+
+def _checked_input(name: str, array: Any, wanted: Input) -> jax.Array:
+    """An input in the graph's type, where it fits."""
+    array = jnp.asarray(array)
+    kinds = (jnp.floating, jnp.integer, jnp.bool_)
+    if not any(jnp.issubdtype(array.dtype, k) and jnp.issubdtype(wanted.dtype, k) for k in kinds):
+        raise TypeError(f"{name} must be {wanted.dtype}, got {array.dtype}")
+    fits = wanted.shape is None or len(array.shape) == len(wanted.shape)
+    sizes = zip(array.shape, wanted.shape or (), strict=False)
+    if not fits or any(isinstance(size, int) and given != size for given, size in sizes):
+        axes = ", ".join("?" if size is None else str(size) for size in wanted.shape or ())
+        raise ValueError(f"{name} must be [{axes}], got shape {array.shape}")
+    return cast_to(array, wanted.dtype)
+
+
+# ---- running ----
+
+
+def run_graph(graph: Graph, values: Values, opset: int) -> list[Any]:
+    """The outputs of a graph, ``values`` having its inputs, constants and what it can see."""
+    values = {"": None, **values}
+    for node in graph.nodes:
+        inputs = [values[name] for name in node.inputs]
+        try:
+            results = _run(node, inputs, values, opset)
+        except (TypeError, ValueError, IndexError) as error:
+            error.add_note(f"in node {node.name!r}, {node.operator}")
+            raise
+        results = results if isinstance(results, tuple | list) else [results]
+        values.update(zip(node.outputs, results, strict=False))  # the last may be left out
+        values[""] = None
+    return [values[name] for name in graph.outputs]
+
+
+def _run(node: Node, inputs: list[Any], values: Values, opset: int) -> Any:
+    if node.operator in WITH_GRAPHS:
+
+        def run(graph: Graph, *arguments: Any) -> list[Any]:
+            given = dict(zip(graph.inputs, arguments, strict=True))
+            return run_graph(graph, {**values, **graph.constants, **given}, opset)
+
+        return WITH_GRAPHS[node.operator](run, *inputs, **node.attributes)
+    if node.operator in RECURRENT:
+        return run_node(node.operator, *inputs, **node.attributes)
+    function = operator_at(node.operator, opset)
+    assert function is not None  # read_graph has looked
+    if node.operator == "Split":
+        return function(*inputs, **node.attributes, outputs=len(node.outputs))
+    return function(*inputs, **node.attributes)
+
+
+Run = Callable[..., list[Any]]  # a graph within a node on its arguments
+
+
+def scan(
+    run: Run,
+    *inputs: Any,
+    body: Graph,
+    num_scan_inputs: int,
+    scan_input_axes: Sequence[int] | None = None,
+    scan_input_directions: Sequence[int] | None = None,
+    scan_output_axes: Sequence[int] | None = None,
+    scan_output_directions: Sequence[int] | None = None,
+) -> list[jax.Array]:
+    """ONNX's Scan, of version 9 and later, as ``jax.lax.scan``."""
+    count = len(inputs) - num_scan_inputs
+    states = [jnp.asarray(state) for state in inputs[:count]]
+    in_axes = scan_input_axes or [0] * num_scan_inputs
+    flips = scan_input_directions or [0] * num_scan_inputs
+    xs = [
+        jnp.flip(x, 0) if flip else x
+        for x, flip in (
+            (jnp.moveaxis(jnp.asarray(x), axis, 0), flip)
+            for x, axis, flip in zip(inputs[count:], in_axes, flips, strict=True)
+        )
+    ]
+
+    def step(states: list[jax.Array], xs: list[jax.Array]) -> tuple[list[Any], list[Any]]:
+        results = run(body, *states, *xs)
+        new = [jnp.asarray(n).astype(o.dtype) for n, o in zip(results[:count], states, strict=True)]
+        return new, [jnp.asarray(y) for y in results[count:]]
+
+    states, ys = jax.lax.scan(step, states, xs)
+    out_axes = scan_output_axes or [0] * len(ys)
+    backwards = scan_output_directions or [0] * len(ys)
+    return states + [
+        jnp.moveaxis(jnp.flip(y, 0) if flip else y, 0, axis)
+        for y, axis, flip in zip(ys, out_axes, backwards, strict=True)
+    ]
+
+
+def if_known(run: Run, condition: Any, *, then_branch: Graph, else_branch: Graph) -> list[Any]:
+    """ONNX's If where the condition follows from constants and shapes."""
+    chosen = known("the condition of If", condition).reshape(()).item()
+    return run(then_branch if chosen else else_branch)
+
+
+WITH_GRAPHS: dict[str, Callable[..., Any]] = {"If": if_known, "Scan": scan}
+"""Operators with graphs in their attributes, called with a function that runs these."""
