@@ -123,6 +123,9 @@ CONVENTIONS: dict[str, dict[str, Convention]] = {
             "h",
             {"w_ih": "linear/w", "w_hh": "linear_1/w", "b_ih": "linear/b", "b_hh": "linear_1/b"},
         ),
+        "rnn_single_bias": Convention(  # double_bias=False
+            "h", {"w_ih": "linear/w", "w_hh": "linear_1/w", "b_ih": "linear/b"}
+        ),
         "conv_lstm": Convention(
             "igfo",
             {

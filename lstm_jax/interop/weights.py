@@ -154,7 +154,9 @@ def as_params(tree: Any) -> Any:
     >>> as_params({"b": np.zeros(2, "float32")})
     {'b': Array([0., 0.], dtype=float32)}
     """
-    return jax.tree.map(jnp.array, tree)
+    if isinstance(tree, Mapping):
+        return {name: as_params(child) for name, child in tree.items()}
+    return jnp.array(tree)
 
 
 # ---- one cell in ----
@@ -464,6 +466,18 @@ def check_names(what: str, tree: Any, names: list[str]) -> None:
     if not isinstance(tree, Mapping) or set(tree) != set(names):
         given = ", ".join(map(str, tree)) if isinstance(tree, Mapping) else type(tree).__name__
         raise TypeError(f"{what} must have {', '.join(names)}, got {given}")
+
+
+def check_odd_kernel(params: Mapping[str, Any], name: str) -> None:
+    """Raises where a convolution has a kernel with no middle.
+
+    >>> check_odd_kernel({"w_hh": np.zeros((2, 3, 1, 4))}, "kernel")
+    Traceback (most recent call last):
+    ValueError: kernel must have odd kernel sizes, got (2, 3)
+    """
+    kernel = params["w_hh"].shape[:-2]
+    if any(size % 2 == 0 for size in kernel):
+        raise ValueError(f"{name} must have odd kernel sizes, got {kernel}")
 
 
 def dtype_of(params: Mapping[str, Any]) -> str:

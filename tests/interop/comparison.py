@@ -11,6 +11,11 @@ from lstm_jax.sequence import Bidirectional, Stack, unroll
 NUMBER = 50  # of random configurations a library
 
 
+def sizes(rng):
+    """Numbers of features, few different ones: each shape is compiled anew."""
+    return int(rng.choice([1, 3])), int(rng.choice([2, 4]))
+
+
 def draw(rng, *shape, dtype="float32"):
     """Numbers of the size that weights and inputs have."""
     return rng.uniform(-1, 1, shape).astype(dtype)
@@ -59,8 +64,9 @@ def value_and_gradients(from_library, arrays, xs, state, lengths, weigh):
         last, ys = run(layer, params, xs, state, lengths)
         return weigh(ys, last), (ys, last)
 
-    graded = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))
-    (_, results), gradients = graded(arrays, jnp.asarray(xs), state)
+    graded = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)
+    with jax.disable_jit():  # compiling takes far longer than a few small steps
+        (_, results), gradients = graded(arrays, jnp.asarray(xs), state)
     return results, gradients
 
 
@@ -73,3 +79,47 @@ def assert_close(ours, theirs, terms, what=""):
     np.testing.assert_allclose(
         ours, theirs, rtol=bound, atol=bound * max(1, np.abs(theirs).max(initial=0)), err_msg=what
     )
+
+
+def assert_cells_agree(from_library, arrays, step, carry, as_state, xs, rng):
+    """A cell of a JAX library and ours: outputs, last state and every gradient agree.
+
+    Args:
+      from_library: the conversion of ``arrays``.
+      arrays: the library's parameters, nested or not.
+      step: the library's cell, ``step(arrays, carry, x) -> (carry, y)``.
+      carry: its first carry.
+      as_state: our state of such a carry.
+      xs: ``[T, ...]``.
+      rng: draws the weights of the number that is differentiated.
+    """
+    draws = {}
+
+    def weigh(ys, state):
+        """A sum with random weights, the same ones for both."""
+        for n, leaf in enumerate(jax.tree.leaves((ys, state))):
+            if n not in draws:
+                draws[n] = draw(rng, *leaf.shape, dtype=str(leaf.dtype))
+        leaves = jax.tree.leaves((ys, state))
+        return sum((draws[n] * leaf).sum() for n, leaf in enumerate(leaves))
+
+    def loss(arrays, xs, carry):
+        ys = []
+        for x in xs:
+            carry, y = step(arrays, carry, x)
+            ys.append(y)
+        ys, state = jnp.stack(ys), as_state(carry)
+        return weigh(ys, state), (ys, state)
+
+    with jax.disable_jit():
+        graded = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)
+        (_, results), gradients = graded(arrays, jnp.asarray(xs), carry)
+    by_arrays, by_xs, by_carry = gradients
+    ours, ours_gradients = value_and_gradients(
+        from_library, arrays, xs, as_state(carry), None, weigh
+    )
+    terms = 8 * xs.size
+    theirs = results, (by_arrays, by_xs, as_state(by_carry))
+    named = jax.tree_util.tree_leaves_with_path((ours, ours_gradients))
+    for (path, one), other in zip(named, jax.tree.leaves(theirs), strict=True):
+        assert_close(one, other, terms, jax.tree_util.keystr(path))

@@ -8,30 +8,38 @@ import pytest
 from lstm_jax import LSTM, Bidirectional, LSTMCell, Stack
 from lstm_jax.cells import CELLS, GRUCell, PeepholeLSTMCell, ProjectedLSTMCell, RNNCell
 from lstm_jax.interop import from_torch, to_torch
-from tests.interop.comparison import NUMBER, assert_close, draw, value_and_gradients, zero_state
+from tests.interop.comparison import (
+    NUMBER,
+    assert_close,
+    draw,
+    draw_like,
+    sizes,
+    value_and_gradients,
+    zero_state,
+)
 
-T, B = 4, 3
+T, B = 3, 2
 
 
 def random_module(torch, seed):
     """A module of torch, the options that its arrays do not hold, and an input size."""
     rng = np.random.default_rng(seed)
-    D, H = rng.choice([1, 3]), rng.choice([2, 4])
+    D, H = sizes(rng)
     kind = rng.choice(["LSTM", "LSTM", "GRU", "RNN"])
     options = {"bias": bool(rng.random() < 0.7), "dtype": torch.float64}
     if kind == "RNN" and rng.random() < 0.5:
         options["nonlinearity"] = "relu"
     told = {key: value for key, value in options.items() if key == "nonlinearity"}
     if rng.random() < 0.2:
-        return getattr(torch.nn, f"{kind}Cell")(int(D), int(H), **options), told
+        return getattr(torch.nn, f"{kind}Cell")(D, H, **options), told
     if kind == "LSTM" and rng.random() < 0.4:
-        options["proj_size"] = int(rng.integers(1, H))
+        options["proj_size"] = H // 2
     options |= {
         "num_layers": int(rng.integers(1, 3)),
         "bidirectional": bool(rng.random() < 0.4),
         "batch_first": bool(rng.random() < 0.5),
     }
-    return getattr(torch.nn, kind)(int(D), int(H), **options), told
+    return getattr(torch.nn, kind)(D, H, **options), told
 
 
 def theirs_of_layer(torch, module, xs, h_0, c_0, lengths):
@@ -107,7 +115,9 @@ def test_values_and_gradients_agree_with_torch(seed):
         theirs = (theirs_of_cell if cell else theirs_of_layer)(
             torch, module, tensor["xs"], tensor["h"], tensor["c"], lengths
         )
-        weights = [None if one is None else draw(rng, *one.shape, dtype="float64") for one in theirs]
+        weights = [
+            None if one is None else draw(rng, *one.shape, dtype="float64") for one in theirs
+        ]
         total = sum(
             (torch.tensor(weight) * one).sum()
             for weight, one in zip(weights, theirs, strict=True)
@@ -141,3 +151,167 @@ def test_values_and_gradients_agree_with_torch(seed):
         for name in "hc":
             if first[name] is not None:
                 assert_close(stacked(by_state, name), tensor[name].grad, terms, name)
+
+
+# ---- there and back, without torch ----
+
+
+def random_params(layer, input_size=3):
+    """Parameters none of which is zero."""
+    shapes = jax.eval_shape(lambda: layer.init(jax.random.key(0), input_size))
+    return jax.tree.map(jnp.asarray, draw_like(np.random.default_rng(0), shapes))
+
+
+HELD = [
+    Stack([LSTMCell(4)] * 2),
+    Stack([Bidirectional(LSTMCell(4))] * 2),
+    Stack([ProjectedLSTMCell(4, proj_size=3)]),
+    Stack([GRUCell(4, reset_after=True)]),
+    Stack([RNNCell(4)] * 3),
+    LSTMCell(2),
+    GRUCell(2, reset_after=True),
+    RNNCell(2),
+]
+
+
+@pytest.mark.parametrize("layer", HELD, ids=repr)
+def test_there_and_back_is_exact(layer):
+    params = random_params(layer)
+    again, back = from_torch(to_torch(layer, params, prefix="a."), prefix="a.")
+    assert again == layer
+    jax.tree.map(np.testing.assert_array_equal, back, params)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_narrow_types_stay(dtype):
+    params = random_params(Stack([LSTMCell(4, param_dtype=dtype)]))
+    layer, back = from_torch(to_torch(Stack([LSTMCell(4)]), params))
+    assert layer.layers[0][1].param_dtype == dtype
+    jax.tree.map(np.testing.assert_array_equal, back, params)
+
+
+@pytest.mark.peers
+def test_tensors_on_a_tape_and_of_bfloat16_are_read():
+    torch = pytest.importorskip("torch", reason="needs the peer torch")
+    module = torch.nn.LSTM(3, 2)
+    _, params = from_torch(dict(module.named_parameters()))
+    halved = module.to(torch.bfloat16)
+    _, narrow = from_torch(halved.state_dict())
+    assert narrow["layer_0"]["w_ih"].dtype == jnp.bfloat16
+    expected = params["layer_0"]["w_ih"].astype(jnp.bfloat16)
+    np.testing.assert_array_equal(narrow["layer_0"]["w_ih"], expected)
+
+
+@pytest.mark.peers
+def test_what_is_read_does_not_share_memory():
+    torch = pytest.importorskip("torch", reason="needs the peer torch")
+    module = torch.nn.RNN(3, 4)
+    _, params = from_torch(module.state_dict())
+    before = np.array(params["layer_0"]["w_hh"])
+    with torch.no_grad():
+        module.weight_hh_l0.zero_()
+    np.testing.assert_array_equal(params["layer_0"]["w_hh"], before)
+
+
+def test_no_bias():
+    layer = Stack([LSTMCell(4, forget_bias=0.0)])
+    params = layer.init(jax.random.key(0), 3)
+    arrays = to_torch(layer, params, bias=False)
+    assert list(arrays) == ["weight_ih_l0", "weight_hh_l0"]
+    jax.tree.map(np.testing.assert_array_equal, from_torch(arrays)[1], params)
+    with pytest.raises(ValueError, match="b is not zero and would be lost: .* bias=False"):
+        to_torch(layer, random_params(layer), bias=False)
+
+
+def test_two_biases_become_their_sum():
+    layer = Stack([RNNCell(4)])
+    arrays = to_torch(layer, random_params(layer))
+    arrays["bias_hh_l0"] += np.arange(4, dtype="float32")
+    _, params = from_torch(arrays)
+    np.testing.assert_array_equal(
+        params["layer_0"]["b"], arrays["bias_ih_l0"] + np.arange(4, dtype="float32")
+    )
+
+
+REFUSED = [
+    (PeepholeLSTMCell(3), {}, "p_i, p_f, p_o of PeepholeLSTMCell would be lost: torch has LSTM"),
+    (CELLS["coupled"](3), {}, "CoupledLSTMCell would be lost: torch has LSTM"),
+    (LSTMCell(3, cell_clip=3.0), {}, "cell_clip=3.0 of LSTMCell would be lost"),
+    (LSTMCell(3, gate_fn="hard_sigmoid"), {}, "gate_fn='hard_sigmoid' of LSTMCell would be lost"),
+    (LSTMCell(3, learn_initial_state=True), {}, "learn_initial_state=True of LSTMCell would be"),
+    (GRUCell(3), {}, "reset_after=False of GRUCell would be lost: torch has reset_after=True"),
+    (RNNCell(3, activation_fn="relu"), {}, "activation_fn='relu' of RNNCell would be lost"),
+    (RNNCell(3), {"nonlinearity": "relu"}, "activation_fn='tanh' of RNNCell would be lost"),
+    (ProjectedLSTMCell(3, proj_size=3), {}, "proj_size=3 would be lost"),
+    (LSTM(3, 2, connections="residual"), {}, "connections='residual' would be lost"),
+    (LSTM(3, reverse=True), {}, "reverse=True would be lost"),
+    (LSTM(3, bidirectional=True, merge="sum"), {}, "merge='sum' would be lost"),
+    (LSTM((3, 4)), {}, "layer_1 forward: torch has one kind and size of cell for all layers"),
+    (Stack([Bidirectional(LSTMCell(3)), LSTMCell(3)]), {}, "layer_1 has other directions"),
+]
+
+
+@pytest.mark.parametrize(("layer", "options", "message"), REFUSED)
+def test_what_torch_cannot_hold_is_refused(layer, options, message):
+    with pytest.raises(ValueError, match=message):
+        to_torch(layer, random_params(layer), **options)
+
+
+def changed(**changes):
+    """Arrays of two layers of both directions, some taken out (None) or put in."""
+    layer = Stack([Bidirectional(LSTMCell(2))] * 2)
+    arrays = {**to_torch(layer, random_params(layer)), **changes}
+    return {name: array for name, array in arrays.items() if array is not None}
+
+
+def ones(*shape, dtype="float32"):
+    return np.ones(shape, dtype)
+
+
+WRONG = [
+    (changed(bias_hh_l1=None), ValueError, "^bias_hh_l1 is missing"),
+    (changed(weight_hh_l0_reverse=None), ValueError, "^weight_hh_l0_reverse is missing"),
+    (changed(wieght=ones(2)), ValueError, "^wieght is no array of a recurrent layer of torch"),
+    (changed(weight_ih_l3=ones(8, 4)), ValueError, "^weight_hh_l2 is missing"),
+    (changed(weight_ih=ones(8, 4)), ValueError, "^weight_ih is no array"),
+    (changed(weight_ih_l1=ones(8, 3)), ValueError, r"^weight_ih_l1 must be for 4 features"),
+    (changed(weight_ih_l0=ones(9, 3)), ValueError, r"^weight_ih_l0 .* \(4H, D\), \(8, 3\) with"),
+    (changed(weight_hh_l0=ones(8, 3)), ValueError, r"^weight_hh_l0 must .* got \(8, 3\)"),
+    (changed(weight_hh_l1=ones(9, 3)), ValueError, "^weight_ih_l1 must have shape"),
+    (changed(weight_hr_l0=ones(3, 3)), ValueError, r"^weight_hr_l0 must .* \(P, H\), \(3, 2\)"),
+    (changed(bias_ih_l0=ones(7)), ValueError, r"^bias_ih_l0 must have shape \(4H,\), \(8,\)"),
+    (changed(bias_ih_l0=ones(8, dtype="int8")), TypeError, "^bias_ih_l0 must be an array of float"),
+    (changed(bias_ih_l0=ones(8, dtype="float64")), ValueError, "^bias_ih_l0 is float64, which JAX"),
+    ([ones(2)], TypeError, "^arrays of torch must be a mapping from name to array, got list"),
+    ({}, ValueError, "hold no name that begins with ''"),
+]
+
+
+@pytest.mark.parametrize(("arrays", "error", "message"), WRONG)
+def test_wrong_arrays_are_named(arrays, error, message):
+    with pytest.raises(error, match=message):
+        from_torch(arrays)
+
+
+def test_directions_are_not_mixed():
+    one = to_torch(LSTM(2, 2), random_params(LSTM(2, 2)))
+    both = to_torch(LSTM(2, bidirectional=True), random_params(LSTM(2, bidirectional=True)))
+    with pytest.raises(ValueError, match="^weight_hh_l1_reverse is missing"):
+        from_torch({**one, **both})
+
+
+def test_kinds_are_not_mixed():
+    arrays = to_torch(LSTM(2, 2), random_params(LSTM(2, 2)))
+    rnn = to_torch(LSTM(2, cell="rnn"), random_params(LSTM(2, cell="rnn"), 2))
+    swapped = {name.replace("_l0", "_l1"): array for name, array in rnn.items()}
+    with pytest.raises(ValueError, match="^weight_hh_l1: torch has one kind and size of cell"):
+        from_torch({**arrays, **swapped})
+
+
+def test_parameters_of_another_layer_are_refused():
+    with pytest.raises(TypeError, match="params must have layer_0, layer_1, got layer_0"):
+        to_torch(LSTM(2, 2), random_params(LSTM(2)))
+    with pytest.raises(ValueError, match="must have shape"):
+        to_torch(LSTM(3), random_params(LSTM(2)))
+    with pytest.raises(TypeError, match="layer must be a cell, Stack"):
+        to_torch("lstm", {})
