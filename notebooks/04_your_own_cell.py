@@ -1,0 +1,345 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Your own cell
+#
+# At the end of this notebook you will know
+#
+# - how to write a new recurrent cell in ten lines;
+# - how to check that it computes what you meant;
+# - why it runs at full speed at once, with the same numbers as the plain loop;
+# - how to train it from a config file, without touching the library.
+#
+# It takes about a minute on two cores. You should know what a gate is:
+# [01_equations_to_text](01_equations_to_text.ipynb) explains it.
+
+# %%
+import functools
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+from flax import nnx
+from jax.test_util import check_grads
+
+from lstm_jax import LSTM, Bidirectional, LSTMCell, choose_engine, stream, unroll
+from lstm_jax.nnx import Cell
+from lstm_jax.train import read_metrics
+
+plt.rcParams.update({"figure.figsize": (6, 4), "figure.constrained_layout.use": True})
+
+# %% [markdown]
+# ## The idea
+#
+# The LSTM has four products a step, and two state vectors. How far does one gate go? Take the
+# plain recurrent network, which would write $s_t$, and let a gate $u_t$ decide how much of the old
+# state stays:
+#
+# $$
+# \begin{aligned}
+# u_t &= \sigma(W_u x_t + U_u h_{t-1} + b_u + 1) \\
+# s_t &= \tanh(W_s x_t + U_s h_{t-1} + b_s) \\
+# h_t &= u_t \circ h_{t-1} + (1 - u_t) \circ s_t
+# \end{aligned}
+# $$
+#
+# This is the *update gate RNN* of Collins, Sohl-Dickstein and Sussillo ("Capacity and Trainability
+# in Recurrent Neural Networks", ICLR 2017). It has half the weights of an LSTM. The library does
+# not have it. The 1 in the gate makes a new network keep about 73 % of its state at each step.
+#
+# ## Ten lines
+#
+# A cell says three things: which parameters it has, with which state it begins, and how it gets
+# from one step to the next. We write it to a file, since a config will need it there.
+
+# %%
+# %%writefile my_cells.py
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from lstm_jax.cells import BaseCell, Parameter, RNNState
+from lstm_jax.cells.base import affine, blocks, like, named
+
+
+@dataclasses.dataclass(frozen=True)
+class UpdateGateCell(BaseCell):
+    def parameters(self, input_size):
+        D, H = input_size, self.hidden_size
+        return {
+            "w_ih": Parameter(blocks(self.kernel_init, 2), (D, 2 * H)),
+            "w_hh": Parameter(blocks(self.recurrent_kernel_init, 2), (H, 2 * H)),
+            "b": Parameter(self.bias_init, (2 * H,)),
+        }
+
+    def zero_state(self, batch_shape=()):
+        return RNNState(h=self.zeros(*batch_shape, self.hidden_size))
+
+    def equations(self, params, state, x):
+        u, s = jnp.split(affine(params, state.h, x), 2, -1)
+        u, s = named("u", jax.nn.sigmoid(u + 1)), named("s", jnp.tanh(s))
+        state = like(RNNState(h=u * state.h + (1 - u) * s), state)
+        return state, state.h
+
+
+# %% [markdown]
+# Line by line:
+#
+# - `parameters` gives a shape and an initialiser for each array. Both pre-activations lie side by
+#   side in one matrix, so that one product does for both; `blocks` draws the two halves each by
+#   itself.
+# - `zero_state` is a NamedTuple. Ours has one field, `h`, and `RNNState` is just that.
+# - `affine` is `x @ w_ih + h @ w_hh + b`, summed in float32 even where the arrays are bfloat16.
+# - `named` changes nothing. It tells `lstm_jax.inspect` what the values are called.
+# - `like` gives the new state the types of the old one, as every loop in JAX wants it.
+# - A frozen dataclass is hashable, so that JAX can compile one program for each cell and find it
+#   again.
+#
+# `init`, a `step` that checks its arguments, types and learned initial states come from
+# `BaseCell`.
+
+# %%
+from my_cells import UpdateGateCell
+
+cell = UpdateGateCell(hidden_size=32)
+params = cell.init(jax.random.key(0), input_size=8)
+xs = jax.random.normal(jax.random.key(1), (100, 4, 8))  # time, batch, features
+state, ys = unroll(cell, params, xs)
+print({name: array.shape for name, array in params.items()}, ys.shape)
+
+# %% [markdown]
+# ## Is it right?
+#
+# Write the equations a second time, in NumPy, from the formulas and not from the code, and
+# compare. In float64 nothing is left but your mistakes. `check_grads` compares the gradient with
+# finite differences.
+
+
+# %%
+def by_hand(params, xs):
+    w_ih, w_hh, b = (np.asarray(params[name]) for name in ("w_ih", "w_hh", "b"))
+    H = w_hh.shape[0]
+    h, hs = np.zeros(H), []
+    for x in xs:
+        u = 1 / (1 + np.exp(-(x @ w_ih[:, :H] + h @ w_hh[:, :H] + b[:H] + 1)))
+        s = np.tanh(x @ w_ih[:, H:] + h @ w_hh[:, H:] + b[H:])
+        h = u * h + (1 - u) * s
+        hs.append(h)
+    return np.stack(hs)
+
+
+with jax.enable_x64(True):
+    cell64 = UpdateGateCell(hidden_size=32, param_dtype="float64")
+    params64 = cell64.init(jax.random.key(0), input_size=8)
+    row = np.asarray(xs[:, 0], np.float64)
+    np.testing.assert_allclose(unroll(cell64, params64, row)[1], by_hand(params64, row), rtol=1e-10)
+    check_grads(
+        lambda params: unroll(cell64, params, row[:5])[1], (params64,), order=1, modes=["rev"]
+    )
+print("values and gradients agree")
+
+# %% [markdown]
+# ## Everything else comes with it
+#
+# Rows of different lengths, stacks, both directions, one step at a time, a Flax module: none of
+# them knows our cell, and all of them run it.
+
+# %%
+lengths = jnp.array([100, 60, 10, 0])
+state, ys = unroll(cell, params, xs, lengths=lengths)
+print("after its end a row is zero:", bool((ys[60:, 1] == 0).all()))
+
+deep = LSTM(32, num_layers=2, cell=UpdateGateCell, dropout=0.1)
+_, ys = deep.apply(deep.init(jax.random.key(2), input_size=8), xs, lengths=lengths)
+print("two layers:", ys.shape)
+
+both = Bidirectional(cell)
+_, ys = both.apply(both.init(jax.random.key(2), input_size=8), xs)
+print("both directions:", ys.shape)
+
+step = stream(cell, params, batch_shape=(4,))
+state, y = step(step.initial_state(), xs[0])
+print("one step of a stream:", y.shape)
+
+module = nnx.RNN(Cell(8, cell, rngs=nnx.Rngs(0)))
+print("in Flax, batch first:", module(xs.swapaxes(0, 1)).shape)
+
+# %% [markdown]
+# ## At full speed
+#
+# `unroll` has several engines. `choose_engine` says which one it takes for a cell, and why not
+# another:
+
+# %%
+choice = choose_engine(cell, num_steps=100, batch_shape=(4,), platform="cpu")
+print(f"{choice.engine}: {choice.reason}")
+for engine, why in choice.passed_over.items():
+    print(f"  not {engine}: {why}")
+
+# %% [markdown]
+# `"scan"` is the plain `jax.lax.scan` over `cell.step`. Differentiated by JAX, its backward loop
+# carries the gradient of *every weight* along and adds to it at each step. `"fused"` works on any
+# cell: the backward loop carries the gradient of the state alone, and the weights' gradients
+# follow for a whole block of steps at once, as one large matrix product.
+#
+# We can see it in the traced program. This counts the numbers that one step of the innermost
+# backward loop hands to the next:
+
+
+# %%
+def loops(program):
+    """Every scan in a traced program, inner ones after those around them."""
+    for equation in program.eqns:
+        if equation.primitive.name == "scan":
+            yield equation
+        if "jaxpr" in equation.params:
+            yield from loops(equation.params["jaxpr"])
+
+
+def carried_backwards(cell, engine, input_size=64, batch=8, steps=128):
+    params = jax.eval_shape(functools.partial(cell.init, input_size=input_size), jax.random.key(0))
+    xs = jnp.zeros((steps, batch, input_size))
+    gradient = jax.grad(lambda params: unroll(cell, params, xs, engine=engine)[1].sum())
+    innermost = [
+        loop for loop in loops(jax.make_jaxpr(gradient)(params)) if loop.params["reverse"]
+    ][-1]
+    first = innermost.params["num_consts"]
+    carry = innermost.invars[first : first + innermost.params["num_carry"]]
+    return sum(value.aval.size for value in carry)
+
+
+sizes = [32, 64, 128, 256, 512]
+figure, axes = plt.subplots()
+for engine, colour, marker in (("scan", "#d55e00", "s"), ("fused", "#0072b2", "o")):
+    carried = [carried_backwards(UpdateGateCell(size), engine) for size in sizes]
+    axes.loglog(sizes, carried, marker=marker, color=colour, label=f'engine="{engine}"')
+axes.set(xlabel="hidden size H (units)", ylabel="carried from step to step (numbers)")
+axes.set_xticks(sizes, map(str, sizes))
+axes.minorticks_off()
+axes.grid(alpha=0.25)
+axes.legend(frameon=False)
+plt.show()
+
+# %% [markdown]
+# With the plain scan (orange) the load grows as the square of the hidden size, since the weights
+# are in it. With the fused engine (blue) it grows as the state does. At 512 units that is about
+# 150 times less to read and write at each step. `docs/performance.md` has measured times.
+#
+# Both engines must give the same gradient, but for rounding in float32:
+
+
+# %%
+def loss(params, engine):
+    return jnp.square(unroll(cell, params, xs, engine=engine)[1]).sum()
+
+
+plain, fused = (jax.grad(loss)(params, engine) for engine in ("scan", "fused"))
+for name in params:
+    difference = float(jnp.abs(plain[name] - fused[name]).max() / jnp.abs(plain[name]).max())
+    print(f"{name:5} largest difference, relative to the largest gradient: {difference:.0e}")
+    assert difference < 1e-5
+
+# %% [markdown]
+# ## In a config
+#
+# A config names a cell by its name in `lstm_jax.CELLS`, or as `module.Class`. The module is looked
+# for in the folder in which the command runs, and our file lies there.
+
+# %%
+CONFIG = """\
+task = "next_character"
+
+[data]
+text = "python_reference"
+validation_fraction = 0.02
+lanes = 32
+window = 64
+
+[model]
+cell = "my_cells.UpdateGateCell"
+hidden_size = 128
+embedding_size = 32
+dropout = 0.0
+
+[optimizer]
+learning_rate = 1e-2
+
+[train]
+num_steps = 300
+log_every = 5
+eval_every = 300
+checkpoint_every = 300
+sample_length = 1
+"""
+with open("small.toml", "w") as file:
+    file.write(CONFIG)
+
+# %% [markdown]
+# In a shell one would type
+#
+# ```
+# lstm-jax train small.toml --workdir runs/update_gate
+# lstm-jax train small.toml --workdir runs/lstm --model.cell lstm
+# ```
+#
+# Here the notebook does, for our cell, the plain network without a gate, and the LSTM:
+
+# %%
+CELLS = {"update gate": "my_cells.UpdateGateCell", "no gate": "rnn", "LSTM": "lstm"}
+curves, rows = {}, {}
+for name, text in CELLS.items():
+    folder = pathlib.Path("runs", name.replace(" ", "_"))
+    flags = ["--workdir", folder, "--model.cell", text]
+    subprocess.run(
+        [sys.executable, "-m", "lstm_jax", "train", "small.toml", *flags],
+        check=True,
+        capture_output=True,
+    )
+    metrics = read_metrics(folder / "metrics.jsonl")
+    curves[name] = [(line["step"], line["train/loss"]) for line in metrics if "train/loss" in line]
+    rows[name] = [line["validation/loss"] for line in metrics if "validation/loss" in line][-1]
+
+figure, axes = plt.subplots()
+for (name, curve), colour, dashes in zip(
+    curves.items(), ("#0072b2", "#d55e00", "0.3"), ("-", "--", ":"), strict=True
+):
+    axes.plot(*zip(*curve, strict=True), color=colour, linestyle=dashes, label=name)
+axes.set(xlabel="training step", ylabel="training loss (nats a character)", ylim=(1.3, 3.0))
+axes.grid(alpha=0.25)
+axes.legend(frameon=False)
+plt.show()
+
+count = {"update gate": UpdateGateCell(128), "LSTM": LSTMCell(128)}
+for name, loss in rows.items():
+    print(f"{name:12} validation loss {loss:.3f}")
+for name, kind in count.items():
+    arrays = jax.eval_shape(functools.partial(kind.init, input_size=32), jax.random.key(0))
+    print(f"{name:12} {sum(a.size for a in arrays.values()):,} parameters in the cell")
+
+# %% [markdown]
+# All three have 128 units. The network without a gate is ahead for the first 100 steps: it has the
+# least to learn. Then the two with gates pass it. One gate is here about as good as the LSTM's
+# three, with half the weights. That says little about longer texts and longer training. But the
+# experiment took ten lines and a config, and that was the point.
+#
+# ## Where to go from here
+#
+# - `docs/your_own_cell.md` goes through what else a cell may say: options, regularisers, linear
+#   recurrences, cells without the base class.
+# - `docs/cells.md` has the cells that are there already; each is one file to read and to begin
+#   from.
+# - [02_inside_the_gates](02_inside_the_gates.ipynb) looks into trained gates by the names given
+#   here.

@@ -1,0 +1,116 @@
+"""The notebooks run from start to end, and what is shown of them is what their .py files say."""
+
+import functools
+import importlib.util
+import pathlib
+import re
+import resource
+
+import pytest
+
+jupytext = pytest.importorskip("jupytext")
+nbformat = pytest.importorskip("nbformat")
+pytest.importorskip("nbclient")
+pytest.importorskip("ipykernel")
+
+ROOT = pathlib.Path(__file__).parent.parent
+FOLDER = ROOT / "notebooks"
+PAIRED = sorted({path.stem for path in FOLDER.glob("[0-9]*.*")})
+DATA = {"06_forecasting": ["etth1/ETTh1.csv"]}
+"""Public files that a notebook reads."""
+CPU_SECONDS = 120
+"""Of a notebook's processes: however busy the machine is, one of two idle cores takes no longer."""
+KILOBYTES = 300
+
+
+def _load_build():
+    spec = importlib.util.spec_from_file_location("notebooks_build", FOLDER / "build.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+build = _load_build()
+
+
+@functools.cache
+def shown(name):
+    return nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+
+
+def cpu_seconds():
+    """What the processes that this one started, and that have ended, have taken."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def check_outputs(notebook):
+    """Every code cell has run, in order, and none tells of an error or a warning."""
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    for cell in cells:
+        for output in cell.outputs:
+            assert output.output_type != "error", cell.source
+            assert output.get("name") != "stderr", output.text
+            text = output.get("text", "") or output.data.get("text/plain", "")
+            assert not re.search(r"Warning\b|Traceback", text), text
+
+
+@pytest.mark.parametrize("name", PAIRED)
+def test_the_pair_is_in_step(name):
+    from_py, from_ipynb = build.source(name), shown(name)
+    for one, other in zip(from_py.cells, from_ipynb.cells, strict=True):
+        assert (one.id, one.cell_type, one.source) == (other.id, other.cell_type, other.source)
+        assert other.metadata == {}
+    assert from_ipynb.metadata == build.METADATA
+    nbformat.validate(from_ipynb)
+
+
+@pytest.mark.parametrize("name", PAIRED)
+def test_what_is_shown_has_run_without_a_warning(name):
+    check_outputs(shown(name))
+    assert (FOLDER / f"{name}.ipynb").stat().st_size < 1000 * KILOBYTES
+
+
+@pytest.mark.parametrize("name", PAIRED)
+def test_the_first_cell_says_what_the_reader_will_know(name):
+    first = shown(name).cells[0]
+    assert first.cell_type == "markdown"
+    title, *rest = first.source.splitlines()
+    assert re.fullmatch(r"# \S.*", title)
+    assert "At the end of this notebook you will know" in rest
+    assert sum(line.startswith("- ") for line in rest) >= 3
+
+
+@pytest.mark.parametrize("name", PAIRED)
+def test_pictures_are_shown_at_6_by_4_inches(name):
+    texts = [
+        output.data["text/plain"]
+        for cell in shown(name).cells
+        for output in cell.get("outputs", [])
+        if "image/png" in output.get("data", {})
+    ]
+    assert texts
+    for text in texts:
+        assert text.startswith("<Figure size 600x400 with"), text
+
+
+@pytest.mark.parametrize("name", PAIRED)
+def test_links_lead_to_notebooks_and_files(name):
+    text = "\n".join(cell.source for cell in shown(name).cells if cell.cell_type == "markdown")
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        assert "://" in link or (FOLDER / link).exists(), link
+    for path in re.findall(r"`((?:docs|configs)/[\w.]+)`", text):
+        assert (ROOT / path).exists(), path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.data] if name in DATA else []) for name in PAIRED],
+)
+def test_it_runs_from_start_to_end(name, public_data):
+    public_data(*DATA.get(name, []))
+    before = cpu_seconds()
+    check_outputs(build.executed(build.source(name)))
+    assert 1 < cpu_seconds() - before < CPU_SECONDS
