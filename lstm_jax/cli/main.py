@@ -1,4 +1,4 @@
-"""``lstm-jax train | evaluate | generate``."""
+"""``lstm-jax train | evaluate | generate | export``."""
 
 import contextlib
 import dataclasses
@@ -7,7 +7,7 @@ import itertools
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
@@ -22,6 +22,7 @@ from lstm_jax.train import (
     Stopped,
     best_params,
     evaluate,
+    export_run,
     load_config,
     load_workdir,
     train,
@@ -30,7 +31,7 @@ from lstm_jax.train.config import SHARED_SECTIONS, config_from
 from lstm_jax.tune import tune_cpu
 
 INTERRUPTED = 130
-COMMANDS = ("train", "evaluate", "generate")
+COMMANDS = ("train", "evaluate", "generate", "export")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,10 +72,27 @@ class Generate:
     """Decides the draws."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """Write a run's best checkpoint as a model that runs without this library.
+
+    It goes to export/FORMAT-DTYPE in the run's folder, with a script run.py that needs jax or
+    onnxruntime alone. Its figures are printed beside the run's, with sizes and times.
+    """
+
+    workdir: Positional[pathlib.Path]
+    """The run's folder."""
+    format: Literal["stablehlo", "onnx"] = "stablehlo"
+    """StableHLO is for jax, on any of cpu, cuda and tpu; ONNX for onnxruntime."""
+    dtype: Literal["float32", "bfloat16", "int8", "dynamic-int8"] = "float32"
+    """How weight matrices are stored; dynamic-int8 is onnxruntime's own quantisation."""
+
+
 Command = Annotated[
     Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
-    | Annotated[Generate, tyro.conf.subcommand("generate")],
+    | Annotated[Generate, tyro.conf.subcommand("generate")]
+    | Annotated[Export, tyro.conf.subcommand("export")],
     tyro.conf.OmitArgPrefixes,
 ]
 
@@ -103,7 +121,7 @@ def main(args: Sequence[str] | None = None) -> int:
             command, rest = tyro.cli(
                 Command,
                 prog="lstm-jax",
-                description="Train, evaluate and sample LSTMs from config files.",
+                description="Train, evaluate, sample and export LSTMs from config files.",
                 args=args,
                 return_unknown_args=True,
             )
@@ -116,6 +134,8 @@ def main(args: Sequence[str] | None = None) -> int:
             raise UserError(f"{rest[0]}: unknown option{hint}")
         if isinstance(command, Evaluate):
             _evaluate(command)
+        elif isinstance(command, Export):
+            _export(command)
         else:
             _generate(command)
         return 0
@@ -165,6 +185,13 @@ def _evaluate(command: Evaluate) -> None:
     config = load_workdir(command.workdir)
     _tune()
     evaluate(config, config.build_task(), command.workdir, Report())
+
+
+def _export(command: Export) -> None:
+    config = load_workdir(command.workdir)
+    _tune()
+    task = config.build_task()
+    export_run(config, task, command.workdir, Report(), command.format, command.dtype)
 
 
 def _generate(command: Generate) -> None:

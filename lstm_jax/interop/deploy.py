@@ -10,6 +10,7 @@ script that runs it with jax or onnxruntime alone (``run.py``,
 import importlib.metadata
 import inspect
 import json
+import logging
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -230,11 +231,21 @@ def export_onnx(
         path = folder / f"{name}.onnx"
         onnx.save(with_matrices_in(graph, dtype), path)
         if dynamic:
-            from onnxruntime.quantization import QuantType, quantize_dynamic
-
-            quantize_dynamic(path, path, weight_type=QuantType.QInt8)
+            quantize_dynamically(path)
     about = {"format": "onnx", "dtype": "dynamic int8" if dynamic else dtype, **(about or {})}
     return finished(folder, functions, first_state, about, ("onnx", "onnxruntime"))
+
+
+def quantize_dynamically(path: pathlib.Path) -> None:
+    """Replaces an ONNX file by what onnxruntime's dynamic quantisation makes of it."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # it tells of each integer that it leaves as it is
+    try:
+        quantize_dynamic(path, path, weight_type=QuantType.QInt8)
+    finally:
+        logging.disable(level)
 
 
 def with_matrices_in(graph: Any, dtype: str) -> Any:

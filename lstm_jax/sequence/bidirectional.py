@@ -202,7 +202,7 @@ class Bidirectional:
         )
         merged = self._merged(ys, zs)
         if lengths is not None and callable(self.merge):  # of two zeros it may make anything
-            valid = valid_steps(len(merged), lengths)
+            valid = valid_steps(merged.shape[0], lengths)
             axes = (1,) * (merged.ndim - valid.ndim)
             merged = jnp.where(valid.reshape(valid.shape + axes), merged, 0)
         return BidirectionalState(forward=forward, backward=backward), merged

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lstm_jax.cells.lstm import LSTMCell
 from lstm_jax.sequence.deferred import Plan, deferred_scan, in_blocks, joined, over_blocks
@@ -123,6 +124,9 @@ def obstacle(
     'is for cells whose recurrence is linear, not for LSTMCell'
     """
     name = type(cell).__name__
+    sizes = (num_steps,) if engine == "associative" else (num_steps, *batch_shape)
+    if engine != "scan" and not all(isinstance(size, int | np.integer) for size in sizes):
+        return f"needs sizes that are numbers when it is traced, not {', '.join(map(str, sizes))}"
     if engine == "fused":
         return "has nothing to do in no steps" if num_steps == 0 else None
     if engine == "scan":

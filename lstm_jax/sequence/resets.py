@@ -121,7 +121,7 @@ def reversed_resets(resets: jax.Array, lengths: jax.Array | None = None) -> jax.
     ends = jnp.concatenate([resets[1:], jnp.zeros_like(resets[:1])])
     if lengths is None:
         return ends
-    following = jnp.arange(1, len(resets) + 1).reshape(-1, *[1] * (resets.ndim - 1))
+    following = jnp.arange(1, resets.shape[0] + 1).reshape(-1, *[1] * (resets.ndim - 1))
     return ends & (following < jnp.asarray(lengths))
 
 

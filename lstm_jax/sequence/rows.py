@@ -23,6 +23,6 @@ def flipped(xs: jax.Array, lengths: jax.Array) -> jax.Array:
     [1.0, 0.0, 2.0]
     """
     lengths = jnp.asarray(lengths)
-    t = jnp.arange(len(xs)).reshape(-1, *[1] * lengths.ndim)
+    t = jnp.arange(xs.shape[0]).reshape(-1, *[1] * lengths.ndim)
     source = jnp.where(t < lengths, lengths - 1 - t, t)
     return jnp.take_along_axis(xs, source.reshape(source.shape + (1,) * (xs.ndim - source.ndim)), 0)

@@ -13,7 +13,6 @@ from lstm_jax.sequence.cudnn import cudnn_lstm
 from lstm_jax.sequence.regularizers import noisy_step
 from lstm_jax.sequence.rows import valid_steps
 
-
 loops_shown = jax.make_user_context(False)
 """Whether loops can be told in what is traced, by who translates it into other operators.
 
@@ -103,12 +102,12 @@ def unroll(
     params, xs = jax.tree.map(jnp.asarray, params), jnp.asarray(xs)
     batch_shape = _checked_batch_shape(cell, params, xs)
     num_steps = xs.shape[0]
-    start = initial_state(cell, params, xs.shape[1:-1])
-    start = _varying_like(start, (params, xs, lengths, resets, key))
+    inputs = (params, xs, lengths, resets, key)
+    start = _varying_like(initial_state(cell, params, xs.shape[1:-1]), inputs)
     if state is None:
         state = start
     else:
-        state = jax.tree.map(jnp.asarray, state)
+        state = _varying_like(jax.tree.map(jnp.asarray, state), inputs)
         _check_state(state, start)
         start = like(start, state)
 
@@ -188,7 +187,8 @@ def _loop(
             state, y = run(state, x, noise)
             state = like(state, before)
             if valid is not None:
-                state, y = _where(valid, state, before), _where(valid, y, jnp.zeros_like(y))
+                state = _where(valid, state, before)
+                y = _where(valid, y, jax.tree.map(jnp.zeros_like, y))
             return state, y
 
         return step
@@ -232,7 +232,8 @@ def _in_halves(
         return [state for state, _ in pairs], [y for _, y in pairs]
 
     states, ys = run_loop(both, halves(state, 0), halves(inputs, 1))
-    return jax.tree.map(lambda *half: jnp.concatenate(half), *states), jnp.concatenate(ys, 1)
+    state = jax.tree.map(lambda *half: jnp.concatenate(half), *states)
+    return state, jax.tree.map(lambda *half: jnp.concatenate(half, 1), *ys)
 
 
 def _engine(
@@ -245,11 +246,14 @@ def _engine(
 ) -> str:
     """The engine that runs the loop: the best, or the one asked for where that can do it."""
     of = {"dtype": xs.dtype, "resets": resets is not None, "memory": memory}
+    num_steps = xs.shape[0]  # len(xs) is no symbolic size, as jax.export has them
     if engine == "auto":
-        return engines.choose_engine(cell, len(xs), batch_shape, **of).engine
-    why = engines.obstacle(engine, cell, len(xs), batch_shape, platform=jax.default_backend(), **of)
+        return engines.choose_engine(cell, num_steps, batch_shape, **of).engine
+    why = engines.obstacle(
+        engine, cell, num_steps, batch_shape, platform=jax.default_backend(), **of
+    )
     if why is not None:
-        if engine == "fused" and len(xs) == 0:
+        if engine == "fused" and num_steps == 0:
             return "scan"
         raise ValueError(f"engine {engine!r} {why}")
     return engine

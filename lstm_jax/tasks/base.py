@@ -1,9 +1,13 @@
 """What a task must give, and nothing else: the training loop knows tasks by this alone."""
 
+import dataclasses
+import functools
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import jax
+
+from lstm_jax.interop.deploy import Function
 
 if TYPE_CHECKING:
     import grain
@@ -11,8 +15,22 @@ if TYPE_CHECKING:
 
 Params = Any
 Carry = Any  # a pytree of arrays [B, ...]; () where batches have nothing to do with one another
+State = Any  # a pytree of arrays [B, ...]: what a model hands from one step in time to the next
 Batch = Mapping[str, Any]  # arrays [B, ...]
+Outputs = dict[str, Any]  # arrays [B, ...] by name
 Figures = dict[str, float]  # figures of merit by name
+
+
+class Model(Protocol):
+    """What computes a task's outputs: the task with its parameters, or what was exported of it."""
+
+    def initial_state(self, rows: int) -> State:
+        """The state where so many sequences begin."""
+        ...
+
+    def sequence(self, state: State, **inputs: Any) -> tuple[State, Outputs]:
+        """The state after a stretch of each sequence, and the outputs."""
+        ...
 
 
 class Task(Protocol):
@@ -59,8 +77,29 @@ class Task(Protocol):
         """Mean training loss of a batch (or of a part of its rows), and the new carry."""
         ...
 
+    @property
+    def functions(self) -> dict[str, Function]:
+        """What the model computes, as it can run alone: ``sequence``, and ``step`` for a stream."""
+        ...
+
+    def initial_state(self, params: Params, rows: int) -> State:
+        """The state where so many sequences begin, arrays ``[rows, ...]``."""
+        ...
+
+    def about(self) -> dict[str, Any]:
+        """What else is needed to run the model alone, as plain values for a JSON file.
+
+        ``scaling`` has, by the name of an input or output, the ``mean`` and ``deviation`` of its
+        last axis; all other entries are the task's own.
+        """
+        ...
+
     def evaluate(self, params: Params, split: str) -> Figures:
         """Figures over a whole split; ``"loss"`` is the one by which the best is chosen."""
+        ...
+
+    def score(self, model: Model, split: str) -> Figures:
+        """The figures of :meth:`evaluate` for whatever computes the outputs."""
         ...
 
     def baselines(self, split: str) -> dict[str, Figures]:
@@ -70,6 +109,27 @@ class Task(Protocol):
     def pictures(self, params: Params) -> Iterator[tuple[str, "Figure"]]:
         """Pictures of what was learned, with file names; none is fine."""
         ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A task's model with its parameters."""
+
+    task: Any
+    params: Params
+
+    def initial_state(self, rows: int) -> State:
+        return self.task.initial_state(self.params, rows)
+
+    def sequence(self, state: State, **inputs: Any) -> tuple[State, Outputs]:
+        return _sequence(self.task, self.params, state, inputs)
+
+
+@functools.partial(jax.jit, static_argnames="task")
+def _sequence(
+    task: Any, params: Params, state: State, inputs: dict[str, Any]
+) -> tuple[State, Outputs]:
+    return task.functions["sequence"].apply(params, state, **inputs)
 
 
 @runtime_checkable

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import grain
 import jax
@@ -14,8 +14,10 @@ import optax
 
 from lstm_jax.data import LabelledSequences, fetch, read_ts, shuffled
 from lstm_jax.errors import UserError
+from lstm_jax.interop.deploy import Function
 from lstm_jax.sequence import LSTM, dropout
-from lstm_jax.tasks.base import Batch, Figures, Params
+from lstm_jax.sequence.layers import LSTMStates
+from lstm_jax.tasks.base import Batch, Figures, Model, Outputs, Params, Trained
 from lstm_jax.tasks.options import Section, option
 from lstm_jax.tasks.recurrent import RecurrentModel
 
@@ -52,6 +54,20 @@ class ClassifierModel(RecurrentModel):
     label_smoothing: float = option(
         0.0, "share of the target spread over all classes", at_least=0, below=1
     )
+
+
+class ClassifierState(NamedTuple):
+    """What is known of a sequence after some of its steps.
+
+    Attributes:
+      lstm: the state of each layer.
+      read: what is read of the top layer's outputs so far, their sum or the last; ``[B, H]``.
+      steps: how many steps there were, int32 ``[B]``.
+    """
+
+    lstm: LSTMStates
+    read: jax.Array
+    steps: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,16 +228,44 @@ class Classification:
         Returns:
           ``[B, classes]``.
         """
+        state = self.initial_state(params, len(xs))
+        return self.read(params, state, xs, lengths, key)[1]["logits"]
+
+    def initial_state(self, params: Params, rows: int) -> ClassifierState:
+        """The state of sequences of which nothing was read."""
+        return ClassifierState(
+            lstm=self._lstm.initial_state(params["lstm"], (rows,)),
+            read=jnp.zeros((rows, self._lstm.output_size)),
+            steps=jnp.zeros(rows, jnp.int32),
+        )
+
+    def read(
+        self,
+        params: Params,
+        state: ClassifierState,
+        xs: jax.Array,
+        lengths: jax.Array,
+        key: jax.Array | None = None,
+    ) -> tuple[ClassifierState, Outputs]:
+        """Some more steps of each sequence: the state after them, and ``logits`` of all so far.
+
+        Arguments are those of :meth:`logits`, lengths from 0 to T.
+        """
         noise_key, lstm_key, key = [None] * 3 if key is None else jax.random.split(key, 3)
         if noise_key is not None:
             xs = xs + self.model.input_noise * jax.random.normal(noise_key, xs.shape)
-        _, ys = self._lstm.apply(params["lstm"], xs.swapaxes(0, 1), lengths=lengths, key=lstm_key)
-        ys = ys.astype(jnp.float32)
+        lstm, ys = self._lstm.apply(
+            params["lstm"], xs.swapaxes(0, 1), state.lstm, lengths=lengths, key=lstm_key
+        )
+        ys, steps = ys.astype(jnp.float32), state.steps + lengths
         if self.model.pooling == "mean":
-            pooled = ys.sum(0) / lengths[:, None]  # outputs past a row's end are zero
+            read = state.read + ys.sum(0)  # outputs past a row's end are zero
+            pooled = read / jnp.maximum(steps, 1)[:, None]
         else:
-            pooled = jnp.take_along_axis(ys, lengths[None, :, None] - 1, 0)[0]
-        return dropout(pooled, self.model.dropout, key) @ params["w"] + params["b"]
+            last = jnp.take_along_axis(ys, jnp.maximum(lengths - 1, 0)[None, :, None], 0)[0]
+            pooled = read = jnp.where(lengths[:, None] > 0, last, state.read)
+        logits = dropout(pooled, self.model.dropout, key) @ params["w"] + params["b"]
+        return ClassifierState(lstm, read, steps), {"logits": logits}
 
     def loss(
         self, params: Params, carry: tuple, batch: Batch, key: jax.Array
@@ -231,10 +275,29 @@ class Classification:
         targets = optax.smooth_labels(targets, self.model.label_smoothing)
         return optax.softmax_cross_entropy(logits, targets).mean(), carry
 
+    @property
+    def functions(self) -> dict[str, Function]:
+        size = self._split("train").xs.shape[-1]
+        return {
+            name: Function(
+                self.read, {"xs": (f"b, {steps}, {size}", "float32"), "lengths": ("b", "int32")}
+            )
+            for name, steps in {"step": "1", "sequence": "t"}.items()
+        }
+
+    def about(self) -> dict[str, Any]:
+        """``classes`` in the order of the logits, and the ``scaling`` of what is read."""
+        mean, deviation = self._moments
+        scaling = {"xs": {"mean": mean.tolist(), "deviation": deviation.tolist()}}
+        return {"classes": list(self._split("train").classes), "scaling": scaling}
+
     def evaluate(self, params: Params, split: str) -> Figures:
         """``loss`` in nats and ``accuracy`` in percent."""
+        return self.score(Trained(self, params), split)
+
+    def score(self, model: Model, split: str) -> Figures:
         sequences = self._split(split)
-        logits = _logits(self, params, sequences.xs, sequences.lengths)
+        logits = _logits(model, sequences)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, sequences.labels)
         right = logits.argmax(-1) == sequences.labels
         return {"loss": float(losses.mean()), "accuracy": 100.0 * float(right.mean())}
@@ -249,7 +312,7 @@ class Classification:
         from matplotlib.figure import Figure
 
         test = self._split("test")
-        guesses = np.asarray(_logits(self, params, test.xs, test.lengths).argmax(-1))
+        guesses = _logits(Trained(self, params), test).argmax(-1)
         counts = np.zeros((len(test.classes),) * 2, int)
         np.add.at(counts, (test.labels, guesses), 1)
         shares = counts / counts.sum(1, keepdims=True).clip(min=1)
@@ -273,6 +336,7 @@ class Classification:
         yield "confusion", figure
 
 
-@functools.partial(jax.jit, static_argnames="task")
-def _logits(task: Classification, params: Params, xs: jax.Array, lengths: jax.Array) -> jax.Array:
-    return task.logits(params, xs, lengths)
+def _logits(model: Model, sequences: LabelledSequences) -> np.ndarray:
+    state = model.initial_state(len(sequences.labels))
+    _, outputs = model.sequence(state, xs=sequences.xs, lengths=sequences.lengths)
+    return np.asarray(outputs["logits"])

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grain
 import jax
@@ -13,8 +13,10 @@ import numpy as np
 
 from lstm_jax.data import Table, fetch, read_csv, sliding_windows
 from lstm_jax.errors import UserError
+from lstm_jax.interop.deploy import Function
 from lstm_jax.sequence import LSTM, dropout
-from lstm_jax.tasks.base import Batch, Figures, Params
+from lstm_jax.sequence.layers import LSTMStates
+from lstm_jax.tasks.base import Batch, Figures, Model, Outputs, Params, Trained
 from lstm_jax.tasks.options import Section, option
 from lstm_jax.tasks.recurrent import RecurrentModel
 
@@ -123,8 +125,14 @@ class Forecasting:
 
     @functools.cached_property
     def _standardised(self) -> np.ndarray:
+        mean, deviation = self._moments
+        return ((self._table.values - mean) / deviation).astype(np.float32)
+
+    @functools.cached_property
+    def _moments(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and deviation of each column, over the training rows."""
         train = self._table.values[: self.data.train_rows]
-        return ((self._table.values - train.mean(0)) / train.std(0)).astype(np.float32)
+        return train.mean(0), train.std(0)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -178,16 +186,45 @@ class Forecasting:
         Returns:
           ``[B, F, C]``.
         """
+        state = self.initial_state(params, len(past))
+        return self.read(params, state, past, past[:, -1], key)[1]["forecast"]
+
+    def initial_state(self, params: Params, rows: int) -> LSTMStates:
+        """The state of each layer where a window begins, arrays ``[rows, C, H]``."""
+        return self._lstm.initial_state(params["lstm"], (rows, len(self._table.columns)))
+
+    def read(
+        self,
+        params: Params,
+        state: LSTMStates,
+        past: jax.Array,
+        level: jax.Array,
+        key: jax.Array | None = None,
+    ) -> tuple[LSTMStates, Outputs]:
+        """Some more segments of a window: the state after them, and the ``forecast`` from there.
+
+        Args:
+          params: as from :meth:`init`.
+          state: as from :meth:`initial_state`, or after the segments before.
+          past: ``[B, N * S, C]``.
+          level: x_W, which is subtracted from what is read and added to what is told; ``[B, C]``.
+          key: random key for dropout; None for no dropout.
+
+        Returns:
+          ``(state, {"forecast": [B, F, C]})``.
+        """
         lstm_key, key = (None, None) if key is None else jax.random.split(key)
         batch, _, columns = past.shape
-        last = past[:, -1:]
-        rows = (past - last).swapaxes(1, 2).reshape(batch * columns, -1, self.model.segment)
+        level = level[:, None]
+        rows = (past - level).swapaxes(1, 2).reshape(batch * columns, -1, self.model.segment)
         segments = rows.swapaxes(0, 1)  # [N, B * C, S]
         embedded = jax.nn.relu(segments @ params["w_e"] + params["b_e"])
-        _, ys = self._lstm.apply(params["lstm"], embedded, key=lstm_key)
+        state = jax.tree.map(lambda leaf: leaf.reshape(batch * columns, *leaf.shape[2:]), state)
+        state, ys = self._lstm.apply(params["lstm"], embedded, state, key=lstm_key)
         h = dropout(ys[-1].astype(jnp.float32), self.model.dropout, key)
         change = h @ params["w_y"] + params["b_y"]
-        return change.reshape(batch, columns, -1).swapaxes(1, 2) + last
+        state = jax.tree.map(lambda leaf: leaf.reshape(batch, columns, *leaf.shape[1:]), state)
+        return state, {"forecast": change.reshape(batch, columns, -1).swapaxes(1, 2) + level}
 
     def loss(
         self, params: Params, carry: tuple, batch: Batch, key: jax.Array
@@ -206,14 +243,39 @@ class Forecasting:
         stretches = stretches.swapaxes(1, 2)
         return stretches[:, : data.window], stretches[:, data.window :]
 
+    @property
+    def functions(self) -> dict[str, Function]:
+        """``sequence`` reads whole windows; ``step`` a segment, with a level for all of them."""
+
+        def window(params: Params, state: LSTMStates, past: jax.Array) -> Any:
+            return self.read(params, state, past, past[:, -1])
+
+        segment, columns = self.model.segment, len(self._table.columns)
+        past = (f"b, {segment}, {columns}", "float32")
+        level = (f"b, {columns}", "float32")
+        return {
+            "step": Function(self.read, {"past": past, "level": level}),
+            "sequence": Function(window, {"past": (f"b, {segment}*t, {columns}", "float32")}),
+        }
+
+    def about(self) -> dict[str, Any]:
+        """``columns``, and the ``scaling`` of what is read and told."""
+        mean, deviation = (moment.tolist() for moment in self._moments)
+        scaled = {"mean": mean, "deviation": deviation}
+        scaling = dict.fromkeys(("past", "level", "forecast"), scaled)
+        return {"columns": list(self._table.columns), "scaling": scaling}
+
     def evaluate(self, params: Params, split: str) -> Figures:
         """``mse`` and ``mae`` over all windows and columns; ``loss`` is what training minimises."""
+        return self.score(Trained(self, params), split)
+
+    def score(self, model: Model, split: str) -> Figures:
         past, future = self._windows(split)
         # One shape for all batches, the last one filled up with rows that are dropped again.
         forecasts = []
         for start in range(0, len(past), EVALUATION_BATCH):
             rows = np.arange(start, start + EVALUATION_BATCH).clip(max=len(past) - 1)
-            forecasts.append(np.asarray(_forecast(self, params, past[rows])))
+            forecasts.append(_forecast(model, past[rows]))
         return self._errors(np.concatenate(forecasts)[: len(past)], future)
 
     def baselines(self, split: str) -> dict[str, Figures]:
@@ -236,7 +298,7 @@ class Forecasting:
 
         past, future = self._windows("test")
         places = np.linspace(0, len(past) - 1, 5).astype(int)[1:4]
-        forecast = np.asarray(_forecast(self, params, past[places]))
+        forecast = _forecast(Trained(self, params), past[places])
         shown = min(self.data.window, 2 * self.data.horizon)
         figure = Figure(figsize=(8, 7), layout="constrained")
         ahead = np.arange(1, self.data.horizon + 1)
@@ -256,6 +318,6 @@ class Forecasting:
         yield "forecasts", figure
 
 
-@functools.partial(jax.jit, static_argnames="task")
-def _forecast(task: Forecasting, params: Params, past: jax.Array) -> jax.Array:
-    return task.forecast(params, past)
+def _forecast(model: Model, past: np.ndarray) -> np.ndarray:
+    _, outputs = model.sequence(model.initial_state(len(past)), past=past)
+    return np.asarray(outputs["forecast"])

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Iterator
+from typing import Any
 
 import grain
 import jax
@@ -13,9 +14,10 @@ import optax
 
 from lstm_jax.data import encode, fetch, ngram_loss, python_reference, read_text, stream_windows
 from lstm_jax.errors import UserError
+from lstm_jax.interop.deploy import Function
 from lstm_jax.sequence import LSTM, dropout
 from lstm_jax.sequence.layers import LSTMStates
-from lstm_jax.tasks.base import Batch, Figures, Params
+from lstm_jax.tasks.base import Batch, Figures, Model, Outputs, Params, Trained
 from lstm_jax.tasks.options import Section, option
 from lstm_jax.tasks.recurrent import RecurrentModel
 
@@ -203,9 +205,29 @@ class NextCharacter:
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
         return losses.mean(), carry
 
+    @property
+    def functions(self) -> dict[str, Function]:
+        return {
+            "step": Function(self._outputs, {"tokens": ("b, 1", "int32")}),
+            "sequence": Function(self._outputs, {"tokens": ("b, t", "int32")}),
+        }
+
+    def _outputs(
+        self, params: Params, state: LSTMStates, tokens: jax.Array
+    ) -> tuple[LSTMStates, Outputs]:
+        state, logits = self.logits(params, state, tokens)
+        return state, {"logits": logits}
+
+    def about(self) -> dict[str, Any]:
+        """``vocabulary``, and ``opening``, which an empty prompt stands for."""
+        return {"vocabulary": self.vocabulary, "opening": self._opening}
+
     def evaluate(self, params: Params, split: str) -> Figures:
         """``loss`` in nats and ``bits`` a character, over the whole split as one stream."""
-        loss = stream_loss(self, params, self._split[1])
+        return self.score(Trained(self, params), split)
+
+    def score(self, model: Model, split: str) -> Figures:
+        loss = stream_loss(model, self._split[1])
         return {"loss": loss, "bits": loss / float(np.log(2))}
 
     def baselines(self, split: str) -> dict[str, Figures]:
@@ -218,6 +240,10 @@ class NextCharacter:
 
     def pictures(self, params: Params) -> Iterator[tuple[str, object]]:
         return iter(())
+
+    @property
+    def _opening(self) -> str:
+        return "\n" if "\n" in self.vocabulary else self.text[0]
 
     def sample(
         self, params: Params, prompt: str, length: int, temperature: float, seed: int
@@ -236,8 +262,7 @@ class NextCharacter:
           UserError: the prompt has a character that the training text lacks.
         """
         try:
-            opening = "\n" if "\n" in self.vocabulary else self.text[0]
-            given = encode(prompt or opening, self.vocabulary)
+            given = encode(prompt or self._opening, self.vocabulary)
         except UserError as error:
             raise UserError(f"prompt: {error}") from error
         if length == 0:
@@ -269,36 +294,21 @@ def _continuation(
     return jax.lax.scan(write, (state, logits[:, -1]), jax.random.split(key, length))[1]
 
 
-def stream_loss(
-    task: NextCharacter, params: Params, tokens: np.ndarray, chunk: int = 1024
-) -> float:
+def stream_loss(model: Model, tokens: np.ndarray, chunk: int = 1024) -> float:
     """Mean loss over a text read as one stream from the initial state, in nats a character.
 
     Args:
-      task: the task.
-      params: as from its ``init``.
+      model: reads ``tokens`` and gives ``logits``.
       tokens: int32 ``[N]``, N at least 2; the first character is given, the others predicted.
       chunk: how many characters are run at a time, which bounds the memory.
     """
-    count = len(tokens) - 1
-    place = np.arange(-(-count // chunk) * chunk)
-    scored = place < count  # what fills the last chunk up is not
-    inputs = tokens[place.clip(max=count - 1)]
-    targets = tokens[place.clip(max=count - 1) + 1]
-    windows = (array.reshape(-1, chunk) for array in (inputs, targets, scored))
-    return float(np.asarray(_chunk_losses(task, params, *windows), np.float64).sum()) / count
+    count, total, state = len(tokens) - 1, 0.0, model.initial_state(1)
+    for start in range(0, count, chunk):
+        place = np.arange(start, start + chunk).clip(max=count - 1)  # one shape for all chunks
+        state, outputs = model.sequence(state, tokens=tokens[place][None])
+        losses = _losses(outputs["logits"][0], tokens[place + 1])
+        total += float(np.asarray(losses, np.float64)[: count - start].sum())
+    return total / count
 
 
-@functools.partial(jax.jit, static_argnames="task")
-def _chunk_losses(
-    task: NextCharacter, params: Params, inputs: jax.Array, targets: jax.Array, scored: jax.Array
-) -> jax.Array:
-    """The sum of the scored losses of each chunk, the state carried from one to the next."""
-
-    def step(state: LSTMStates, window: tuple) -> tuple[LSTMStates, jax.Array]:
-        inputs, targets, scored = window
-        state, logits = task.logits(params, state, inputs[None])
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits[0], targets)
-        return state, jnp.where(scored, losses, 0.0).sum()
-
-    return jax.lax.scan(step, task.initial_state(params, 1), (inputs, targets, scored))[1]
+_losses = jax.jit(optax.softmax_cross_entropy_with_integer_labels)

@@ -11,6 +11,7 @@ from lstm_jax.train.config import (
     write_config,
 )
 from lstm_jax.train.devices import data_mesh
+from lstm_jax.train.export import export_run
 from lstm_jax.train.loop import Stopped, best_params, evaluate, train
 from lstm_jax.train.metrics import read_metrics
 from lstm_jax.train.optimizer import build_optimizer, build_schedule
@@ -33,6 +34,7 @@ __all__ = [
     "data_mesh",
     "differing_keys",
     "evaluate",
+    "export_run",
     "init_state",
     "load_config",
     "load_workdir",

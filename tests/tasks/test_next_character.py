@@ -9,6 +9,7 @@ import pytest
 
 from lstm_jax.data import ngram_loss
 from lstm_jax.errors import UserError
+from lstm_jax.tasks.base import Trained
 from lstm_jax.tasks.next_character import CharacterModel, NextCharacter, TextData, stream_loss
 
 # Sums of some ten terms in float32 (eps 1.2e-7) through a few tens of steps, each of which
@@ -142,7 +143,7 @@ def test_stream_loss_is_that_of_one_character_after_the_other(make, count):
     params = scaled(task)
     tokens = task._split[0][:count]
     expected = Loop(params, tied=False).loss(tokens)
-    assert stream_loss(task, params, tokens) == pytest.approx(expected, abs=1e-5)
+    assert stream_loss(Trained(task, params), tokens) == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("chunk", [4, 16, 43, 50, 300])
@@ -151,7 +152,7 @@ def test_stream_loss_does_not_depend_on_chunks(make, chunk):
     task = make()
     params = scaled(task)
     tokens = task._split[0][:301]
-    loss = stream_loss(task, params, tokens, chunk)
+    loss = stream_loss(Trained(task, params), tokens, chunk)
     assert loss == pytest.approx(Loop(params, tied=False).loss(tokens), abs=1e-5)
 
 
@@ -162,7 +163,7 @@ def test_stream_loss_carries_a_state_that_does_not_fade(make):
     bias = params["lstm"]["layer_0"]["b"]
     params["lstm"]["layer_0"]["b"] = bias.at[7:14].set(12.0).at[:7].add(-4.0)
     tokens = task._split[0][:257]
-    loss = stream_loss(task, params, tokens)
+    loss = stream_loss(Trained(task, params), tokens)
     assert loss == pytest.approx(Loop(params, tied=False).loss(tokens), abs=1e-5)
     parts = [tokens[start : start + 9] for start in range(0, 256, 8)]
     apart = np.mean([Loop(params, tied=False).loss(part) for part in parts])
@@ -292,8 +293,8 @@ def test_bfloat16_is_close_to_float32(make):
     assert float(other) == pytest.approx(float(loss), rel=1e-2)
     tokens = task._split[1][:100]
     # float32 carries itself over the same stream within 1e-5 (above).
-    assert stream_loss(coarse, params, tokens) == pytest.approx(
-        stream_loss(task, params, tokens), rel=1e-2
+    assert stream_loss(Trained(coarse, params), tokens) == pytest.approx(
+        stream_loss(Trained(task, params), tokens), rel=1e-2
     )
 
 

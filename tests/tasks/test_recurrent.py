@@ -7,6 +7,7 @@ import pytest
 from lstm_jax.cells import CELLS, LSTMCell, PeepholeLSTMCell
 from lstm_jax.errors import UserError
 from lstm_jax.sequence import DropConnect, Zoneout
+from lstm_jax.tasks.base import Trained
 from lstm_jax.tasks.next_character import CharacterModel, NextCharacter, TextData, stream_loss
 from lstm_jax.tasks.recurrent import RecurrentModel, cell_factory
 
@@ -121,9 +122,9 @@ def test_a_learned_initial_state_learns_where_a_text_begins():
     assert not gradient(second).any()  # reads the carry
     # Evaluation and samples begin with it, too.
     tokens = learning._split[1][:9]
-    loss = stream_loss(learning, params, tokens)
+    loss = stream_loss(Trained(learning, params), tokens)
     params["lstm"]["layer_0"]["h_0"] = h_0
-    assert stream_loss(learning, params, tokens) != loss
+    assert stream_loss(Trained(learning, params), tokens) != loss
 
 
 def test_layers_of_equal_models_are_equal():
