@@ -1,0 +1,189 @@
+"""What the functions of this part take: any cell, layer or Flax module of ours."""
+
+import dataclasses
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lstm_jax.cells.base import Params, State
+from lstm_jax.sequence import LSTM, Bidirectional, Stack
+from lstm_jax.sequence.protocol import check_cell_or_layer, is_layer
+from lstm_jax.sequence.regularizers import Regularizer
+
+ALONE = "cell"
+"""The name of a cell that stands in no stack."""
+
+
+class Model(NamedTuple):
+    """A functional cell or layer with its parameters, and how its inputs are laid out.
+
+    Attributes:
+      layer: the cell or layer.
+      params: its parameters.
+      time_major: whether time leads in inputs.
+    """
+
+    layer: Any
+    params: Params
+    time_major: bool
+
+    def time_leading(self, xs: Any, resets: Any) -> tuple[jax.Array, Any]:
+        """Inputs and resets with time as their first axis."""
+        xs = jnp.asarray(xs)
+        if self.time_major:
+            return xs, resets
+        axis = xs.ndim - 1 - feature_axes(self.layer)
+        resets = None if resets is None else jnp.moveaxis(jnp.asarray(resets), -1, 0)
+        return jnp.moveaxis(xs, axis, 0), resets
+
+
+def functional(model: Any, params: Params) -> Model:
+    """The functional cell or layer that a model is, or that a Flax module holds.
+
+    Args:
+      model: a cell, a layer, or a module of ``lstm_jax.nnx`` or ``lstm_jax.linen``.
+      params: its parameters; None for an nnx module, which holds them; for a linen module its
+        variables (None where it is bound).
+
+    Raises:
+      TypeError: it is none of these.
+    """
+    if "flax" in sys.modules:  # which no one has a module of without importing it
+        from flax import linen as flax_linen
+        from flax import nnx as flax_nnx
+
+        from lstm_jax import linen, nnx
+
+        if isinstance(model, flax_nnx.Module):
+            if not isinstance(model, nnx.Cell | nnx.Stack):
+                raise TypeError(_unknown(model))
+            layer = model.cell if isinstance(model, nnx.Cell) else model.layer
+            return Model(layer, model.params, getattr(model, "time_major", False))
+        if isinstance(model, flax_linen.Module):
+            if not isinstance(model, linen._Cell | linen._Sequence):
+                raise TypeError(_unknown(model))
+            variables = model.variables if params is None else params
+            if "params" not in variables:
+                raise TypeError(
+                    "params of a linen module must be its variables, {'params': ...}, got "
+                    f"{', '.join(variables)}"
+                )
+            layer = model.cell if isinstance(model, linen._Cell) else model.functional
+            held = flax_linen.meta.unbox(variables["params"])
+            return Model(layer, held, getattr(model, "time_major", False))
+    check_cell_or_layer("model", model)
+    return Model(model, params, time_major=True)
+
+
+def _unknown(model: Any) -> str:
+    return (
+        "model must be a cell, a layer, or a module of lstm_jax.nnx or lstm_jax.linen, got "
+        f"{type(model).__module__}.{type(model).__name__}"
+    )
+
+
+# ---- cells in layers ----
+
+Run = Callable[..., tuple[State, jax.Array]]
+
+
+class _Part:
+    """A cell or a pair of directions, run over time by a function of one's own."""
+
+    def __init__(self, part: Any, run: Run):
+        self.part, self.run = part, run
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.part, name)
+
+    def apply(self, params, xs, state=None, *, lengths=None, resets=None, key=None):
+        return self.run(params, xs, state, lengths=lengths, resets=resets)
+
+
+def run_by(
+    layer: Any,
+    run: Callable[..., tuple[State, jax.Array]],
+    path: str = "",
+    *,
+    reverse: bool = False,
+    engine: str = "auto",
+) -> Any:
+    """The same layer, each cell (and each pair of directions) of which ``run`` runs.
+
+    Args:
+      layer: a cell, a :class:`Bidirectional`, or a stack of these and of stacks.
+      run: called as ``run(path, part, options, params, xs, state, lengths=, resets=)`` with the
+        part's place in the model and the options ``reverse`` and ``engine`` of
+        :func:`lstm_jax.unroll` (for a cell); returns ``(state, ys)``.
+      path: the place of the layer.
+      reverse: whether time runs backwards, for a cell.
+      engine: for a cell.
+
+    Returns:
+      A layer, with ``apply``.
+
+    Raises:
+      TypeError: there is a layer of another kind in it.
+      ValueError: ``reverse`` or ``engine`` are given for a layer, which has its own.
+    """
+    if is_layer(layer) and (reverse or engine != "auto"):
+        name = "reverse" if reverse else "engine"
+        raise ValueError(f"{name} is for a cell; {type(layer).__name__} has its own")
+    if isinstance(layer, LSTM):
+        layer = layer.stack
+    if isinstance(layer, Stack):
+        how: dict[str, Any] = {"reverse": layer.reverse, "engine": layer.engine}
+        parts = []
+        for name, part in layer.layers:
+            place = f"{path}.{name}".lstrip(".")
+            parts.append((name, run_by(part, run, place, **({} if is_layer(part) else how))))
+        return dataclasses.replace(layer, layers=parts, reverse=False)
+    if isinstance(layer, Bidirectional) or not is_layer(layer):
+        # Others compute all steps at once, and cannot be looked at on the way.
+        how = {"reverse": reverse, "engine": engine if engine in ("scan", "fused") else "auto"}
+        return _Part(layer, functools.partial(run, path, layer, how))
+    raise TypeError(
+        f"model must be of cells, Stack, LSTM and Bidirectional, got {type(layer).__name__}"
+    )
+
+
+def cells_of(layer: Any, path: str = "") -> dict[str, Any]:
+    """The cells of a model by their place in it, regularisers off.
+
+    >>> from lstm_jax.cells import GRUCell, LSTMCell
+    >>> list(cells_of(Stack([LSTMCell(3), Bidirectional(GRUCell(2))])))
+    ['layer_0', 'layer_1.forward', 'layer_1.backward']
+    """
+    layer = layer.stack if isinstance(layer, LSTM) else layer
+    if isinstance(layer, Stack):
+        parts = list(layer.layers)
+    elif isinstance(layer, Bidirectional):
+        parts = [("forward", layer.forward), ("backward", layer.backward)]
+    else:
+        return {path or ALONE: without_regularizers(layer)}
+    found: dict[str, Any] = {}
+    for name, part in parts:
+        found |= cells_of(part, f"{path}.{name}".lstrip("."))
+    return found
+
+
+def without_regularizers(cell: Any) -> Any:
+    """The cell in the middle of its regularisers, if there are any."""
+    while isinstance(cell, Regularizer):
+        cell = cell.cell
+    return cell
+
+
+def feature_axes(layer: Any) -> int:
+    """How many axes of an input are no batch axes: the last, and those of space before it.
+
+    >>> from lstm_jax.cells import LSTMCell
+    >>> feature_axes(LSTMCell(3))
+    1
+    """
+    first = next(iter(cells_of(layer).values()))
+    return getattr(first, "num_feature_axes", 1)
