@@ -1,6 +1,7 @@
 """A cell's step as the few nodes that a person would draw of it."""
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Callable, Iterable
@@ -59,6 +60,9 @@ FUNCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 """Functions that are known by their values, however they are computed."""
 
+POINTS = np.linspace(-7.0, 7.0, 57, dtype=np.float32)
+"""Where functions are compared."""
+
 LONGEST = 12
 """Characters of the longest text that is written into one node."""
 
@@ -80,8 +84,9 @@ class Node(NamedTuple):
 
     Attributes:
       kind: ``"state"`` (of the step before), ``"input"``, ``"layer"`` (a function of weights
-        times its inputs, plus a bias), ``"operation"`` (element by element), ``"part"`` (some
-        features), ``"join"`` (inputs side by side), ``"new state"`` or ``"output"``.
+        times its inputs, plus a bias), ``"operation"`` (element by element), ``"function"`` (any
+        other), ``"part"`` (some features), ``"join"`` (inputs side by side), ``"new state"``
+        or ``"output"``.
       text: the function, such as ``"σ"`` or ``"×"``; of states and inputs the name.
       names: what the equations call the value.
       inputs: in the order of the operands.
@@ -196,7 +201,7 @@ class _Reader:
     def _new(self, kind: str, terms: Iterable[Any], where: Any, text: str = "") -> int:
         signed = [term if isinstance(term, tuple) else (1, term) for term in terms]
         new = len(self.values)
-        if kind in ("curve", "product", "sum", "operation") and text != "bias":
+        if kind in ("curve", "product", "sum", "operation", "function") and text != "bias":
             same = self._computed.setdefault((kind, text, *signed), new)  # written twice
             if same != new:
                 return same
@@ -234,7 +239,7 @@ class _Reader:
             text = f"{ARGUMENT}^{equation.params['y']}".replace("^2", "²").replace("^3", "³")
             return self._new("curve", [self._argument(equation, data[0], span)], where, text)
         text = equation.name.removeprefix("norm ")
-        kind = "norm" if equation.name.startswith("norm ") else "operation"
+        kind = "norm" if equation.name.startswith("norm ") else "function"
         text = REDUCTIONS.get(text, text.replace("_", " ").replace("dot general", "matmul"))
         return self._new(kind, map(self.read, dict.fromkeys(data)), where, text)
 
@@ -262,18 +267,18 @@ class _Reader:
         kind = kind.get(equation.name, "operation")
         if len(terms) == len(equation.inputs):
             return self._new(kind, terms, where, OPERATORS[equation.name])
-        (factor, argument), *_ = terms
+        (_, argument), *_ = terms
         if parameters and len(terms) == 1 and kind == "sum":
             return self._new("sum", terms, where, "bias")
         if parameters and len(terms) == 1 and kind == "product":
             return self._new("weighted", terms, where)
         numbers = [c for c in known if c is not None and not np.ndim(c)]
         if len(terms) == 1 and len(numbers) == len(equation.inputs) - 1:
-            return self._with_numbers(equation, numbers, factor, argument, where)
+            return self._with_numbers(equation, numbers, argument, where)
         return self._new("operation", terms, where, OPERATORS[equation.name])
 
     def _with_numbers(
-        self, equation: Equation, numbers: list[Any], sign: int, argument: int, where: Any
+        self, equation: Equation, numbers: list[Any], argument: int, where: Any
     ) -> int:
         """A function of one value and of numbers."""
         if equation.name == "clamp":
@@ -281,28 +286,29 @@ class _Reader:
         if equation.name == "select_n":
             return self._new("operation", [argument], where, "select")
         number = float(numbers[0])
-        text = f"{abs(number):.3g}"
-        minus = "−" if number < 0 else ""
-        last = equation.inputs[0] not in self.data  # the number comes first
+        size, minus = f"{abs(number):.3g}", "−" if number < 0 else ""
+        first = equation.inputs[0] not in self.data  # the number is
         same = {"add": 0.0, "add_any": 0.0, "mul": 1.0}
-        if not last:
+        if not first:
             same |= {"sub": 0.0, "div": 1.0, "pow": 1.0}
         if equation.name in same and number == same[equation.name]:
             return argument
         if equation.name in ("add", "add_any"):
-            text = f"{minus}{text}+□" if not minus else f"□−{text}"
-        elif equation.name == "sub":
-            text = f"{minus}{text}−□" if last else f"□+{text}" if minus else f"□−{text}"
+            text = f"□{minus or '+'}{size}"
+        elif equation.name == "sub" and not first:
+            text = f"□{'+' if minus else '−'}{size}"
+        elif equation.name == "mul" and 0 < abs(number) < 1 and (1 / number).is_integer():
+            text = f"{minus}□/{abs(1 / number):.0f}"
         elif equation.name == "mul":
-            inverse = 1 / number if number else math.inf
-            whole = abs(number) < 1 and inverse == round(inverse)
-            text = f"{minus}□/{abs(inverse):.0f}" if whole else f"{minus}{text}□"
+            text = f"{minus}{size}□"
         elif equation.name == "div":
-            text = f"{minus}{text}/□" if last else f"{minus}□/{text}"
-        elif equation.name == "pow":
-            text = f"{minus}{text}^□" if last else f"□^{minus}{text}"
+            text = f"{minus}{size}/□" if first else f"{minus}□/{size}"
+        elif equation.name in ("max", "min", "atan2", "nextafter", "rem"):
+            both = f"{minus}{size}, □" if first or equation.name in ("max", "min") else f"□, {size}"
+            text = f"{OPERATORS[equation.name]}({both})"
         else:
-            text = f"{OPERATORS[equation.name]}({minus}{text}, □)"
+            sign = "^" if equation.name == "pow" else OPERATORS[equation.name]
+            text = f"{minus}{size}{sign}□" if first else f"□{sign}{minus}{size}"
         return self._new("curve", [argument], where, text)
 
     # ---- parts of values ----
@@ -446,16 +452,16 @@ class _Reader:
         if shape != self._shapes[lasting]:
             return None
         size = math.prod(shape) or 1
-        points = np.resize(np.linspace(-7.0, 7.0, 57, dtype=np.float32), -(-57 // size) * size)
+        points = np.resize(POINTS, -(-len(POINTS) // size) * size)
         computed = np.concatenate([
             np.ravel(self.program.evaluate(lasting, {name: jnp.reshape(chunk, shape)}))
             for chunk in points.reshape(-1, size)
         ])  # fmt: skip
-        for label, function in FUNCTIONS.items():
-            if label != "identity" and np.allclose(
-                computed, function(jnp.asarray(points)), rtol=1e-5, atol=1e-6
-            ):
+        for label, values in _values_of_functions().items():
+            if np.allclose(computed[: len(POINTS)], values, rtol=1e-5, atol=1e-6):
                 return f"function {SHORT.get(label, label.replace('_', ' '))}({ARGUMENT})"
+        if {e.name for e in region} - TRANSPARENT == {"max", "min"}:
+            return f"function clip({ARGUMENT})"
         return None
 
     def _normalisation(self, region: list[Equation], name: Name) -> str | None:
@@ -466,10 +472,21 @@ class _Reader:
         if self._shapes[name] != self._shapes[region[-1].outputs[0]]:
             return None
         if "exp" in primitives and "div" in primitives:
-            return "norm softmax"
+            weighted = any(self._is_weight(n) for e in region for n in e.inputs)
+            return None if weighted else "norm softmax"
         if primitives & {"rsqrt", "sqrt"}:
             return "norm LN" if "sub" in primitives else "norm RMS"
         return None
+
+
+@functools.cache
+def _values_of_functions() -> dict[str, np.ndarray]:
+    """The values of all known functions at ``POINTS``."""
+    return {
+        label: np.asarray(function(jnp.asarray(POINTS)))
+        for label, function in FUNCTIONS.items()
+        if label != "identity"
+    }
 
 
 def labels(tree: Any, otherwise: str) -> list[tuple[str, Name]]:
@@ -604,6 +621,8 @@ class _Drawing:
                     inner = self.values[argument]
                     if inner.kind != value.kind or inner.names or uses[argument] > 1:
                         continue
+                    if value.kind == "product" and -1 in (s for s, _ in value.terms + inner.terms):
+                        continue  # a quotient has two parts
                     terms = [(sign * s, t) for s, t in inner.terms]
                     merged = value.terms[:place] + terms + value.terms[place + 1 :]
                     plain = sum(
@@ -686,31 +705,21 @@ class _Drawing:
                 inside = value.terms[0][1]
                 if alone(inside) and is_layer(inside):
                     return layer(inside, terms_of(inside), value.text, n)
-                return add(
-                    Node("layer", value.text, value.names, (Edge(draw(inside)),), "", value.where)
-                )
+                edge = Edge(draw(inside))
+                return add(Node("function", value.text, value.names, (edge,), "", value.where))
             if value.kind == "weighted":
                 return operation(n, "p ∘", [Edge(draw(value.terms[0][1]))])
             if value.kind == "sum":
                 return draw_sum(n)
             if value.kind == "product":
-                over = sorted(value.terms, key=lambda term: -term[0])
-                if all(sign > 0 for sign, _ in over):
-                    return operation(n, "×", [Edge(draw(t)) for _, t in over])
-                above = [t for sign, t in over if sign > 0]
-                below = [t for sign, t in over if sign < 0]
-                top = draw(above[0]) if len(above) == 1 else times(above)
-                bottom = draw(below[0]) if len(below) == 1 else times(below)
-                return operation(n, "÷", [Edge(top), Edge(bottom)])
+                sign = "×" if all(sign > 0 for sign, _ in value.terms) else "÷"
+                return operation(n, sign, [Edge(draw(t)) for _, t in value.terms])
             if value.kind == "join":
                 inputs = [Edge(draw(t)) for _, t in value.terms]
                 return add(Node("join", "", value.names, tuple(inputs), "", value.where))
-            kind = "part" if value.kind == "part" else "operation"
+            kind = value.kind if value.kind in ("part", "function") else "operation"
             inputs = [Edge(draw(t)) for _, t in value.terms]
             return add(Node(kind, value.text, value.names, tuple(inputs), "", value.where))
-
-        def times(terms: list[int]) -> int:
-            return add(Node("operation", "×", (), tuple(Edge(draw(t)) for t in terms)))
 
         def terms_of(n: int) -> list[int]:
             return [n] if values[n].kind == "matrix" else [t for _, t in values[n].terms]
@@ -759,7 +768,7 @@ def nested(outer: str, inner: str) -> str:
     >>> nested("2□", "tanh(□)"), nested("tanh(□)", "□/2"), nested("2□", "1−□")
     ('2tanh(□)', 'tanh(□/2)', '2(1−□)')
     """
-    plain = inner == ARGUMENT or re.fullmatch(r"[\wσ ]+\([^()]*\)", inner)
+    plain = inner == ARGUMENT or re.fullmatch(r"[\wσ ]+\([^()]*\)|□[²³]", inner)
     bare = f"({ARGUMENT})" in outer
     return outer.replace(ARGUMENT, inner if plain or bare else f"({inner})")
 
@@ -767,13 +776,15 @@ def nested(outer: str, inner: str) -> str:
 def shown(text: str) -> str:
     """The text of a function, its argument left out where it can be.
 
-    >>> shown("2tanh(□)"), shown("tanh(□/2)"), shown("1−□"), shown("□²")
-    ('2tanh', 'tanh(·/2)', '1−', '(·)²')
+    >>> shown("2tanh(□)"), shown("tanh(□/2)"), shown("1−□"), shown("□²"), shown("0.1□")
+    ('2tanh', 'tanh(·/2)', '1−', '(·)²', '×0.1')
     """
     text = text.replace(f"({ARGUMENT})", "")
+    if re.fullmatch(r"−?[\d.e+-]+□", text):
+        return "×" + text.removesuffix(ARGUMENT)
     if text.endswith("−" + ARGUMENT):
         return text.removesuffix(ARGUMENT)
-    return text.replace(ARGUMENT + "²", "(·)²").replace(ARGUMENT, "·")
+    return re.sub("□(?=[²³^])", "(□)", text).replace(ARGUMENT, "·")
 
 
 def _with_joins(nodes: list[Node]) -> tuple[Node, ...]:

@@ -1,6 +1,7 @@
 """A schematic of a cell, drawn from its equations as SVG."""
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -10,7 +11,7 @@ from xml.sax.saxutils import escape
 import jax
 import jax.numpy as jnp
 
-from lstm_jax.inspect.dataflow import Dataflow, Node, dataflow
+from lstm_jax.inspect.dataflow import Node, dataflow
 from lstm_jax.inspect.layout import Layout, Link, Point, Shape, lay_out
 
 # Blue and orange are told apart by colour-blind readers, and by their shapes and lightness.
@@ -18,6 +19,7 @@ PAPER, INK, SOFT, BODY = "#ffffff", "#1b2733", "#5d6b78", "#f4f7f9"
 COLOURS = {
     "layer": ("#ffe2ad", "#9a6400"),
     "operation": ("#d3e6f7", "#1f5f96"),
+    "function": ("#d5eee3", "#0c6e52"),
     "part": (PAPER, SOFT),
     "join": (INK, INK),
 }
@@ -147,6 +149,15 @@ def _orders(nodes: Sequence[Node], spines: list[list[int]]) -> list[tuple[int, .
     ]
 
 
+@functools.lru_cache(maxsize=64)
+def placed(nodes: tuple[Node, ...]) -> tuple[list[Shape], Layout]:
+    """The room that each node takes, and where everything is."""
+    spines = _spines(nodes)
+    ordered = [n for n, node in enumerate(nodes) if node.text in ORDERED]
+    shapes = [_shape(node) for node in nodes]
+    return shapes, lay_out(shapes, _links(nodes, spines), ordered, _orders(nodes, spines))
+
+
 def _shape(node: Node) -> Shape:
     width = text_width(node.text, SIZE)
     name = _name_width(node)
@@ -222,10 +233,7 @@ def _n(value: float) -> str:
 
 
 def _svg(nodes: tuple[Node, ...], title: str) -> str:
-    spines = _spines(nodes)
-    ordered = [n for n, node in enumerate(nodes) if node.text in ORDERED]
-    shapes = [_shape(node) for node in nodes]
-    layout = lay_out(shapes, _links(nodes, spines), ordered, _orders(nodes, spines))
+    shapes, layout = placed(nodes)
     left, top, right, bottom = layout.inside
     legend = list(_legend(nodes))
     x0 = min(c[0] - s.left for c, s in zip(layout.centres, shapes, strict=True)) - MARGIN
@@ -333,7 +341,7 @@ def _node(node: Node, shape: Shape, place: Point) -> Iterator[str]:
         yield _label(node.text, "t", x, y - 24, "middle")
     else:
         fill, edge = COLOURS[node.kind]
-        corner = {"layer": 4.0, "join": 1.5}.get(node.kind, min(shape.width, shape.height))
+        corner = {"layer": 4.0, "function": 4.0, "join": 1.5}.get(node.kind, shape.height)
         yield (
             f'<rect x="{_n(x - shape.width)}" y="{_n(y - shape.height)}" '
             f'width="{_n(2 * shape.width)}" height="{_n(2 * shape.height)}" rx="{_n(corner)}" '
@@ -355,6 +363,8 @@ def _legend(nodes: Sequence[Node]) -> Iterator[tuple[str, str]]:
         yield _sign("layer", 3), "layer: function of W · inputs + b"
     if "operation" in kinds:
         yield _sign("operation", 7), "element by element"
+    if "function" in kinds:
+        yield _sign("function", 3), "all units together"
     if "part" in kinds:
         yield _sign("part", 7), "some features"
     if "join" in kinds:
@@ -362,7 +372,9 @@ def _legend(nodes: Sequence[Node]) -> Iterator[tuple[str, str]]:
     if any(edge.weighted for node in nodes for edge in node.inputs):
         line = f'<path d="M0 -5H20" stroke="{INK}" stroke-width="1.6" stroke-dasharray="5 4"/>'
         yield line, "times a weight of each unit"
-    signs = sorted({node.text for node in nodes if node.text in ORDERED and len(node.inputs) > 1})
+    signs = sorted(
+        {node.text for node in nodes if node.text in ORDERED[:2] and len(node.inputs) > 1}
+    )
     if signs:
         text = f'<text x="10" y="0" text-anchor="middle" fill="{INK}">{" ".join(signs)}</text>'
         yield text, "first operand from the left"
@@ -381,14 +393,15 @@ def _place_legend(
     """The legend in as many lines as it needs, its height and its width."""
     x, y, widest, out = 0.0, 14.0, 0.0, []
     for sign, text in legend:
-        size = 27 + 0.9 * text_width(text, SMALL)
-        if x and x + size > width:
+        long = text_width(text, SMALL)
+        size = 27 + 0.9 * long
+        if x and x + 27 + 1.1 * long > width:
             x, y = 0.0, y + 21.0
         out.append(
             f'<g transform="translate({_n(x)} {_n(y)})">{sign}<text x="27" y="-1" fill="{SOFT}" '
             f'font-size="{SMALL:.0f}">{escape(text)}</text></g>'
         )
-        widest = max(widest, x + size)
+        widest = max(widest, x + 27 + 1.1 * long)
         x += size + 14
     return out, y + 4, widest
 
@@ -415,9 +428,6 @@ def _description(nodes: Sequence[Node]) -> str:
             lines.append(f"{called(n)} = {node.text} layer of {' and '.join(inputs)}")
         elif node.kind == "operation" and node.text in ("+", "×", "−", "÷"):
             lines.append(f"{called(n)} = {f' {node.text} '.join(inputs)}")
-        elif node.kind == "operation":
+        else:
             lines.append(f"{called(n)} = {node.text}({', '.join(inputs)})")
     return "; ".join(lines)
-
-
-__all__ = ["CellDrawing", "Dataflow", "draw_cell"]

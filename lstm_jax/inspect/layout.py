@@ -332,13 +332,16 @@ class _Order:
 
     def cost(self, k: int) -> float:
         """What the order of one column costs."""
-        return self.channel(k - 1) + self.channel(k) + self.inside(k)
+        key = self._key(k - 1), self._key(k), self._key(k + 1)
+        if (k, key) not in self._known:
+            self._known[k, key] = self.channel(k - 1) + self.channel(k) + self.inside(k)
+        return self._known[k, key]
 
     def inside(self, k: int) -> float:
         """A little for what is above the strongest wires, and for wires with one more bend."""
         above = [i for i, item in enumerate(self.columns[k]) if item in self.strong]
-        sides = "".join(self.ports[item.node] for item in self.columns[k] if item.kind == "node")
-        return 0.15 * min(above, default=0) + 0.03 * sides.count("N") + 0.04 * sides.count("S")
+        corners = [kind for kind, _ in self.slots(k)]
+        return 0.15 * min(above, default=0) + 0.03 * corners.count("N") + 0.04 * corners.count("S")
 
     def slots(self, k: int) -> list[tuple[str, int]]:
         """Everything in a column that has a height of its own, from top to bottom.
@@ -346,7 +349,11 @@ class _Order:
         Beside items these are corners, ``"N"`` and ``"S"``: where a wire turns down or up into
         a round node.  Beside a lane of the same wire there is none, the lane is tapped.
         """
+        key = ("slots", k, self._key(k))
+        if key in self._known:
+            return self._known[key]
         found: list[tuple[str, int]] = []
+        self._known[key] = found
         column = self.columns[k]
         for i, item in enumerate(column):
             sides = self.ports[item.node] if item.kind == "node" else ""
