@@ -1,4 +1,4 @@
-"""``lstm-jax train | evaluate | generate | export``."""
+"""``lstm-jax train | evaluate | generate | export | convert``."""
 
 import contextlib
 import dataclasses
@@ -15,8 +15,11 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from lstm_jax.errors import UserError
+from lstm_jax.interop.convert import LIBRARIES, read_layer, write_layer
+from lstm_jax.interop.weights import flattened
 from lstm_jax.tasks import TASKS, Samples
 from lstm_jax.tasks.options import Section, expectation, nearest, sections_of
+from lstm_jax.tasks.recurrent import RecurrentModel
 from lstm_jax.train import (
     Report,
     Stopped,
@@ -31,7 +34,7 @@ from lstm_jax.train.config import SHARED_SECTIONS, config_from
 from lstm_jax.tune import tune_cpu
 
 INTERRUPTED = 130
-COMMANDS = ("train", "evaluate", "generate", "export")
+COMMANDS = ("train", "evaluate", "generate", "export", "convert")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,11 +91,36 @@ class Export:
     """How weight matrices are stored; dynamic-int8 is onnxruntime's own quantisation."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Convert:
+    """Recurrent weights from one library's file into another's, or a run's best ones into one.
+
+    Files are .safetensors, .npz, .weights.h5 or .keras; nothing is unpickled. Options of the
+    functions from_LIBRARY and to_LIBRARY say what arrays do not: activations, for one.
+    """
+
+    source: Positional[pathlib.Path]
+    """A file of arrays, or a run's folder."""
+    target: Positional[pathlib.Path]
+    """The file to write."""
+    from_: Annotated[Literal[*LIBRARIES] | None, tyro.conf.arg(name="from")] = None  # type: ignore[valid-type]
+    """Whose arrays the source has; told by a run and by files of Keras."""
+    to: Literal[*LIBRARIES] | None = None  # type: ignore[valid-type]
+    """Whose arrays the target shall have; told by .weights.h5, Keras's."""
+    prefix: str = ""
+    """What names of the layer's arrays begin with; other arrays are left out."""
+    reading: tuple[str, ...] = ()
+    """Options of from_LIBRARY: NAME=VALUE ..."""
+    writing: tuple[str, ...] = ()
+    """Options of to_LIBRARY: NAME=VALUE ..."""
+
+
 Command = Annotated[
     Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Generate, tyro.conf.subcommand("generate")]
-    | Annotated[Export, tyro.conf.subcommand("export")],
+    | Annotated[Export, tyro.conf.subcommand("export")]
+    | Annotated[Convert, tyro.conf.subcommand("convert")],
     tyro.conf.OmitArgPrefixes,
 ]
 
@@ -129,11 +157,15 @@ def main(args: Sequence[str] | None = None) -> int:
             _train(command, _overrides(rest))
             return 0
         if rest:
-            known = {"--" + field.name for field in dataclasses.fields(command)} - {"--workdir"}
+            known = {"--" + field.name.rstrip("_") for field in dataclasses.fields(command)} - {
+                "--workdir"
+            }
             hint = nearest(rest[0], sorted(known)) if known else ""
             raise UserError(f"{rest[0]}: unknown option{hint}")
         if isinstance(command, Evaluate):
             _evaluate(command)
+        elif isinstance(command, Convert):
+            _convert(command)
         elif isinstance(command, Export):
             _export(command)
         else:
@@ -210,6 +242,29 @@ def _generate(command: Generate) -> None:
     params, _ = best_params(config, task, command.workdir)
     text = task.sample(params, command.prompt, command.length, command.temperature, command.seed)
     sys.stdout.write(text + "\n")  # rich would expand its tabs and drop its line ends
+
+
+def _convert(command: Convert) -> None:
+    source, target = command.source, command.target
+    known = ", ".join(LIBRARIES)
+    to = command.to or ("keras" if target.name.endswith(".weights.h5") else None)
+    if to is None:
+        raise UserError(f"--to: expected one of {known} for {target}")
+    if source.is_dir():
+        config = load_workdir(source)
+        if not isinstance(config.model, RecurrentModel):
+            raise UserError(f"{source}: task {config.task} has no recurrent layers")
+        params, _ = best_params(config, config.build_task(), source)
+        layer, params = config.model.layers, params["lstm"]
+    else:
+        library = command.from_ or ("keras" if source.suffix in (".keras", ".h5") else None)
+        if library is None:
+            raise UserError(f"--from: expected one of {known} for {source}")
+        layer, params = read_layer(source, library, command.prefix, command.reading)
+    arrays = write_layer(target, to, layer, params, command.writing)
+    console = Console(soft_wrap=True, highlight=False)
+    for name, array in flattened(arrays):
+        console.print(f"{name}  {array.dtype} {array.shape}", markup=False)
 
 
 def _overrides(words: Sequence[str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Flax: ``LSTMCell``, ``OptimizedLSTMCell``, ``GRUCell``, ``SimpleCell``, linen's ``ConvLSTMCell``."""
+"""Flax, linen and nnx: LSTM, GRU and simple cells, and linen's ``ConvLSTMCell``."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,6 +1,5 @@
 """PyTorch: ``nn.LSTM``, ``nn.GRU``, ``nn.RNN`` and their cells, as a ``state_dict`` holds them."""
 
-import dataclasses
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -194,7 +193,6 @@ def to_torch(
                     f"proj_size={proj_size} would be lost: torch has proj_size below hidden_size, "
                     f"{size}"
                 )
-            cell = dataclasses.replace(cell, proj_size=proj_size)
         check_same(cell, _made(kind, size, proj_size, nonlinearity, "float32"), "torch", HAS)
 
         def key(name: str) -> str:

@@ -219,7 +219,7 @@ def test_no_bias():
     arrays = to_torch(layer, params, bias=False)
     assert list(arrays) == ["weight_ih_l0", "weight_hh_l0"]
     jax.tree.map(np.testing.assert_array_equal, from_torch(arrays)[1], params)
-    with pytest.raises(ValueError, match="b is not zero and would be lost: .* bias=False"):
+    with pytest.raises(ValueError, match=r"b is not zero and would be lost: .* bias=False"):
         to_torch(layer, random_params(layer), bias=False)
 
 
@@ -296,7 +296,7 @@ def test_wrong_arrays_are_named(arrays, error, message):
 def test_directions_are_not_mixed():
     one = to_torch(LSTM(2, 2), random_params(LSTM(2, 2)))
     both = to_torch(LSTM(2, bidirectional=True), random_params(LSTM(2, bidirectional=True)))
-    with pytest.raises(ValueError, match="^weight_hh_l1_reverse is missing"):
+    with pytest.raises(ValueError, match=r"^weight_hh_l1_reverse is missing"):
         from_torch({**one, **both})
 
 
@@ -304,7 +304,7 @@ def test_kinds_are_not_mixed():
     arrays = to_torch(LSTM(2, 2), random_params(LSTM(2, 2)))
     rnn = to_torch(LSTM(2, cell="rnn"), random_params(LSTM(2, cell="rnn"), 2))
     swapped = {name.replace("_l0", "_l1"): array for name, array in rnn.items()}
-    with pytest.raises(ValueError, match="^weight_hh_l1: torch has one kind and size of cell"):
+    with pytest.raises(ValueError, match=r"^weight_hh_l1: torch has one kind and size of cell"):
         from_torch({**arrays, **swapped})
 
 

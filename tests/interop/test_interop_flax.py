@@ -1,0 +1,171 @@
+"""Parameters to and from Flax, linen and nnx, against its own cells in values and gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen, nnx
+
+from lstm_jax.cells import (
+    ConvLSTMCell,
+    GRUCell,
+    LSTMCell,
+    LSTMState,
+    PeepholeLSTMCell,
+    RNNCell,
+    RNNState,
+)
+from lstm_jax.interop import from_flax, to_flax
+from tests.interop.comparison import NUMBER, assert_cells_agree, draw, draw_like, sizes
+
+T, B = 3, 2
+LINEN = ["LSTMCell", "OptimizedLSTMCell", "GRUCell", "SimpleCell", "ConvLSTMCell"]
+
+
+def as_state(carry):
+    return LSTMState(h=carry[1], c=carry[0]) if isinstance(carry, tuple) else RNNState(carry)
+
+
+@pytest.mark.parametrize("seed", range(NUMBER))
+def test_values_and_gradients_agree_with_linen(seed):
+    rng = np.random.default_rng(seed)
+    D, H = sizes(rng)
+    kind = rng.choice(LINEN)
+    options, told, space = {}, {}, ()
+    if kind == "ConvLSTMCell":
+        options = {"kernel_size": (3, 1), "use_bias": bool(rng.random() < 0.5)}
+        space = (4, 3)
+    elif rng.random() < 0.5:
+        told = {"activation_fn": "relu"}
+    functions = {name: jax.nn.relu for name in told}
+    module = getattr(linen, kind)(H, **options, **functions, param_dtype="float64")
+    with jax.enable_x64(True):
+        xs = draw(rng, T, B, *space, D, dtype="float64")
+        key = jax.random.key(seed)
+        shapes = jax.eval_shape(lambda: module.initialize_carry(key, xs[0].shape))
+        carry = draw_like(rng, shapes)
+        shapes = jax.eval_shape(lambda: module.init(key, carry, xs[0]))
+        arrays = draw_like(rng, shapes)["params"]
+
+        def step(arrays, carry, x):
+            return module.apply({"params": arrays}, carry, x)
+
+        def convert(arrays):
+            return from_flax(arrays, **told)
+
+        assert_cells_agree(convert, arrays, step, carry, as_state, xs, rng)
+        if kind != "ConvLSTMCell":  # whose forget bias is rounded
+            again = to_flax(*convert(arrays), **told)
+            jax.tree.map(np.testing.assert_array_equal, again, arrays)
+
+
+@pytest.mark.parametrize("seed", range(NUMBER))
+def test_values_and_gradients_agree_with_nnx(seed):
+    rng = np.random.default_rng(seed)
+    D, H = sizes(rng)
+    kind = rng.choice(LINEN[:4])
+    told = {"activation_fn": "relu"} if rng.random() < 0.5 else {}
+    if kind in ("LSTMCell", "GRUCell") and rng.random() < 0.3:
+        told["gate_fn"] = "hard_sigmoid"
+    functions = {name: getattr(jax.nn, function) for name, function in told.items()}
+    with jax.enable_x64(True):
+        types = {"dtype": "float64", "param_dtype": "float64"}
+        module = getattr(nnx, kind)(D, H, **functions, **types, rngs=nnx.Rngs(seed))
+        xs = draw(rng, T, B, D, dtype="float64")
+        h, c = draw(rng, 2, B, H, dtype="float64")
+        state = nnx.state(module, nnx.Param)
+        from_flax(state, **told)  # takes it as it is
+        arrays = draw_like(rng, nnx.to_pure_dict(state))
+
+        def step(arrays, carry, x):
+            nnx.update(module, arrays)
+            return module(carry, x)
+
+        def convert(arrays):
+            return from_flax(arrays, **told)
+
+        carry = (c, h) if "LSTM" in kind else h
+        assert_cells_agree(convert, arrays, step, carry, as_state, xs, rng)
+        optimized = kind.startswith("Optimized")
+        again = to_flax(*convert(arrays), api="nnx", optimized=optimized, **told)
+        jax.tree.map(np.testing.assert_array_equal, again, arrays)
+
+
+@pytest.mark.parametrize("cell", [LSTMCell(3), GRUCell(3, reset_after=True), RNNCell(3)], ids=repr)
+@pytest.mark.parametrize("api", ["linen", "nnx"])
+@pytest.mark.parametrize("optimized", [False, True])
+def test_there_and_back_is_exact(cell, api, optimized):
+    shapes = jax.eval_shape(lambda: cell.init(jax.random.key(0), 2))
+    params = draw_like(np.random.default_rng(0), shapes)
+    if "b_hg" in params and api == "nnx":
+        with pytest.raises(ValueError, match=r"b_hg is not zero and would be lost"):
+            to_flax(cell, params, api=api)
+        params["b_hg"] *= 0
+    again, back = from_flax(to_flax(cell, params, api=api, optimized=optimized))
+    assert again == cell
+    jax.tree.map(np.testing.assert_array_equal, back, params)
+
+
+def test_a_new_convolutional_cell_comes_back_exactly():
+    cell = ConvLSTMCell(3)
+    params = cell.init(jax.random.key(0), 2)
+    arrays = to_flax(cell, params)
+    assert not arrays["ih"]["bias"].any()
+    again, back = from_flax(arrays)
+    assert again == cell
+    jax.tree.map(np.testing.assert_array_equal, back, params)
+
+
+REFUSED = [
+    (PeepholeLSTMCell(3), {}, "p_i, p_f, p_o of PeepholeLSTMCell would be lost: flax has LSTMCell"),
+    (LSTMCell(3, output_fn="identity"), {}, "output_fn='identity' of LSTMCell would be lost"),
+    (LSTMCell(3), {"gate_fn": "hard_sigmoid"}, "gate_fn='sigmoid' of LSTMCell would be lost"),
+    (GRUCell(3), {}, "reset_after=False of GRUCell would be lost: flax has reset_after=True"),
+    (ConvLSTMCell(3), {"api": "nnx"}, "ConvLSTMCell would be lost: flax.nnx has"),
+    (ConvLSTMCell(3), {"use_bias": False}, "b is not zero and would be lost"),
+    (ConvLSTMCell(3), {"gate_fn": "relu"}, "gate_fn and activation_fn are no options"),
+    (LSTMCell(3), {"use_bias": False}, "use_bias=False is an option of flax.linen.ConvLSTMCell"),
+    (LSTMCell(3), {"api": "haiku"}, "api must be 'linen' or 'nnx', got 'haiku'"),
+]
+
+
+@pytest.mark.parametrize(("cell", "options", "message"), REFUSED)
+def test_what_flax_cannot_hold_is_refused(cell, options, message):
+    with pytest.raises(ValueError, match=message):
+        to_flax(cell, cell.init(jax.random.key(0), 2), **options)
+
+
+def dense(*shape, bias=None):
+    arrays = {"kernel": jnp.ones(shape)}
+    return arrays if bias is None else {**arrays, "bias": jnp.ones(bias)}
+
+
+LSTM = {f"{a}{g}": dense(2 if a == "i" else 3, 3) for a in "ih" for g in "ifgo"}
+WRONG = [
+    ({"cell": {"ii": dense(2, 3)}}, "^dense_h/kernel is missing from the arrays of flax, got cell"),
+    ({"ii": dense(2, 3), "if": dense(2, 3)}, "^hi/kernel is missing"),
+    (
+        {f"{a}{g}": dense(2 if a == "i" else 3, 3) for a in "ih" for g in "ifgo"}
+        | {"hz": dense(1)},
+        "^hz/kernel is no array of a recurrent layer of flax",
+    ),
+    (
+        {**LSTM, "hg": dense(3, 4)},
+        r"^hg/kernel must have the shape of hi/kernel, \(3, 3\), got \(3, 4\)",
+    ),
+    ({"dense_h": dense(3, 5)}, r"^dense_h/kernel must have shape \(H, 4H\), .* got \(3, 5\)"),
+    (
+        {"dense_h": dense(3, 12, bias=11), "dense_i": dense(2, 12)},
+        r"^dense_h/bias must have shape \(4H,\), \(12,\) with hidden size 3, got \(11,\)",
+    ),
+    (
+        {"ih": dense(2, 3, 1, 8), "hh": dense(2, 3, 2, 8)},
+        r"^hh/kernel must have odd kernel sizes, got \(2, 3\)",
+    ),
+]
+
+
+@pytest.mark.parametrize(("arrays", "message"), WRONG)
+def test_wrong_arrays_are_named(arrays, message):
+    with pytest.raises(ValueError, match=message):
+        from_flax(arrays)
