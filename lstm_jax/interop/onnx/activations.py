@@ -59,16 +59,16 @@ class OnnxActivation:
 
 SAME = {
     "elu": OnnxActivation("Elu", 1.0),
-    "hard_sigmoid": OnnxActivation("HardSigmoid", float(np.float32(1 / 6)), 0.5),
+    "hard_sigmoid": OnnxActivation("HardSigmoid", 1 / 6, 0.5),
     "identity": OnnxActivation("Affine", 1.0, 0.0),
-    "leaky_relu": OnnxActivation("LeakyRelu", float(np.float32(0.01))),
+    "leaky_relu": OnnxActivation("LeakyRelu", 0.01),
     "relu": OnnxActivation("Relu"),
     "sigmoid": OnnxActivation("Sigmoid"),
     "softplus": OnnxActivation("Softplus"),
     "softsign": OnnxActivation("Softsign"),
     "tanh": OnnxActivation("Tanh"),
 }
-"""Functions that both sides have, by our names; ONNX keeps its numbers in float32."""
+"""Functions that both sides have, by our names."""
 
 
 def activations_from_onnx(
@@ -105,10 +105,18 @@ def activations_from_onnx(
         name = names[word.lower()]
         alpha = next(alphas, ALPHA[name]) if name in ALPHA else 0.0
         beta = next(betas, BETA[name]) if name in BETA else 0.0
-        function = OnnxActivation(name, float(np.float32(alpha)), float(np.float32(beta)))
-        functions.append(next((ours for ours, same in SAME.items() if same == function), function))
+        functions.append(_ours(OnnxActivation(name, float(alpha), float(beta))))
     count = len(defaults)
     return [tuple(functions[n * count : (n + 1) * count]) for n in range(directions)]
+
+
+def _ours(function: OnnxActivation) -> Activation:
+    """Its name here, where we have it; attributes of ONNX are float32."""
+    numbers = np.float32([function.alpha, function.beta])
+    for name, same in SAME.items():
+        if same.name == function.name and (numbers == np.float32([same.alpha, same.beta])).all():
+            return name
+    return function
 
 
 def activation_to_onnx(given: Activation) -> OnnxActivation | None:

@@ -13,6 +13,7 @@ import onnx.inliner
 from lstm_jax.interop.onnx.operators import cast_to, dtype_of, known, operator_at
 from lstm_jax.interop.onnx.recurrent import DEFAULTS as RECURRENT
 from lstm_jax.interop.onnx.recurrent import run_node
+from lstm_jax.sequence.engines import check_engine
 
 Values = dict[str, Any]  # arrays by the names that a graph gives them
 
@@ -61,7 +62,9 @@ class GraphFunction:
       params: the floating constants of the graph by name, NumPy arrays: its weights.
     """
 
-    def __init__(self, model: onnx.ModelProto):
+    def __init__(self, model: onnx.ModelProto, engine: str = "auto"):
+        check_engine(engine)
+        self._engine = engine
         self._opset = _opset(model)
         if model.functions:
             model = onnx.inliner.inline_local_functions(model)
@@ -105,11 +108,12 @@ class GraphFunction:
                 raise ValueError(
                     f"params[{name!r}] must have shape {self.params[name].shape}, got {array.shape}"
                 )
-        results = run_graph(self._graph, {**self._graph.constants, **params, **values}, self._opset)
+        values = {**self._graph.constants, **params, **values}
+        results = run_graph(self._graph, values, self._opset, self._engine)
         return dict(zip(self.outputs, map(jnp.asarray, results), strict=True))
 
 
-def from_onnx(model: onnx.ModelProto | str | os.PathLike) -> GraphFunction:
+def from_onnx(model: onnx.ModelProto | str | os.PathLike, *, engine: str = "auto") -> GraphFunction:
     """A model as a pure JAX function, with LSTM, GRU and RNN run by our cells.
 
     All shapes must follow from those of the inputs: they are computed while the function is
@@ -117,6 +121,7 @@ def from_onnx(model: onnx.ModelProto | str | os.PathLike) -> GraphFunction:
 
     Args:
       model: of ONNX, or the path of one.
+      engine: how LSTM, GRU and RNN are run, as in :func:`unroll`.
 
     Returns:
       ``f``; ``f(**inputs)`` returns a dict of outputs by name.
@@ -136,7 +141,8 @@ def from_onnx(model: onnx.ModelProto | str | os.PathLike) -> GraphFunction:
       >>> outputs["ys"].shape, outputs["new_state.layer_0.c"].shape
       ((7, 5, 4), (5, 4))
     """
-    return GraphFunction(model if isinstance(model, onnx.ModelProto) else onnx.load(model))
+    proto = model if isinstance(model, onnx.ModelProto) else onnx.load(model)
+    return GraphFunction(proto, engine)
 
 
 # ---- reading ----
@@ -227,13 +233,13 @@ def _checked_input(name: str, array: Any, wanted: Input) -> jax.Array:
 # ---- running ----
 
 
-def run_graph(graph: Graph, values: Values, opset: int) -> list[Any]:
+def run_graph(graph: Graph, values: Values, opset: int, engine: str) -> list[Any]:
     """The outputs of a graph, ``values`` having its inputs, constants and what it can see."""
     values = {"": None, **values}
     for node in graph.nodes:
         inputs = [values[name] for name in node.inputs]
         try:
-            results = _run(node, inputs, values, opset)
+            results = _run(node, inputs, values, opset, engine)
         except (TypeError, ValueError, IndexError) as error:
             error.add_note(f"in node {node.name!r}, {node.operator}")
             raise
@@ -243,16 +249,16 @@ def run_graph(graph: Graph, values: Values, opset: int) -> list[Any]:
     return [values[name] for name in graph.outputs]
 
 
-def _run(node: Node, inputs: list[Any], values: Values, opset: int) -> Any:
+def _run(node: Node, inputs: list[Any], values: Values, opset: int, engine: str) -> Any:
     if node.operator in WITH_GRAPHS:
 
         def run(graph: Graph, *arguments: Any) -> list[Any]:
             given = dict(zip(graph.inputs, arguments, strict=True))
-            return run_graph(graph, {**values, **graph.constants, **given}, opset)
+            return run_graph(graph, {**values, **graph.constants, **given}, opset, engine)
 
         return WITH_GRAPHS[node.operator](run, *inputs, **node.attributes)
     if node.operator in RECURRENT:
-        return run_node(node.operator, *inputs, **node.attributes)
+        return run_node(node.operator, *inputs, engine=engine, **node.attributes)
     function = operator_at(node.operator, opset)
     assert function is not None  # read_graph has looked
     if node.operator == "Split":

@@ -291,6 +291,8 @@ def run_node(
     initial_h: Any = None,
     initial_c: Any = None,
     P: Any = None,
+    *,
+    engine: str = "auto",
     **attributes: Any,
 ) -> tuple[jax.Array, ...]:
     """``(Y, Y_h)``, and of an LSTM ``Y_c``, each direction run by :func:`unroll`.
@@ -320,7 +322,9 @@ def run_node(
         zero = cell.zero_state(X.shape[1:-1])
         begin = zero._replace(**{name: jnp.asarray(array[n]) for name, array in states.items()})
         reverse = n == 1 or attributes.get("direction") == "reverse"
-        end, ys = unroll(cell, params, X, begin, lengths=sequence_lens, reverse=reverse)
+        end, ys = unroll(
+            cell, params, X, begin, lengths=sequence_lens, reverse=reverse, engine=engine
+        )
         outputs.append(ys)
         last.append(end)
     Y = jnp.stack(outputs, 1)
