@@ -71,7 +71,7 @@ class Builder:
     def constant(self, array: np.ndarray, name: str | None = None) -> str:
         """The name of a constant; the same array, or a small one that is equal, is stored once."""
         array = np.asarray(array)
-        small = array.size <= 16 and name is None
+        small = array.size <= 16 and name is None and id(array) not in self._known
         key = (array.dtype, array.shape, array.tobytes()) if small else id(array)
         if key not in self._known:
             self._known[key] = name or self.new_name("constant")

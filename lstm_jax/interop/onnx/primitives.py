@@ -79,7 +79,7 @@ for _name, _operator in SAME.items():
     primitive(_name)(_same(_operator))
 
 
-@primitive("copy", "copy_p", "name", "optimization_barrier", "pcast", "pvary")
+@primitive("copy", "copy_p", "name", "optimization_barrier", "pcast", "pvary", "stop_gradient")
 def unchanged(g: Builder, eqn: Any, *inputs: Value) -> list[Value]:
     return list(inputs)
 
@@ -162,6 +162,9 @@ def clamp(g: Builder, eqn: Any, low: Value, x: Value, high: Value) -> str:
 
 @primitive("select_n")
 def select(g: Builder, eqn: Any, which: Value, *cases: Value) -> Value:
+    if is_bool(eqn.outvars[0]):  # of which ONNX Runtime has no Where
+        no, yes = g.add("And", g.add("Not", which), cases[0]), g.add("And", which, cases[1])
+        return g.add("Or", no, yes)
     if is_bool(eqn.invars[0]):
         return g.add("Where", which, cases[1], cases[0])
     chosen = cases[0]
@@ -272,12 +275,27 @@ def slice_(g: Builder, eqn: Any, x: Value) -> str:
 
 @primitive("dynamic_slice")
 def dynamic_slice(g: Builder, eqn: Any, x: Value, *starts: Value) -> str:
-    shape, sizes = eqn.invars[0].aval.shape, g.shape(eqn.params["slice_sizes"])
-    first = [g.add("Cast", reshaped(g, start, (1,)), to=type_code(np.int64)) for start in starts]
-    last = g.arithmetic("Sub", g.shape(shape), sizes)
-    begin = g.add("Concat", *first, axis=0)
-    begin = g.add("Min", g.add("Max", begin, np.zeros(len(shape), np.int64)), last)
-    return g.add("Slice", x, begin, g.add("Add", begin, sizes), np.arange(len(shape)))
+    first = g.add("Concat", *(reshaped(g, start, (1,)) for start in starts), axis=0)
+    axes = range(len(starts))
+    return part(g, x, first, axes, eqn.invars[0].aval.shape, eqn.params["slice_sizes"])
+
+
+def part(
+    g: Builder,
+    x: Value,
+    first: Value,
+    axes: Sequence[int],
+    shape: Sequence[Any],
+    sizes: Sequence[Any],
+    squeezed: Sequence[int] = (),
+) -> str:
+    """A part of ``x`` of these sizes, which begins at ``first`` or where it just fits in."""
+    along, within = g.shape([sizes[n] for n in axes]), g.shape([shape[n] for n in axes])
+    last = g.arithmetic("Sub", within, along)
+    first = widened(g, first, np.int64)
+    begin = g.add("Min", g.add("Max", first, np.array([0])), last)
+    y = g.add("Slice", x, begin, g.add("Add", begin, along), np.array(axes))
+    return g.add("Squeeze", y, np.array(squeezed)) if squeezed else y
 
 
 @primitive("pad")
@@ -305,14 +323,17 @@ def iota(g: Builder, eqn: Any, *sizes: Value) -> str:
 
 @primitive("gather")
 def gather(g: Builder, eqn: Any, x: Value, indices: Value) -> str:
-    """Of single places along some axes, whole in the others; the rest has no operator."""
+    """Of single places along some axes, whole in the others; or one part of the array."""
     dims, shape = eqn.params["dimension_numbers"], eqn.invars[0].aval.shape
+    if eqn.invars[1].aval.ndim == 1:
+        axes, sizes = dims.start_index_map, eqn.params["slice_sizes"]
+        return part(g, x, indices, axes, shape, sizes, dims.collapsed_slice_dims)
     places, batch = eqn.invars[1].aval.shape[:-1], dims.operand_batching_dims
     whole = [n for n in range(len(shape)) if n not in (*dims.collapsed_slice_dims, *batch)]
     indexed = dims.start_index_map
     sizes = eqn.params["slice_sizes"]
     if any(sizes[n] != shape[n] for n in whole) or set(indexed) & set(whole):
-        raise ValueError("a gather of parts of an axis has no operator in ONNX")
+        raise ValueError("a gather of several parts of an axis has no operator in ONNX")
     if eqn.params["mode"] == jax.lax.GatherScatterMode.CLIP:
         last = g.arithmetic("Sub", g.shape([shape[n] for n in indexed]), np.array([1]))
         last = g.add("Cast", last, to=type_code(dtype_of(eqn.invars[1])))

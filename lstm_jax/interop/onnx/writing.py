@@ -35,6 +35,7 @@ CALLS = {
     "jit": "jaxpr",
     "pjit": "jaxpr",
     "remat": "jaxpr",
+    "remat2": "jaxpr",
 }
 """Primitives that call a function, and the parameter that holds it."""
 
