@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -47,6 +47,8 @@ PRODUCTS = {"dot_general": "", "conv_general_dilated": "conv"}
 """Linear maps, and what is written beside a layer that has them."""
 
 REDUCTIONS = {"reduce_sum": "Σ", "reduce_max": "max", "reduce_min": "min", "reduce_prod": "Π"}
+OTHERS = {**REDUCTIONS, "dot_general": "matmul", "conv_general_dilated": "conv"}
+"""Functions of several elements at once."""
 
 NORMALISING = frozenset(
     (*REDUCTIONS, "abs", "add", "div", "exp", "integer_pow", "max", "mul", "rsqrt", "sqrt")
@@ -62,6 +64,9 @@ FUNCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 POINTS = np.linspace(-7.0, 7.0, 57, dtype=np.float32)
 """Where functions are compared."""
+
+WITH_WEIGHTS = ("matrix", "weighted")
+"""Kinds of values that are weights times another value: a matrix, or a number for each unit."""
 
 LONGEST = 12
 """Characters of the longest text that is written into one node."""
@@ -130,7 +135,7 @@ def dataflow(step: Callable[..., Any], params: Any, state: Any, x: Any) -> Dataf
     """
     program = Program(step, params, state, x)
     reader = _Reader(program, (params, state, x))
-    return Dataflow(_Drawing(reader).nodes, program)
+    return Dataflow(_Drawing(reader).nodes(), program)
 
 
 # ---- reading the equations ----
@@ -163,7 +168,8 @@ class _Reader:
         self.values: list[_Value] = []
         self._known: dict[tuple[Name, Span], int] = {}
         self._computed: dict[Any, int] = {}
-        self._shapes = _shapes(program, examples)
+        self._types = _types(program, examples)
+        self._shapes = {name: tuple(np.shape(t)) for name, t in self._types.items()}
         self._sources = {name: label for label, name in labels(state, "s")}
         self._sources |= {name: label for label, name in labels(x, "x")}
         self._x = set(jax.tree.leaves(x))
@@ -224,24 +230,21 @@ class _Reader:
         if inside is not None:
             return inside
         data = [n for n in equation.inputs if n in self.data]
-        if equation.name in PRODUCTS and len(data) == 1:
-            return self._new("matrix", [self.read(data[0])], where, PRODUCTS[equation.name])
-        if equation.name.startswith("function "):
-            return self._new("curve", [self._argument(equation, data[0], span)], where,
-                             equation.name.removeprefix("function "))  # fmt: skip
-        if equation.name in CURVES:
-            return self._new(
-                "curve", [self._argument(equation, data[0], span)], where, CURVES[equation.name]
-            )
-        if equation.name in OPERATORS:
+        primitive, _, label = equation.name.partition(" ")
+        if primitive in PRODUCTS and len(data) == 1:
+            return self._new("matrix", [self.read(data[0])], where, PRODUCTS[primitive])
+        if primitive in OPERATORS:
             return self._operator(equation, span, where)
-        if equation.name == "integer_pow":
-            text = f"{ARGUMENT}^{equation.params['y']}".replace("^2", "²").replace("^3", "³")
-            return self._new("curve", [self._argument(equation, data[0], span)], where, text)
-        text = equation.name.removeprefix("norm ")
-        kind = "norm" if equation.name.startswith("norm ") else "function"
-        text = REDUCTIONS.get(text, text.replace("_", " ").replace("dot general", "matmul"))
-        return self._new(kind, map(self.read, dict.fromkeys(data)), where, text)
+        if primitive in CURVES or primitive in ("integer_pow", "function"):
+            if primitive == "integer_pow":
+                label = f"□^{equation.params['y']}".replace("^2", "²").replace("^3", "³")
+            argument = self._argument(equation, data[0], span)
+            return self._new("curve", [argument], where, label or CURVES[primitive])
+        arguments = map(self.read, dict.fromkeys(data))
+        if primitive == "norm":
+            return self._new("norm", arguments, where, label)
+        text = OTHERS.get(primitive) or equation.params.get("name", primitive.replace("_", " "))
+        return self._new("function", arguments, where, text)
 
     def _argument(self, equation: Equation, argument: Name, span: Span) -> int:
         """An argument of a function of single elements, the part of it that is needed."""
@@ -363,9 +366,7 @@ class _Reader:
         return self._splits[name]
 
     def _can_split(self, name: Name) -> bool:
-        if name in self._called:
-            return False
-        if name in self._sources:
+        if name in self._called or name in self._sources:
             return False
         equation, shape = self._made_by[name], self._shapes[name]
         data = [n for n in equation.inputs if n in self.data]
@@ -381,10 +382,8 @@ class _Reader:
             return self._splits_up(data[0])
         if equation.name == "concatenate":
             return equation.params["dimension"] == len(shape) - 1
-        elementwise = (*CURVES, *OPERATORS, "integer_pow")
-        if equation.name in elementwise or equation.name.startswith("function "):
-            return all(map(self._splits_up, wide))
-        return False
+        elementwise = (*CURVES, *OPERATORS, "integer_pow", "function")
+        return equation.name.split()[0] in elementwise and all(map(self._splits_up, wide))
 
     def _keeps_last_axis(self, equation: Equation, inside: Any, shape: Any) -> bool:
         if equation.name == "transpose":
@@ -421,46 +420,53 @@ class _Reader:
         kept = set(jax.tree.leaves(self.program.outputs)) | set(self._called)
         for find in (self._known_function, self._normalisation):
             for name in [*self._sources, *(out for e in equations for out in e.outputs)]:
-                for region in _regions(equations, name, self.data, kept):
-                    label = find(region, name)
-                    if label is not None:
-                        last = region[-1]
-                        fused = Equation(label, last.function, (name,), last.outputs)
-                        gone = {e.outputs for e in region[:-1]}
-                        equations = [
-                            fused if e.outputs == last.outputs else e
-                            for e in equations
-                            if e.outputs not in gone
-                        ]
-                        break
+                while found := next(self._found(find, name, equations, kept), None):
+                    region, label = found
+                    *inner, last = region
+                    fused = Equation(label, last.function, (name,), last.outputs)
+                    equations = [
+                        fused if e is last else e
+                        for e in equations
+                        if not any(e is gone for gone in inner)
+                    ]
         return {out: equation for equation in equations for out in equation.outputs}
+
+    def _found(
+        self,
+        find: Callable[..., str | None],
+        name: Name,
+        equations: list[Equation],
+        kept: set[Name],
+    ) -> Iterator[tuple[list[Equation], str]]:
+        """Equations that are one function of a value, and the function's label."""
+        for region in _regions(equations, name, self.data, kept):
+            label = find(region, name)
+            if label is not None:
+                yield region, label
 
     def _known_function(self, region: list[Equation], name: Name) -> str | None:
         """The known function of single elements that equations are together."""
-        allowed = {*CURVES, *OPERATORS, *TRANSPARENT, "integer_pow", "custom_jvp_call"}
-        lasting = region[-1].outputs[0]
-        if not all(e.name in allowed for e in region) or len(region[-1].outputs) > 1:
-            return None
-        if all(e.name in TRANSPARENT for e in region) or (
-            len(region) == 1 and region[0].name != "custom_jvp_call" and region[0].name not in
-            ("max", "min", "clamp")
-        ):  # fmt: skip
+        primitives = [e.name for e in region if e.name not in TRANSPARENT]
+        allowed = {*CURVES, *OPERATORS, "integer_pow", "custom_jvp_call"}
+        plain = len(primitives) == 1 and primitives[0] in (*CURVES, "integer_pow")
+        if not primitives or plain or not allowed.issuperset(primitives):
             return None
         if any(self._is_weight(n) for e in region for n in e.inputs):
             return None
-        shape = self._shapes[name]
-        if shape != self._shapes[lasting]:
+        last, shape, dtype = region[-1].outputs[0], self._shapes[name], self._types[name].dtype
+        if shape != self._shapes[last] or not jnp.issubdtype(dtype, jnp.floating):
             return None
-        size = math.prod(shape) or 1
-        points = np.resize(POINTS, -(-len(POINTS) // size) * size)
+        size = math.prod(shape)
+        points = np.resize(POINTS, -(-len(POINTS) // size) * size).astype(dtype)
         computed = np.concatenate([
-            np.ravel(self.program.evaluate(lasting, {name: jnp.reshape(chunk, shape)}))
+            np.ravel(self.program.evaluate(last, {name: jnp.reshape(chunk, shape)}))
             for chunk in points.reshape(-1, size)
-        ])  # fmt: skip
-        for label, values in _values_of_functions().items():
-            if np.allclose(computed[: len(POINTS)], values, rtol=1e-5, atol=1e-6):
+        ])[: len(POINTS)]  # fmt: skip
+        near = max(1e-5, 4 * float(jnp.finfo(dtype).eps))
+        for label, values in _values_of_functions(dtype).items():
+            if np.allclose(computed.astype(float), values, near, near):
                 return f"function {SHORT.get(label, label.replace('_', ' '))}({ARGUMENT})"
-        if {e.name for e in region} - TRANSPARENT == {"max", "min"}:
+        if set(primitives) == {"max", "min"}:
             return f"function clip({ARGUMENT})"
         return None
 
@@ -480,10 +486,10 @@ class _Reader:
 
 
 @functools.cache
-def _values_of_functions() -> dict[str, np.ndarray]:
-    """The values of all known functions at ``POINTS``."""
+def _values_of_functions(dtype: Any) -> dict[str, np.ndarray]:
+    """The values of all known functions at ``POINTS``, computed in ``dtype``."""
     return {
-        label: np.asarray(function(jnp.asarray(POINTS)))
+        label: np.asarray(function(jnp.asarray(POINTS, dtype)), float)
         for label, function in FUNCTIONS.items()
         if label != "identity"
     }
@@ -500,14 +506,13 @@ def labels(tree: Any, otherwise: str) -> list[tuple[str, Name]]:
     return found
 
 
-def _shapes(program: Program, examples: Any) -> dict[Name, tuple[int, ...]]:
-    """The shape of every value."""
+def _types(program: Program, examples: Any) -> dict[Name, Any]:
+    """The shape and type of every value."""
     values = {n for e in program.equations for n in (*e.inputs, *e.outputs)}
     values |= {*jax.tree.leaves(program.inputs), *jax.tree.leaves(program.outputs)}
     everything = {name: name for name in sorted(values)}
     known = dict(zip(jax.tree.leaves(program.inputs), jax.tree.leaves(examples), strict=True))
-    types = jax.eval_shape(lambda known: program.evaluate(everything, known), known)
-    return {name: tuple(np.shape(t)) for name, t in types.items()}
+    return jax.eval_shape(lambda known: program.evaluate(everything, known), known)
 
 
 def _shifted(span: Span, start: int, size: int) -> tuple[int, int]:
@@ -517,7 +522,7 @@ def _shifted(span: Span, start: int, size: int) -> tuple[int, int]:
 
 def _regions(
     equations: list[Equation], name: Name, data: set[Name], kept: set[Name]
-) -> Iterable[list[Equation]]:
+) -> Iterator[list[Equation]]:
     """Equations that together compute one value of another alone, the longest lists first.
 
     Nothing else reads what they compute on the way, and no product is among them.
@@ -564,17 +569,26 @@ class _Drawing:
         self.outputs += [("output", *pair) for pair in reader.y]
         self._hide_parts()
         self._flatten()
-        self.nodes = self._drawn()
+        self._uses = self._count_uses()
+        self._nodes: list[Node] = []
+        self._drawn: dict[int, int] = {}
 
-    def _uses(self) -> dict[int, int]:
-        """How often each value is read, by those that are drawn in the end."""
-        uses: dict[int, int] = {}
-        for value in self._reached():
-            for _, argument in self.values[value].terms:
-                uses[argument] = uses.get(argument, 0) + 1
-        for _, _, value in self.outputs:
-            uses[value] = uses.get(value, 0) + 1
-        return uses
+    def nodes(self) -> tuple[Node, ...]:
+        """All nodes, each after its inputs."""
+        for n in self._reached():
+            if self.values[n].kind in ("state", "input"):
+                self._draw(n)
+        for _, _, n in self.outputs:
+            self._draw(n)
+        for n in self._reached():
+            if self.values[n].names:
+                self._draw(n)
+        for kind, label, n in self.outputs:
+            edge = Edge(self._draw(n))
+            self._nodes.append(Node(kind, label, (), (edge,), "", self.values[n].where))
+        return _in_order(_with_joins(self._nodes))
+
+    # ---- which values there are ----
 
     def _reached(self) -> list[int]:
         """Values that outputs or names need, in their order."""
@@ -583,26 +597,39 @@ class _Drawing:
         reached |= {n for n, value in enumerate(self.values) if value.kind in ("state", "input")}
         todo = list(reached)
         while todo:
-            for _, argument in self.values[todo.pop()].terms:
+            for argument in self._terms(todo.pop()):
                 if argument not in reached:
                     reached.add(argument)
                     todo.append(argument)
         return sorted(reached)
 
+    def _count_uses(self) -> dict[int, int]:
+        """How often each value is read, by those that are drawn in the end."""
+        uses: dict[int, int] = {}
+        for argument in (t for n in self._reached() for t in self._terms(n)):
+            uses[argument] = uses.get(argument, 0) + 1
+        for _, _, n in self.outputs:
+            uses[n] = uses.get(n, 0) + 1
+        return uses
+
+    def _terms(self, n: int) -> list[int]:
+        return [argument for _, argument in self.values[n].terms]
+
+    def _kinds(self, terms: Iterable[int]) -> list[str]:
+        return [self.values[n].kind for n in terms]
+
     def _hide_parts(self) -> None:
-        """A part of what is computed side by side is drawn as the whole."""
+        """A part of what is computed side by side is drawn as the whole, and a bias not at all."""
 
         def whole(n: int) -> int:
             value = self.values[n]
-            if value.kind == "part" and not value.names:
-                inner = value.terms[0][1]
-                if self.values[inner].kind not in ("state", "input"):
-                    return whole(inner)
-            if value.kind == "sum" and len(value.terms) == 1 and not value.names:
-                inner = self.values[value.terms[0][1]]
-                if inner.kind not in ("matrix", "weighted", "sum") and value.terms[0][0] > 0:
-                    return whole(value.terms[0][1])  # a bias is not drawn
-            return n
+            if value.names or len(value.terms) != 1 or value.terms[0][0] < 0:
+                return n
+            (inner,) = self._terms(n)
+            kind = self.values[inner].kind
+            part = value.kind == "part" and kind not in ("state", "input")
+            bias = value.kind == "sum" and kind not in ("matrix", "weighted", "sum")
+            return whole(inner) if part or bias else n
 
         for value in self.values:
             value.terms = [(sign, whole(n)) for sign, n in value.terms]
@@ -612,154 +639,131 @@ class _Drawing:
         """Sums of sums are one sum, and products of products one product."""
         changed = True
         while changed:
-            changed, uses = False, self._uses()
-            for n in self._reached():
-                value = self.values[n]
-                if value.kind not in ("sum", "product"):
-                    continue
-                for place, (sign, argument) in enumerate(value.terms):
-                    inner = self.values[argument]
-                    if inner.kind != value.kind or inner.names or uses[argument] > 1:
-                        continue
-                    if value.kind == "product" and -1 in (s for s, _ in value.terms + inner.terms):
-                        continue  # a quotient has two parts
-                    terms = [(sign * s, t) for s, t in inner.terms]
-                    merged = value.terms[:place] + terms + value.terms[place + 1 :]
-                    plain = sum(
-                        self.values[t].kind not in ("matrix", "weighted") for _, t in merged
-                    )
-                    if plain <= 3:
-                        value.terms, changed = merged, True
-                        break
+            uses = self._count_uses()
+            changed = any([self._take_in(self.values[n], uses) for n in self._reached()])
 
-    def _drawn(self) -> tuple[Node, ...]:
-        uses, values = self._uses(), self.values
-        nodes: list[Node] = []
-        drawn: dict[int, int] = {}
-
-        def add(node: Node) -> int:
-            nodes.append(node)
-            return len(nodes) - 1
-
-        def alone(n: int) -> bool:
-            """Whether a value can be drawn as part of what reads it."""
-            return uses.get(n, 0) == 1 and not values[n].names
-
-        def is_term(n: int) -> bool:
-            return values[n].kind in ("matrix", "weighted") and alone(n)
-
-        def is_layer(n: int) -> bool:
-            value = values[n]
-            if value.kind == "matrix":
+    def _take_in(self, value: _Value, uses: dict[int, int]) -> bool:
+        """Writes one sum within a sum, or product within a product, out; whether there was one."""
+        if value.kind not in ("sum", "product"):
+            return False
+        for place, (sign, argument) in enumerate(value.terms):
+            inner = self.values[argument]
+            if inner.kind != value.kind or inner.names or uses.get(argument, 0) != 1:
+                continue
+            if value.kind == "product" and -1 in (s for s, _ in value.terms + inner.terms):
+                continue  # a quotient has two parts
+            terms = [(sign * s, t) for s, t in inner.terms]
+            merged = value.terms[:place] + terms + value.terms[place + 1 :]
+            plain = [k for k in self._kinds(t for _, t in merged) if k not in WITH_WEIGHTS]
+            if len(plain) <= 3:
+                value.terms = merged
                 return True
-            terms = [t for _, t in value.terms]
-            return (
-                value.kind == "sum"
-                and all(map(is_term, terms))
-                and any(values[t].kind == "matrix" for t in terms)
-            )
+        return False
 
-        def sources(n: int) -> list[int]:
-            """What a matrix is multiplied with: one value, or several side by side."""
-            value = values[n]
-            if value.kind == "join" and not value.names:
-                return [s for _, t in value.terms for s in sources(t)]
-            return [n]
+    # ---- what is one node ----
 
-        def layer(n: int, terms: list[int], text: str, top: int) -> int:
-            matrices = [t for t in terms if values[t].kind == "matrix"]
-            inputs = dict.fromkeys(
-                Edge(draw(s)) for t in matrices for s in sources(values[t].terms[0][1])
-            )
-            weighted = [
-                Edge(draw(values[t].terms[0][1]), True)
-                for t in terms
-                if values[t].kind == "weighted"
-            ]
-            note = next((values[t].text for t in matrices if values[t].text), "")
-            names, where = (values[top].names, values[top].where) if top >= 0 else ((), None)
-            return add(Node("layer", text, names, (*inputs, *weighted), note, where))
+    def _alone(self, n: int) -> bool:
+        """Whether a value can be drawn as part of what reads it."""
+        return self._uses.get(n, 0) == 1 and not self.values[n].names
 
-        def draw(n: int) -> int:
-            if n not in drawn:
-                drawn[n] = draw_new(n)
-            return drawn[n]
+    def _absorbed(self, n: int) -> list[int]:
+        """The terms of a sum that are weights times something and nothing more."""
+        terms = self._terms(n)
+        return [t for t in terms if self.values[t].kind in WITH_WEIGHTS and self._alone(t)]
 
-        def draw_new(n: int) -> int:
-            value = values[n]
-            if value.kind in ("state", "input"):
-                return add(Node(value.kind, value.text, value.names, (), "", value.where))
-            if value.kind == "curve":
-                text, inside = value.text, value.terms[0][1]
-                while alone(inside):
-                    inner = values[inside]
-                    if inner.kind != "curve" or len(shown(nested(text, inner.text))) > LONGEST:
-                        break
-                    text, inside = nested(text, inner.text), inner.terms[0][1]
-                if alone(inside) and is_layer(inside):
-                    return layer(inside, terms_of(inside), shown(text), n)
-                return operation(n, shown(text), [Edge(draw(inside))])
-            if is_layer(n):
-                return layer(n, terms_of(n), "linear", n)
-            if value.kind == "norm":
-                inside = value.terms[0][1]
-                if alone(inside) and is_layer(inside):
-                    return layer(inside, terms_of(inside), value.text, n)
-                edge = Edge(draw(inside))
-                return add(Node("function", value.text, value.names, (edge,), "", value.where))
-            if value.kind == "weighted":
-                return operation(n, "p ∘", [Edge(draw(value.terms[0][1]))])
-            if value.kind == "sum":
-                return draw_sum(n)
-            if value.kind == "product":
-                sign = "×" if all(sign > 0 for sign, _ in value.terms) else "÷"
-                return operation(n, sign, [Edge(draw(t)) for _, t in value.terms])
-            if value.kind == "join":
-                inputs = [Edge(draw(t)) for _, t in value.terms]
-                return add(Node("join", "", value.names, tuple(inputs), "", value.where))
-            kind = value.kind if value.kind in ("part", "function") else "operation"
-            inputs = [Edge(draw(t)) for _, t in value.terms]
-            return add(Node(kind, value.text, value.names, tuple(inputs), "", value.where))
+    def _is_layer(self, n: int) -> bool:
+        """Whether a value is weights times other values, and nothing more."""
+        if self.values[n].kind != "sum":
+            return self.values[n].kind == "matrix"
+        absorbed = self._absorbed(n)
+        return absorbed == self._terms(n) and "matrix" in self._kinds(absorbed)
 
-        def terms_of(n: int) -> list[int]:
-            return [n] if values[n].kind == "matrix" else [t for _, t in values[n].terms]
+    def _draw(self, n: int) -> int:
+        """The node of a value."""
+        if n not in self._drawn:
+            self._drawn[n] = self._draw_new(n)
+        return self._drawn[n]
 
-        def operation(n: int, text: str, inputs: list[Edge]) -> int:
-            value = values[n]
-            return add(Node("operation", text, value.names, tuple(inputs), "", value.where))
+    def _draw_new(self, n: int) -> int:
+        value, terms = self.values[n], self._terms(n)
+        if self._is_layer(n):
+            return self._layer(n, "linear", n)
+        match value.kind:
+            case "sum":
+                return self._sum(n)
+            case "curve":
+                return self._curve(n)
+            case "norm" if self._alone(terms[0]) and self._is_layer(terms[0]):
+                return self._layer(terms[0], value.text, n)
+            case "norm":
+                return self._add("function", value.text, self._edges(terms), n)
+            case "product":
+                quotient = any(sign < 0 for sign, _ in value.terms)
+                return self._add("operation", "÷" if quotient else "×", self._edges(terms), n)
+            case "weighted":
+                return self._add("operation", "p ∘", self._edges(terms), n)
+            case "constant":
+                return self._add("operation", value.text, [], n)
+            case kind:
+                return self._add(kind, value.text, self._edges(terms), n)
 
-        def draw_sum(n: int) -> int:
-            """A sum in which there is more than weights times something."""
-            value = values[n]
-            absorbed = [t for _, t in value.terms if is_term(t)]
-            signs = dict((t, sign) for sign, t in value.terms)
-            inputs: list[tuple[int, Edge]] = []
-            if any(values[t].kind == "matrix" for t in absorbed):
-                inputs.append((1, Edge(layer(n, absorbed, "linear", -1))))
-            else:
-                inputs += [(1, Edge(draw(values[t].terms[0][1]), True)) for t in absorbed]
-            inputs += [(signs[t], Edge(draw(t))) for _, t in value.terms if t not in absorbed]
-            plus = [edge for sign, edge in inputs if sign > 0]
-            minus = [edge for sign, edge in inputs if sign < 0]
-            if not minus:
-                return operation(n, "+", plus)
-            if len(plus) > 1:
-                plus = [Edge(add(Node("operation", "+", (), tuple(plus))))]
-            if len(minus) > 1:
-                minus = [Edge(add(Node("operation", "+", (), tuple(minus))))]
-            return operation(n, "−", plus + minus)
+    def _edges(self, terms: Iterable[int], weighted: bool = False) -> list[Edge]:
+        return [Edge(self._draw(n), weighted) for n in terms]
 
-        for n in self._reached():
-            if values[n].kind in ("state", "input"):
-                draw(n)
-        for _, _, n in self.outputs:
-            draw(n)
-        for n in self._reached():
-            if values[n].names:
-                draw(n)
-        for kind, label, n in self.outputs:
-            add(Node(kind, label, (), (Edge(draw(n)),), "", values[n].where))
-        return _with_joins(nodes)
+    def _add(
+        self, kind: str, text: str, edges: Iterable[Edge], n: int | None = None, note: str = ""
+    ) -> int:
+        """A new node, for a value or for a part of one."""
+        names, where = ((), None) if n is None else (self.values[n].names, self.values[n].where)
+        self._nodes.append(Node(kind, text, names, tuple(edges), note, where))
+        return len(self._nodes) - 1
+
+    def _curve(self, n: int) -> int:
+        """A function of single elements; functions of functions are one as long as it is short."""
+        text, (inside,) = self.values[n].text, self._terms(n)
+        while self._alone(inside) and self.values[inside].kind == "curve":
+            both = nested(text, self.values[inside].text)
+            if len(shown(both)) > LONGEST:
+                break
+            text, (inside,) = both, self._terms(inside)
+        if self._alone(inside) and self._is_layer(inside):
+            return self._layer(inside, shown(text), n)
+        return self._add("operation", shown(text), self._edges([inside]), n)
+
+    def _layer(self, n: int, text: str, top: int | None) -> int:
+        """A function of the terms of value n that have weights; its own value is ``top``."""
+        terms = self._absorbed(n) if self.values[n].kind == "sum" else [n]
+        matrices = [t for t in terms if self.values[t].kind == "matrix"]
+        dense = [source for t in matrices for source in self._side_by_side(self._terms(t)[0])]
+        weighted = [self._terms(t)[0] for t in terms if t not in matrices]
+        edges = [*dict.fromkeys(self._edges(dense)), *self._edges(weighted, True)]
+        note = next((self.values[t].text for t in matrices if self.values[t].text), "")
+        return self._add("layer", text, edges, top, note)
+
+    def _side_by_side(self, n: int) -> list[int]:
+        """What a matrix is multiplied with: one value, or several."""
+        if self.values[n].kind == "join" and not self.values[n].names:
+            return [source for t in self._terms(n) for source in self._side_by_side(t)]
+        return [n]
+
+    def _sum(self, n: int) -> int:
+        """A sum in which there is more than weights times something."""
+        absorbed = self._absorbed(n)
+        plus, minus = (
+            self._edges(t for s, t in self.values[n].terms if s == sign and t not in absorbed)
+            for sign in (1, -1)
+        )
+        if "matrix" in self._kinds(absorbed):
+            plus.insert(0, Edge(self._layer(n, "linear", None)))
+        else:
+            plus = self._edges((self._terms(t)[0] for t in absorbed), True) + plus
+        if not minus:
+            return self._add("operation", "+", plus, n)
+        if len(plus) > 1:
+            plus = [Edge(self._add("operation", "+", plus))]
+        if len(minus) > 1:
+            minus = [Edge(self._add("operation", "+", minus))]
+        return self._add("operation", "−", plus + minus, n)
 
 
 def nested(outer: str, inner: str) -> str:
@@ -787,8 +791,8 @@ def shown(text: str) -> str:
     return re.sub("□(?=[²³^])", "(□)", text).replace(ARGUMENT, "·")
 
 
-def _with_joins(nodes: list[Node]) -> tuple[Node, ...]:
-    """The nodes in order, where inputs that several layers share are joined once."""
+def _with_joins(nodes: list[Node]) -> list[Node]:
+    """The nodes, where inputs that several layers share are joined once."""
     nodes = list(nodes)
 
     def dense(node: Node) -> frozenset[int]:
@@ -818,7 +822,7 @@ def _with_joins(nodes: list[Node]) -> tuple[Node, ...]:
             edges = [Edge(s) for s in (*parts, *sorted(left))]
             edges += [edge for edge in node.inputs if edge.weighted]
             nodes[user] = node._replace(inputs=tuple(edges))
-    return _in_order(nodes)
+    return nodes
 
 
 def _in_order(nodes: list[Node]) -> tuple[Node, ...]:
@@ -835,12 +839,9 @@ def _in_order(nodes: list[Node]) -> tuple[Node, ...]:
         place[n] = len(ordered)
         ordered.append(nodes[n]._replace(inputs=edges))
 
-    for kinds in (
-        ("state", "input"),
-        ("layer", "operation", "part", "join"),
-        ("new state", "output"),
+    first, last = ("state", "input"), ("new state", "output")
+    for n in sorted(
+        range(len(nodes)), key=lambda n: (nodes[n].kind not in first, nodes[n].kind in last)
     ):
-        for n, node in enumerate(nodes):
-            if node.kind in kinds:
-                visit(n)
+        visit(n)
     return tuple(ordered)

@@ -270,9 +270,11 @@ def _svg(nodes: tuple[Node, ...], title: str) -> str:
 
 def _wires(nodes: Sequence[Node], layout: Layout) -> Iterator[str]:
     heads, marks = [], []
+    memory = {pair for spine in _spines(nodes) for pair in itertools.pairwise(spine)}
     for wire in layout.wires:
         node, points = nodes[wire.target], list(wire.points)
         dashed = node.inputs[wire.number].weighted
+        thick = (node.inputs[wire.number].source, wire.target) in memory
         if node.kind == "output":
             points.append((points[-1][0], points[-1][1] - 16))
         if nodes[node.inputs[wire.number].source].kind == "input" and (
@@ -285,8 +287,8 @@ def _wires(nodes: Sequence[Node], layout: Layout) -> Iterator[str]:
             points[-1], head = _head(points)
             heads.append(head)
         dash = ' stroke-dasharray="5 4"' if dashed else ""
-        line = _path(points, layout.dots)
-        yield f'<path d="{line}" fill="none" stroke="{INK}" stroke-width="1.6"{dash}/>'
+        line, width = _path(points, layout.dots), 2.4 if thick else 1.6
+        yield f'<path d="{line}" fill="none" stroke="{INK}" stroke-width="{width}"{dash}/>'
         (x, y), (before, _) = points[-1], points[-2]
         if dashed and before < x:
             marks.append(
@@ -360,7 +362,7 @@ def _legend(nodes: Sequence[Node]) -> Iterator[tuple[str, str]]:
     """What kinds of things there are: a sign for each, and a text."""
     kinds = {node.kind for node in nodes}
     if "layer" in kinds:
-        yield _sign("layer", 3), "layer: function of W · inputs + b"
+        yield _sign("layer", 3), "layer: f(W · inputs + b)"
     if "operation" in kinds:
         yield _sign("operation", 7), "element by element"
     if "function" in kinds:
@@ -371,7 +373,7 @@ def _legend(nodes: Sequence[Node]) -> Iterator[tuple[str, str]]:
         yield f'<rect x="8" y="-13" width="4" height="16" rx="1" fill="{INK}"/>', "side by side"
     if any(edge.weighted for node in nodes for edge in node.inputs):
         line = f'<path d="M0 -5H20" stroke="{INK}" stroke-width="1.6" stroke-dasharray="5 4"/>'
-        yield line, "times a weight of each unit"
+        yield line, "times a weight per unit"
     signs = sorted(
         {node.text for node in nodes if node.text in ORDERED[:2] and len(node.inputs) > 1}
     )

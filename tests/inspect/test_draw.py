@@ -316,6 +316,21 @@ def test_options_and_regularisers_are_drawn():
     assert equations(heads) == equations(drawn("slstm").nodes)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_functions_are_known_by_their_values_in_every_type(dtype):
+    def step(params, state, x):
+        gate = 1 / (1 + jnp.exp(-x))  # a sigmoid by hand
+        state = gate * (x / (1 + jnp.abs(x))) + state
+        return state, jnp.maximum(named("y", state), 0)
+
+    cell = OwnCell(step, {}, jnp.ones(3, dtype))
+    cell.dtype = dtype
+    nodes = draw_cell(cell).nodes
+    y, (total,) = nodes[-2], nodes[-1].inputs
+    assert [n.text for n in nodes if n.kind == "operation"] == ["σ", "softsign", "×", "+", "relu"]
+    assert y.kind == "new state" and nodes[total.source].text == "relu"
+
+
 def test_what_is_no_cell_is_refused():
     with pytest.raises(TypeError, match="cell must have init, zero_state and step, got 'lstm'"):
         draw_cell("lstm")
