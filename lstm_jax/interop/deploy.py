@@ -101,9 +101,9 @@ def stored(params: Params, dtype: str) -> Weights:
 def restored(weights: Mapping[str, Any], like: Params) -> Params:
     """The parameters that :func:`stored` has stored, in structure and types of ``like``.
 
-    >>> params = {"w": np.array([[1.27], [0.5]], np.float32)}
-    >>> restored(stored(params, "int8"), params)["w"].round(3).tolist()
-    [[1.27], [0.5]]
+    >>> params = {"w": np.array([[1.27, 0.0], [-0.503, 2.54]])}
+    >>> restored(stored(params, "int8"), params)["w"].round(5).tolist()
+    [[1.27, 0.0], [-0.5, 2.54]]
     """
 
     def array(path: Any, leaf: Any) -> Any:
@@ -255,25 +255,24 @@ def with_matrices_in(graph: Any, dtype: str) -> Any:
 
     kept, nodes = [], []
     for constant in graph.graph.initializer:
-        array = numpy_helper.to_array(constant)
+        array, name = numpy_helper.to_array(constant), f"{constant.name}:{dtype}"
         if dtype == "float32" or not is_matrix(array):
             kept.append(constant)
             continue
-        name = f"{constant.name}:{dtype}"
+        to = helper.np_dtype_to_tensor_dtype(array.dtype)
         if dtype == "bfloat16":
             kept.append(numpy_helper.from_array(array.astype(jnp.bfloat16), name))
-            to = helper.np_dtype_to_tensor_dtype(array.dtype)
             nodes.append(helper.make_node("Cast", [name], [constant.name], to=to))
             continue
-        # Which axis the channels lie along is seen from the numbers: they have been rounded so.
+        # Along which axis the channels lie is seen from the numbers: they have been rounded so.
         axes = [axis for axis, size in enumerate(array.shape) if size > 1][-2:]
-        options = [(axis, *quantized(array, axis)) for axis in axes]
-        summed, q, scale = min(options, key=lambda o: float(np.square(array - o[1] * o[2]).sum()))
-        (axis,) = set(axes) - {summed}
-        kept.append(numpy_helper.from_array(q, name))
-        kept.append(numpy_helper.from_array(scale.reshape(-1), f"{name}:scale"))
-        inputs = [name, f"{name}:scale"]
-        nodes.append(helper.make_node("DequantizeLinear", inputs, [constant.name], axis=axis))
+        options = [quantized(array, axis) for axis in axes]
+        q, scale = min(options, key=lambda option: np.square(array - option[0] * option[1]).sum())
+        kept += [numpy_helper.from_array(q, name), numpy_helper.from_array(scale, f"{name}:scale")]
+        # Not DequantizeLinear, which onnxruntime merges with products to ones of int8.
+        wide = f"{name}:wide"
+        nodes.append(helper.make_node("Cast", [name], [wide], to=to))
+        nodes.append(helper.make_node("Mul", [wide, f"{name}:scale"], [constant.name]))
     changed = onnx.ModelProto()
     changed.CopyFrom(graph)
     before = list(changed.graph.node)

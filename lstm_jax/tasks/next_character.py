@@ -17,11 +17,12 @@ from lstm_jax.errors import UserError
 from lstm_jax.interop.deploy import Function
 from lstm_jax.sequence import LSTM, dropout
 from lstm_jax.sequence.layers import LSTMStates
-from lstm_jax.tasks.base import Batch, Figures, Model, Outputs, Params, Trained
+from lstm_jax.tasks.base import Batch, Figures, Inspected, Model, Outputs, Params, Trained
 from lstm_jax.tasks.options import Section, option
 from lstm_jax.tasks.recurrent import RecurrentModel
 
 NGRAM_ORDER = 5
+INSPECTED_CHARACTERS = 4000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,6 +170,7 @@ class NextCharacter:
         state: LSTMStates,
         inputs: jax.Array,
         key: jax.Array | None = None,
+        engine: str = "auto",
     ) -> tuple[LSTMStates, jax.Array]:
         """Scores of the next character after each one.
 
@@ -177,6 +179,7 @@ class NextCharacter:
           state: the state of each layer, arrays ``[B, H]``.
           inputs: characters, int32 ``[B, T]``.
           key: random key for dropout; None for no dropout.
+          engine: how the layers run over time, as in :func:`unroll`.
 
         Returns:
           ``(state, logits)``: the state after the last character, and ``[B, T, V]``.
@@ -184,7 +187,8 @@ class NextCharacter:
         keys = [None] * 3 if key is None else jax.random.split(key, 3)
         xs = params["embedding"][inputs.T]  # [T, B, E]
         xs = dropout(xs, self.model.input_dropout, keys[0])
-        state, ys = self._lstm.apply(params["lstm"], xs, state, key=keys[1])
+        lstm = dataclasses.replace(self._lstm, engine=engine)
+        state, ys = lstm.apply(params["lstm"], xs, state, key=keys[1])
         ys = dropout(ys, self.model.dropout, keys[2]).astype(self.model.dtype)
         if "projection" in params:
             ys = ys @ params["projection"].astype(ys.dtype)
@@ -245,6 +249,26 @@ class NextCharacter:
     def _opening(self) -> str:
         return "\n" if "\n" in self.vocabulary else self.text[0]
 
+    def inspected(self, params: Params, text: str | None = None) -> Inspected:
+        """What the layers read of a text's beginning, or of the validation text's."""
+        what = "characters"
+        if text is None:
+            text = self.text[len(self._split[0]) :]
+            what = "characters of the validation text"
+        try:
+            tokens = encode(text, self.vocabulary)[:INSPECTED_CHARACTERS]
+        except UserError as error:
+            raise UserError(f"--text: {error}") from error
+        if len(tokens) < 2:
+            raise UserError(f"--text: expected at least 2 characters, got {len(tokens)}")
+        return Inspected(
+            layer=self._lstm,
+            params=params["lstm"],
+            xs=params["embedding"][tokens][:, None],
+            what=f"the first {len(tokens):,} {what}",
+            text=text[: len(tokens)],
+        )
+
     def sample(
         self, params: Params, prompt: str, length: int, temperature: float, seed: int
     ) -> str:
@@ -282,13 +306,15 @@ def _continuation(
     temperature: float,
     key: jax.Array,
 ) -> jax.Array:
-    state, logits = task.logits(params, task.initial_state(params, 1), given)
+    # The plain scan, as an exported model runs it: the text is the same, rounding included.
+    read = functools.partial(task.logits, params, engine="scan")
+    state, logits = read(task.initial_state(params, 1), given)
 
     def write(carried: tuple, key: jax.Array) -> tuple[tuple, jax.Array]:
         state, logits = carried
         drawn = jax.random.categorical(key, logits / jnp.maximum(temperature, 1e-6))
         token = jnp.where(temperature > 0, drawn, logits.argmax(-1)).astype(jnp.int32)  # [1]
-        state, logits = task.logits(params, state, token[:, None])
+        state, logits = read(state, token[:, None])
         return (state, logits[:, -1]), token[0]
 
     return jax.lax.scan(write, (state, logits[:, -1]), jax.random.split(key, length))[1]

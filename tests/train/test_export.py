@@ -1,0 +1,323 @@
+"""A run of each task leaves the library: what runs it alone gives its figures and its text."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from lstm_jax.errors import UserError
+from lstm_jax.train import Report, best_params, export_run, load_config, load_workdir, train
+
+CONFIGS = {
+    "next_character": """
+task = "next_character"
+[data]
+text = "{folder}/text.txt"
+lanes = 4
+window = 8
+[model]
+hidden_size = 12
+embedding_size = 6
+num_layers = 2
+cell = "gru"
+tied_embeddings = true
+[optimizer]
+warmup_steps = 0
+learning_rate = 0.05
+[train]
+num_steps = 12
+sample_length = 0
+""",
+    "forecasting": """
+task = "forecasting"
+[data]
+table = "{folder}/table.csv"
+train_rows = 60
+validation_rows = 20
+test_rows = 20
+window = 12
+horizon = 5
+season = 4
+batch_size = 4
+[model]
+segment = 4
+hidden_size = 8
+cell = "peephole"
+[train]
+num_steps = 3
+""",
+    "classification": """
+task = "classification"
+[data]
+train = "{folder}/sequences.ts"
+test = "{folder}/sequences.ts"
+batch_size = 4
+[model]
+hidden_size = 8
+num_layers = 2
+pooling = "{pooling}"
+[train]
+num_steps = 3
+""",
+}
+FORMATS = ["stablehlo", pytest.param("onnx", marks=pytest.mark.peers)]
+
+# Where the other process looks first; it also keeps jax from a process of onnxruntime alone.
+REFUSAL = """
+import os, sys
+
+class Refusal:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in os.environ["REFUSED"].split():
+            raise ImportError(f"{name} is refused here")
+
+sys.meta_path.insert(0, Refusal())
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Makes a finished run of a task."""
+    made = {}
+
+    def get(name: str, pooling: str = "mean", **overrides: str) -> pathlib.Path:
+        key = (name, pooling, *overrides.items())
+        if key not in made:
+            folder, rng = tmp_path_factory.mktemp(name), np.random.default_rng(0)
+            words = rng.choice(["the", "quick", "brown", "fox", "[dög]\n", "\tx\r\n"], 300)
+            (folder / "text.txt").write_bytes(" ".join(words).encode())
+            rows = [f"{t},{x},{y}" for t, (x, y) in enumerate(rng.normal(5, 2, (100, 2)).tolist())]
+            (folder / "table.csv").write_text("\n".join(["date,a,b", *rows]), "utf-8")
+            lines = [
+                ":".join(
+                    [*(",".join(map(str, rng.normal(n % 3, 1, t))) for _ in "xy"), "abc"[n % 3]]
+                )
+                for n, t in enumerate(rng.integers(1, 9, 24))
+            ]
+            lines = ["@classLabel true a b c", "@data", *lines]
+            (folder / "sequences.ts").write_text("\n".join(lines), "utf-8")
+            text = CONFIGS[name].format(folder=folder, pooling=pooling)
+            (folder / "config.toml").write_text(text, "utf-8")
+            config = load_config(folder / "config.toml", overrides)
+            train(config, folder / "run", Report(Console(file=(folder / "out").open("w"))))
+            made[key] = folder / "run"
+        return made[key]
+
+    return get
+
+
+def exported(workdir: pathlib.Path, format: str, dtype: str = "float32"):
+    """The task, the folder that was written, and the lines that were printed."""
+    if format == "onnx":
+        pytest.importorskip("onnx")
+        pytest.importorskip("onnxruntime")
+    config = load_workdir(workdir)
+    task = config.build_task()
+    path = workdir / "export.txt"
+    with path.open("w", encoding="utf-8") as file:
+        report = Report(Console(file=file, width=200, highlight=False))
+        folder = export_run(config, task, workdir, report, format, dtype)
+    return task, folder, path.read_text("utf-8").splitlines()
+
+
+def alone(folder: pathlib.Path, *args: object, format: str) -> bytes:
+    """What run.py, or other code in its folder, prints without the library."""
+    # Not in the folder itself, which is to be as it was written.
+    refusal = folder.parent / "refusal"
+    refusal.mkdir(exist_ok=True)
+    (refusal / "sitecustomize.py").write_text(REFUSAL, "utf-8")
+    refused = "lstm_jax flax optax" + (" jax" if format == "onnx" else " onnx onnxruntime")
+    ran = subprocess.run(
+        [sys.executable, *map(str, args)],
+        cwd=folder,
+        env={"PYTHONPATH": str(refusal), "REFUSED": refused, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+    )
+    assert ran.returncode == 0, ran.stderr.decode()
+    return ran.stdout
+
+
+def applied(folder: pathlib.Path, format: str, **inputs) -> dict[str, np.ndarray]:
+    """The outputs of whole sequences, as run.py has them."""
+    np.savez(folder.parent / "inputs.npz", **inputs)
+    alone(folder, "run.py", "apply", "../inputs.npz", "../outputs.npz", format=format)
+    with np.load(folder.parent / "outputs.npz") as file:
+        return dict(file)
+
+
+def printed(figures) -> dict[str, str]:
+    return {name: f"{value:.4f}" for name, value in figures.items()}
+
+
+def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
+    logits = logits.astype(np.float64)
+    lost = (
+        np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, labels[..., None], -1)[..., 0]
+    )
+    return lost.mean()
+
+
+def results(workdir: pathlib.Path, split: str) -> dict[str, str]:
+    return printed(json.loads((workdir / "results.json").read_text("utf-8"))[split])
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_text_in_another_process_is_that_of_the_library(run, format):
+    workdir = run("next_character")
+    task, folder, _ = exported(workdir, format)
+    params, _ = best_params(load_workdir(workdir), task, workdir)
+    given = [
+        ("the ", 60, 0.8, 0),
+        ("", 40, 1.0, 1),
+        ("[dög]\t", 300, 0.5, 2**32 - 1),
+        ("x", 30, 0, 3),
+    ]
+    script = (
+        "import json, pathlib, run, sys; model = run.Model(pathlib.Path('.'));"
+        "print(json.dumps([model.generate(*how) for how in json.loads(sys.argv[1])]))"
+    )
+    # One process for all; the last comes from the command line, too.
+    texts = json.loads(alone(folder, "-c", script, json.dumps(given), format=format))
+    assert texts == [task.sample(params, *how) for how in given]
+    assert len(set(texts[2])) > 5, "a text worth comparing"
+    words = ["--prompt", "x", "--length", 30, "--temperature", 0, "--seed", 3]
+    out = alone(folder, "run.py", "generate", *words, format=format)
+    assert out.decode() == texts[3] + "\n"
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_loss_of_characters_in_another_process(run, format):
+    workdir = run("next_character")
+    task, folder, lines = exported(workdir, format)
+    vocabulary = json.loads((folder / "manifest.json").read_text("utf-8"))["vocabulary"]
+    text = task.text[len(task.text) - len(task._split[1]) :]
+    tokens = np.array([vocabulary.index(character) for character in text])
+    logits = applied(folder, format, tokens=tokens[None, :-1])["logits"][0]
+    loss = cross_entropy(logits, tokens[1:])
+    assert printed({"loss": loss, "bits": loss / np.log(2)}) == results(workdir, "validation")
+    assert_tables_agree(lines, workdir, ["validation"])
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_errors_of_forecasts_in_another_process(run, format):
+    """From the table's own units to the same; figures are of standardised columns."""
+    workdir = run("forecasting")
+    task, folder, lines = exported(workdir, format)
+    values = np.loadtxt(task.data.table, delimiter=",", skiprows=1)[:, 1:]
+    starts = np.arange(80 - 12, 100 - 12 - 5 + 1)
+    past = np.stack([values[n : n + 12] for n in starts])
+    future = np.stack([values[n + 12 : n + 17] for n in starts])
+    forecast = applied(folder, format, past=past)["forecast"]
+    error = (forecast - future) / values[:60].std(0)
+    figures = {"loss": np.square(error).mean(), "mse": np.square(error).mean()}
+    figures["mae"] = np.abs(error).mean()
+    assert printed(figures) == results(workdir, "test")
+    assert_tables_agree(lines, workdir, ["validation", "test"])
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_classes_in_another_process(run, format, pooling):
+    workdir = run("classification", pooling)
+    task, folder, lines = exported(workdir, format)
+    test = task._files[1]
+    logits = applied(folder, format, xs=test.xs, lengths=test.lengths)["logits"]
+    right = (logits.argmax(-1) == test.labels).mean()
+    figures = {"loss": cross_entropy(logits, test.labels), "accuracy": 100 * right}
+    assert printed(figures) == results(workdir, "test")
+    assert_tables_agree(lines, workdir, ["test"])
+
+
+def assert_tables_agree(lines: list[str], workdir: pathlib.Path, splits: list[str]) -> None:
+    """The exported model's row has the digits of the run's, and those of results.json."""
+    rows = [[cell.strip() for cell in x.split("│")[2:-1]] for x in lines if x.startswith("│")]
+    assert len(rows) == 3 * len(splits)
+    for n, split in enumerate(splits):
+        own, read_back, difference = rows[3 * n : 3 * n + 3]
+        assert own == read_back == list(results(workdir, split).values())
+        assert set(difference) == {"0.0000"}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_steps_add_up_to_the_sequence(run, name):
+    """Rows of a batch at once; a row that has ended stays as it is."""
+    from lstm_jax.interop.standalone import Model
+
+    _, folder, _ = exported(run(name), "stablehlo")
+    model, rng = Model(folder), np.random.default_rng(1)
+    if name == "next_character":
+        whole = {"tokens": rng.integers(0, 9, (3, 4))}
+        steps = [{"tokens": whole["tokens"][:, t : t + 1]} for t in range(4)]
+    elif name == "forecasting":
+        whole = {"past": rng.normal(size=(3, 12, 2))}
+        level = whole["past"][:, -1]
+        steps = [{"past": part, "level": level} for part in np.split(whole["past"], 3, 1)]
+    else:
+        whole = {"xs": rng.normal(size=(3, 4, 2)), "lengths": np.array([4, 1, 3])}
+        steps = [
+            {"xs": whole["xs"][:, t : t + 1], "lengths": (t < whole["lengths"]).astype(int)}
+            for t in range(4)
+        ]
+    end, expected = model.sequence(model.initial_state(3), **whole)
+    state, outputs = model.initial_state(3), {}
+    for inputs in steps:
+        state, outputs = model.step(state, **inputs)
+    if name == "next_character":
+        expected = {"logits": expected["logits"][:, -1:]}
+    # Sums of some ten float32 terms, through two layers and four steps.
+    for one, other in ((end, state), (expected, outputs)):
+        assert set(one) == set(other)
+        for key in one:
+            np.testing.assert_allclose(other[key], one[key], rtol=1e-5, atol=1e-6)
+
+
+def test_a_run_of_bfloat16_writes_the_same_text_bit_for_bit(run):
+    """Products of bfloat16 would tell any other order of rounding."""
+    workdir = run("next_character", **{"model.dtype": "bfloat16"})
+    task, folder, _ = exported(workdir, "stablehlo")
+    params, _ = best_params(load_workdir(workdir), task, workdir)
+    from lstm_jax.interop.standalone import Model
+
+    model = Model(folder)
+    for seed in range(3):
+        how = ("the ", 200, 1.0, seed)
+        assert model.generate(*how) == task.sample(params, *how)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_smaller_weights_and_their_loss_are_told(run, format, dtype):
+    workdir = run("next_character")
+    task, folder, lines = exported(workdir, format, dtype)
+    about = json.loads((folder / "manifest.json").read_text("utf-8"))
+    (row,) = [line for line in lines if f"exported, {format} {dtype}" in line]
+    assert f"{about['figures']['validation']['loss']:.4f}" in row
+    params, _ = best_params(load_workdir(workdir), task, workdir)
+    from lstm_jax.interop.deploy import restored, stored
+
+    own = task.evaluate(params, "validation")["loss"]
+    coarse = task.evaluate(restored(stored(params, dtype), params), "validation")["loss"]
+    assert about["figures"]["validation"]["loss"] == pytest.approx(coarse, abs=2e-6)
+    assert abs(coarse - own) > 1e-5
+    (change,) = [line.split("│")[2].strip() for line in lines if "difference" in line]
+    assert float(change) == pytest.approx(coarse - own, abs=6e-5)
+    (sizes,) = [line for line in lines if " kB: manifest.json" in line]
+    total = sum(path.stat().st_size for path in folder.iterdir())
+    assert sizes.startswith(f"{folder}: {total / 1000:,.1f} kB")
+
+
+def test_what_cannot_be_is_told(run, tmp_path, monkeypatch):
+    workdir = run("next_character")
+    config = load_workdir(workdir)
+    task, report = config.build_task(), Report()
+    with pytest.raises(UserError, match=r"^--dtype dynamic-int8 is onnxruntime's: expected --form"):
+        export_run(config, task, workdir, report, "stablehlo", "dynamic-int8")
+    with pytest.raises(UserError, match=r"no checkpoint yet$"):
+        export_run(config, task, tmp_path, report, "stablehlo", "float32")
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(UserError, match=r"^--format onnx: .*onnx"):
+        export_run(config, task, workdir, report, "onnx", "float32")
