@@ -1,4 +1,4 @@
-"""``lstm-jax train | evaluate | generate | export | convert``."""
+"""``lstm-jax train | evaluate | generate | inspect | export | convert``."""
 
 import contextlib
 import dataclasses
@@ -26,6 +26,7 @@ from lstm_jax.train import (
     best_params,
     evaluate,
     export_run,
+    inspect_run,
     load_config,
     load_workdir,
     train,
@@ -34,7 +35,7 @@ from lstm_jax.train.config import SHARED_SECTIONS, config_from
 from lstm_jax.tune import tune_cpu
 
 INTERRUPTED = 130
-COMMANDS = ("train", "evaluate", "generate", "export", "convert")
+COMMANDS = ("train", "evaluate", "generate", "inspect", "export", "convert")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,12 +116,27 @@ class Convert:
     """Options of to_LIBRARY: NAME=VALUE ..."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Inspect:
+    """Write a report on what a run's layers do, inspect.html in its folder.
+
+    It is one page with all its pictures: gates and units over time, what of a text units follow,
+    saturation, memory, gradients through time, the loss curve and the config.
+    """
+
+    workdir: Positional[pathlib.Path]
+    """The run's folder."""
+    text: pathlib.Path | None = None
+    """A UTF-8 file to be read, for next_character; by default some of the validation data."""
+
+
 Command = Annotated[
     Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Generate, tyro.conf.subcommand("generate")]
     | Annotated[Export, tyro.conf.subcommand("export")]
-    | Annotated[Convert, tyro.conf.subcommand("convert")],
+    | Annotated[Convert, tyro.conf.subcommand("convert")]
+    | Annotated[Inspect, tyro.conf.subcommand("inspect")],
     tyro.conf.OmitArgPrefixes,
 ]
 
@@ -149,7 +165,7 @@ def main(args: Sequence[str] | None = None) -> int:
             command, rest = tyro.cli(
                 Command,
                 prog="lstm-jax",
-                description="Train, evaluate, sample and export LSTMs from config files.",
+                description="Train, evaluate, sample, inspect and export LSTMs from config files.",
                 args=args,
                 return_unknown_args=True,
             )
@@ -168,6 +184,8 @@ def main(args: Sequence[str] | None = None) -> int:
             _convert(command)
         elif isinstance(command, Export):
             _export(command)
+        elif isinstance(command, Inspect):
+            _inspect(command)
         else:
             _generate(command)
         return 0
@@ -224,6 +242,12 @@ def _export(command: Export) -> None:
     _tune()
     task = config.build_task()
     export_run(config, task, command.workdir, Report(), command.format, command.dtype)
+
+
+def _inspect(command: Inspect) -> None:
+    config = load_workdir(command.workdir)
+    path = inspect_run(config, config.build_task(), command.workdir, command.text)
+    Report().say(f"wrote {path}")
 
 
 def _generate(command: Generate) -> None:

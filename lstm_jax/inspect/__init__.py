@@ -1,14 +1,26 @@
 """Looking inside: gates, gradients and memory of any cell, stack or Flax module of ours.
 
-Data first: functions return NamedTuples of arrays, and ``plot_...`` draws them.
+Data first: functions return NamedTuples of arrays, and ``plot_...`` functions draw them.
 """
 
+from lstm_jax.inspect.draw import CellDrawing, draw_cell
+from lstm_jax.inspect.gates import MemoryHorizon, Saturation, memory_horizon, saturation
 from lstm_jax.inspect.gradients import (
     GradientFlow,
     JacobianSpectrum,
     gradient_flow,
     jacobian_spectrum,
 )
+from lstm_jax.inspect.plots import (
+    plot_gradient_flow,
+    plot_jacobian_spectrum,
+    plot_memory_horizon,
+    plot_saturation,
+    plot_trace,
+    plot_unit,
+    plot_units,
+)
+from lstm_jax.inspect.summary import LayerSummary, Summary, summary
 from lstm_jax.inspect.text import (
     FoundUnits,
     Html,
@@ -22,18 +34,34 @@ from lstm_jax.inspect.text import (
 from lstm_jax.inspect.trace import Trace, trace
 
 __all__ = [
+    "CellDrawing",
     "FoundUnits",
     "GradientFlow",
     "Html",
     "JacobianSpectrum",
+    "LayerSummary",
+    "MemoryHorizon",
+    "Saturation",
+    "Summary",
     "Trace",
+    "draw_cell",
     "find_units",
     "gradient_flow",
     "inside_quotes",
     "jacobian_spectrum",
     "line_length",
     "line_position",
+    "memory_horizon",
     "nesting_depth",
+    "plot_gradient_flow",
+    "plot_jacobian_spectrum",
+    "plot_memory_horizon",
+    "plot_saturation",
+    "plot_trace",
+    "plot_unit",
+    "plot_units",
+    "saturation",
+    "summary",
     "text_html",
     "trace",
 ]

@@ -17,6 +17,9 @@ from lstm_jax.sequence.regularizers import Regularizer
 ALONE = "cell"
 """The name of a cell that stands in no stack."""
 
+NO_PARAMS: dict[str, Any] = {"params": {}}
+"""Parameters, where a model is asked for its cells alone."""
+
 
 class Model(NamedTuple):
     """A functional cell or layer with its parameters, and how its inputs are laid out.

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 
@@ -143,5 +143,38 @@ class Samples(Protocol):
 
         Raises:
           UserError: the prompt is none that the task could carry on.
+        """
+        ...
+
+
+class Inspected(NamedTuple):
+    """What a task's recurrent layers read, to be looked into.
+
+    Attributes:
+      layer: the layers.
+      params: their parameters.
+      xs: their inputs, ``[T, B, D]``.
+      what: what these are, in words.
+      lengths: integers ``[B]``, where rows end early.
+      text: the character behind each input of row 0, where there are characters.
+    """
+
+    layer: Any
+    params: Params
+    xs: jax.Array
+    what: str
+    lengths: Any = None
+    text: str | None = None
+
+
+@runtime_checkable
+class Inspects(Protocol):
+    """A task whose recurrent layers can be looked into."""
+
+    def inspected(self, params: Params, text: str | None = None) -> Inspected:
+        """What the layers read of a text, or of some validation data.
+
+        Raises:
+          UserError: the task reads no text, or none such.
         """
         ...

@@ -17,12 +17,14 @@ from lstm_jax.errors import UserError
 from lstm_jax.interop.deploy import Function
 from lstm_jax.sequence import LSTM, dropout
 from lstm_jax.sequence.layers import LSTMStates
-from lstm_jax.tasks.base import Batch, Figures, Model, Outputs, Params, Trained
+from lstm_jax.tasks.base import Batch, Figures, Inspected, Model, Outputs, Params, Trained
 from lstm_jax.tasks.options import Section, option
 from lstm_jax.tasks.recurrent import RecurrentModel
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+INSPECTED_SEQUENCES = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -306,6 +308,16 @@ class Classification:
         commonest = np.bincount(self._split("train").labels).argmax()
         share = float((self._split(split).labels == commonest).mean())
         return {"always the commonest class": {"accuracy": 100.0 * share}}
+
+    def inspected(self, params: Params, text: str | None = None) -> Inspected:
+        """The first sequences of the validation split, or of the test split."""
+        if text is not None:
+            raise UserError("--text: task classification reads no text")
+        sequences = self._split(self.splits[0])
+        lengths = sequences.lengths[:INSPECTED_SEQUENCES]
+        xs = jnp.asarray(sequences.xs[: len(lengths)]).swapaxes(0, 1)
+        what = f"{len(lengths)} sequences of the {self.splits[0]} split"
+        return Inspected(self._lstm, params["lstm"], xs, what, lengths=lengths)
 
     def pictures(self, params: Params) -> Iterator[tuple[str, "Figure"]]:
         """The confusion matrix of the test split."""

@@ -16,7 +16,7 @@ from lstm_jax.errors import UserError
 from lstm_jax.interop.deploy import Function
 from lstm_jax.sequence import LSTM, dropout
 from lstm_jax.sequence.layers import LSTMStates
-from lstm_jax.tasks.base import Batch, Figures, Model, Outputs, Params, Trained
+from lstm_jax.tasks.base import Batch, Figures, Inspected, Model, Outputs, Params, Trained
 from lstm_jax.tasks.options import Section, option
 from lstm_jax.tasks.recurrent import RecurrentModel
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 EVALUATION_BATCH = 128
+INSPECTED_WINDOWS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,15 +217,20 @@ class Forecasting:
         lstm_key, key = (None, None) if key is None else jax.random.split(key)
         batch, _, columns = past.shape
         level = level[:, None]
-        rows = (past - level).swapaxes(1, 2).reshape(batch * columns, -1, self.model.segment)
-        segments = rows.swapaxes(0, 1)  # [N, B * C, S]
-        embedded = jax.nn.relu(segments @ params["w_e"] + params["b_e"])
+        embedded = self._embedded(params, past - level)
         state = jax.tree.map(lambda leaf: leaf.reshape(batch * columns, *leaf.shape[2:]), state)
         state, ys = self._lstm.apply(params["lstm"], embedded, state, key=lstm_key)
         h = dropout(ys[-1].astype(jnp.float32), self.model.dropout, key)
         change = h @ params["w_y"] + params["b_y"]
         state = jax.tree.map(lambda leaf: leaf.reshape(batch, columns, *leaf.shape[1:]), state)
         return state, {"forecast": change.reshape(batch, columns, -1).swapaxes(1, 2) + level}
+
+    def _embedded(self, params: Params, past: jax.Array) -> jax.Array:
+        """What the layers read of ``[B, N * S, C]``, the level subtracted: ``[N, B * C, H]``."""
+        batch, _, columns = past.shape
+        rows = past.swapaxes(1, 2).reshape(batch * columns, -1, self.model.segment)
+        segments = rows.swapaxes(0, 1)  # [N, B * C, S]
+        return jax.nn.relu(segments @ params["w_e"] + params["b_e"])
 
     def loss(
         self, params: Params, carry: tuple, batch: Batch, key: jax.Array
@@ -291,6 +297,17 @@ class Forecasting:
         error = (forecast - truth).astype(np.float64)
         errors = {"mse": float(np.square(error).mean()), "mae": float(np.abs(error).mean())}
         return {"loss": errors[self.model.loss], **errors}
+
+    def inspected(self, params: Params, text: str | None = None) -> Inspected:
+        """Windows from the beginning to the end of the validation split, every column a row."""
+        if text is not None:
+            raise UserError("--text: task forecasting reads no text")
+        past, _ = self._windows("validation")
+        places = np.linspace(0, len(past) - 1, INSPECTED_WINDOWS).astype(int)
+        past = past[np.unique(places)]
+        xs = self._embedded(params, jnp.asarray(past - past[:, -1:]))
+        what = f"{len(past)} windows of the validation split, {past.shape[-1]} columns each"
+        return Inspected(self._lstm, params["lstm"], xs, what)
 
     def pictures(self, params: Params) -> Iterator[tuple[str, "Figure"]]:
         """Forecasts of the last column, at three places of the test rows."""

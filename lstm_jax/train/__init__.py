@@ -12,6 +12,7 @@ from lstm_jax.train.config import (
 )
 from lstm_jax.train.devices import data_mesh
 from lstm_jax.train.export import export_run
+from lstm_jax.train.inspection import inspect_run
 from lstm_jax.train.loop import Stopped, best_params, evaluate, train
 from lstm_jax.train.metrics import read_metrics
 from lstm_jax.train.optimizer import build_optimizer, build_schedule
@@ -36,6 +37,7 @@ __all__ = [
     "evaluate",
     "export_run",
     "init_state",
+    "inspect_run",
     "load_config",
     "load_workdir",
     "read_metrics",

@@ -1,0 +1,262 @@
+"""What a model consists of, layer by layer, and what a step of it costs."""
+
+import html
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import jaxprs_in_params
+
+from lstm_jax.cells.base import check_size
+from lstm_jax.inspect.models import ALONE, NO_PARAMS, functional
+from lstm_jax.sequence import LSTM, Bidirectional, Stack
+from lstm_jax.sequence.deferred import linearized
+from lstm_jax.sequence.program import Program, named
+from lstm_jax.sequence.protocol import output_size
+
+# fmt: off
+FREE = frozenset((
+    "broadcast_in_dim", "concatenate", "convert_element_type", "copy", "copy_p", "expand_dims",
+    "gather", "iota", "name", "pad", "reshape", "rev", "select_n", "slice", "split", "squeeze",
+    "stop_gradient", "transpose",
+))
+# fmt: on
+"""Primitives that move numbers and compute none."""
+
+
+class LayerSummary(NamedTuple):
+    """One layer, or one direction of it.
+
+    Attributes:
+      name: its place in the model.
+      cell: the kind of cell.
+      input_shape: of one step of one row.
+      output_shape: the same.
+      parameters: how many numbers it has.
+      state_bytes: of the state of one row.
+      step_bytes: what training stores of each step of each row: the state, and what the
+        derivative needs of the gates.
+      step_flops: floating-point operations of a step of a row, forwards; a multiplication with an
+        addition counts two, any function of an element one.
+    """
+
+    name: str
+    cell: str
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    parameters: int
+    state_bytes: int
+    step_bytes: int
+    step_flops: int
+
+
+class Summary(NamedTuple):
+    """A model as a table; ``print`` and notebooks show it as one.
+
+    Attributes:
+      layers: the rows.
+    """
+
+    layers: tuple[LayerSummary, ...]
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the whole model has."""
+        return sum(layer.parameters for layer in self.layers)
+
+    def __str__(self) -> str:
+        head, *rows = _texts(self)
+        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+        rule = "  ".join("-" * width for width in widths)
+        lines = [_aligned(row, widths) for row in (head, *rows)]
+        return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
+
+    def _repr_html_(self) -> str:
+        head, *rows = _texts(self)
+
+        def row(kind: str, texts: list[str]) -> str:
+            cells = (
+                f'<{kind} style="text-align:{"left" if n < LEFT else "right"};padding:0.2em 0.7em">'
+                f"{html.escape(text)}</{kind}>"
+                for n, text in enumerate(texts)
+            )
+            return f"<tr>{''.join(cells)}</tr>"
+
+        body = "".join(row("td", texts) for texts in rows)
+        return (
+            '<table style="border-collapse:collapse">'
+            f"<thead>{row('th', head)}</thead><tbody>{body}</tbody></table>"
+        )
+
+
+def summary(model: Any, input_size: int | tuple[int, ...] | None = None) -> Summary:
+    """Layers, shapes, numbers of parameters, and what a step costs in memory and operations.
+
+    Nothing is computed: all is told by the equations.
+
+    Args:
+      model: a cell, a layer or a Flax module, as in :func:`lstm_jax.inspect.trace`.
+      input_size: D; for a cell that reads grids their shape, too, ``(*space, D)``; None for an
+        nnx module, which knows it.
+
+    Returns:
+      A :class:`Summary`, whose ``str()`` is a table.
+
+    Raises:
+      ValueError: ``input_size`` is needed and not given.
+      TypeError: ``model`` is no such model, or has layers of another kind.
+
+    Example:
+      >>> from lstm_jax import LSTM
+      >>> print(summary(LSTM(hidden_size=64, num_layers=2), input_size=16))
+      layer    cell      input  output  parameters  state  training, a step  operations, a step
+      -------  --------  -----  ------  ----------  -----  ----------------  ------------------
+      layer_0  LSTMCell  16     64          20,736  512 B           1.5 KiB              42,048
+      layer_1  LSTMCell  64     64          33,024  512 B           1.5 KiB              66,624
+      -------  --------  -----  ------  ----------  -----  ----------------  ------------------
+      total                                 53,760  1 KiB             3 KiB             108,672
+    """
+    if input_size is None:
+        input_size = getattr(model, "in_features", None)
+    if input_size is None:
+        raise ValueError("input_size must be given, got None")
+    shape = tuple(input_size) if isinstance(input_size, tuple | list) else (input_size,)
+    for size in shape:
+        check_size("input_size", size)
+    layer = functional(model, NO_PARAMS).layer
+    return Summary(tuple(_layers(layer, shape, "")))
+
+
+def _layers(layer: Any, shape: tuple[int, ...], path: str) -> list[LayerSummary]:
+    """The rows of a layer that reads steps of a shape."""
+    layer = layer.stack if isinstance(layer, LSTM) else layer
+    if isinstance(layer, Bidirectional):
+        ways = {"forward": layer.forward, "backward": layer.backward}
+        return [_of_cell(cell, shape, f"{path}.{way}".lstrip(".")) for way, cell in ways.items()]
+    if not isinstance(layer, Stack):
+        return [_of_cell(layer, shape, path or ALONE)]
+    rows, reads = [], shape
+    for name, part in layer.layers:
+        rows += _layers(part, reads, f"{path}.{name}".lstrip("."))
+        beside = shape[-1] if layer.connections == "skip" else 0
+        reads = (*shape[:-1], output_size(part) + beside)
+    return rows
+
+
+def _of_cell(cell: Any, shape: tuple[int, ...], name: str) -> LayerSummary:
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    params = jax.eval_shape(lambda key: cell.init(key, shape[-1]), key)
+    state = jax.eval_shape(lambda: cell.zero_state(shape[:-1]))
+    x = jax.ShapeDtypeStruct(shape, jnp.result_type(*jax.tree.leaves(params)))
+    _, y = jax.eval_shape(cell.step, params, state, x)
+    return LayerSummary(
+        name=name,
+        cell=type(cell).__name__,
+        input_shape=shape,
+        output_shape=y.shape,
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(params)),
+        state_bytes=_bytes(state),
+        step_bytes=_bytes(_stored(cell, params, state, x)),
+        step_flops=_operations(jax.make_jaxpr(cell.step)(params, state, x).jaxpr),
+    )
+
+
+def _stored(cell: Any, params: Any, state: Any, x: Any) -> Any:
+    """What the engine ``"fused"`` stores of a step, with ``memory="full"``."""
+    params_leaves, params_tree = jax.tree.flatten(params)
+    leaves, tree = jax.tree.flatten(state)
+
+    def stored(params_leaves: list[Any], leaves: list[Any], x: Any) -> list[Any]:
+        params = params_tree.unflatten(params_leaves)
+
+        def step(carry: list[Any], inputs: list[Any]) -> tuple[list[Any], list[Any]]:
+            state, y = cell.step(params, tree.unflatten(carry), *inputs)
+            return jax.tree.leaves(state), [y]
+
+        program = Program(step, leaves, [x])
+        program.gates_at_once()
+        consts = list(program.closed_over.values())
+        moving = [
+            [jnp.issubdtype(a.dtype, jnp.floating) for a in part] for part in (consts, leaves, [x])
+        ]
+        linear = linearized(program, consts, leaves, [x], moving)
+        loop = linear.loop
+        kept = dict.fromkeys([*loop.new, *loop.y, *linear.to_keep()])
+        known = named([loop.consts, loop.carry, loop.x], [consts, leaves, [x]])
+        return loop.program.evaluate(list(kept), known)
+
+    return jax.eval_shape(stored, params_leaves, leaves, x)
+
+
+def _bytes(tree: Any) -> int:
+    return sum(leaf.size * jnp.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _operations(jaxpr: Any) -> int:
+    """Floating-point operations of a program; a loop's body counts as often as it is run."""
+    total = 0
+    for eqn in jaxpr.eqns:
+        name, out = eqn.primitive.name, eqn.outvars[0].aval
+        inner = list(jaxprs_in_params(eqn.params))
+        if name == "dot_general":
+            ((left, _), _) = eqn.params["dimension_numbers"]
+            lhs = eqn.invars[0].aval.shape
+            total += 2 * out.size * math.prod(lhs[axis] for axis in left)
+        elif name == "conv_general_dilated":
+            # Each output is a sum over the kernel and the channels that it reads.
+            kernel = eqn.invars[1].aval
+            channels = eqn.params["dimension_numbers"].rhs_spec[0]
+            total += 2 * out.size * (kernel.size // kernel.shape[channels])
+        elif inner:
+            times = eqn.params["length"] if name == "scan" else 1
+            total += times * sum(map(_operations, inner[:1] if "custom" in name else inner))
+        elif name.startswith(("reduce_", "arg")):
+            total += eqn.invars[0].aval.size
+        elif name not in FREE and jnp.issubdtype(out.dtype, jnp.floating):
+            total += out.size
+    return total
+
+
+# ---- the table ----
+
+NAMES = ("layer", "cell", "input", "output")
+HEAD = (*NAMES, "parameters", "state", "training, a step", "operations, a step")
+LEFT = len(NAMES)  # columns of texts
+
+
+def _texts(table: Summary) -> list[list[str]]:
+    """Heading, layers and total as texts."""
+    rows = [list(HEAD)]
+    for layer in table.layers:
+        shapes = (" x ".join(map(str, shape)) for shape in (layer.input_shape, layer.output_shape))
+        rows.append([layer.name, layer.cell, *shapes, *_numbers([layer])])
+    return [*rows, ["total", "", "", "", *_numbers(table.layers)]]
+
+
+def _numbers(layers: Any) -> list[str]:
+    parameters, state, step, operations = (
+        sum(getattr(layer, field) for layer in layers)
+        for field in ("parameters", "state_bytes", "step_bytes", "step_flops")
+    )
+    return [f"{parameters:,}", _size(state), _size(step), f"{operations:,}"]
+
+
+def _size(count: int) -> str:
+    """Bytes in the unit that suits.
+
+    >>> _size(512), _size(1536), _size(3 * 2**20)
+    ('512 B', '1.5 KiB', '3 MiB')
+    """
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count} B"
+
+
+def _aligned(texts: list[str], widths: list[int]) -> str:
+    cells = [
+        text.ljust(width) if n < LEFT else text.rjust(width)
+        for n, (text, width) in enumerate(zip(texts, widths, strict=True))
+    ]
+    return "  ".join(cells).rstrip()
