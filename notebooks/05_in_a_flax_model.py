@@ -1,0 +1,346 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # An LSTM in a Flax model
+#
+# At the end of this notebook you will know
+#
+# - how an LSTM stands between other layers, a convolution below and attention above, in nnx;
+# - how the same model looks in linen, and that the parameters go from one to the other as they
+#   are;
+# - how a training step is shared among several devices;
+# - how `vmap` trains an ensemble, one member on each device, and what it is good for.
+#
+# You should have seen a Flax model before. It takes less than a minute on two cores.
+#
+# The first cell asks JAX for two CPU devices, one for each core, so that there is something to
+# share the work. It must come before JAX is used. On a machine with several GPUs leave that line
+# out.
+
+# %%
+import functools
+
+import jax
+
+jax.config.update("jax_num_cpu_devices", 2)
+
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+from flax import linen, nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import lstm_jax.linen
+import lstm_jax.nnx
+
+plt.rcParams.update({"figure.figsize": (6, 4), "figure.constrained_layout.use": True})
+BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "0.55"
+print(len(jax.devices()), "devices")
+
+# %% [markdown]
+# ## A task that needs all three
+#
+# A sensor records 96 noisy numbers. Somewhere in the first half an event happens, and somewhere in
+# the second half another one. An event is *up* (a bump up, then down) or *down* (the same upside
+# down). Tell which two there were, and in which order: up-up, up-down, down-up or down-down.
+#
+# - A *convolution* is good at finding a short shape wherever it is.
+# - An *LSTM* is good at remembering what came first.
+# - *Attention* is good at reading the answer off at the right moment.
+
+# %%
+LENGTH, EVENT = 96, 12
+CLASSES = ["up-up", "up-down", "down-up", "down-down"]
+SHAPE = 2 * np.sin(2 * np.pi * np.arange(EVENT) / EVENT) * np.hanning(EVENT)
+
+
+def signals(seed, count, noise=0.6):
+    """Signals [count, 96, 1], labels [count], and where the two events begin, [count, 2]."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, len(CLASSES), count)
+    xs = rng.normal(0, noise, (count, LENGTH))
+    half = LENGTH // 2
+    places = rng.integers([0, half], [half - EVENT, LENGTH - EVENT], (count, 2))
+    for x, label, (first, second) in zip(xs, labels, places, strict=True):
+        x[first : first + EVENT] += SHAPE * (1 if label in (0, 1) else -1)
+        x[second : second + EVENT] += SHAPE * (1 if label in (0, 2) else -1)
+    return xs[..., None].astype(np.float32), labels.astype(np.int32), places
+
+
+train_xs, train_labels, _ = signals(seed=0, count=1024)
+test_xs, test_labels, test_places = signals(seed=1, count=2048)
+
+figure, panels = plt.subplots(4, 1, sharex=True)
+for label, panel in enumerate(panels):
+    row = np.flatnonzero(test_labels == label)[0]
+    panel.plot(test_xs[row, :, 0], color=GREY, linewidth=1)
+    for place in test_places[row]:
+        inside = np.arange(place, place + EVENT)
+        panel.plot(inside, test_xs[row, inside, 0], color=ORANGE, linewidth=1.5)
+    panel.set(ylabel=CLASSES[label], ylim=(-3.2, 3.2))
+panels[-1].set_xlabel("time (samples)")
+figure.supylabel("signal (no unit)")
+plt.show()
+
+# %% [markdown]
+# One signal of each class. The events are drawn in orange here; the model must find them.
+#
+# ## In nnx
+#
+# `lstm_jax.nnx.LSTM` is a module as any other. The batch leads, `[B, T, D]`, as everywhere in
+# Flax, and so it takes the convolution's output as it is. `strides=2` halves the number of steps.
+#
+# Attention asks with one *query*, a vector that is learned. It compares the query with the LSTM's
+# output at each step, and takes a weighted mean of these outputs. The weights say where it looked.
+
+
+# %%
+class Listener(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs):
+        self.conv = nnx.Conv(1, 16, kernel_size=(9,), strides=(2,), rngs=rngs)
+        self.lstm = lstm_jax.nnx.LSTM(16, 32, rngs=rngs)
+        self.query = nnx.Param(jax.random.normal(rngs.params(), (1, 32)))
+        self.attention = nnx.MultiHeadAttention(2, in_features=32, decode=False, rngs=rngs)
+        self.head = nnx.Linear(32, len(CLASSES), rngs=rngs)
+
+    def __call__(self, xs):
+        xs = nnx.relu(self.conv(xs))  # [B, 48, 16]
+        xs = self.lstm(xs)  # [B, 48, 32]
+        query = jnp.broadcast_to(self.query[...], (len(xs), 1, 32))
+        return self.head(self.attention(query, xs)[:, 0])  # [B, 4]
+
+
+def loss(model, xs, labels):
+    return optax.softmax_cross_entropy_with_integer_labels(model(xs), labels).mean()
+
+
+@nnx.jit
+def train_step(model, optimizer, xs, labels):
+    value, gradients = nnx.value_and_grad(loss)(model, xs, labels)
+    optimizer.update(model, gradients)
+    return value
+
+
+def accuracy(scores, labels):
+    return float((np.asarray(scores).argmax(-1) == labels).mean())
+
+
+model = Listener(nnx.Rngs(0))
+optimizer = nnx.Optimizer(model, optax.adam(3e-3), wrt=nnx.Param)
+rng = np.random.default_rng(0)
+for _ in range(300):
+    rows = rng.integers(0, len(train_xs), 64)
+    value = train_step(model, optimizer, train_xs[rows], train_labels[rows])
+
+scores = nnx.jit(lambda model, xs: model(xs))(model, test_xs)
+print(f"accuracy on new signals {accuracy(scores, test_labels):.1%}, by guessing 25 %")
+assert accuracy(scores, test_labels) > 0.8
+
+# %% [markdown]
+# ## In linen
+#
+# The same layers, by the same names. In linen a model is a description; the parameters are a tree
+# outside of it.
+
+
+# %%
+class LinenListener(linen.Module):
+    def setup(self):
+        self.conv = linen.Conv(16, kernel_size=(9,), strides=(2,))
+        self.lstm = lstm_jax.linen.LSTM(32)
+        self.query = self.param("query", linen.initializers.normal(1.0), (1, 32))
+        self.attention = linen.MultiHeadDotProductAttention(2)
+        self.head = linen.Dense(len(CLASSES))
+
+    def __call__(self, xs):
+        xs = linen.relu(self.conv(xs))
+        xs = self.lstm(xs)
+        query = jnp.broadcast_to(self.query, (len(xs), 1, 32))
+        return self.head(self.attention(query, xs, sow_weights=True)[:, 0])
+
+
+net = LinenListener()
+new = net.init(jax.random.key(0), test_xs[:1])["params"]
+trained = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+assert jax.tree.map(jnp.shape, new) == jax.tree.map(jnp.shape, trained)
+print("lstm:", jax.tree.map(jnp.shape, trained["lstm"]))
+
+# %% [markdown]
+# Both have the same tree of parameters: by name, and array by array. So the trained model can go
+# over as it is, and it tells the same:
+
+# %%
+linen_scores, seen = net.apply({"params": trained}, test_xs, mutable="intermediates")
+np.testing.assert_allclose(linen_scores, scores, atol=1e-4)
+print("the same scores")
+
+# %% [markdown]
+# `sow_weights=True` has noted down the attention weights. Where does the model look?
+
+# %%
+(weights,) = seen["intermediates"]["attention"]["attention_weights"]  # [B, heads, 1, 48]
+row = int(np.flatnonzero((test_labels == 1) & (np.asarray(scores).argmax(-1) == 1))[2])
+
+figure, (upper, lower) = plt.subplots(2, 1, sharex=True)
+upper.plot(test_xs[row, :, 0], color=GREY, linewidth=1)
+upper.set_ylabel("signal (no unit)")
+for head, (colour, dashes) in enumerate(((BLUE, "-"), (ORANGE, "--"))):
+    steps = np.arange(0, LENGTH, 2)
+    lower.plot(steps, weights[row, head, 0], color=colour, linestyle=dashes, label=f"head {head}")
+for panel in (upper, lower):
+    for place in test_places[row]:
+        panel.axvspan(place, place + EVENT, color="0.9")
+lower.set(xlabel="time (samples)", ylabel="attention weight", ylim=(0, None))
+lower.legend(frameon=False, loc="upper left")
+plt.show()
+
+inside = (steps >= test_places[..., None]) & (steps < test_places[..., None] + EVENT)
+share = np.einsum("bhqt,bet->he", weights, inside) / len(weights)
+print("share of the weight that lies on", "the first event  the second event", sep="\n        ")
+for head in range(2):
+    print(f"head {head}  {share[head, 0]:15.0%}  {share[head, 1]:16.0%}")
+
+# %% [markdown]
+# The grey bands are where the events are. Nobody told the model; it found out that these are the
+# moments to look at. Most of the weight of both heads lies on a quarter of the time.
+#
+# ## Shared among devices
+#
+# A batch of 64 signals can be split: each of two devices takes 32 and computes their gradient, and
+# the mean of both is the gradient of the batch. In JAX one only says where the arrays lie. A
+# *mesh* names the devices, and a *sharding* says which axis of an array goes along which axis of
+# the mesh. The compiler does the rest.
+
+# %%
+mesh = jax.make_mesh((len(jax.devices()),), ("devices",), axis_types=(AxisType.Auto,))
+by_rows = NamedSharding(mesh, PartitionSpec("devices"))
+everywhere = NamedSharding(mesh, PartitionSpec())
+
+xs, labels = train_xs[:64], train_labels[:64]
+gradient = nnx.jit(nnx.grad(loss))
+alone = jax.device_get(nnx.to_pure_dict(gradient(model, xs, labels)))
+
+nnx.update(model, jax.device_put(nnx.state(model), everywhere))
+xs, labels = jax.device_put((xs, labels), by_rows)
+for shard in xs.addressable_shards:
+    print(shard.device, shard.data.shape)
+shared = jax.device_get(nnx.to_pure_dict(gradient(model, xs, labels)))
+
+difference = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), alone, shared)
+print(f"largest difference of a gradient: {max(jax.tree.leaves(difference)):.0e}")
+assert max(jax.tree.leaves(difference)) < 1e-5
+
+# %% [markdown]
+# The same `loss`, the same gradient, on two devices. `train_step` needs no change, either. The
+# optimizer's state must lie where the model does, and batches by rows:
+
+# %%
+nnx.update(optimizer, jax.device_put(nnx.state(optimizer), everywhere))
+for _ in range(20):
+    rows = rng.integers(0, len(train_xs), 64)
+    batch = jax.device_put((train_xs[rows], train_labels[rows]), by_rows)
+    value = train_step(model, optimizer, *batch)
+print(f"training loss after 20 steps more: {value:.2f}, on {value.sharding.num_devices} devices")
+
+# %% [markdown]
+# ## An ensemble
+#
+# Models that begin with different random parameters make different mistakes. Their mean is better
+# than each of them, and where they disagree, one should not trust them. With functions of
+# parameters, which linen gives, `vmap` turns one model into many: put four trees of parameters on
+# top of one another, and map over the first axis.
+#
+# Members do not talk to each other, so they are the ideal thing to share. `shard_map` gives each
+# device its part of the first axis, here two members, and runs the function on that part alone.
+
+# %%
+MEMBERS = 4
+tx = optax.adam(3e-3)
+
+
+def member_loss(params, xs, labels):
+    scores = net.apply({"params": params}, xs)
+    return optax.softmax_cross_entropy_with_integer_labels(scores, labels).mean()
+
+
+def member_step(params, opt_state, xs, labels):
+    value, gradients = jax.value_and_grad(member_loss)(params, xs, labels)
+    updates, opt_state = tx.update(gradients, opt_state)
+    return optax.apply_updates(params, updates), opt_state, value
+
+
+keys = jax.random.split(jax.random.key(1), MEMBERS)
+members = jax.vmap(lambda key: net.init(key, test_xs[:1])["params"])(keys)
+members = jax.device_put(members, by_rows)  # the first axis is the member now
+opt_states = jax.device_put(jax.vmap(tx.init)(members), by_rows)
+ensemble_step = jax.jit(
+    jax.shard_map(jax.vmap(member_step), mesh=mesh, in_specs=by_rows.spec, out_specs=by_rows.spec)
+)
+w_hh = members["lstm"]["layer_0"]["w_hh"]
+print("w_hh", w_hh.shape, "of which a device has", w_hh.addressable_shards[0].data.shape)
+
+for _ in range(300):
+    rows = rng.integers(0, len(train_xs), (MEMBERS, 64))  # each draws its own batch
+    batch = jax.device_put((train_xs[rows], train_labels[rows]), by_rows)
+    members, opt_states, values = ensemble_step(members, opt_states, *batch)
+
+
+# %% [markdown]
+# The ensemble's answer is the mean of its members' probabilities. Let us make it harder and
+# harder: signals with more noise than it was trained for.
+
+
+# %%
+@jax.jit
+def probabilities(members, xs):
+    return jax.vmap(lambda params: jax.nn.softmax(net.apply({"params": params}, xs)))(members)
+
+
+noises = [0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
+single, mean, agreeing, shares = [], [], [], []
+for noise in noises:
+    xs, labels, _ = signals(seed=2, count=2048, noise=noise)
+    each = np.asarray(probabilities(members, jax.device_put(xs, everywhere)))
+    right = each.argmax(-1) == labels
+    together = each.mean(0).argmax(-1)
+    agree = (each.argmax(-1) == together).all(0)
+    single.append(right.mean(1))
+    mean.append((together == labels).mean())
+    agreeing.append((together == labels)[agree].mean())
+    shares.append(agree.mean())
+
+figure, axes = plt.subplots()
+axes.plot(noises, 100 * np.array(single), color=GREY, linewidth=0.8)
+axes.plot([], [], color=GREY, linewidth=0.8, label="each member")
+axes.plot(noises, 100 * np.array(mean), "o-", color=ORANGE, label="ensemble")
+axes.plot(noises, 100 * np.array(agreeing), "s--", color=BLUE, label="ensemble, where all agree")
+axes.axvline(0.6, color="0.8", linewidth=1, zorder=0)
+axes.text(0.605, 62, "noise of the\ntraining signals", color="0.4", fontsize="small")
+axes.set(xlabel="standard deviation of the noise (signal's unit)", ylabel="accuracy (%)")
+axes.legend(frameon=False)
+plt.show()
+print("all agree on", {noise: f"{share:.0%}" for noise, share in zip(noises, shares, strict=True)})
+assert (np.array(mean) > np.array(single).mean(1)).all()
+
+# %% [markdown]
+# The ensemble (orange) is better than its members (grey) at any noise. And it knows something of
+# its own doubt: where all four members agree (blue), it is right much more often. They agree on
+# fewer and fewer signals as the noise grows, and for the others one would better look at the
+# signal oneself.
+#
+# ## Where to go from here
+#
+# - `lstm_jax.nnx.LSTM` and `lstm_jax.linen.LSTM` take `bidirectional=True`, `num_layers`, any
+#   `cell`, `seq_lengths` for rows of different lengths and `resets` between documents.
+# - A single cell, such as `lstm_jax.nnx.PeepholeLSTMCell`, goes into Flax's own `nnx.RNN`.
+# - Weights can be shared out, too: `kernel_metadata={"out_sharding": (None, "model")}`.
+# - [04_your_own_cell](04_your_own_cell.ipynb) puts a cell of your own into such a module.
