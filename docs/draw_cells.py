@@ -3,7 +3,7 @@
 import pathlib
 
 from lstm_jax.cells import CELLS
-from lstm_jax.inspect.draw import CellDrawing, draw_cell
+from lstm_jax.inspect import CellDrawing, draw_cell
 
 FOLDER = pathlib.Path(__file__).parent / "images" / "cells"
 CELLS_SHOWN = [name for name in CELLS if name not in ("nig", "nfg", "nog", "niaf", "noaf", "np")]

@@ -62,7 +62,8 @@ def draw_cell(cell: Any, input_size: int = 3) -> CellDrawing:
     Time goes from left to right: the state of the step before comes in on the left and the new
     one goes out on the right; x_t comes from below, y_t goes up.  Boxes are layers, functions of
     weights times what comes in, plus a bias; circles are operations element by element.  Dashed
-    wires are multiplied by a parameter unit by unit (peepholes).  Values carry the names that
+    wires are multiplied by a parameter unit by unit (peepholes), thick ones carry a state on to
+    the next step through operations alone.  Values have the names that
     :func:`lstm_jax.cells.named` gives them.
 
     Args:

@@ -97,8 +97,8 @@ def lay_out(
       links: of each node, the edges into it, from nodes before it.
       ordered: round nodes whose first input is to come from the left.
       orders: choices of the order of the ``"left"`` nodes from top to bottom, of which the one
-        with fewest crossings is taken; the ``"right"`` ones keep the order of ``shapes`` that
-        the choice's positions give: the n-th of them is in the row of the n-th left one.
+        with fewest crossings is taken; the n-th ``"right"`` node stands where the n-th left one
+        does.
     """
     found = [_Order(shapes, links, set(ordered), order) for order in orders]
     for order in found[1:] and found:
@@ -187,6 +187,7 @@ class Item(NamedTuple):
 
 OUTSIDE = 1e3
 STARTS = 4  # orders to begin from
+CLASHES = 40  # wires to be kept apart at most
 STRONG = 10.0  # wires that are worth more than this are kept in one row
 
 
@@ -433,14 +434,12 @@ class _Places:
         self.apart: list[tuple[int, int, float]] = []
         self.y = self._rows()
         self._sort_ports()
-        for _ in range(12):
-            self.y = self._rows()
-            clash = self._tracks()
-            if clash is None:
+        self.y = self._rows()
+        while (clash := self._tracks()) and len(self.apart) < CLASHES:
+            if not self._keeps(clash):
                 break
-            self.apart.append(clash)
-
         self._straighten()
+        self._tracks(strict=False)
 
     # ---- rows ----
 
@@ -452,18 +451,22 @@ class _Places:
             a, b, apart = left[0]
             tried.add((a, b))
             kept = self.apart, self.y
-            self.apart = [*self.apart, (a, b, apart), (b, a, -apart)]
-            try:
-                self.y = self._rows()
+            if self._keeps((a, b, apart), (b, a, -apart)):
                 after = self._jogs()
-                better = len(after) < len(jogs) and self._tracks() is None
-            except ValueError:
-                after, better = jogs, False
-            if better:
-                jogs = after
-            else:
-                self.apart, self.y = kept
-        self._tracks()
+                if len(after) < len(jogs) and self._tracks() is None:
+                    jogs = after
+                else:
+                    self.apart, self.y = kept
+
+    def _keeps(self, *gaps: tuple[int, int, float]) -> bool:
+        """Chooses rows with some more gaps, if there are any."""
+        kept, self.apart = self.apart, [*self.apart, *gaps]
+        try:
+            self.y = self._rows()
+        except ValueError:
+            self.apart = kept
+            return False
+        return True
 
     def _jogs(self) -> list[tuple[int, int, float]]:
         """Wires that are nearly level: from where, to where, and how far apart they should be."""
@@ -560,14 +563,14 @@ class _Places:
                         found[link.source][1].append(float(right))
         return found
 
-    def _tracks(self) -> tuple[int, int, float] | None:
+    def _tracks(self, strict: bool = True) -> tuple[int, int, float] | None:
         """Chooses where wires go up and down; two heights to be kept apart if none will do."""
         self.track: list[dict[int, int]] = []
         for k in range(self.order.last):
             ends = self._ends(k)
             bent = [n for n, (a, bs) in ends.items() if any(abs(a - b) > 0.01 for b in bs)]
             clash = self._clash(k, ends, bent)
-            if clash is not None:
+            if clash is not None and strict:
                 return clash
             order = self._sequence(ends, bent)
             tracks: dict[int, int] = {}
