@@ -75,8 +75,11 @@ def test_each_block_of_the_readme_runs_by_itself(block, capsys):
     run_block(block, "README.md", {"__name__": "readme"}, capsys)
 
 
-# your_own_cell.md is run in test_own_cell.py.
-@pytest.mark.parametrize("page", [p for p in DOCS if p.stem != "your_own_cell"], ids=name_of)
+# your_own_cell.md is run in test_own_cell.py, interop.md in interop/test_interop_docs.py.
+ELSEWHERE = ("your_own_cell", "interop")
+
+
+@pytest.mark.parametrize("page", [p for p in DOCS if p.stem not in ELSEWHERE], ids=name_of)
 def test_the_blocks_of_a_page_run_in_order(page, tmp_path, monkeypatch, capsys):
     run_page(page, tmp_path, monkeypatch, capsys)
 

@@ -91,7 +91,7 @@ def write_arrays(path: str | pathlib.Path, arrays: Mapping[str, Any]) -> None:
     try:
         if path.suffix == ".safetensors":
             numpy_file = _needs("safetensors.numpy", path)
-            numpy_file.save_file({n: np.ascontiguousarray(a) for n, a in flat.items()}, str(path))
+            numpy_file.save_file({n: np.array(a, order="C") for n, a in flat.items()}, str(path))
         elif path.suffix == ".npz":
             for name, array in flat.items():
                 if array.dtype == jnp.bfloat16:
@@ -210,7 +210,7 @@ def _layers_of(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, An
     """Each layer of a saved model, by its name in the file, from the first to the last."""
     counts: Counter[str] = Counter()
     for layer in config["config"].get("layers", ()):
-        name = re.sub(r"(.)([A-Z][a-z0-9]+)", r"\1_\2", layer["class_name"])
+        name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", layer["class_name"])
         name = re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
         counts[name] += 1
         number = counts[name] - 1

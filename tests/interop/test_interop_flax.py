@@ -77,9 +77,12 @@ def test_values_and_gradients_agree_with_nnx(seed):
         from_flax(state, **told)  # takes it as it is
         arrays = draw_like(rng, nnx.to_pure_dict(state))
 
+        graph, state = nnx.split(module)
+
         def step(arrays, carry, x):
-            nnx.update(module, arrays)
-            return module(carry, x)
+            leaves = jax.tree.leaves(arrays)  # in the state's order, by name
+            filled = nnx.merge(graph, jax.tree.unflatten(jax.tree.structure(state), leaves))
+            return filled(carry, x)
 
         def convert(arrays):
             return from_flax(arrays, **told)

@@ -1,0 +1,106 @@
+"""Our own Flax modules, filled with what was read."""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from lstm_jax.cells.base import Params
+from lstm_jax.interop.weights import check_same
+from lstm_jax.sequence.bidirectional import Bidirectional
+from lstm_jax.sequence.layers import LSTM
+from lstm_jax.sequence.protocol import input_size
+from lstm_jax.sequence.stack import Stack
+
+
+def fill(module: Any, layer: Any, params: Params) -> dict[str, Any]:
+    """Puts parameters into a module of ``lstm_jax.nnx``, or makes variables for one of linen.
+
+    What any ``from_`` function returns goes in as it is: ``fill(module, *from_torch(arrays))``.
+
+    Args:
+      module: of ``lstm_jax.nnx`` or ``lstm_jax.linen``, a cell's or one for whole sequences.
+      layer: the cell or layer that the parameters are of.  It must compute what the module does;
+        types, dropout and how a layer is run are the module's.
+      params: its parameters.
+
+    Returns:
+      The variables, ``{"params": ...}``, for ``apply`` of a linen module; an nnx module is filled
+      in place.
+
+    Raises:
+      TypeError: it is no such module.
+      ValueError: ``layer`` computes something else, or a shape is not the module's.
+
+    Example:
+      >>> import jax, numpy as np
+      >>> from flax import nnx
+      >>> from lstm_jax.interop import from_torch
+      >>> from lstm_jax.nnx import LSTM
+      >>> lstm = LSTM(2, 3, rngs=nnx.Rngs(0))
+      >>> shapes = {"weight_ih_l0": (12, 2), "weight_hh_l0": (12, 3)}
+      >>> arrays = {name: np.ones(shape, "float32") for name, shape in shapes.items()}
+      >>> _ = fill(lstm, *from_torch(arrays))
+      >>> float(lstm.layer_0.w_ih.sum())
+      24.0
+
+      >>> from lstm_jax import linen
+      >>> variables = fill(linen.LSTM(3), *from_torch(arrays))
+      >>> linen.LSTM(3).apply(variables, np.ones((1, 5, 2))).shape  # [B, T, D] to [B, T, H]
+      (1, 5, 3)
+    """
+    from flax import nnx
+
+    holders = (getattr(module, name, None) for name in ("cell", "functional", "layer"))
+    own = next((one for one in holders if hasattr(one, "init") and not isinstance(one, type)), None)
+    if own is None:
+        raise TypeError(
+            f"module must be one of lstm_jax.nnx or lstm_jax.linen, got {type(module).__name__}"
+        )
+    own, layer = (one.stack if isinstance(one, LSTM) else one for one in (own, layer))
+    if isinstance(own, Stack) and not isinstance(layer, Stack):
+        layer, params = Stack([layer]), {own.layers[0][0]: params}
+    elif isinstance(layer, Stack) and not isinstance(own, Stack) and len(layer.layers) == 1:
+        ((name, layer),) = layer.layers
+        params = params[name]
+    _check_alike(own, layer)
+    if isinstance(module, nnx.Module):
+        held = module.params  # type: ignore[attr-defined]
+        wanted, given = input_size(own, held), input_size(own, params)
+        if wanted != given:
+            raise ValueError(f"params must be for {wanted} features, as the module, got {given}")
+        nnx.update(module, _in_types_of(params, held))
+    return {"params": params}
+
+
+def _in_types_of(params: Params, held: Params) -> Params:
+    if isinstance(held, dict):
+        return {name: _in_types_of(params[name], child) for name, child in held.items()}
+    return jnp.asarray(params, held.dtype)
+
+
+def _check_alike(own: Any, layer: Any) -> None:
+    """Raises where a layer computes something else than a module."""
+    if isinstance(own, Stack) and isinstance(layer, Stack):
+        for name in ("connections", "reverse"):
+            if getattr(own, name) != getattr(layer, name):
+                raise ValueError(
+                    f"{name}={getattr(layer, name)!r} would be lost: the module has "
+                    f"{name}={getattr(own, name)!r}"
+                )
+        names = [[name for name, _ in stack.layers] for stack in (own, layer)]
+        if names[0] != names[1]:
+            raise ValueError(
+                f"layers must be those of the module, {', '.join(names[0])}, "
+                f"got {', '.join(names[1])}"
+            )
+        for (_, one), (_, other) in zip(own.layers, layer.layers, strict=True):
+            _check_alike(one, other)
+    elif isinstance(own, Bidirectional) and isinstance(layer, Bidirectional):
+        if own.merge != layer.merge:
+            raise ValueError(
+                f"merge={layer.merge!r} would be lost: the module has merge={own.merge!r}"
+            )
+        _check_alike(own.forward, layer.forward)
+        _check_alike(own.backward, layer.backward)
+    else:
+        check_same(layer, own, "the module", type(own).__name__)

@@ -1,0 +1,122 @@
+"""``lstm-jax convert``."""
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+from lstm_jax import LSTM
+from lstm_jax.cli import main
+from lstm_jax.interop import from_torch, read_arrays, to_torch, write_arrays
+
+LAYER = LSTM(4, 2)
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A file of two layers of torch and of a head that is none of theirs."""
+    arrays = to_torch(LAYER, LAYER.init(jax.random.key(0), 3), prefix="lstm.")
+    write_arrays(tmp_path / "model.npz", {**arrays, "head.weight": np.ones((2, 4), "float32")})
+    return tmp_path / "model.npz"
+
+
+def test_there_and_back_over_every_library_that_has_stacks(source, tmp_path, capsys):
+    steps = [
+        ("torch", source),
+        *((name, tmp_path / f"{name}.npz") for name in ("keras", "lstm_jax")),
+    ]
+    steps.append(("torch", tmp_path / "back.npz"))
+    for (before, path), (after, target) in itertools.pairwise(steps):
+        prefix = ["--prefix", "lstm."] if path == source else []
+        convert = ["convert", str(path), str(target), "--from", before, "--to", after]
+        assert main([*convert, *prefix]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "lstm/lstm_cell/kernel  float32 (3, 16)"
+    assert said[-1] == "bias_hh_l1  float32 (16,)"
+    again = read_arrays(tmp_path / "back.npz")
+    for name, array in read_arrays(source, "lstm.").items():
+        np.testing.assert_array_equal(again[name.removeprefix("lstm.")], array, strict=True)
+
+
+@pytest.mark.parametrize("library", ["equinox", "flax", "haiku", "cudnn"])
+def test_one_layer_goes_through_libraries_of_cells(library, tmp_path):
+    lstm = LSTM(4)
+    arrays = to_torch(lstm, lstm.init(jax.random.key(0), 3))
+    write_arrays(tmp_path / "a.npz", arrays)
+    a, b, c = (str(tmp_path / name) for name in ("a.npz", "b.npz", "c.npz"))
+    assert main(["convert", a, b, "--from", "torch", "--to", library]) == 0
+    sizes = ["--reading", "input_size=3", "hidden_size=4"] if library == "cudnn" else []
+    assert main(["convert", b, c, "--from", library, "--to", "torch", *sizes]) == 0
+    back = read_arrays(c)
+    end = "_l0" if library == "cudnn" else ""  # a cell comes back as a cell
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(back[name.removesuffix("_l0") + end], array, strict=True)
+
+
+def test_keras_files_tell_whose_they_are(source, tmp_path):
+    pytest.importorskip("h5py")
+    h5, back = str(tmp_path / "a.weights.h5"), str(tmp_path / "b.npz")
+    assert main(["convert", str(source), h5, "--from", "torch", "--prefix", "lstm"]) == 0
+    assert main(["convert", h5, back, "--to", "torch"]) == 0
+    layer, _ = from_torch(read_arrays(back))
+    assert layer == LAYER.stack
+
+
+def test_options(tmp_path):
+    rnn = LSTM(4, cell="rnn")
+    params = rnn.init(jax.random.key(0), 3)
+    write_arrays(tmp_path / "a.npz", to_torch(rnn, params))
+    a, b = str(tmp_path / "a.npz"), str(tmp_path / "b.npz")
+    convert = ["convert", a, b, "--from", "torch", "--to", "haiku"]
+    assert main([*convert, "--reading", "nonlinearity=relu", "--writing", "double_bias=false"]) == 0
+    assert "vanilla_rnn/linear_1/b" not in read_arrays(b)
+
+
+WRONG = [
+    (["--to", "keras"], "--from: expected one of cudnn, equinox, flax, haiku, keras, lstm_jax, t"),
+    (["--from", "torch"], "--to: expected one of cudnn, equinox, flax, haiku, keras, lstm_jax, t"),
+    (
+        ["--from", "torch", "--to", "keras"],
+        "model.npz: lstm.weight_ih_l0 is no array of a",
+    ),
+    (
+        ["--from", "torch", "--to", "keras", "--prefix", "gru."],
+        "model.npz: no array has a name that begins with 'gru.'",
+    ),
+    (
+        ["--from", "torch", "--to", "flax", "--prefix", "lstm."],
+        "b.npz: flax has cells, of which a file holds one, got 2 layers",
+    ),
+    (
+        ["--from", "torch", "--to", "torch", "--prefix", "lstm.", "--writing", "bias=false"],
+        "b.npz: b is not zero and would be lost",
+    ),
+    (
+        ["--from", "torch", "--to", "keras", "--reading", "relu"],
+        "relu: expected NAME=VALUE",
+    ),
+    (
+        ["--from", "torch", "--to", "keras", "--reading", "activation=relu"],
+        "activation: no option from torch; expected one of nonlinearity",
+    ),
+    (
+        ["--from", "torch", "--to", "keras", "--prefix", "lstm.", "--reading", "nonlinearity=x"],
+        "model.npz: nonlinearity must be 'tanh' or 'relu', got 'x'",
+    ),
+]
+
+
+@pytest.mark.parametrize(("flags", "message"), WRONG)
+def test_mistakes_are_told_in_one_line(flags, message, source, tmp_path, capsys):
+    assert main(["convert", str(source), str(tmp_path / "b.npz"), *flags]) == 1
+    told = capsys.readouterr().err
+    assert message in told and told.count("\n") == 1, told
+
+
+def test_pickles_and_unknown_libraries_are_refused(tmp_path, capsys):
+    target = str(tmp_path / "b.npz")
+    assert main(["convert", "a.pt", target, "--from", "torch", "--to", "keras"]) == 1
+    assert "pickles, which run code" in capsys.readouterr().err
+    assert main(["convert", "a.npz", target, "--from", "theano", "--to", "keras"]) == 2
+    assert "theano" in capsys.readouterr().err
