@@ -1,0 +1,92 @@
+"""``lstm-jax export``: what it prints and writes, and one line for a mistake."""
+
+import pathlib
+import re
+
+import numpy as np
+import pytest
+
+from lstm_jax.cli import main
+
+CONFIG = """
+task = "next_character"
+[data]
+text = "{folder}/text.txt"
+lanes = 2
+window = 4
+[model]
+hidden_size = 6
+embedding_size = 4
+[train]
+num_steps = 1
+sample_length = 0
+"""
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("exported")
+    words = np.random.default_rng(0).choice(["the", "quick", "brown", "fox\n"], 100)
+    (folder / "text.txt").write_text(" ".join(words), "utf-8")
+    (folder / "tiny.toml").write_text(CONFIG.format(folder=folder), "utf-8")
+    assert main(["train", str(folder / "tiny.toml"), "--workdir", str(folder / "run")]) == 0
+    return folder / "run"
+
+
+def test_figures_size_and_times_are_printed(workdir, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    capsys.readouterr()
+    assert main(["export", str(workdir), "--dtype", "int8"]) == 0
+    told = capsys.readouterr()
+    assert told.err == ""
+    rows = re.findall(r"^│ (.*?) +│ +(-?\d\.\d{4}) │ +(-?\d\.\d{4}) │$", told.out, re.MULTILINE)
+    assert [name for name, *_ in rows] == [
+        "this run, step 1",
+        "exported, stablehlo int8",
+        "difference",
+    ]
+    folder = workdir / "export" / "stablehlo-int8"
+    names = ["manifest.json", "run.py", "sequence.jaxexport", "state.npz", "step.jaxexport"]
+    assert sorted(path.name for path in folder.iterdir()) == [*names, "weights.npz"]
+    (sizes,) = re.findall(rf"^{re.escape(str(folder))}: [\d.,]+ kB: (.*)$", told.out, re.MULTILINE)
+    assert re.findall(r"(\S+) [\d.,]+ kB", sizes) == [*names, "weights.npz"]
+    seconds = r"\(the first \d+\.\d\d s\)"
+    assert re.search(
+        rf"^loaded in \d+\.\d{{3}} s; a step of one row \d+\.\d{{3}} ms {seconds}, "
+        rf"64 steps at once \d+\.\d{{3}} ms {seconds}$",
+        told.out,
+        re.MULTILINE,
+    )
+
+
+@pytest.mark.peers
+def test_onnx_and_its_runtimes_own_quantisation(workdir, capsys):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    assert main(["export", str(workdir), "--format", "onnx", "--dtype", "dynamic-int8"]) == 0
+    told = capsys.readouterr()
+    assert told.err == "" and "exported, onnx dynamic-int8" in told.out
+    files = {path.name for path in (workdir / "export" / "onnx-dynamic-int8").iterdir()}
+    assert files == {"manifest.json", "run.py", "sequence.onnx", "state.npz", "step.onnx"}
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--dtype", "int4"], 2, ["--dtype", "int4", "bfloat16"]),
+        (["--format", "tflite"], 2, ["--format", "tflite", "onnx"]),
+        (["--dtype", "dynamic-int8"], 1, ["--dtype dynamic-int8", "--format onnx"]),
+        (["--dtypo", "int8"], 1, ["--dtypo: unknown option", "--dtype"]),
+    ],
+)
+def test_mistakes_get_one_line(workdir, words, code, said, capsys):
+    assert main(["export", str(workdir), *words]) == code
+    err = capsys.readouterr().err
+    assert err.startswith("lstm-jax: error: ") and err.count("\n") == 1
+    for word in said:
+        assert word in err
+
+
+def test_a_folder_without_a_run(tmp_path, capsys):
+    assert main(["export", str(tmp_path)]) == 1
+    assert f"{tmp_path}: no run here" in capsys.readouterr().err
