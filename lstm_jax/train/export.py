@@ -17,7 +17,9 @@ from lstm_jax.train.config import Config
 from lstm_jax.train.loop import best_params
 from lstm_jax.train.report import Report
 
-FORMATS = ("stablehlo", "onnx")
+FORMATS = {"stablehlo": "flatbuffers", "onnx": "onnx and onnxruntime"}
+"""What can be written, and the packages that it needs."""
+
 DYNAMIC = "dynamic-int8"
 STEPS_TIMED = 64
 
@@ -62,7 +64,7 @@ def export_run(
         exported = Model(folder)
         loading = time.perf_counter() - began
     except ImportError as error:
-        raise UserError(f"--format {format}: {error}") from error
+        raise UserError(f"--format {format} needs {FORMATS[format]}: {error}") from error
 
     figures: dict[str, Figures] = {}
     for split in task.splits:
