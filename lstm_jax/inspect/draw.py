@@ -30,6 +30,7 @@ ORDERED = ("−", "÷", "pow", "select", "rem", "atan2", ">", "<", "≥", "≤")
 
 SIZE = 16.0  # of letters, in pixels
 SMALL = 12.0
+ITALIC = f'font-family="serif" font-style="italic" font-size="{SIZE + 1:.0f}"'
 MARGIN = 12.0
 ROUND = 6.0  # radius of corners
 
@@ -116,8 +117,14 @@ def _spines(nodes: Sequence[Node]) -> list[list[int]]:
     return spines
 
 
+def _memory(spines: list[list[int]]) -> set[tuple[int, int]]:
+    """The edges of spines."""
+    return {pair for spine in spines for pair in itertools.pairwise(spine)}
+
+
 def _links(nodes: Sequence[Node], spines: list[list[int]]) -> list[list[Link]]:
-    strong = {pair for spine in spines for pair in itertools.pairwise(spine)}
+    """The edges into each node; memory is kept straight first of all, then what comes and goes."""
+    strong = _memory(spines)
     links = []
     for n, node in enumerate(nodes):
         found = []
@@ -163,11 +170,10 @@ def _shape(node: Node) -> Shape:
     width = text_width(node.text, SIZE)
     name = _name_width(node)
     if node.kind in ("state", "new state"):
-        wide = label_width(node.text, "t−1" if node.kind == "state" else "t")
-        outer = wide + 7
+        wide = label_width(node.text, "t−1" if node.kind == "state" else "t") + 3
         if node.kind == "state":
-            return Shape("left", 4.0, 11.0, outer - 4, 12.0)
-        return Shape("right", 4.0, 11.0, 14.0, outer - 4)
+            return Shape("left", 4.0, 11.0, wide, 12.0)
+        return Shape("right", 4.0, 11.0, 14.0, wide)
     if node.kind in ("input", "output"):
         return Shape("bottom" if node.kind == "input" else "top", 0.0, 0.0, 0.0, 0.0)
     if node.kind == "join":
@@ -214,7 +220,7 @@ def _label(name: str, time: str, x: float, y: float, anchor: str = "start") -> s
     base, index = _split(name)
     below = ",".join(filter(None, (index, time)))
     return (
-        f'<text x="{_n(x)}" y="{_n(y)}" text-anchor="{anchor}" class="name">{escape(base)}'
+        f'<text x="{_n(x)}" y="{_n(y)}" text-anchor="{anchor}" {ITALIC}>{escape(base)}'
         f'<tspan dy="4" font-size="{SMALL:.0f}">{escape(below)}</tspan></text>'
     )
 
@@ -261,26 +267,19 @@ def _svg(nodes: tuple[Node, ...], title: str) -> str:
     out.append(f'<g transform="translate({_n(MARGIN)} {_n(y1 - y0 - legend_height - 6)})">')
     out += keys
     out += ["</g>", "</svg>"]
-    return (
-        "\n".join(out).replace(
-            'class="name"', f'font-family="serif" font-style="italic" font-size="{SIZE + 1:.0f}"'
-        )
-        + "\n"
-    )
+    return "\n".join(out) + "\n"
 
 
 def _wires(nodes: Sequence[Node], layout: Layout) -> Iterator[str]:
     heads, marks = [], []
-    memory = {pair for spine in _spines(nodes) for pair in itertools.pairwise(spine)}
+    memory = _memory(_spines(nodes))
     for wire in layout.wires:
         node, points = nodes[wire.target], list(wire.points)
-        dashed = node.inputs[wire.number].weighted
-        thick = (node.inputs[wire.number].source, wire.target) in memory
+        source, dashed = node.inputs[wire.number]
+        thick = (source, wire.target) in memory
         if node.kind == "output":
             points.append((points[-1][0], points[-1][1] - 16))
-        if nodes[node.inputs[wire.number].source].kind == "input" and (
-            points[0] == layout.centres[node.inputs[wire.number].source]
-        ):
+        if nodes[source].kind == "input" and points[0] == layout.centres[source]:
             points[0] = (points[0][0], points[0][1] + 18)
         if node.kind == "new state":
             points[-1] = (points[-1][0] - 2, points[-1][1])
@@ -350,7 +349,8 @@ def _node(node: Node, shape: Shape, place: Point) -> Iterator[str]:
             f'width="{_n(2 * shape.width)}" height="{_n(2 * shape.height)}" rx="{_n(corner)}" '
             f'fill="{fill}" stroke="{edge}" stroke-width="1.6"/>'
         )
-        yield _text(node.text, x, y + (0.5 if node.note else 5.5), "middle")
+        if node.text:
+            yield _text(node.text, x, y + (0.5 if node.note else 5.5), "middle")
         if node.note:
             yield _text(node.note, x, y + 15, "middle", SMALL)
         at = x + shape.width + 4
@@ -422,6 +422,8 @@ def _description(nodes: Sequence[Node]) -> str:
 
     lines = []
     for n, node in enumerate(nodes):
+        if node.kind in ("state", "input"):
+            continue
         inputs = [("p ∘ " if e.weighted else "") + called(e.source) for e in node.inputs]
         if node.kind in ("new state", "output"):
             lines.append(f"{called(n)} = {inputs[0]}")

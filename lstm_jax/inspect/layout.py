@@ -569,10 +569,10 @@ class _Places:
         for k in range(self.order.last):
             ends = self._ends(k)
             bent = [n for n, (a, bs) in ends.items() if any(abs(a - b) > 0.01 for b in bs)]
-            clash = self._clash(k, ends, bent)
+            order = self._sequence(ends, bent)
+            clash = self._clash(k, ends, order)
             if clash is not None and strict:
                 return clash
-            order = self._sequence(ends, bent)
             tracks: dict[int, int] = {}
             for n in order:
                 taken = [tracks[m] + 1 for m in tracks if self._beside(ends, m, n)]
@@ -593,21 +593,19 @@ class _Places:
         overlap = low < top + NEAR and bottom < high + NEAR
         return overlap or self._must_precede(ends, a, b)
 
-    def _clash(self, k: int, ends: Any, bent: list[int]) -> tuple[int, int, float] | None:
-        for a, b in itertools.combinations(bent, 2):
-            if self._must_precede(ends, a, b) and self._must_precede(ends, b, a):
-                slot = next(
-                    self.index[k + 1, *s]
-                    for n, s, _ in self.order.arrivals(k + 1)
-                    if n == b
-                    and (k + 1, *s) in self.index
-                    and abs(self.y[self.index[k + 1, *s]] + self._offset(n, s) - ends[a][0]) < NEAR
-                )
-                start = self._from(k, a)
-                assert start is not None
-                if ends[b][0] < ends[a][0]:
-                    return slot, start, TRACK
-                return start, slot, TRACK
+    def _clash(self, k: int, ends: Any, order: Sequence[int]) -> tuple[int, int, float] | None:
+        """Rows to be kept apart where a wire ends on its right at the height of one it precedes."""
+        for a, b in itertools.combinations(order, 2):
+            if not self._must_precede(ends, b, a):
+                continue
+            start = self._from(k, b)
+            for source, slot, _ in self.order.arrivals(k + 1):
+                end, offset = self.index.get((k + 1, *slot)), self._offset(source, slot)
+                if source != a or start is None or end is None:
+                    continue
+                if abs(self.y[end] + offset - self.y[start]) < NEAR:
+                    above = ends[a][0] < ends[b][0]
+                    return (end, start, TRACK + offset) if above else (start, end, TRACK - offset)
         return None
 
     def _sequence(self, ends: Any, bent: list[int]) -> list[int]:
