@@ -112,9 +112,10 @@ def activations_from_onnx(
 
 def _ours(function: OnnxActivation) -> Activation:
     """Its name here, where we have it; attributes of ONNX are float32."""
-    numbers = np.float32([function.alpha, function.beta])
+    numbers = np.array([function.alpha, function.beta], np.float32)
     for name, same in SAME.items():
-        if same.name == function.name and (numbers == np.float32([same.alpha, same.beta])).all():
+        near = numbers == np.array([same.alpha, same.beta], np.float32)
+        if same.name == function.name and near.all():
             return name
     return function
 

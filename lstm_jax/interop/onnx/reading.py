@@ -1,7 +1,7 @@
 """A graph of ONNX as a pure JAX function."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +12,8 @@ import onnx.inliner
 
 from lstm_jax.interop.onnx.operators import cast_to, dtype_of, known, operator_at
 from lstm_jax.interop.onnx.recurrent import DEFAULTS as RECURRENT
-from lstm_jax.interop.onnx.recurrent import run_node
+from lstm_jax.interop.onnx.recurrent import layer_from_onnx, run_node
+from lstm_jax.sequence import Stack
 from lstm_jax.sequence.engines import check_engine
 
 Values = dict[str, Any]  # arrays by the names that a graph gives them
@@ -112,6 +113,18 @@ class GraphFunction:
         results = run_graph(self._graph, values, self._opset, self._engine)
         return dict(zip(self.outputs, map(jnp.asarray, results), strict=True))
 
+    def known_values(self) -> Iterator[tuple[Node, Values]]:
+        """Each node, and what is known before it of constants alone."""
+        values: Values = {"": None, **self._graph.constants}
+        for node in self._graph.nodes:
+            yield node, values
+            plain = node.operator not in RECURRENT and node.operator not in WITH_GRAPHS
+            if plain and all(name in values for name in node.inputs):
+                inputs = [values[name] for name in node.inputs]
+                results = _run(node, inputs, values, self._opset, self._engine)
+                results = results if isinstance(results, tuple | list) else [results]
+                values |= dict(zip(node.outputs, results, strict=False)) | {"": None}
+
 
 def from_onnx(model: onnx.ModelProto | str | os.PathLike, *, engine: str = "auto") -> GraphFunction:
     """A model as a pure JAX function, with LSTM, GRU and RNN run by our cells.
@@ -143,6 +156,48 @@ def from_onnx(model: onnx.ModelProto | str | os.PathLike, *, engine: str = "auto
     """
     proto = model if isinstance(model, onnx.ModelProto) else onnx.load(model)
     return GraphFunction(proto, engine)
+
+
+def layers_from_onnx(
+    model: onnx.ModelProto | str | os.PathLike,
+) -> dict[str, tuple[Stack, dict[str, Any]]]:
+    """The recurrent layers of a model with their weights, whatever stands around them.
+
+    Args:
+      model: of ONNX, or the path of one.
+
+    Returns:
+      ``(layer, params)`` as from :func:`layer_from_onnx` by the names of the nodes, in their
+      order; a node of no name is called by its operator and number, ``"LSTM_0"``.
+
+    Raises:
+      ValueError: there is no such layer, or its weights are computed from the model's inputs.
+
+    Example:
+      >>> import jax
+      >>> from lstm_jax import LSTM
+      >>> from lstm_jax.interop.onnx import to_onnx
+      >>> lstm = LSTM(4, num_layers=2)
+      >>> model = to_onnx(lstm, lstm.init(jax.random.key(0), input_size=3))
+      >>> layers = layers_from_onnx(model)
+      >>> list(layers), layers["LSTM_1"][1]["layer_0"]["w_ih"].shape
+      (['LSTM_0', 'LSTM_1'], (4, 16))
+    """
+    f = from_onnx(model)
+    layers: dict[str, tuple[Stack, dict[str, Any]]] = {}
+    for node, values in f.known_values():
+        if node.operator in RECURRENT:
+            name = node.name or f"{node.operator}_{len(layers)}"
+            given = dict(zip(("X", "W", "R", "B", "", "", "", "P"), node.inputs, strict=False))
+            arrays = {key: given[key] for key in ("W", "R", "B", "P") if given.get(key)}
+            for key, array in arrays.items():
+                if array not in values:
+                    raise ValueError(f"{key} of node {name!r} is computed from the model's inputs")
+            arrays = {key: values[array] for key, array in arrays.items()}
+            layers[name] = layer_from_onnx(node.operator, arrays, node.attributes)
+    if not layers:
+        raise ValueError(f"the model has no {', '.join(RECURRENT)}")
+    return layers
 
 
 # ---- reading ----
@@ -185,7 +240,7 @@ def _is_known(node: onnx.NodeProto, opset: int) -> bool:
     if node.domain not in ("", "ai.onnx"):
         return False
     if node.op_type in RECURRENT or node.op_type in WITH_GRAPHS:
-        return True
+        return node.op_type != "Scan" or opset >= 9  # the first Scan was another operator
     return operator_at(node.op_type, opset) is not None
 
 
