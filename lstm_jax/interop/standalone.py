@@ -51,17 +51,23 @@ class Model:
         return self._call("sequence", state, inputs)
 
     def _call(self, name: str, state: State, inputs: dict[str, Any]) -> Any:
+        wanted = self._wanted(name, inputs)
+        given = {key: np.asarray(inputs[key], spec["dtype"]) for key, spec in wanted.items()}
+        return self.runtime.call(name, state, given)
+
+    def _wanted(self, name: str, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The inputs that a function has, which must be those that are given."""
         if name not in self.about["functions"]:
             raise ValueError(f"the model has no {name}: it needs the future, and runs whole alone")
         wanted = self.about["functions"][name]
         if set(inputs) != set(wanted):
-            raise ValueError(f"{name} must be given {', '.join(wanted)}, got {', '.join(inputs)}")
-        return self.runtime.call(
-            name, state, {key: np.asarray(x, wanted[key]["dtype"]) for key, x in inputs.items()}
-        )
+            names = ", ".join(inputs) or "nothing"
+            raise ValueError(f"{name} must be given {', '.join(wanted)}, got {names}")
+        return wanted
 
     def apply(self, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
         """The outputs of whole sequences, in the units of the data: ``about["scaling"]``."""
+        self._wanted("sequence", inputs)
         scaling = self.about.get("scaling", {})
         scaled = dict(inputs)
         for name in scaling.keys() & inputs.keys():
@@ -209,19 +215,32 @@ def main() -> int:
     apply.add_argument("inputs", help=".npz file with the arrays that manifest.json names")
     apply.add_argument("outputs", help=".npz file to write")
     args = parser.parse_args()
-    model = Model(pathlib.Path(__file__).parent)
     try:
+        model = Model(pathlib.Path(__file__).parent)
         if args.command == "generate":
+            check(args)
             if "vocabulary" not in model.about:
-                raise ValueError(f"a model of task {model.about['task']} writes no text")
+                raise ValueError("generate: this model writes no text")
             text = model.generate(args.prompt, args.length, args.temperature, args.seed)
             sys.stdout.buffer.write(f"{text}\n".encode())
         else:
             np.savez(args.outputs, **model.apply(dict(arrays(pathlib.Path(args.inputs)))))
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         print(f"run.py: error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raises where an option of ``generate`` is out of its range."""
+    ranges = {
+        "length": (args.length >= 0, "at least 0"),
+        "temperature": (0 <= args.temperature < float("inf"), "at least 0"),
+        "seed": (0 <= args.seed < 2**32, "from 0 to 2**32 - 1"),
+    }
+    for name, (fits, words) in ranges.items():
+        if not fits:
+            raise ValueError(f"--{name}: expected a number {words}, got {getattr(args, name)}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What leaves the library: its weights, its functions and its random numbers, read back."""
 
 import json
+import sys
 
 import jax
 import jax.export
@@ -76,6 +77,16 @@ def test_every_cell_can_be_exported_with_symbolic_sizes(name):
     )
 
 
+def test_what_must_know_its_sizes_says_so():
+    cell = CELLS["lstm"](hidden_size=H)
+    params = cell.init(jax.random.key(0), D)
+    xs = jax.ShapeDtypeStruct((*jax.export.symbolic_shape("t, b"), D), jnp.float32)
+    with pytest.raises(
+.*not t, b"
+    ):
+        jax.eval_shape(lambda xs: unroll(cell, params, xs, engine="fused"), xs)
+
+
 @pytest.mark.parametrize("cell", ["gru", "peephole"])
 def test_steps_and_sequences_of_any_size_are_those_of_the_layer(export, cell, tmp_path):
     layer = LSTM(H, num_layers=2, cell=cell)
@@ -131,6 +142,31 @@ def test_mistakes_are_named(export, tmp_path):
     model, _ = exported(export, LSTM(H), tmp_path)
     with pytest.raises(ValueError, match=r"^sequence must be given xs, got x$"):
         model.sequence(model.initial_state(1), x=np.zeros((1, 1, D)))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("generate --seed -1", "--seed: expected a number from 0 to 2**32 - 1, got -1"),
+        ("generate --temperature nan", "--temperature: expected a number at least 0, got nan"),
+        ("generate --length -3", "--length: expected a number at least 0, got -3"),
+        ("generate", "generate: this model writes no text"),
+        ("apply missing.npz out.npz", "[Errno 2] No such file or directory: 'missing.npz'"),
+        ("apply {}/state.npz out.npz", "sequence must be given xs, got layer_0.h, layer_0.c"),
+    ],
+)
+def test_mistakes_on_the_command_line_get_one_line(words, said, layer_folder, monkeypatch, capsys):
+    monkeypatch.setattr(standalone, "__file__", str(layer_folder / "run.py"))
+    monkeypatch.setattr(sys, "argv", ["run.py", *words.format(layer_folder).split()])
+    assert standalone.main() == 1
+    assert capsys.readouterr().err == f"run.py: error: {said}\n"
+
+
+@pytest.fixture(scope="module")
+def layer_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("layer")
+    exported(export_stablehlo, LSTM(H), folder)
+    return folder
 
 
 # ---- weights ----
