@@ -100,7 +100,8 @@ def _latencies(model: Model) -> str:
 def _times(model: Model, name: str, steps: int, count: int) -> list[float]:
     """The seconds that each of some calls took, one after the other."""
     inputs = {
-        key: np.zeros(_sizes(spec["shape"], steps), spec["dtype"])
+        # Zeros are a character, too, but no length.
+        key: np.full(_sizes(spec["shape"], steps), steps if key == "lengths" else 0, spec["dtype"])
         for key, spec in model.about["functions"][name].items()
     }
     state, times = model.initial_state(1), []
