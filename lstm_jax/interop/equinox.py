@@ -12,6 +12,7 @@ from lstm_jax.interop.weights import (
     check_same,
     directions_of,
     dtype_of,
+    gate_count,
     read_cell,
     write_cell,
 )
@@ -49,8 +50,7 @@ def from_equinox(arrays: Mapping[str, Any]) -> tuple[BaseCell, Params]:
         }
     given = Arrays(arrays, "equinox")
     recurrent = given["weight_hh"]
-    rows, columns = recurrent.shape if recurrent.ndim == 2 else (0, 1)
-    kind = {4: "lstm", 3: "gru"}.get(rows // max(columns, 1))
+    kind = {4: "lstm", 3: "gru"}.get(gate_count(recurrent, transposed=True))
     if kind is None:
         raise ValueError(
             "weight_hh must have shape (4H, H) or (3H, H), of an LSTMCell or GRUCell, "

@@ -14,6 +14,7 @@ from lstm_jax.interop.weights import (
     check_same,
     directions_of,
     dtype_of,
+    gate_count,
     nested,
     read_cell,
     write_cell,
@@ -69,9 +70,8 @@ def from_flax(
     library, kind = next((told for name, told in FIRST.items() if name in arrays), ("", ""))
     if not library:
         recurrent = arrays["dense_h/kernel"]
-        rows, columns = recurrent.shape if recurrent.ndim == 2 else (1, 0)
         library = "flax.nnx"
-        kind = {4: "optimized_lstm", 3: "gru", 1: "rnn"}.get(columns // max(rows, 1), "")
+        kind = {4: "optimized_lstm", 3: "gru", 1: "rnn"}.get(gate_count(recurrent), "")
         if not kind:
             raise ValueError(
                 "dense_h/kernel must have shape (H, 4H), (H, 3H) or (H, H), of an "

@@ -15,6 +15,7 @@ from lstm_jax.interop.weights import (
     check_same,
     directions_of,
     dtype_of,
+    gate_count,
     layers_of,
     read_cell,
     write_cell,
@@ -160,8 +161,7 @@ def _read(
         return path + name
 
     recurrent = arrays[key("recurrent_kernel")]
-    rows, columns = recurrent.shape[-2:] if recurrent.ndim > 1 else (1, 0)
-    kind = {4: "lstm", 3: "gru", 1: "rnn"}.get(columns // max(rows, 1))
+    kind = {4: "lstm", 3: "gru", 1: "rnn"}.get(gate_count(recurrent))
     if recurrent.ndim > 2:
         kind = "conv_lstm"
     if kind is None:
@@ -171,6 +171,7 @@ def _read(
         )
     convention = CONVENTIONS["keras"][kind]
     if kind == "gru":
+        columns = recurrent.shape[-1]
         if key("bias") in arrays:
             bias = arrays[key("bias")]
             two = bias.ndim == 2

@@ -13,6 +13,7 @@ from lstm_jax.interop.weights import (
     check_same,
     directions_of,
     dtype_of,
+    gate_count,
     layers_of,
     read_cell,
     write_cell,
@@ -104,8 +105,7 @@ def _read(arrays: Arrays, prefix: str, suffix: str, nonlinearity: str) -> tuple[
         return prefix + name + suffix
 
     recurrent = arrays[key("weight_hh")]
-    rows, columns = recurrent.shape if recurrent.ndim == 2 else (0, 1)
-    count = 4 if key("weight_hr") in arrays else rows // max(columns, 1)
+    count = 4 if key("weight_hr") in arrays else gate_count(recurrent, transposed=True)
     if count not in KINDS or recurrent.ndim != 2:
         raise ValueError(
             f"{key('weight_hh')} must have shape (4H, H), (3H, H) or (H, H), of an LSTM, GRU or "

@@ -162,6 +162,74 @@ def as_params(tree: Any) -> Any:
 # ---- one cell in ----
 
 
+class CellReader:
+    """The arrays of one cell by what they are to a convention, checked and laid out as ours.
+
+    Args:
+      arrays: the library's.
+      convention: of the library and the kind of cell.
+      gates: the order of our gates.
+      key: the full name of what the convention calls by a short one.
+
+    >>> from lstm_jax.interop.conventions import CONVENTIONS
+    >>> arrays = Arrays({"bias": np.arange(4.0, dtype="float32")}, "keras")
+    >>> reader = CellReader(arrays, CONVENTIONS["keras"]["lstm"], "ifgo", lambda name: name)
+    >>> reader.ours("b_ih", "4H").tolist()
+    [0.0, 1.0, 2.0, 3.0]
+    """
+
+    def __init__(self, arrays: Arrays, convention: Convention, gates: str, key: Key):
+        self.arrays, self.convention, self.gates, self.key = arrays, convention, gates, key
+
+    def names(self, what: str) -> list[str]:
+        """Full names of an array, or of those of each gate."""
+        names = self.convention.names.get(what, ())
+        return [self.key(name) for name in ((names,) if isinstance(names, str) else names)]
+
+    def __contains__(self, what: str) -> bool:
+        return any(name in self.arrays for name in self.names(what))
+
+    def theirs(self, what: str) -> Any:
+        """An array as the library has it, those of each gate side by side."""
+        names = self.names(what)
+        each = [self.arrays[name] for name in names]
+        for name, array in zip(names, each, strict=True):
+            if array.shape != each[0].shape:
+                raise ValueError(
+                    f"{name} must have the shape of {names[0]}, {each[0].shape}, got {array.shape}"
+                )
+        return each[0] if len(each) == 1 else each[0].__array_namespace__().concatenate(each, -1)
+
+    def ours(self, what: str, letters: str, shape: tuple[int, ...] | None = None) -> Any:
+        """An array of all gates in our layout; ``letters`` and ``shape`` are what it must have."""
+        return self.arranged(what, self.theirs(what), letters, shape)
+
+    def arranged(
+        self, what: str, array: Any, letters: str, shape: tuple[int, ...] | None = None
+    ) -> Any:
+        """A part of an array of all gates in our layout."""
+        if shape is not None:
+            self.check(what, array, shape, letters)
+        along = array.shape[:1] if self.convention.transposed else array.shape[-1:]
+        if not array.size or not along or along[0] % len(self.gates):
+            raise ValueError(f"{self._wanted(what, letters)}, got {array.shape}")
+        return to_ours(array, self.convention, self.gates)
+
+    def check(self, what: str, array: Any, shape: tuple[int, ...], letters: str) -> None:
+        """Raises where an array, as the library has it, has not this shape, turned as ours."""
+        shape = shape[::-1] if self.convention.transposed else shape
+        if array.shape != shape:
+            raise ValueError(
+                f"{self._wanted(what, letters)}, {shape} with these weights, got {array.shape}"
+            )
+
+    def _wanted(self, what: str, letters: str) -> str:
+        parts = letters.split(", ")
+        parts = parts[::-1] if self.convention.transposed else parts
+        shape = f"({', '.join(parts)}{',' if len(parts) == 1 else ''})"
+        return f"{self.names(what)[0]} must have shape {shape}"
+
+
 def read_cell(
     arrays: Arrays, convention: Convention, gates: str, key: Key, *, reset_after: bool = False
 ) -> dict[str, Any]:
@@ -171,109 +239,79 @@ def read_cell(
     ``b`` is zero then.
 
     Args:
-      arrays: the library's.
-      convention: of the library and the kind of cell.
-      gates: the order of our gates.
-      key: the full name of what the convention calls by a short one.
+      arrays, convention, gates, key: as in :class:`CellReader`.
       reset_after: whether it is a GRU with ``b_hg``.
 
     Raises:
       ValueError: an array is missing, or has a shape that does not fit; the message names it.
     """
-
-    def ours(what: str) -> Any:
-        names = convention.names[what]
-        if isinstance(names, str):
-            return to_ours(arrays[key(names)], convention, gates)
-        each = [arrays[key(name)] for name in names]
-        for name, array in zip(names, each, strict=True):
-            if array.shape != each[0].shape:
-                raise ValueError(
-                    f"{key(name)} must have the shape of {key(names[0])}, {each[0].shape}, "
-                    f"got {array.shape}"
-                )
-        xp = each[0].__array_namespace__()
-        return to_ours(xp.concatenate(each, -1), convention, gates)
-
-    def shown(what: str) -> str:
-        names = convention.names[what]
-        return key(names) if isinstance(names, str) else key(names[0])
-
-    def check(what: str, array: Any, shape: tuple[int, ...], letters: str) -> None:
-        if array.shape != shape:
-            raise ValueError(
-                f"{shown(what)} must have shape {theirs(letters)}, "
-                f"{theirs(shape)} with hidden size {size}, got {theirs(array.shape)}"
-            )
-
-    def theirs(shape: Any) -> Any:
-        """A shape as the library has it, of all gates or of one."""
-        if isinstance(shape, str):
-            parts = shape.split(", ")
-            parts = parts[::-1] if convention.transposed else parts
-            return f"({', '.join(parts)}{',' if len(parts) == 1 else ''})"
-        return shape[::-1] if convention.transposed else shape
-
-    count = len(gates)
-    times = "" if count == 1 else str(count)
-    w_hh = ours("w_hh")
-    joined = convention.names["w_ih"] == convention.names["w_hh"]
-    if w_hh.ndim < 2 or w_hh.shape[-1] % count or not w_hh.size:
-        raise ValueError(
-            f"{shown('w_hh')} must have shape {theirs(f'H, {times}H')}, got {theirs(w_hh.shape)}"
-        )
-    size = w_hh.shape[-1] // count
-    if joined:  # one matrix for both, the input's rows first
-        if w_hh.shape[0] <= size:
-            raise ValueError(f"{shown('w_hh')} must have shape (D + H, {times}H), got {w_hh.shape}")
-        w_ih, w_hh = w_hh[:-size], w_hh[-size:]
-    else:
-        w_ih = ours("w_ih")
-    params = {"w_ih": w_ih, "w_hh": w_hh}
-    rows, letter = size, "H"
-    if "w_hr" in convention.names and shown("w_hr") in arrays:
-        w_hr = arrays[shown("w_hr")]
-        w_hr = w_hr.__array_namespace__().swapaxes(w_hr, 0, -1)  # (H, P)
-        rows, letter = w_hr.shape[-1], "P"
-        check("w_hr", w_hr, (size, rows), "H, P")
-        params["w_hr"] = w_hr
-    kernel = w_hh.shape[:-2]
-    of_kernel = "*kernel, " if kernel else ""
-    check("w_hh", w_hh, (*kernel, rows, count * size), f"{of_kernel}{letter}, {times}H")
-    inputs = w_ih.shape[-2] if w_ih.ndim > 1 else 0
-    check("w_ih", w_ih, (*kernel, inputs, count * size), f"{of_kernel}D, {times}H")
-
-    biases = {}
-    names = {what: convention.names[what] for what in BIASES if what in convention.names}
-    firsts = [key(name) if isinstance(name, str) else key(name[0]) for name in names.values()]
-    if any(name in arrays for name in firsts):
-        for what in names:
-            if names.get("b_ih") == names.get("b_hh") and len(names) > 1:  # one array of both
-                both = arrays[key(str(names[what]))].reshape(-1)
-                half = both.shape[0] // 2
-                part = both[:half] if what == "b_ih" else both[half:]
-                biases[what] = to_ours(part, convention, gates)
-            elif what == "b_hg":
-                biases[what] = arrays[key(str(names[what]))]
-            else:
-                biases[what] = ours(what)
-            wide = 1 if what == "b_hg" else count
-            check(what, biases[what], (wide * size,), "H" if wide == 1 else f"{times}H")
+    reader = CellReader(arrays, convention, gates, key)
+    params = _read_weights(reader)
+    w_hh = params["w_hh"]
+    size = w_hh.shape[-1] // len(gates)
+    biases = _read_biases(reader, size)
     xp = w_hh.__array_namespace__()
-    zero = xp.zeros(count * size, w_hh.dtype)
-    if reset_after:
-        b, b_hh = biases.get("b_ih", zero), biases.get("b_hh", zero)
-        split = (count - 1) * size
-        summed = b[:split] + b_hh[:split] if "b_hh" in biases else b[:split]
-        params["b"] = xp.concatenate([summed, b[split:]])
-        params["b_hg"] = biases.get("b_hg", b_hh[split:])
-    elif len(biases) == 2:
-        params["b"] = biases["b_ih"] + biases["b_hh"]
+    b_ih = biases.get("b_ih", xp.zeros(len(gates) * size, w_hh.dtype))
+    b_hh = biases.get("b_hh", xp.zeros_like(b_ih))
+    both = "b_ih" in biases and "b_hh" in biases
+    b = b_ih + b_hh if both else b_ih if "b_ih" in biases else b_hh
+    if reset_after:  # what is added within r ∘ (...) stays apart
+        params["b"] = xp.concatenate([b[:-size], b_ih[-size:]])
+        params["b_hg"] = biases.get("b_hg", b_hh[-size:])
     else:
-        params["b"] = next(iter(biases.values()), zero)
-    if convention.forget_bias:
-        params["b"] = raised(params["b"], gates, convention.forget_bias)
+        params["b"] = raised(b, gates, convention.forget_bias) if convention.forget_bias else b
     return params
+
+
+def _read_weights(reader: CellReader) -> dict[str, Any]:
+    """``w_ih``, ``w_hh`` and, where there is one, ``w_hr``."""
+    names, count = reader.convention.names, len(reader.gates)
+    all_gates = f"{count}H" if count > 1 else "H"
+    joined = names["w_ih"] == names["w_hh"]
+    w_hh = reader.ours("w_hh", f"D + H, {all_gates}" if joined else f"H, {all_gates}")
+    width = w_hh.shape[-1]
+    size = width // count
+    if joined:  # one matrix for both, the input's rows first
+        if w_hh.ndim != 2 or w_hh.shape[0] <= size:
+            raise ValueError(
+                f"{reader.names('w_hh')[0]} must have shape (D + H, {all_gates}), got {w_hh.shape}"
+            )
+        return {"w_ih": w_hh[:-size], "w_hh": w_hh[-size:]}
+    params, rows, letter = {"w_hh": w_hh}, size, "H"
+    if "w_hr" in reader:
+        w_hr = reader.theirs("w_hr")
+        rows, letter = w_hr.shape[0] if w_hr.ndim else 0, "P"
+        reader.check("w_hr", w_hr, (size, rows), "H, P")
+        params["w_hr"] = w_hr.T
+    kernel = w_hh.shape[:-2]
+    place = "*kernel, " if kernel else ""
+    reader.ours("w_hh", f"{place}{letter}, {all_gates}", (*kernel, rows, width))
+    shape = reader.theirs("w_ih").shape
+    inputs = shape[-1 if reader.convention.transposed else -2] if len(shape) > 1 else 0
+    w_ih = reader.ours("w_ih", f"{place}D, {all_gates}", (*kernel, inputs, width))
+    return {"w_ih": w_ih, **params}
+
+
+def _read_biases(reader: CellReader, size: int) -> dict[str, Any]:
+    """All biases that the convention has, in our layout; none where none is there."""
+    names, count = reader.convention.names, len(reader.gates)
+    all_gates = f"{count}H" if count > 1 else "H"
+    kinds = [what for what in BIASES if what in names]
+    if not any(what in reader for what in kinds):
+        return {}
+    biases = {}
+    for what in kinds:
+        array = reader.theirs(what)
+        if what == "b_hg":
+            reader.check(what, array, (size,), "H")
+            biases[what] = array
+            continue
+        if names.get("b_ih") == names.get("b_hh"):  # one array of both, the input's part first
+            flat = array.reshape(-1)
+            half = flat.shape[0] // 2
+            array = flat[:half] if what == "b_ih" else flat[half:]
+        biases[what] = reader.arranged(what, array, all_gates, (count * size,))
+    return biases
 
 
 def raised(b: Any, gates: str, amount: float) -> Any:
@@ -287,6 +325,17 @@ def raised(b: Any, gates: str, amount: float) -> Any:
     start = gates.index("f") * size
     forget = b[start : start + size] + xp.asarray(amount, dtype=b.dtype)
     return xp.concatenate([b[:start], forget, b[start + size :]])
+
+
+def gate_count(w_hh: Any, transposed: bool = False) -> int:
+    """How many gates a square recurrent matrix holds; 0 where it holds no whole number.
+
+    >>> gate_count(np.zeros((12, 3)), transposed=True), gate_count(np.zeros((3, 5)))
+    (4, 0)
+    """
+    rows, columns = w_hh.shape[-2:] if w_hh.ndim > 1 else (0, 0)
+    inputs, outputs = (columns, rows) if transposed else (rows, columns)
+    return outputs // inputs if inputs and outputs % inputs == 0 else 0
 
 
 # ---- one cell out ----

@@ -79,7 +79,7 @@ WRONG = [
     (ones(weight_hh=(8, 2), weight_ih=(7, 3)), r"weight_ih must have shape \(4H, D\), \(8, 3\)"),
     (
         ones(weight_hh=(8, 2), weight_ih=(8, 3), bias=(7,)),
-        r"bias must have shape \(4H,\), \(8,\) with hidden size 2, got \(7,\)",
+        r"bias must have shape \(4H,\), \(8,\) with these weights, got \(7,\)",
     ),
     (ones(weight_hh=(6, 2), weight_ih=(6, 3), bias=(6,)), "bias_n is missing"),
     (ones(weight_hh=(8, 2), weight_ih=(8, 3), bias_n=(2,)), "bias_n is no array of a recurrent"),

@@ -35,6 +35,7 @@ def test_values_and_gradients_agree_with_linen(seed):
     if kind == "ConvLSTMCell":
         options = {"kernel_size": (3, 1), "use_bias": bool(rng.random() < 0.5)}
         space = (4, 3)
+        D, H = 3, 2
     elif rng.random() < 0.5:
         told = {"activation_fn": "relu"}
     functions = {name: jax.nn.relu for name in told}
@@ -159,7 +160,7 @@ WRONG = [
     ({"dense_h": dense(3, 5)}, r"^dense_h/kernel must have shape \(H, 4H\), .* got \(3, 5\)"),
     (
         {"dense_h": dense(3, 12, bias=11), "dense_i": dense(2, 12)},
-        r"^dense_h/bias must have shape \(4H,\), \(12,\) with hidden size 3, got \(11,\)",
+        r"^dense_h/bias must have shape \(4H,\), \(12,\) with these weights, got \(11,\)",
     ),
     (
         {"ih": dense(2, 3, 1, 8), "hh": dense(2, 3, 2, 8)},
