@@ -161,6 +161,7 @@ def plot_gradient_flow(
         axes.plot(np.arange(len(mean)), mean, label=name, linewidth=1.6, **style)
     axes.set_yscale("log")
     axes.set_xlabel("steps before the last one")
+    _whole_numbers(axes)
     what = "state" if of == "state" else "input"
     axes.set_ylabel(f"norm of the derivative of the loss\nby the {what} (loss per unit)")
     axes.grid(alpha=0.25)
@@ -205,6 +206,7 @@ def plot_jacobian_spectrum(
     axes.set_ylim(bottom=lowest / 3)
     axes.set_xlim(0, 1.05 * last + 0.5)
     axes.set_xlabel("rank of the singular value")
+    _whole_numbers(axes)
     axes.set_ylabel("singular value of the state's derivative\nby the state a window before")
     axes.grid(alpha=0.25)
     axes.legend(edgecolor="none", framealpha=0.9)
@@ -367,6 +369,13 @@ def _unit_ticks(panel: Any, count: int, units: Any) -> None:
     panel.set_yticks(places, [str(label) for label in labels])
 
 
+def _whole_numbers(panel: Any) -> None:
+    """Ticks of the horizontal axis at whole numbers alone."""
+    from matplotlib.ticker import MaxNLocator
+
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
 MOST_CHARACTERS = 70
 """How many characters stand side by side under six inches."""
 
@@ -375,6 +384,7 @@ def _time_axis(panel: Any, num_steps: int, text: str | None) -> None:
     """The axis of time: the characters that are read where there are few, or else steps."""
     if text is None or num_steps > MOST_CHARACTERS:
         panel.set_xlabel("time (steps)")
+        _whole_numbers(panel)
         return
     shown = [{"\n": "↵", " ": "␣", "\t": "⇥"}.get(character, character) for character in text]
     panel.set_xticks(range(num_steps), shown[:num_steps], family="monospace", fontsize=7)

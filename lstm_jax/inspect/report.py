@@ -148,7 +148,7 @@ def look_into(
     sections = [
         _layers(summary(layer, xs.shape[-1])),
         _drawings(layer),
-        _maps(layer, params, row, text),
+        _maps(_first_units(_first_steps(read, min(first, STEPS_SHOWN))), text),
     ]
     sections += _text(read, text) if text else [_units(read, first)]
     sections += [*_gates(read), *_horizon(read, layer), _flow(layer, params, xs, lengths)]
@@ -173,18 +173,16 @@ def _drawings(layer: Any) -> Section:
     return Section("The cell", said + side_by_side(drawn))
 
 
-def _maps(layer: Any, params: Params, row: Any, text: str | None) -> Section:
-    shown = trace(layer, params, row[:STEPS_SHOWN])
-    some = [plot_trace(_first_units(shown), place, text=text) for place in shown.values]
+def _maps(shown: Trace, text: str | None) -> Section:
     said = paragraph(
-        f"The first {len(row[:STEPS_SHOWN])} steps of the first sequence, and up to {UNITS_SHOWN} "
-        "units of each layer."
+        f"The first {STEPS_SHOWN} steps of the first sequence, and {UNITS_SHOWN} units of each "
+        "layer, or as many as there are."
     )
     pictures = (
-        picture(figure, f"gates and states of {place} over time")
-        for figure, place in zip(some, shown.values, strict=True)
+        picture(plot_trace(shown, place, text=text), f"gates and states of {place} over time")
+        for place in shown.values
     )
-    return Section("Gates over time", said + side_by_side(pictures))
+    return Section("Gates and states over time", said + side_by_side(pictures))
 
 
 def _first_units(traced: Trace) -> Trace:
