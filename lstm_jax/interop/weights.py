@@ -18,6 +18,7 @@ from lstm_jax.cells.base import BaseCell, Params
 from lstm_jax.interop.conventions import Convention, from_ours, to_ours
 from lstm_jax.sequence.bidirectional import Bidirectional
 from lstm_jax.sequence.layers import LSTM
+from lstm_jax.sequence.protocol import is_layer
 from lstm_jax.sequence.stack import Stack
 
 Key = Callable[[str], str]  # the full name of what a convention calls by a short one
@@ -431,6 +432,8 @@ def check_same(cell: Any, other: Any, library: str, has: str) -> None:
     ValueError: cell_clip=3.0 of LSTMCell would be lost: torch has cell_clip=None
     """
     name = type(cell).__name__
+    if is_layer(cell):
+        raise TypeError(f"cell must be a cell, of which {library} has parameters, got {name}")
     if type(cell) is not type(other):
         extra: list[str] = []
         if isinstance(cell, BaseCell):

@@ -9,6 +9,7 @@ import pytest
 from lstm_jax import LSTM
 from lstm_jax.cli import main
 from lstm_jax.interop import from_torch, read_arrays, to_torch, write_arrays
+from lstm_jax.train import best_params, load_workdir
 
 LAYER = LSTM(4, 2)
 
@@ -120,3 +121,37 @@ def test_pickles_and_unknown_libraries_are_refused(tmp_path, capsys):
     assert "pickles, which run code" in capsys.readouterr().err
     assert main(["convert", "a.npz", target, "--from", "theano", "--to", "keras"]) == 2
     assert "theano" in capsys.readouterr().err
+
+
+CONFIG = """
+task = "next_character"
+[data]
+text = "{folder}/text.txt"
+lanes = 2
+window = 4
+[model]
+hidden_size = 6
+num_layers = 2
+embedding_size = 4
+[train]
+num_steps = 1
+sample_length = 0
+"""
+
+
+def test_a_runs_layers_go_out(tmp_path, capsys):
+    words = np.random.default_rng(0).choice(["the", "quick", "brown", "fox\n"], 100)
+    (tmp_path / "text.txt").write_text(" ".join(words), "utf-8")
+    (tmp_path / "tiny.toml").write_text(CONFIG.format(folder=tmp_path), "utf-8")
+    run, out = tmp_path / "run", tmp_path / "out.npz"
+    assert main(["train", str(tmp_path / "tiny.toml"), "--workdir", str(run)]) == 0
+    assert main(["convert", str(run), str(out), "--to", "torch"]) == 0
+    config = load_workdir(run)
+    trained, _ = best_params(config, config.build_task(), run)
+    _, params = from_torch(read_arrays(out))
+    jax.tree.map(np.testing.assert_array_equal, params, trained["lstm"])
+    capsys.readouterr()
+    assert (
+        main(["convert", str(tmp_path / "no"), str(out), "--from", "torch", "--to", "keras"]) == 1
+    )
+    assert "no: unknown kind of file" in capsys.readouterr().err

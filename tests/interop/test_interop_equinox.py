@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from lstm_jax import LSTM
 from lstm_jax.cells import GRUCell, LSTMCell, LSTMState, RNNState
 from lstm_jax.interop import from_equinox, to_equinox
 from tests.interop.comparison import NUMBER, assert_cells_agree, draw, sizes
@@ -90,3 +91,9 @@ WRONG = [
 def test_wrong_arrays_are_named(arrays, message):
     with pytest.raises(ValueError, match=message):
         from_equinox(arrays)
+
+
+def test_layers_are_no_cells():
+    lstm = LSTM(3)
+    with pytest.raises(TypeError, match=r"cell must be a cell, .* got LSTM"):
+        to_equinox(lstm, lstm.init(jax.random.key(0), 2))
