@@ -1,5 +1,6 @@
 """Graphs as functions: what other exporters write, parameters, and what is refused."""
 
+import functools
 import io
 import subprocess
 import sys
@@ -27,6 +28,9 @@ from lstm_jax.tasks.classification import (  # noqa: E402
 )
 from lstm_jax.tasks.forecasting import Forecasting, ForecastModel, SeriesData  # noqa: E402
 from lstm_jax.tasks.next_character import CharacterModel, NextCharacter, TextData  # noqa: E402
+
+# Tests run what they compile once or twice.
+quickly = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 FLOAT, INT64 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
 TOLERANCE = 2e-6  # float32 sums of some ten terms of order 1 over a few steps
@@ -97,7 +101,7 @@ def test_models_of_torch_in_values_and_gradients(torch, tagger):
     model = exported_by_torch(torch, tagger, example, dynamo=False, dynamic_axes=axes)
     assert [node.op_type for node in model.graph.node].count("LSTM") == 2
     f = from_onnx(model, engine="scan")
-    run = jax.jit(f)
+    run = quickly(f)
     for shape in ((2, 7), (3, 4)):
         tokens = torch.randint(0, 11, shape)
         for name, theirs in zip(f.outputs, tagger(tokens), strict=True):
@@ -111,7 +115,7 @@ def test_models_of_torch_in_values_and_gradients(torch, tagger):
     def loss(params):
         return (weights.numpy() * f.apply(params, tokens=tokens.numpy())["ys"]).sum()
 
-    grads = jax.grad(loss)({name: jnp.asarray(array) for name, array in f.params.items()})
+    grads = quickly(jax.grad(loss))({name: jnp.asarray(array) for name, array in f.params.items()})
     for name in ("embed.weight", "norm.weight", "head.bias"):
         np.testing.assert_allclose(grads[name], theirs[name], atol=10 * TOLERANCE)
 
@@ -193,7 +197,7 @@ def test_a_graph_as_keras_is_exported():
         c = sigmoid(f_gate) * c + sigmoid(i) * np.tanh(g)
         h = sigmoid(o) * np.tanh(c)
         ys.append(h @ constants["kernel"] + constants["bias"])
-    np.testing.assert_allclose(jax.jit(f)(x=x)["y"], np.stack(ys, 1), atol=1e-5)
+    np.testing.assert_allclose(quickly(f)(x=x)["y"], np.stack(ys, 1), atol=1e-5)
     assert set(f.params) == {"W", "R", "B", "kernel", "bias"}
     assert f.inputs["x"].shape == ("B", "T", D)
 
@@ -316,7 +320,7 @@ class ReadBack:
             state, outputs = function.apply(params, state, **inputs)
             return {**outputs, "new_state": state}
 
-        self.run = jax.jit(from_onnx(function_to_onnx(run, params, inputs)))
+        self.run = quickly(from_onnx(function_to_onnx(run, params, inputs)))
         self.of = Trained(task, params)
 
     def initial_state(self, rows):

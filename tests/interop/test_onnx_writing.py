@@ -174,6 +174,69 @@ def test_narrow_types_are_rounded_as_ours_are(cell):
     assert (np.asarray(ys, np.float32) == theirs["ys"]).mean() > 0.95
 
 
+def test_resets_are_kept():
+    """They are no part of ONNX's operators: a Scan."""
+    layer = LSTM(H)
+    params, xs = random_params(layer), random_like(jnp.zeros((T, B, D)))
+    resets = np.arange(T * B).reshape(T, B) % 4 == 1
+
+    def function(params, xs, resets):
+        return {"ys": layer.apply(params, xs, resets=resets)[1]}
+
+    axes = jax.export.symbolic_shape("T, B")
+    inputs = {
+        "xs": jax.ShapeDtypeStruct((*axes, D), np.float32),
+        "resets": jax.ShapeDtypeStruct(axes, bool),
+    }
+    model = function_to_onnx(function, params, inputs)
+    assert operators(model) == ["Scan"]
+    _, ys = quickly(layer.apply)(params, xs, resets=resets)
+    close(ys, run(model, {"xs": xs, "resets": resets})["ys"])
+
+
+class Decay:
+    """A cell of one's own, whose parameters are an array and whose state is another."""
+
+    hidden_size = D
+
+    def init(self, key, input_size):
+        return jnp.full(input_size, 0.5)
+
+    def zero_state(self, batch_shape=()):
+        return jnp.zeros((*batch_shape, D))
+
+    def step(self, params, state, x):
+        state = params * state + jnp.sin(x)
+        return state, state
+
+
+def test_a_cell_of_ones_own():
+    cell, xs = Decay(), random_like(jnp.zeros((T, B, D)))
+    params = cell.init(None, D)
+    model = to_onnx(cell, params, size=D, streaming=True)
+    assert [value.name for value in model.graph.input] == ["xs", "state"]
+    start = np.ones((B, D), np.float32)
+    state, ys = unroll(cell, params, xs, start, engine="scan")
+    theirs = run(model, {"xs": xs, "state": start})
+    close(ys, theirs["ys"])
+    close(state, theirs["new_state"])
+    with pytest.raises(ValueError, match=r"^size must be given, since Decay cannot tell it from"):
+        to_onnx(cell, params)
+
+
+def test_weights_that_are_computed_are_no_constants_of_an_operator():
+    layer = LSTM(H, cell="rnn")
+    params, xs = random_params(layer), random_like(jnp.zeros((T, B, D)))
+
+    def function(params, xs, scale):
+        return {"ys": layer.apply(jax.tree.map(lambda leaf: scale * leaf, params), xs)[1]}
+
+    inputs = {"xs": xs, "scale": np.array(2, np.float32)}
+    model = function_to_onnx(function, params, inputs)
+    assert operators(model) == ["Scan"]
+    close(function(params, **inputs)["ys"], run(model, inputs)["ys"])
+
+
 def test_double_precision_is_a_scan():
     """ONNX Runtime has no LSTM in float64."""
     with jax.enable_x64(True):

@@ -27,6 +27,7 @@ class Node(NamedTuple):
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     attributes: dict[str, Any]
+    function: Any  # of a plain operator
 
 
 class Graph(NamedTuple):
@@ -120,10 +121,7 @@ class GraphFunction:
             yield node, values
             plain = node.operator not in RECURRENT and node.operator not in WITH_GRAPHS
             if plain and all(name in values for name in node.inputs):
-                inputs = [values[name] for name in node.inputs]
-                results = _run(node, inputs, values, self._opset, self._engine)
-                results = results if isinstance(results, tuple | list) else [results]
-                values |= dict(zip(node.outputs, results, strict=False)) | {"": None}
+                values |= _outputs(node, values, self._opset, self._engine)
 
 
 def from_onnx(model: onnx.ModelProto | str | os.PathLike, *, engine: str = "auto") -> GraphFunction:
@@ -217,15 +215,19 @@ def read_graph(graph: onnx.GraphProto, opset: int) -> Graph:
     """
     nodes = []
     for node in graph.node:
-        if not _is_known(node, opset):
+        standard = node.domain in ("", "ai.onnx")
+        function = operator_at(node.op_type, opset) if standard else None
+        special = standard and (node.op_type in RECURRENT or node.op_type in WITH_GRAPHS)
+        if node.op_type == "Scan" and opset < 9:  # the first Scan was another operator
+            special = False
+        if function is None and not special:
             domain = f"{node.domain}." if node.domain else ""
             raise ValueError(
                 f"operator {domain}{node.op_type} (opset {opset}, node {node.name!r}) is not known"
             )
         attributes = {a.name: _attribute(a, opset) for a in node.attribute}
-        nodes.append(
-            Node(node.op_type, node.name, tuple(node.input), tuple(node.output), attributes)
-        )
+        inputs, outputs = tuple(node.input), tuple(node.output)
+        nodes.append(Node(node.op_type, node.name, inputs, outputs, attributes, function))
     if graph.sparse_initializer:
         raise ValueError("sparse initializers are not known")
     return Graph(
@@ -234,14 +236,6 @@ def read_graph(graph: onnx.GraphProto, opset: int) -> Graph:
         constants={tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer},
         nodes=tuple(nodes),
     )
-
-
-def _is_known(node: onnx.NodeProto, opset: int) -> bool:
-    if node.domain not in ("", "ai.onnx"):
-        return False
-    if node.op_type in RECURRENT or node.op_type in WITH_GRAPHS:
-        return node.op_type != "Scan" or opset >= 9  # the first Scan was another operator
-    return operator_at(node.op_type, opset) is not None
 
 
 def _attribute(attribute: onnx.AttributeProto, opset: int) -> Any:
@@ -292,33 +286,33 @@ def run_graph(graph: Graph, values: Values, opset: int, engine: str) -> list[Any
     """The outputs of a graph, ``values`` having its inputs, constants and what it can see."""
     values = {"": None, **values}
     for node in graph.nodes:
-        inputs = [values[name] for name in node.inputs]
-        try:
-            results = _run(node, inputs, values, opset, engine)
-        except (TypeError, ValueError, IndexError) as error:
-            error.add_note(f"in node {node.name!r}, {node.operator}")
-            raise
-        results = results if isinstance(results, tuple | list) else [results]
-        values.update(zip(node.outputs, results, strict=False))  # the last may be left out
-        values[""] = None
+        values |= _outputs(node, values, opset, engine)
     return [values[name] for name in graph.outputs]
 
 
-def _run(node: Node, inputs: list[Any], values: Values, opset: int, engine: str) -> Any:
-    if node.operator in WITH_GRAPHS:
+def _outputs(node: Node, values: Values, opset: int, engine: str) -> Values:
+    """The outputs of a node by name."""
+    inputs = [values[name] for name in node.inputs]
 
-        def run(graph: Graph, *arguments: Any) -> list[Any]:
-            given = dict(zip(graph.inputs, arguments, strict=True))
-            return run_graph(graph, {**values, **graph.constants, **given}, opset, engine)
+    def run(graph: Graph, *arguments: Any) -> list[Any]:
+        given = dict(zip(graph.inputs, arguments, strict=True))
+        return run_graph(graph, {**values, **graph.constants, **given}, opset, engine)
 
-        return WITH_GRAPHS[node.operator](run, *inputs, **node.attributes)
-    if node.operator in RECURRENT:
-        return run_node(node.operator, *inputs, engine=engine, **node.attributes)
-    function = operator_at(node.operator, opset)
-    assert function is not None  # read_graph has looked
-    if node.operator == "Split":
-        return function(*inputs, **node.attributes, outputs=len(node.outputs))
-    return function(*inputs, **node.attributes)
+    try:
+        if node.operator in RECURRENT:
+            results = run_node(node.operator, *inputs, engine=engine, **node.attributes)
+        elif node.operator in WITH_GRAPHS:
+            results = WITH_GRAPHS[node.operator](run, *inputs, **node.attributes)
+        elif node.operator == "Split":
+            results = node.function(*inputs, outputs=len(node.outputs), **node.attributes)
+        else:
+            results = node.function(*inputs, **node.attributes)
+    except (TypeError, ValueError, IndexError) as error:
+        error.add_note(f"in node {node.name!r}, {node.operator}")
+        raise
+    results = results if isinstance(results, tuple | list) else [results]
+    pairs = zip(node.outputs, results, strict=False)  # the last outputs may be left out
+    return {name: result for name, result in pairs if name}
 
 
 Run = Callable[..., list[Any]]  # a graph within a node on its arguments

@@ -27,14 +27,12 @@ from lstm_jax.sequence.protocol import check_cell_or_layer, input_size, is_layer
 from lstm_jax.sequence.unroll import loops_shown
 
 CALLS = {
-    "checkpoint": "jaxpr",
     "closed_call": "call_jaxpr",
     "composite": "jaxpr",
     "custom_jvp_call": "call_jaxpr",
     "custom_vjp_call": "call_jaxpr",
     "jit": "jaxpr",
     "pjit": "jaxpr",
-    "remat": "jaxpr",
     "remat2": "jaxpr",
 }
 """Primitives that call a function, and the parameter that holds it."""
@@ -232,7 +230,8 @@ def _results(g: Builder, eqn: Any, inputs: list[Value]) -> list[Value]:
         raise ValueError(f"{name} of JAX has no translation into operators of ONNX")
     # Of narrow numbers ONNX Runtime computes little on a CPU; as XLA does, what is computed in
     # float32 is rounded once.
-    narrow = name != "convert_element_type" and any(is_narrow(dtype_of(v)) for v in eqn.outvars)
+    narrow = any(is_narrow(dtype_of(v)) for v in (*eqn.invars, *eqn.outvars))
+    narrow = narrow and name not in ("convert_element_type", "dot_general")
     if narrow:
         inputs = [
             widened(g, x, np.float32) if is_narrow(dtype_of(v)) else x
@@ -288,10 +287,12 @@ def recurrence(g: Builder, eqn: Any, inputs: list[Value]) -> list[Value] | None:
     start = len(inputs) - arguments.num_leaves  # before them stands what the cell closes over
     params, xs, given = arguments.unflatten(inputs[start:])
     _, of_xs, of_given = arguments.unflatten([v.aval for v in eqn.invars[start:]])
-    known = not any(isinstance(array, str) for array in params.values())
+    if obstacle(cell) or given["resets"] is not None:
+        return None
     types = {dtype_of(v) for v in eqn.invars[start:]} - {np.dtype(np.int32), np.dtype(np.int64)}
-    # ONNX Runtime has these operators for float32 alone.
-    if not known or obstacle(cell) or given["resets"] is not None or types != {np.dtype("float32")}:
+    if types != {np.dtype(np.float32)}:  # ONNX Runtime has these operators for no other type
+        return None
+    if any(isinstance(array, str) for array in params.values()):  # weights that are computed
         return None
     name, arrays, node_attributes = operator_of(cell, params, reverse=attributes["reverse"])
     steps, *batch, features = of_xs.shape
