@@ -46,6 +46,10 @@ def plot_trace(
 
     Raises:
       ValueError: the trace has no such layer, name or row.
+
+    >>> traced = Trace({"layer_0": {"f": np.full((9, 4), 0.5), "c": np.ones((9, 4))}}, state=())
+    >>> [panel.get_title(loc="left") for panel in plot_trace(traced).axes[:2]]
+    ['f', 'c']
     """
     from matplotlib.figure import Figure
 
@@ -101,6 +105,10 @@ def plot_unit(
 
     Raises:
       ValueError: the trace has no such layer, unit or row.
+
+    >>> traced = Trace({"layer_0": {"f": np.full((9, 4), 0.5), "c": np.ones((9, 4))}}, state=())
+    >>> len(plot_unit(traced, unit=3).axes)
+    2
     """
     from matplotlib.figure import Figure
 
@@ -145,6 +153,10 @@ def plot_gradient_flow(
 
     Raises:
       ValueError: ``of`` is neither.
+
+    >>> fading = GradientFlow(state=0.5 ** np.arange(9)[::-1], x=np.ones(9), fields={})
+    >>> plot_gradient_flow({"half a step": fading}).axes[0].get_yscale()
+    'log'
     """
     from matplotlib.figure import Figure
 
@@ -181,6 +193,10 @@ def plot_jacobian_spectrum(
     Returns:
       A figure with a line for each model, the median over windows and rows, in a band from the
       10th to the 90th percentile.
+
+    >>> spectrum = JacobianSpectrum(np.array([[2.0, 0.5]]), np.array(0.1), np.zeros(3))
+    >>> plot_jacobian_spectrum(spectrum).axes[0].get_legend().get_texts()[0].get_text()
+    'exponent +0.100 a step'
     """
     from matplotlib.figure import Figure
 
@@ -221,6 +237,10 @@ def plot_saturation(shares: Saturation) -> "Figure":
 
     Args:
       shares: as from :func:`lstm_jax.inspect.saturation`.
+
+    >>> shares = Saturation(left={"a": {"f": np.zeros(3)}}, right={"a": {"f": np.ones(3)}})
+    >>> plot_saturation(shares).axes[0].get_title()
+    'gate f'
     """
     from matplotlib.figure import Figure
 
@@ -274,6 +294,10 @@ def plot_memory_horizon(horizon: MemoryHorizon) -> "Figure":
 
     Args:
       horizon: as from :func:`lstm_jax.inspect.memory_horizon`.
+
+    >>> horizon = MemoryHorizon({"layer_0": np.array([20.0, 1.0, np.inf])})
+    >>> plot_memory_horizon(horizon).axes[0].get_legend().get_texts()[0].get_text()
+    'layer_0, median 20, 1 endless'
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogFormatter
@@ -307,6 +331,10 @@ def plot_units(found: FoundUnits, *, count: int = 10, title: str = "") -> "Figur
       found: as from :func:`lstm_jax.inspect.find_units`.
       count: how many of them.
       title: what stands above, such as the property's name.
+
+    >>> found = FoundUnits(np.array(["layer_0"]), np.array([7]), np.array([0.9]))
+    >>> plot_units(found).axes[0].get_yticklabels()[0].get_text()
+    'layer_0, 7'
     """
     from matplotlib.figure import Figure
 
@@ -373,7 +401,7 @@ def _whole_numbers(panel: Any) -> None:
     """Ticks of the horizontal axis at whole numbers alone."""
     from matplotlib.ticker import MaxNLocator
 
-    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    panel.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
 
 
 MOST_CHARACTERS = 70

@@ -86,7 +86,8 @@ def text_html(
         spans.append(f'<span style="background:{_colour(shade)}">{shown}</span>')
     heading = f"<div><b>{html.escape(title)}</b></div>\n" if title else ""
     return Html(
-        '<div style="color:#000;background:#fff;padding:0.5em;line-height:1.5">\n'
+        '<div style="color:#000;background:#fff;padding:0.5em;line-height:1.5;'
+        'font-family:system-ui,sans-serif">\n'
         f"{heading}{_legend(limit)}\n"
         '<pre style="color:#000;background:#fff;margin:0.5em 0;white-space:pre-wrap;'
         f'overflow-wrap:anywhere;line-height:1.5">{"".join(spans)}</pre>\n</div>'
