@@ -7,15 +7,18 @@ script that runs it with jax or onnxruntime alone (``run.py``,
 :mod:`lstm_jax.interop.standalone`).
 """
 
+import functools
 import importlib.metadata
 import inspect
 import json
 import logging
+import math
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 
@@ -176,18 +179,19 @@ def export_stablehlo(
       ((2, 7, 4), ['layer_0.c', 'layer_0.h'])
     """
     weights = stored(params, checked_dtype(dtype))
-    specs = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, weights))
+    structure = jax.tree.structure(first_state)
+
+    def call(apply: Any, weights: Weights, state: Weights, inputs: Weights) -> Any:
+        before = structure.unflatten([state[name] for name in flat(first_state)])
+        after, outputs = apply(restored(weights, params), before, **inputs)
+        return flat(like(after, before)), outputs
+
     folder.mkdir(parents=True, exist_ok=True)
     for name, function in functions.items():
-
-        def call(weights: Any, state: Any, inputs: Any, apply: Any = function.apply) -> Any:
-            structure = jax.tree.structure(first_state)
-            before = structure.unflatten([state[key] for key in flat(first_state)])
-            after, outputs = apply(restored(weights, params), before, **inputs)
-            return flat(like(after, before)), outputs
-
         state, inputs = symbolic(function, first_state)
-        exported = jax.export.export(jax.jit(call), platforms=platforms)(specs, flat(state), inputs)
+        exported = jax.export.export(
+            jax.jit(functools.partial(call, function.apply)), platforms=platforms
+        )(weights, flat(state), inputs)
         (folder / f"{name}.jaxexport").write_bytes(exported.serialize())
     np.savez(folder / "weights.npz", **weights)
     about = {"format": "stablehlo", "dtype": dtype, "platforms": platforms, **(about or {})}
@@ -219,15 +223,17 @@ def export_onnx(
     from lstm_jax.interop.onnx import function_to_onnx
 
     held = restored(stored(params, checked_dtype(dtype)), params)
+
+    def call(apply: Any, params: Params, /, state: State, **inputs: Any) -> dict[str, Any]:
+        after, outputs = apply(params, state, **inputs)
+        return {"new_state": like(after, state), **outputs}
+
     folder.mkdir(parents=True, exist_ok=True)
     for name, function in functions.items():
-
-        def call(params: Any, state: Any, apply: Any = function.apply, **inputs: Any) -> Any:
-            after, outputs = apply(params, state, **inputs)
-            return {"new_state": like(after, state), **outputs}
-
         state, inputs = symbolic(function, first_state)
-        graph = function_to_onnx(call, held, {"state": state, **inputs})
+        graph = function_to_onnx(
+            functools.partial(call, function.apply), held, {"state": state, **inputs}
+        )
         path = folder / f"{name}.onnx"
         onnx.save(with_matrices_in(graph, dtype), path)
         if dynamic:
@@ -255,24 +261,19 @@ def with_matrices_in(graph: Any, dtype: str) -> Any:
 
     kept, nodes = [], []
     for constant in graph.graph.initializer:
-        array, name = numpy_helper.to_array(constant), f"{constant.name}:{dtype}"
-        if dtype == "float32" or not is_matrix(array):
+        array, name = numpy_helper.to_array(constant), constant.name
+        factors = exact_factors(array, dtype) if is_matrix(array) else [array]
+        if len(factors) == 1 and factors[0].dtype == array.dtype:
             kept.append(constant)
             continue
-        to = helper.np_dtype_to_tensor_dtype(array.dtype)
-        if dtype == "bfloat16":
-            kept.append(numpy_helper.from_array(array.astype(jnp.bfloat16), name))
-            nodes.append(helper.make_node("Cast", [name], [constant.name], to=to))
-            continue
-        # Along which axis the channels lie is seen from the numbers: they have been rounded so.
-        axes = [axis for axis, size in enumerate(array.shape) if size > 1][-2:]
-        options = [quantized(array, axis) for axis in axes]
-        q, scale = min(options, key=lambda option: np.square(array - option[0] * option[1]).sum())
-        kept += [numpy_helper.from_array(q, name), numpy_helper.from_array(scale, f"{name}:scale")]
+        names = [f"{name}:{dtype}", f"{name}:scale"][: len(factors)]
+        kept += map(numpy_helper.from_array, factors, names)
         # Not DequantizeLinear, which onnxruntime merges with products to ones of int8.
-        wide = f"{name}:wide"
-        nodes.append(helper.make_node("Cast", [name], [wide], to=to))
-        nodes.append(helper.make_node("Mul", [wide, f"{name}:scale"], [constant.name]))
+        wide = name if len(factors) == 1 else f"{name}:wide"
+        to = helper.np_dtype_to_tensor_dtype(array.dtype)
+        nodes.append(helper.make_node("Cast", names[:1], [wide], to=to))
+        if len(factors) == 2:
+            nodes.append(helper.make_node("Mul", [wide, names[1]], [name]))
     changed = onnx.ModelProto()
     changed.CopyFrom(graph)
     before = list(changed.graph.node)
@@ -280,6 +281,28 @@ def with_matrices_in(graph: Any, dtype: str) -> Any:
     changed.graph.initializer.extend(kept)
     changed.graph.node.extend([*nodes, *before])
     return changed
+
+
+def exact_factors(w: np.ndarray, dtype: str) -> list[np.ndarray]:
+    """A matrix that was rounded to ``dtype`` as what it is the product of, be it transposed since.
+
+    It is itself the only factor where it was not so rounded.
+
+    >>> q, scale = quantized(np.array([[1.0, 0.3], [0.2, 0.1]], np.float32))
+    >>> [factor.shape for factor in exact_factors((q * scale).T, "int8")]
+    [(2, 2), (2, 1)]
+    """
+    options: list[list[np.ndarray]] = []
+    if dtype == "bfloat16":
+        options = [[w.astype(jnp.bfloat16)]]
+    if dtype == "int8":
+        axes = [axis for axis, size in enumerate(w.shape) if size > 1][-2:]
+        options = [list(quantized(w, axis)) for axis in axes]
+    for factors in options:
+        product = math.prod(factor.astype(w.dtype) for factor in factors)
+        if np.allclose(product, w, rtol=1e-6, atol=0):  # scales are found again to a rounding
+            return factors
+    return [w]
 
 
 def symbolic(function: Function, first_state: State) -> tuple[Any, dict[str, Any]]:
