@@ -14,7 +14,7 @@ from lstm_jax import CELLS, LSTM, Bidirectional, LSTMCell, Stack, unroll
 from lstm_jax.cells import BaseCell, GRUCell, Parameter, RNNCell, named
 from lstm_jax.inspect import trace
 from lstm_jax.inspect.models import cells_of
-from lstm_jax.sequence import Zoneout
+from lstm_jax.sequence import Zoneout, engines
 from lstm_jax.sequence.rows import valid_steps
 from tests import oracle
 
@@ -161,6 +161,14 @@ def test_engines(engine):
     traced = trace(cell, params, xs, engine=engine)
     for got, expected in ((traced.values["cell"]["h"], ys), (traced.state, state)):
         chex.assert_trees_all_close(got, expected, atol=ROUNDING, rtol=0)
+
+
+def test_halves_of_a_batch_side_by_side(monkeypatch):
+    cell, params, xs = made("lstm")
+    expected = trace(cell, params, xs, lengths=LENGTHS)
+    monkeypatch.setattr(engines, "in_halves", lambda state, batch_shape: True)
+    halves = trace(cell, params, xs, lengths=LENGTHS)
+    chex.assert_trees_all_close(halves, expected, atol=ROUNDING, rtol=0)
 
 
 def test_state_goes_on_where_a_stretch_ended():
