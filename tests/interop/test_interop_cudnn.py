@@ -68,7 +68,7 @@ def test_values_and_gradients_agree_with_jax(seed):
 HELD = [LSTM(3, 2).stack, LSTM(3, 2, bidirectional=True).stack, LSTM(3).stack]
 
 
-@pytest.mark.parametrize("layer", HELD, ids=repr)
+@pytest.mark.parametrize("layer", HELD)
 def test_there_and_back_is_exact(layer):
     shapes = jax.eval_shape(lambda: layer.init(jax.random.key(0), 2))
     params = jax.tree.map(jnp.asarray, draw_like(np.random.default_rng(0), shapes))

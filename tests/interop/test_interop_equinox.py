@@ -7,7 +7,7 @@ import pytest
 from lstm_jax import LSTM
 from lstm_jax.cells import GRUCell, LSTMCell, LSTMState, RNNState
 from lstm_jax.interop import from_equinox, to_equinox
-from tests.interop.comparison import NUMBER, assert_cells_agree, draw, sizes
+from tests.interop.comparison import NUMBER, assert_cells_agree, draw, draw_like, sizes
 
 T = 3
 
@@ -49,8 +49,8 @@ def test_values_and_gradients_agree_with_equinox(seed):
 
 @pytest.mark.parametrize("cell", [LSTMCell(3), GRUCell(3, reset_after=True)])
 def test_there_and_back_is_exact(cell):
-    params = cell.init(jax.random.key(0), 2)
-    params = jax.tree.map(lambda a: jax.random.normal(jax.random.key(1), a.shape), params)
+    shapes = jax.eval_shape(lambda: cell.init(jax.random.key(0), 2))
+    params = draw_like(np.random.default_rng(0), shapes)
     again, back = from_equinox(to_equinox(cell, params))
     assert again == cell
     jax.tree.map(np.testing.assert_array_equal, back, params)

@@ -232,7 +232,7 @@ OWN = [
 ]
 
 
-@pytest.mark.parametrize("layer", OWN, ids=repr)
+@pytest.mark.parametrize("layer", OWN)
 def test_our_own_names_tell_the_layer(layer):
     params = random_params(layer)
     flat = to_lstm_jax(layer, params)

@@ -195,7 +195,7 @@ HELD = [
 ]
 
 
-@pytest.mark.parametrize(("layer", "options"), HELD, ids=repr)
+@pytest.mark.parametrize(("layer", "options"), HELD)
 def test_there_and_back_is_exact(layer, options):
     params = random_params(layer)
     again, back = from_keras(to_keras(layer, params, **options), **options)

@@ -174,7 +174,7 @@ HELD = [
 ]
 
 
-@pytest.mark.parametrize("layer", HELD, ids=repr)
+@pytest.mark.parametrize("layer", HELD)
 def test_there_and_back_is_exact(layer):
     params = random_params(layer)
     again, back = from_torch(to_torch(layer, params, prefix="a."), prefix="a.")
