@@ -26,7 +26,6 @@
 # out.
 
 # %%
-import functools
 
 import jax
 

@@ -5,9 +5,11 @@
 
 The .py files are where notebooks are written (percent format, which jupytext and editors know);
 the .ipynb beside each is made here, and its metadata hold nothing that differs between two runs.
+One picture of each goes to docs/images/, for the README.
 """
 
 import argparse
+import base64
 import os
 import pathlib
 import tempfile
@@ -19,6 +21,17 @@ from nbclient import NotebookClient
 FOLDER = pathlib.Path(__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("[0-9][0-9]_*.py"))
 CELL_SECONDS = 600  # a machine may be busy; the tests bound the work itself
+IMAGES = FOLDER.parent / "docs" / "images"
+PICTURES = {
+    "01_equations_to_text": 0,
+    "02_inside_the_gates": 1,
+    "03_vanishing_gradients": 0,
+    "04_your_own_cell": 1,
+    "05_in_a_flax_model": 1,
+    "06_forecasting": 0,
+    "07_from_torch_and_back": 0,
+}
+"""Which picture of each stands in the README."""
 METADATA = {
     "jupytext": {"formats": "ipynb,py:percent"},
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -51,6 +64,13 @@ def executed(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         return client.execute(env={**os.environ, "IPYTHONDIR": folder, "MPLBACKEND": ""})
 
 
+def pictures(notebook: nbformat.NotebookNode) -> list[bytes]:
+    """The pictures in its outputs, from top to bottom, as PNG files."""
+    outputs = (output for cell in notebook.cells for output in cell.get("outputs", []))
+    texts = (output.get("data", {}).get("image/png") for output in outputs)
+    return [base64.b64decode(text) for text in texts if text]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Runs notebooks and writes their .ipynb.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="which; all if none is named")
@@ -59,7 +79,9 @@ def main() -> None:
         parser.error(f"expected notebooks among {', '.join(NAMES)}, got {', '.join(unknown)}")
     for name in names:
         print(name, flush=True)
-        nbformat.write(executed(source(name)), FOLDER / f"{name}.ipynb")
+        notebook = executed(source(name))
+        nbformat.write(notebook, FOLDER / f"{name}.ipynb")
+        (IMAGES / f"notebook_{name}.png").write_bytes(pictures(notebook)[PICTURES[name]])
 
 
 if __name__ == "__main__":

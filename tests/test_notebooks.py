@@ -18,6 +18,8 @@ FOLDER = ROOT / "notebooks"
 PAIRED = sorted({path.stem for path in FOLDER.glob("[0-9]*.*")})
 DATA = {"06_forecasting": ["etth1/ETTh1.csv"]}
 """Public files that a notebook reads."""
+PEERS = {"07_from_torch_and_back": "torch"}
+"""Another library that a notebook compares with."""
 CPU_SECONDS = 120
 """Of a notebook's processes: however busy the machine is, one of two idle cores takes no longer."""
 KILOBYTES = 300
@@ -83,16 +85,17 @@ def test_the_first_cell_says_what_the_reader_will_know(name):
 
 
 @pytest.mark.parametrize("name", PAIRED)
-def test_pictures_are_shown_at_6_by_4_inches(name):
+def test_pictures_fit_a_page_and_the_readme_has_one_of_them(name):
     texts = [
         output.data["text/plain"]
         for cell in shown(name).cells
         for output in cell.get("outputs", [])
         if "image/png" in output.get("data", {})
     ]
-    assert texts
-    for text in texts:
-        assert text.startswith("<Figure size 600x400 with"), text
+    sizes = [re.match(r"<Figure size (\d+)x(\d+) with", text).groups() for text in texts]
+    assert all((int(width), int(height)) <= (600, 400) for width, height in sizes)  # at 100 dpi
+    picture = build.pictures(shown(name))[build.PICTURES[name]]
+    assert (build.IMAGES / f"notebook_{name}.png").read_bytes() == picture
 
 
 @pytest.mark.parametrize("name", PAIRED)
@@ -104,13 +107,16 @@ def test_links_lead_to_notebooks_and_files(name):
         assert (ROOT / path).exists(), path
 
 
+def marks(name):
+    return [pytest.mark.data] * (name in DATA) + [pytest.mark.peers] * (name in PEERS)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=[pytest.mark.data] if name in DATA else []) for name in PAIRED],
-)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=marks(name)) for name in PAIRED])
 def test_it_runs_from_start_to_end(name, public_data):
     public_data(*DATA.get(name, []))
+    if name in PEERS:
+        pytest.importorskip(PEERS[name])
     before = cpu_seconds()
     check_outputs(build.executed(build.source(name)))
     assert 1 < cpu_seconds() - before < CPU_SECONDS

@@ -1,0 +1,289 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Inside the gates
+#
+# At the end of this notebook you will know
+#
+# - how to see every gate and state of a trained model, step by step;
+# - how to search its units for one that follows something in the text, such as an open quotation;
+# - how to find out whether the model *uses* that unit;
+# - how often its gates are open or shut, and for how long its units remember.
+#
+# It takes about a minute on two cores, most of it to train the model.
+# [01_equations_to_text](01_equations_to_text.ipynb) explains the gates $i, f, o$, the candidate
+# $g$ and the states $c$ and $h$.
+
+# %%
+import pathlib
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+from IPython.display import display
+
+from lstm_jax.data import encode
+from lstm_jax.inspect import (
+    find_units,
+    memory_horizon,
+    plot_memory_horizon,
+    plot_saturation,
+    plot_unit,
+    plot_units,
+    saturation,
+    text_html,
+    trace,
+)
+from lstm_jax.train import best_params, load_workdir
+
+# %matplotlib inline
+plt.rcParams.update({"figure.figsize": (6, 4), "figure.constrained_layout.use": True})
+
+# %% [markdown]
+# ## A trained model
+#
+# We train a character model of Python's language reference, as `make demo` does, but a smaller
+# one. Its run folder has all we need: the config, which says what the model is, and a checkpoint.
+
+# %%
+CONFIG = """\
+task = "next_character"
+
+[data]
+text = "python_reference"
+validation_fraction = 0.05
+
+[model]
+hidden_size = 192
+embedding_size = 32
+dropout = 0.1
+
+[optimizer]
+learning_rate = 8e-3
+
+[train]
+num_steps = 600
+eval_every = 600
+checkpoint_every = 600
+sample_length = 1
+"""
+with open("small.toml", "w") as file:
+    file.write(CONFIG)
+command = [sys.executable, "-m", "lstm_jax", "train", "small.toml", "--workdir", "runs/text"]
+subprocess.run(command, check=True, capture_output=True)
+
+workdir = pathlib.Path("runs/text")
+config = load_workdir(workdir)
+task = config.build_task()
+params, step = best_params(config, task, workdir)
+print(f"trained for {step} steps;", *params)
+print(task.sample(params, "The ", length=200, temperature=0.5, seed=0))
+
+# %% [markdown]
+# ## Every gate of every step
+#
+# `trace` runs a layer and hands out what it computes on the way, by the names that the equations
+# have. We let it read 18,000 characters that the model was not trained on.
+
+# %%
+lstm = task.model.layers
+held_out = task.text[-18_000:]
+tokens = encode(held_out, task.vocabulary)
+xs = params["embedding"][tokens]  # [T, 32]: time, features
+
+values = trace(lstm, params["lstm"], xs)
+for name, array in values.values["layer_0"].items():
+    print(name, array.shape)
+
+_, ys = lstm.apply(params["lstm"], xs)
+np.testing.assert_allclose(values.values["layer_0"]["h"], ys, atol=1e-5)
+
+# %% [markdown]
+# That the outputs agree is no surprise: it is the same run. (Of a longer text or a larger model,
+# ask for some `names`, `units` or `layers` only.)
+#
+# ## What does a unit follow?
+#
+# There are 192 units. Is there one that knows whether a quotation is open? Karpathy, Johnson and
+# Fei-Fei ("Visualizing and Understanding Recurrent Networks", 2015) found one in a large model. We
+# compute the property, a number for each character, and `find_units` looks for the units whose
+# output correlates most with it. Any property will do:
+
+
+# %%
+def inside_quotes(text):
+    """Whether a double quotation mark is open; a new line closes it."""
+    is_open, found = False, []
+    for character in text:
+        is_open = character != "\n" and is_open != (character == '"')
+        found.append(is_open)
+    return np.array(found)
+
+
+def letters_so_far(text):
+    """How many letters of its word have been read, up to 12."""
+    count, found = 0, []
+    for character in text:
+        count = count + 1 if character.isalpha() else 0
+        found.append(min(count, 12))
+    return np.array(found)
+
+
+def spaces_so_far(text):
+    """How many spaces stand in a row, up to 12: the margin of a list or of code."""
+    count, found = 0, []
+    for character in text:
+        count = count + 1 if character == " " else 0
+        found.append(min(count, 12))
+    return np.array(found)
+
+
+quoted = inside_quotes(held_out)
+found = {
+    "inside quotes (h)": find_units(values, quoted, name="h"),
+    "letters so far (c)": find_units(values, letters_so_far(held_out), name="c"),
+    "spaces so far (c)": find_units(values, spaces_so_far(held_out), name="c"),
+}
+for what, units in found.items():
+    best = [
+        f"unit {unit} ({r:+.2f})" for unit, r in zip(units.unit, units.correlation, strict=True)
+    ]
+    print(f"{what:20}", ", ".join(best[:3]))
+
+units = found["inside quotes (h)"]
+plot_units(units, title="inside quotes")
+
+# %% [markdown]
+# One unit stands out for quotations, and others follow words and margins. How good is a
+# correlation of that size? Let us look. Here is a piece of text, coloured by the output of the
+# first unit after it has read the character:
+
+# %%
+quote_unit = int(units.unit[0])
+sign = np.sign(units.correlation[0])
+h = np.asarray(values.values["layer_0"]["h"])[:, quote_unit]
+begin = held_out.index("\n\n", 3000) + 2
+piece = slice(begin, begin + 700)
+text_html(held_out[piece], sign * h[piece], title=f"output of unit {quote_unit}")
+
+# %% [markdown]
+# It is orange within quotation marks and blue outside. And it is orange between *stars*, too,
+# which this text puts around the names of arguments. So the unit does not follow quite what we
+# asked for. It follows "this is a name or a piece of code", however it is marked, and our
+# correlation was low only because the stars counted against it.
+#
+# How does it do that? Here are its gates, around the first quotation of this piece:
+
+# %%
+middle = begin + held_out[begin:].index('"') - 6
+line = slice(middle, middle + 40)
+few = trace(lstm, params["lstm"], xs[: line.stop], units=quote_unit)
+few = few._replace(values={"layer_0": {k: v[line] for k, v in few.values["layer_0"].items()}})
+plot_unit(few, quote_unit, text=held_out[line])
+
+# %% [markdown]
+# At the opening mark the forget gate $f$ falls to 0: what was in the cell is thrown away. The
+# input gate $i$ opens, and the candidate $g$ is +1: the cell now says "inside", and says so more
+# firmly with each character. At the closing mark the forget gate shuts once more, and the cell is
+# empty. In between, and outside, $f$ stays near 1, and the cell keeps what it has. Nobody designed
+# this. It is what training made of the equations.
+#
+# ## Does the model use it?
+#
+# A correlation is not a cause. So let us silence the unit: no other unit may read it, and neither
+# may the readout. That is a row of zeros in two matrices. If the unit tells the model that a
+# quotation is open, the model should now be worse at closing quotations, and much the same
+# elsewhere.
+
+
+# %%
+def silenced(params, unit):
+    layer = params["lstm"]["layer_0"]
+    layer = layer | {"w_hh": layer["w_hh"].at[unit].set(0.0)}
+    return params | {
+        "lstm": {"layer_0": layer},
+        "projection": params["projection"].at[unit].set(0.0),
+    }
+
+
+def losses(params):
+    """The loss at each character but the first, in nats."""
+    start = task.initial_state(params, 1)
+    _, scores = task.logits(params, start, jnp.asarray(tokens[None, :-1]))
+    return np.asarray(optax.softmax_cross_entropy_with_integer_labels(scores[0], tokens[1:]))
+
+
+closing = quoted[:-1] & (np.array(list(held_out[1:])) == '"')
+others = np.random.default_rng(0).choice(np.delete(np.arange(192), quote_unit), 10, replace=False)
+
+
+def summary(loss):
+    return np.array([loss[closing].mean(), loss[~closing].mean()])
+
+
+rows = {
+    "all units": summary(losses(params)),
+    f"without unit {quote_unit}": summary(losses(silenced(params, quote_unit))),
+    "without another": np.mean([summary(losses(silenced(params, n))) for n in others], axis=0),
+}
+print(f"{'loss (nats)':20} closing quotes   other characters")
+for name, (at_quotes, elsewhere) in rows.items():
+    print(f"{name:20} {at_quotes:14.2f} {elsewhere:18.2f}")
+
+# %% [markdown]
+# One unit of 192 is gone, and the loss at closing quotation marks is much higher, while the other
+# characters hardly notice. Without some other unit (the mean of ten is shown) nothing much happens
+# anywhere. The model does use this unit, and for this.
+#
+# ## Open, shut, or in between
+#
+# How often is a gate wide open (above 0.9), and how often shut (below 0.1)? `saturation` counts it
+# for each unit, and each point below is a unit. On the right are gates that are mostly open, at
+# the top those that are mostly shut.
+
+# %%
+shares = saturation(values)
+display(plot_saturation(shares))
+for gate in "ifo":
+    shut, wide = shares.left["layer_0"][gate], shares.right["layer_0"][gate]
+    print(f"gate {gate}: shut {shut.mean():.0%} of the time, open {wide.mean():.0%}")
+
+# %% [markdown]
+# Many forget gates are open most of the time: these are the units that can hold something, as the
+# one above does. Others are shut much of the time and start afresh with nearly every character.
+# Few input gates are ever shut for long.
+#
+# ## How long is its memory?
+#
+# A unit whose forget gate is at $f$ keeps the fraction $f^n$ of its content for $n$ steps.
+# `memory_horizon` gives the number of steps after which $1/e$ is left, from the mean of $\log
+# f_t$.
+
+# %%
+horizon = memory_horizon(values, lstm)
+display(plot_memory_horizon(horizon))
+steps = horizon.steps["layer_0"]
+print(f"median {np.median(steps):.1f} steps, longest {steps.max():.0f} steps")
+
+# %% [markdown]
+# About half of the units forget within a step or so: for them a character counts only once. Some
+# remember for a word, and a few for a line. The model has divided the labour, and most of its work
+# is short-term.
+#
+# ## Where to go from here
+#
+# - `lstm-jax inspect runs/text --text some.txt` puts all this into one HTML page.
+# - [03_vanishing_gradients](03_vanishing_gradients.ipynb) asks how far back training can reach.
+# - `trace` works on a cell of your own: [04_your_own_cell](04_your_own_cell.ipynb) names its
+#   gates.
