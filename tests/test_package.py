@@ -16,6 +16,9 @@ PUBLIC = [
     "lstm_jax",
     "lstm_jax.cells",
     "lstm_jax.data",
+    "lstm_jax.inspect",
+    "lstm_jax.interop",
+    "lstm_jax.interop.onnx",
     "lstm_jax.linen",
     "lstm_jax.nnx",
     "lstm_jax.sequence",
@@ -47,6 +50,14 @@ def test_every_public_name_of_the_core_has_a_tested_example(name):
         thing = getattr(module, public)
         if inspect.isclass(thing) or inspect.isfunction(thing):
             assert ">>>" in (inspect.getdoc(thing) or ""), f"{name}.{public}"
+
+
+@pytest.mark.parametrize("name", ["lstm_jax.inspect", "lstm_jax.interop", "lstm_jax.interop.onnx"])
+def test_every_public_function_has_a_tested_example(name):
+    module = importlib.import_module(name)
+    for public in module.__all__:
+        if inspect.isfunction(getattr(module, public)):
+            assert ">>>" in (inspect.getdoc(getattr(module, public)) or ""), f"{name}.{public}"
 
 
 def test_arrows_between_the_parts_point_one_way():

@@ -86,6 +86,12 @@ def write_arrays(path: str | pathlib.Path, arrays: Mapping[str, Any]) -> None:
     Raises:
       UserError: the file cannot be written, is of an unknown kind, or its kind has no place for
         such arrays.
+
+    >>> import tempfile
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "rnn.npz"
+    >>> write_arrays(path, {"linear": {"w": np.ones((2, 3))}})
+    >>> {name: array.shape for name, array in read_arrays(path).items()}
+    {'linear/w': (2, 3)}
     """
     path, flat = pathlib.Path(path), {n: np.asarray(a) for n, a in flattened(arrays)}
     try:
@@ -226,6 +232,15 @@ def keras_options(path: str | pathlib.Path, prefix: str = "") -> dict[str, Any]:
 
     Raises:
       UserError: the layers differ in an option, or have one that would be lost.
+
+    >>> import tempfile
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "model.keras"
+    >>> lstm = {"name": "lstm", "recurrent_initializer": "zeros", "activation": "relu"}
+    >>> layer = {"class_name": "LSTM", "config": lstm | {"use_bias": True}}
+    >>> with zipfile.ZipFile(path, "w") as file:
+    ...     file.writestr("config.json", json.dumps({"config": {"layers": [layer]}}))
+    >>> keras_options(path)
+    {'activation': 'relu'}
     """
     path = pathlib.Path(path)
     with zipfile.ZipFile(path) as file:
