@@ -61,7 +61,10 @@ def test_every_public_function_has_a_tested_example(name):
 
 
 def test_arrows_between_the_parts_point_one_way():
-    """cells <- sequence <- nnx, linen <- inspect, interop <- tasks <- train <- cli; data stands beside tasks."""
+    """cells <- sequence <- nnx, linen <- inspect, interop <- tasks <- train <- cli.
+
+    data stands beside tasks.
+    """
     order = [
         "errors",
         "tune",
