@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import jax
 import numpy as np
 
 from lstm_jax.cells.base import Params
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 STEPS_SHOWN, UNITS_SHOWN = 60, 24  # in a heat map
 TEXT_SHOWN = 1200  # characters, in colours
 WINDOW, WINDOWS = 32, 3  # steps, of a Jacobian
-LARGEST_JACOBIAN = 4096  # numbers in a state
+LARGEST_JACOBIAN = 2048  # numbers in a state, for seconds and not minutes
 
 STYLE = """
 body { color: #1b1b1b; background: #fff; font: 16px/1.5 system-ui, sans-serif;
@@ -136,7 +137,7 @@ def look_into(
     """Sections on what recurrent layers do while they read.
 
     Args:
-      layer: a functional cell or layer.
+      layer: a functional cell or layer that runs forwards in time.
       params: its parameters.
       xs: what it reads, ``[T, B, D]``.
       lengths: of its rows; None for all T steps.
@@ -151,8 +152,8 @@ def look_into(
         _maps(_first_units(_first_steps(read, min(first, STEPS_SHOWN))), text),
     ]
     sections += _text(read, text) if text else [_units(read, first)]
-    sections += [*_gates(read), *_horizon(read, layer), _flow(layer, params, xs, lengths)]
-    return [*sections, *_spectrum(layer, params, row)]
+    sections += [*_gates(read), *_horizon(read, layer)]
+    return [*sections, _flow(layer, params, xs, lengths), _spectrum(layer, params, row)]
 
 
 def _layers(table: Summary) -> Section:
@@ -293,10 +294,12 @@ def _flow(layer: Any, params: Params, xs: Any, lengths: Any) -> Section:
     return Section("Gradient through time", said + side_by_side(drawn))
 
 
-def _spectrum(layer: Any, params: Params, row: Any) -> list[Section]:
-    size = sum(leaf.size for leaf in _leaves(layer))
-    if not hasattr(layer, "step") or size > LARGEST_JACOBIAN:
-        return []
+def _spectrum(layer: Any, params: Params, row: Any) -> Section:
+    title = "Jacobian of the state"
+    size = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(layer.zero_state)))
+    if size > LARGEST_JACOBIAN:
+        why = f"Left out: the state has {size:,} numbers, more than {LARGEST_JACOBIAN:,}."
+        return Section(title, paragraph(why))
     row = row[: WINDOW * WINDOWS]
     window = min(WINDOW, len(row))
     spectrum = jacobian_spectrum(layer, params, row, window=window)
@@ -306,10 +309,4 @@ def _spectrum(layer: Any, params: Params, row: Any) -> list[Section]:
         "small change grows, or shrinks below zero."
     )
     drawn = picture(plot_jacobian_spectrum(spectrum), "singular values by rank")
-    return [Section("Jacobian of the state", said + drawn)]
-
-
-def _leaves(layer: Any) -> list[Any]:
-    import jax
-
-    return jax.tree.leaves(jax.eval_shape(lambda: layer.zero_state()))
+    return Section(title, said + drawn)

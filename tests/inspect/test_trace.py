@@ -79,20 +79,24 @@ def test_names_are_those_of_the_equations_in_the_order_of_computation(name):
     assert list(values)[-1] == "h"
 
 
-@over_cells
-@pytest.mark.parametrize("how", ["forwards", "reverse with lengths and resets"])
-def test_outputs_and_last_states_are_those_of_unroll(name, how):
-    cell, params, xs = made(name)
-    options = {}
-    if how != "forwards":
-        options = {"reverse": True, "lengths": LENGTHS, "resets": RESETS}
-    state, ys = unroll(cell, params, xs, **options)
-    traced = trace(cell, params, xs, **options) if options else traced_forwards(name)
-    outputs = traced.values["cell"]["h"]
+def assert_as_unroll(name, traced, state, ys):
+    got, expected = (traced.values["cell"]["h"], traced.state), (ys, state)
     if name in ("nig", "mgu"):
-        chex.assert_trees_all_close((outputs, traced.state), (ys, state), atol=ROUNDING, rtol=0)
+        chex.assert_trees_all_close(got, expected, atol=ROUNDING, rtol=0)
     else:
-        chex.assert_trees_all_equal((outputs, traced.state), (ys, state))
+        chex.assert_trees_all_equal(got, expected)
+
+
+@over_cells
+def test_outputs_and_last_states_are_those_of_unroll(name):
+    assert_as_unroll(name, traced_forwards(name), *unroll(*made(name)))
+
+
+@pytest.mark.parametrize("name", ["lstm", "lstm_1997", "fgr", "slstm", "min_gru", "conv_lstm"])
+def test_backwards_with_lengths_and_resets(name):
+    options = {"reverse": True, "lengths": LENGTHS, "resets": RESETS}
+    traced = trace(*made(name), **options)
+    assert_as_unroll(name, traced, *unroll(*made(name), **options))
 
 
 @over_cells
