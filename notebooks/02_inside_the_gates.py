@@ -55,6 +55,8 @@ plt.rcParams.update({"figure.figsize": (6, 4), "figure.constrained_layout.use": 
 #
 # We train a character model of Python's language reference, as `make demo` does, but a smaller
 # one. Its run folder has all we need: the config, which says what the model is, and a checkpoint.
+# (With another version of Python the text is a little different, and other units will do what is
+# shown here.)
 
 # %%
 CONFIG = """\
@@ -174,7 +176,7 @@ quote_unit = int(units.unit[0])
 sign = np.sign(units.correlation[0])
 h = np.asarray(values.values["layer_0"]["h"])[:, quote_unit]
 begin = held_out.index("\n\n", 3000) + 2
-piece = slice(begin, begin + 700)
+piece = slice(begin, begin + 560)
 text_html(held_out[piece], sign * h[piece], title=f"output of unit {quote_unit}")
 
 # %% [markdown]

@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
+from IPython.display import display
 
 from lstm_jax import LSTMCell, unroll
 from lstm_jax.cells import PeepholeLSTMCell, RNNCell
@@ -93,9 +94,10 @@ print_table(new)
 
 # %% [markdown]
 # So an LSTM is no better? After 100 steps less than a hundred-thousandth is left. Look at the
-# factor: a new forget gate is $\sigma(b_f)$ with a bias of 1, about 0.73, and $0.73^{100} \approx
-# 10^{-14}$. A network with this bias remembers for some ten steps, which is right for letters in a
-# word, and wrong for what we want here.
+# factor: a new forget gate is $\sigma(b_f)$ with a bias of 1, about 0.73, and $0.73^{100}$ is
+# about $10^{-14}$. (Units whose gates happen to be more open do better, and so does the whole, but
+# not by enough.) A network with this bias remembers for a handful of steps, which will do for the
+# letters of a word, and not for what we want here.
 #
 # ## Biases that remember
 #
@@ -113,7 +115,7 @@ print_table(new | chrono)
 
 figure = plot_gradient_flow({"Elman": new["Elman"], "LSTM": new["LSTM"], **chrono})
 figure.axes[0].legend(loc="upper right", bbox_to_anchor=(1.0, 0.9), frameon=False)
-figure
+display(figure)
 
 # %% [markdown]
 # The axis is logarithmic, so straight lines are exponential decay. Elman's line ends after fewer

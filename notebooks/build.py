@@ -61,7 +61,9 @@ def executed(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
             coalesce_streams=True,  # however the text came, in one piece or many
             extra_arguments=["--log-level=ERROR"],
         )
-        return client.execute(env={**os.environ, "IPYTHONDIR": folder, "MPLBACKEND": ""})
+        client.execute(env={**os.environ, "IPYTHONDIR": folder, "MPLBACKEND": ""})
+    notebook.metadata = nbformat.from_dict(METADATA)  # the kernel has told its version
+    return notebook
 
 
 def pictures(notebook: nbformat.NotebookNode) -> list[bytes]:
