@@ -14,6 +14,7 @@ import pytest
 
 from lstm_jax.cli import main
 from lstm_jax.errors import UserError
+from lstm_jax.inspect.report import Section
 from lstm_jax.tasks import TASKS
 from lstm_jax.train import inspect_run, load_workdir
 
@@ -224,14 +225,23 @@ def test_the_browser_test_notices_broken_images_and_errors(browser, tmp_path):
 # ---- text of one's own ----
 
 
-def test_a_text_of_ones_own(folder):
-    (folder / "mine.txt").write_text('fox (a "quick fox) the\n' * 20, "utf-8")
+def test_a_text_of_ones_own(folder, monkeypatch):
+    text = 'fox (a "quick fox) the\n' * 20
+    (folder / "mine.txt").write_text(text, "utf-8")
+    shown = {}
+
+    def look_into(layer, params, xs, **what):
+        shown.update(what, steps=len(xs))
+        return [Section("Looked into", "")]
+
+    monkeypatch.setattr("lstm_jax.train.inspection.look_into", look_into)
     with in_folder(folder):
         status, out, err = run("inspect", "next_character", "--text", "mine.txt")
-    page = (folder / "next_character" / "inspect.html").read_text("utf-8")
     assert (status, out, err) == (0, "wrote next_character/inspect.html\n", "")
+    page = (folder / "next_character" / "inspect.html").read_text("utf-8")
+    assert re.findall("<h2>(.*?)</h2>", page) == ["The run", "Loss", "Looked into", "Config"]
     assert "the first 460 characters of mine.txt" in page
-    assert "&quot;quick fox" in re.sub("<.*?>", "", page)
+    assert shown == {"lengths": None, "text": text, "steps": 460}
 
 
 @pytest.mark.parametrize(
