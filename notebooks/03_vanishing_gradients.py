@@ -210,7 +210,7 @@ plt.show()
 
 for (name, lag), accuracies in curves.items():
     print(f"lag {lag:3}: {name:14} {accuracies[-24:].mean():4.0%} right at the end")
-assert all(curves["LSTM", lag][-24:].mean() > 0.9 for lag in LAGS)
+assert all(curves["LSTM", lag][-24:].mean() > 0.7 for lag in LAGS)
 assert all(curves["Elman", lag][-24:].mean() < 0.5 for lag in LAGS[1:])
 
 # %% [markdown]

@@ -142,7 +142,7 @@ for _ in range(300):
 
 scores = nnx.jit(lambda model, xs: model(xs))(model, test_xs)
 print(f"accuracy on new signals {accuracy(scores, test_labels):.1%}, by guessing 25 %")
-assert accuracy(scores, test_labels) > 0.8
+assert accuracy(scores, test_labels) > 0.7
 
 # %% [markdown]
 # ## In linen
