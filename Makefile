@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 EXTRAS := train,plot,tensorboard,interop,notebooks,dev
 RUN := runs/quickstart
 
-.PHONY: demo test bench lint types setup clean
+.PHONY: demo test bench notebooks lint types setup clean
 
 setup: $(VENV)/.installed
 
@@ -27,6 +27,11 @@ bench: setup
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS),bench]'
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/speed.py --devices 1 --name one_device --peers lstm_jax torch onnx
+
+# Runs the notebooks and writes their .ipynb, and the README's pictures of them.
+notebooks: setup
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS),bench]'
+	$(BIN)/python notebooks/build.py
 
 lint: setup
 	$(BIN)/ruff check .
