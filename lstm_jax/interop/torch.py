@@ -76,6 +76,7 @@ def from_torch(
     layers: dict[str, Any] = {}
     params: dict[str, Any] = {}
     cells: list[BaseCell] = []
+    biased = any("bias" in name[len(prefix) :] for name in arrays)
     for n in range(1 + max(numbers)):
         read = [_read(arrays, prefix, f"_l{n}{end}", nonlinearity) for end in ends]
         for (cell, weights), end in zip(read, ends, strict=True):
@@ -85,6 +86,8 @@ def from_torch(
                     f"{prefix}weight_ih_l{n}{end} must be for {width} features, as what is below "
                     f"gives, got shape {weights['w_ih'].shape[::-1]}"
                 )
+            if biased:  # an option of all of them; without its bias one would have zeros
+                _ = arrays[f"{prefix}bias_ih_l{n}{end}"]
             cells.append(cell)
             _check_alike(cells[0], cell, f"{prefix}weight_hh_l{n}{end}")
         forward = read[0]
