@@ -85,7 +85,7 @@ def trace(
 
     Raises:
       ValueError: there is no such layer, name or unit; or as in :func:`lstm_jax.unroll`.
-      TypeError: ``model`` is none of these.
+      TypeError: ``model`` is none of these, or units are no integers.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -101,15 +101,14 @@ def trace(
     held = functional(model, params)
     layer, params = held.layer, held.params
     xs, resets = held.time_leading(xs, resets)
-    units = _as_tuple(units)
+    units = _integers(units)
     how = {"reverse": reverse, "engine": engine}
 
     def run(select: Mapping[str, Sequence[str]] | None, xs, state=None, **rows) -> Any:
         return _run(layer, params, xs, state, select, units, how, **rows)
 
-    one = jax.ShapeDtypeStruct((1, *xs.shape[1:]), xs.dtype)
-    known, _ = jax.eval_shape(functools.partial(run, None), one)
-    select = _selected(known, _as_tuple(layers), _as_tuple(names), units)
+    known, _ = jax.eval_shape(functools.partial(run, None), xs)
+    select = _selected(known, _texts(layers), _texts(names), units)
     values, state = run(select, xs, state, lengths=lengths, resets=resets)
     return Trace(
         values=values,
@@ -235,12 +234,19 @@ def valid(trace: Trace) -> np.ndarray:
     return np.asarray(valid_steps(num_steps, trace.lengths))
 
 
-def _as_tuple(given: Any) -> tuple | None:
-    if given is None or isinstance(given, tuple):
-        return given
-    if isinstance(given, str | int):
-        return (given,)
-    return tuple(item if isinstance(item, str) else int(item) for item in given)
+def _texts(given: Any) -> tuple[str, ...] | None:
+    if given is None:
+        return None
+    return tuple(given) if isinstance(given, Sequence) and not isinstance(given, str) else (given,)
+
+
+def _integers(given: Any) -> tuple[int, ...] | None:
+    if given is None:
+        return None
+    array = np.asarray(given)
+    if array.ndim > 1 or (array.size and array.dtype.kind not in "iu"):  # masks, say
+        raise TypeError(f"units must be an integer or some in a row, got {given!r}")
+    return tuple(array.ravel().tolist())
 
 
 def _selected(
@@ -251,6 +257,9 @@ def _selected(
 ) -> dict[str, list[str]]:
     """The names wanted of each place, of those that there are."""
     places = list(known)
+    for what, wanted in (("layers", layers), ("names", names)):
+        if wanted == ():
+            raise ValueError(f"{what} must be at least one, or None for all, got none")
     if layers is not None:
         for layer in layers:
             if not any(_is_in(place, layer) for place in known):
@@ -276,7 +285,8 @@ def _selected(
             if fits and (names is None or name in names):
                 select[place].append(name)
     if not any(select.values()):
-        raise ValueError(f"units must be of those that there are, got {units}")
+        widest = max(value.shape[-1] for place in places for value in known[place].values())
+        raise ValueError(f"units must be below {widest}, got {max(units or ())}")
     return {place: chosen for place, chosen in select.items() if chosen}
 
 

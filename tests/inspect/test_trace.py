@@ -396,7 +396,10 @@ def test_units_that_a_value_lacks():
         ({"names": "z"}, "names must be of i, f, g, o, c, h, got 'z'"),
         ({"units": -1}, r"units must be integers of at least 0, got \(-1,\)"),
         ({"units": []}, r"units must be integers of at least 0, got \(\)"),
-        ({"units": H}, r"units must be of those that there are, got \(4,\)"),
+        ({"units": H}, "units must be below 4, got 4"),
+        ({"layers": 0}, "layers must be of layer_0, layer_1, got 0"),
+        ({"layers": []}, "layers must be at least one, or None for all, got none"),
+        ({"names": ()}, "names must be at least one, or None for all, got none"),
         ({"reverse": True}, "reverse is for a cell; LSTM has its own"),
         ({"engine": "scan"}, "engine is for a cell; LSTM has its own"),
     ],
@@ -406,6 +409,16 @@ def test_impossible_selections(select, message):
     params, xs = lstm.init(jax.random.key(0), D), jnp.ones((T, B, D))
     with pytest.raises(ValueError, match=message):
         trace(lstm, params, xs, **select)
+
+
+def test_units_are_integers_of_any_kind():
+    cell = LSTMCell(H)
+    params, xs = cell.init(jax.random.key(0), D), jnp.ones((T, B, D))
+    for units in (np.int64(2), [2], np.array([2]), jnp.array([2]), range(2, 3)):
+        assert trace(cell, params, xs, units=units).units.tolist() == [2]
+    for units in (1.5, [0.5, 2], "2", slice(0, 2), [False, True, True, False], [[1]]):
+        with pytest.raises(TypeError, match="units must be an integer or some in a row, got"):
+            trace(cell, params, xs, units=units)
 
 
 def test_models_that_cannot_be_traced():
@@ -419,7 +432,7 @@ def test_models_that_cannot_be_traced():
         trace(Other(), None, xs)
     with pytest.raises(TypeError, match="model must be a cell"):
         trace(LSTMCell, None, xs)
-    with pytest.raises(ValueError, match=r"xs must be .* D=3"):
+    with pytest.raises(ValueError, match=r"xs must be .* D=3 .* got shape \(7, 2, 5\)"):
         trace(LSTMCell(H), LSTMCell(H).init(jax.random.key(0), D), jnp.ones((T, B, 5)))
 
 
