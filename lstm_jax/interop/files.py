@@ -257,27 +257,36 @@ def keras_options(path: str | pathlib.Path, prefix: str = "") -> dict[str, Any]:
     for where, layer in layers:
         if not (f"{where}/").startswith(prefix) and not prefix.startswith(f"{where}/"):
             continue
-        config, backwards = layer["config"], False
         if layer["class_name"] == "Bidirectional":
-            note(where, "merge_mode", config["merge_mode"])
-            backwards = config["layer"]["config"].get("go_backwards", False)
-            config = config["layer"]["config"]
-        elif config.get("go_backwards", False):
-            backwards = True
-        if "recurrent_initializer" not in config:
-            continue  # not recurrent
-        lost = {"go_backwards": False, "strides": 1, "dilation_rate": 1}
-        for name, default in lost.items():
-            value = config.get(name, default)
-            wanted = [default] * len(value) if isinstance(value, list) else default
-            if value != wanted or (name == "go_backwards" and backwards):
-                raise UserError(f"{path}: {name}={value!r} of {where} would be lost")
-        for name in ("activation", "recurrent_activation", "padding"):
-            if name in config:
-                note(where, name, config[name])
-        if not config["use_bias"] and "reset_after" in config:  # otherwise told by the bias
-            note(where, "reset_after", config["reset_after"])
+            note(where, "merge_mode", layer["config"]["merge_mode"])
+        for config in _recurrent_configs(layer):
+            lost = {"go_backwards": False, "strides": 1, "dilation_rate": 1}
+            for name, default in lost.items():
+                value = config.get(name, default)
+                wanted = [default] * len(value) if isinstance(value, list) else default
+                if value != wanted:
+                    raise UserError(f"{path}: {name}={value!r} of {where} would be lost")
+            for name in ("activation", "recurrent_activation", "padding"):
+                if name in config:
+                    note(where, name, config[name])
+            if not config["use_bias"] and "reset_after" in config:  # otherwise told by the bias
+                note(where, "reset_after", config["reset_after"])
     return options
+
+
+def _recurrent_configs(layer: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """What a saved layer says of the recurrent layer in it, or of those of both directions."""
+    config = layer["config"]
+    if layer["class_name"] == "Bidirectional":
+        yield from _recurrent_configs(config["layer"])
+        if config.get("backward_layer"):  # one with options of its own; always goes backwards
+            for backward in _recurrent_configs(config["backward_layer"]):
+                yield {**backward, "go_backwards": False}
+    elif layer["class_name"] == "RNN":  # the options are the cell's
+        for cell in _recurrent_configs(config["cell"]):
+            yield {**cell, "go_backwards": config["go_backwards"]}
+    elif "recurrent_initializer" in config:
+        yield config
 
 
 def _write_h5(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:

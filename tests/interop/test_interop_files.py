@@ -147,6 +147,20 @@ def test_a_model_of_keras_tells_order_and_options(keras, tmp_path):
 
 
 @pytest.mark.peers
+def test_options_of_a_cell_within_an_rnn_are_told(keras, tmp_path):
+    cell = keras.layers.GRUCell(2, activation="relu", use_bias=False, reset_after=False)
+    rnn = keras.layers.RNN(cell, return_sequences=True)
+    both = keras.layers.Bidirectional(rnn, merge_mode="sum")
+    keras.Sequential([keras.Input((None, 3)), rnn, both]).save(tmp_path / "model.keras")
+    assert keras_options(tmp_path / "model.keras") == {
+        "activation": "relu",
+        "recurrent_activation": "sigmoid",
+        "reset_after": False,
+        "merge_mode": "sum",
+    }
+
+
+@pytest.mark.peers
 def test_keras_loads_what_is_written(keras, tmp_path):
     model = keras.Sequential([keras.Input((None, 3)), *model_of(keras).layers[:2]])
     stack = Stack([LSTMCell(2), Bidirectional(GRUCell(4, reset_after=True), merge="mean")])
@@ -177,6 +191,23 @@ def test_options_that_differ_or_would_be_lost_are_named(keras, tmp_path):
     keras.Sequential([keras.Input((None, 3)), backwards]).save(path)
     with pytest.raises(UserError, match="go_backwards=True of layers/lstm would be lost"):
         keras_options(path)
+    lstm = keras.layers.LSTM
+    both = keras.layers.Bidirectional(
+        lstm(2), backward_layer=lstm(2, go_backwards=True, activation="relu")
+    )
+    keras.Sequential([keras.Input((None, 3)), both]).save(path)
+    with pytest.raises(UserError, match="bidirectional has activation='relu' and a layer before"):
+        keras_options(path)
+    for wrapped in (
+        keras.layers.RNN(keras.layers.GRUCell(2), go_backwards=True),
+        keras.layers.Bidirectional(
+            lstm(2, go_backwards=True, return_sequences=True),
+            backward_layer=lstm(2, return_sequences=True),
+        ),
+    ):
+        keras.Sequential([keras.Input((None, 3)), wrapped]).save(path)
+        with pytest.raises(UserError, match=r"go_backwards=True of layers/.* would be lost"):
+            keras_options(path)
     strided = keras.layers.ConvLSTM2D(2, 3, strides=2)
     keras.Sequential([keras.Input((None, 5, 5, 1)), strided]).save(path)
     with pytest.raises(UserError, match=r"strides=\[2, 2\] of layers/conv_lstm2d would be lost"):
