@@ -13,6 +13,7 @@ import pytest
 onnx = pytest.importorskip("onnx", reason="needs onnx")
 
 from lstm_jax import LSTM  # noqa: E402
+from lstm_jax.errors import UserError  # noqa: E402
 from lstm_jax.interop import from_torch  # noqa: E402
 from lstm_jax.interop.onnx import (  # noqa: E402
     from_onnx,
@@ -375,6 +376,16 @@ def test_unknown_operators_are_named(model, message):
     with pytest.raises(ValueError) as error:
         from_onnx(model)
     assert str(error.value) == message
+
+
+def test_damaged_files_are_named(tmp_path):
+    path, whole = tmp_path / "a.onnx", small("Neg").SerializeToString()
+    for damaged, message in ((whole[:-5], "Error parsing"), (b"", "it has no graph")):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=rf"a\.onnx: no readable ONNX model: {message}"):
+            from_onnx(path)
+    with pytest.raises(TypeError, match=r"^model must be a ModelProto or a path, got bytes$"):
+        from_onnx(whole)
 
 
 X = np.ones((3, 2), np.float32)

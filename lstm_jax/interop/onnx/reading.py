@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import onnx
 import onnx.inliner
+from google.protobuf.message import DecodeError
 
+from lstm_jax.errors import UserError
 from lstm_jax.interop.onnx.operators import cast_to, dtype_of, known, operator_at
 from lstm_jax.interop.onnx.recurrent import DEFAULTS as RECURRENT
 from lstm_jax.interop.onnx.recurrent import layer_from_onnx, run_node
@@ -139,6 +141,8 @@ def from_onnx(model: onnx.ModelProto | str | os.PathLike, *, engine: str = "auto
 
     Raises:
       ValueError: the model has an operator that is not known here; the message names it.
+      UserError: the file is damaged.
+      TypeError, OSError: ``model`` is neither, or there is no such file.
 
     Example:
       >>> import jax, numpy as np
@@ -152,8 +156,21 @@ def from_onnx(model: onnx.ModelProto | str | os.PathLike, *, engine: str = "auto
       >>> outputs["ys"].shape, outputs["new_state.layer_0.c"].shape
       ((7, 5, 4), (5, 4))
     """
-    proto = model if isinstance(model, onnx.ModelProto) else onnx.load(model)
-    return GraphFunction(proto, engine)
+    return GraphFunction(_loaded(model), engine)
+
+
+def _loaded(model: onnx.ModelProto | str | os.PathLike) -> onnx.ModelProto:
+    if isinstance(model, onnx.ModelProto):
+        return model
+    if not isinstance(model, str | os.PathLike):
+        raise TypeError(f"model must be a ModelProto or a path, got {type(model).__name__}")
+    try:
+        proto = onnx.load(model)
+    except DecodeError as error:
+        raise UserError(f"{model}: no readable ONNX model: {error}") from error
+    if not proto.HasField("graph"):  # as in an empty file
+        raise UserError(f"{model}: no readable ONNX model: it has no graph")
+    return proto
 
 
 def layers_from_onnx(
