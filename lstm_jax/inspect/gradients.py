@@ -100,6 +100,8 @@ def gradient_flow(
     xs, resets = held.time_leading(xs, resets)
     if not jnp.issubdtype(xs.dtype, jnp.floating):
         raise TypeError(f"xs must be floating, got {xs.dtype}")
+    if not len(xs):
+        raise ValueError(f"xs must have at least one step, got shape {xs.shape}")
     how = {"reverse": reverse, "engine": engine}
     backwards = reverse or getattr(layer, "reverse", False)
 
@@ -344,17 +346,21 @@ def jacobian_spectrum(
             s, v = carried
             after, v = jax.jvp(lambda s: step(s, x), (s,), (v,))
             length = _norm(v, 0)
-            v = v / jnp.where(length > 0, length, 1.0)
-            return (after, v), (s, jnp.log(length))
+            return (after, scaled(v, length)), (s, jnp.log(length))
 
-        carried = (start, first / _norm(first, 0))
+        def scaled(v: jax.Array, length: jax.Array) -> jax.Array:
+            return (v / jnp.where(length > 0, length, 1.0)).astype(v.dtype)
+
+        carried = (start, scaled(first, _norm(first, 0)))
         _, (before, growth) = jax.lax.scan(turned, carried, xs)
 
         def values(s: jax.Array, xs: jax.Array) -> jax.Array:
             def through(s: jax.Array) -> jax.Array:
                 return jax.lax.scan(lambda s, x: (step(s, x), None), s, xs)[0]
 
-            return jnp.linalg.svd(jax.jacfwd(through)(s), compute_uv=False)
+            jacobian = jax.jacfwd(through)(s)
+            wide = jnp.promote_types(jacobian.dtype, "float32")  # of bfloat16 there is no svd
+            return jnp.linalg.svd(jacobian.astype(wide), compute_uv=False)
 
         count = num_steps // window
         windows = xs[: count * window].reshape(count, window, *xs.shape[1:])

@@ -128,6 +128,8 @@ def test_a_loss_of_ones_own():
             flow_of(cell, params, xs, lambda ys: ys[0])
     with pytest.raises(TypeError, match="xs must be floating, got int32"):
         flow_of(cell, params, jnp.ones((T, B, D), int))
+    with pytest.raises(ValueError, match=r"xs must have at least one step, got shape \(0, 2, 3\)"):
+        flow_of(cell, params, jnp.ones((0, B, D)))
 
 
 def test_stacks_and_directions():
@@ -280,6 +282,17 @@ def test_spectrum_of_an_lstm_and_of_a_stack():
                     atol=1e-12,
                 )
         np.testing.assert_allclose(spectrum.exponent, spectrum.growth.mean(0), rtol=1e-12)
+
+
+def test_spectrum_of_a_state_in_bfloat16():
+    cell = RNNCell(2, activation_fn="identity", param_dtype="bfloat16")
+    params = cell.init(jax.random.key(0), D) | {"w_hh": jnp.diag(jnp.bfloat16([0.5, 2.0]))}
+    state = cell.zero_state()._replace(h=jnp.zeros(2, jnp.bfloat16))
+    xs = jnp.zeros((20, D), jnp.bfloat16)
+    spectrum = jacobian_spectrum(cell, params, xs, state, window=2, burn_in=10)
+    np.testing.assert_array_equal(spectrum.singular_values, np.tile([4.0, 0.25], (10, 1)))
+    eps = float(jnp.finfo(jnp.bfloat16).eps)  # to which a direction is of length one
+    np.testing.assert_allclose(spectrum.exponent, np.log(2), atol=eps)
 
 
 def test_growth_is_that_of_a_small_change():
