@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from lstm_jax.cells.base import BaseCell
 from lstm_jax.errors import UserError
 from lstm_jax.interop.cudnn import from_cudnn, to_cudnn
 from lstm_jax.interop.equinox import from_equinox, to_equinox
@@ -16,6 +17,7 @@ from lstm_jax.interop.keras import from_keras, to_keras
 from lstm_jax.interop.native import from_lstm_jax, to_lstm_jax
 from lstm_jax.interop.torch import from_torch, to_torch
 from lstm_jax.interop.weights import layers_of
+from lstm_jax.sequence.stack import Stack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +98,9 @@ def write_layer(
                 f"{path}: {library} has cells, of which a file holds one, got {len(stack)} layers"
             )
         ((_, layer, params),) = stack
+    holds_layers = library == "cudnn" or str(path).endswith(".weights.h5")
+    if holds_layers and isinstance(layer, BaseCell):
+        layer, params = Stack([layer]), {"layer_0": params}
     write = LIBRARIES[library].write
     given = parsed(f"to {library}", from_lstm_jax if write is to_lstm_jax else write, options)
     arrays = _told(path, lambda: write(layer, params, **given))

@@ -293,7 +293,8 @@ def _write_h5(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Arrays under the paths of :func:`to_keras` as Keras lays them out in a file."""
     with _needs("h5py", path).File(path, "w") as file:
         for name, array in arrays.items():
-            *layer, _, last = name.split("/")
+            cell, _, last = name.rpartition("/")
+            layer = cell.split("/")[:-1]
             if last not in VARIABLES or not layer:
                 raise UserError(
                     f"{path}: .weights.h5 is for arrays of Keras layers, lstm/lstm_cell/kernel, "

@@ -64,6 +64,22 @@ def test_keras_files_tell_whose_they_are(source, tmp_path):
     assert layer == LAYER.stack
 
 
+@pytest.mark.parametrize("name", ["a.npz", "a.weights.h5"])
+def test_a_cell_goes_where_layers_are_held(name, tmp_path):
+    pytest.importorskip("h5py")
+    lstm = LSTM(4)
+    params = lstm.init(jax.random.key(0), 3)
+    write_arrays(tmp_path / "cell.npz", params["layer_0"])
+    cell, held, back = (str(tmp_path / path) for path in ("cell.npz", name, "back.npz"))
+    library = "keras" if name.endswith(".h5") else "cudnn"
+    sizes = [] if library == "keras" else ["--reading", "input_size=3", "hidden_size=4"]
+    assert main(["convert", cell, held, "--from", "lstm_jax", "--to", library]) == 0
+    assert main(["convert", held, back, "--from", library, "--to", "torch", *sizes]) == 0
+    layer, again = from_torch(read_arrays(back))
+    assert layer == lstm.stack
+    jax.tree.map(np.testing.assert_array_equal, again, params)
+
+
 def test_options(tmp_path):
     rnn = LSTM(4, cell="rnn")
     params = rnn.init(jax.random.key(0), 3)

@@ -248,6 +248,8 @@ def test_damaged_missing_and_unknown_files_are_named(tmp_path):
         write_arrays(tmp_path / "no" / "a.npz", ARRAYS)
     with pytest.raises(UserError, match=r"h5 is for arrays of Keras layers, .* got a/w"):
         write_arrays(tmp_path / "a.weights.h5", ARRAYS)
+    with pytest.raises(UserError, match=r"h5 is for arrays of Keras layers, .* got kernel"):
+        write_arrays(tmp_path / "a.weights.h5", {"kernel": np.ones((2, 8))})
     write_arrays(tmp_path / "b.npz", ARRAYS)
     with pytest.raises(UserError, match="no array has a name that begins with 'd', got a/w"):
         read_arrays(tmp_path / "b.npz", "d")
