@@ -62,8 +62,8 @@ def saturation(
       :class:`Saturation`, over all steps (before the end of a row) and all batch axes.
 
     Raises:
-      ValueError: the trace has none of the gates, or ``low`` and ``high`` are not in
-        0 < low < high < 1.
+      ValueError: the trace has none of the gates or no steps, or ``low`` and ``high`` are not
+        in 0 < low < high < 1.
 
     Example:
       >>> import jax.numpy as jnp
@@ -124,8 +124,9 @@ def memory_horizon(trace: Trace, model: Any = None, *, gate: str | None = None) 
       first, which keeps what was there before the sequence.
 
     Raises:
-      ValueError: neither ``model`` nor ``gate`` is given, or the trace lacks the gate: a cell
-        such as an Elman network has none.
+      ValueError: neither ``model`` nor ``gate`` is given, ``model`` lacks a layer of the trace,
+        no row has a second step, or the trace lacks the gate: a cell such as an Elman network
+        has none.
 
     Example:
       >>> import jax.numpy as jnp
@@ -144,6 +145,8 @@ def memory_horizon(trace: Trace, model: Any = None, *, gate: str | None = None) 
     steps: dict[str, np.ndarray] = OrderedDict()
     for layer, values in trace.values.items():
         cell = cells.get(layer)
+        if gate is None and cell is None:
+            raise ValueError(f"model must have {layer} of the trace, got {', '.join(cells)}")
         names, share = _kept(gate) if gate else KEEPS.get(type(cell), FORGET)
         missing = [name for name in names if name not in values]
         if missing:
@@ -166,8 +169,10 @@ def _kept(gate: str) -> Kept:
 
 def _of_steps(trace: Trace, value: Any, after: int = 0) -> np.ndarray:
     """The values of all steps that count, from step ``after`` on, ``[N, units]``."""
-    value = np.asarray(value[after:], np.float64)
-    return value[valid(trace)[after:]].reshape(-1, value.shape[-1])
+    value, counted = np.asarray(value[after:], np.float64), valid(trace)[after:]
+    if not counted.any():
+        raise ValueError(f"trace must have rows of at least {after + 1} steps, got none")
+    return value[counted].reshape(-1, value.shape[-1])
 
 
 def _names(trace: Trace) -> str:

@@ -116,3 +116,13 @@ def test_cells_without_a_gate_that_keeps():
         memory_horizon(trace(cell, params, xs), cell)
     with pytest.raises(ValueError, match="model or gate must be given"):
         memory_horizon(trace(cell, params, xs))
+
+
+def test_a_trace_of_no_steps_or_of_another_model():
+    f = jnp.full((T, 2, 2), 0.5)
+    with pytest.raises(ValueError, match="trace must have rows of at least 1 steps, got none"):
+        saturation(Trace({"cell": {"f": f}}, (), lengths=jnp.array([0, 0])))
+    with pytest.raises(ValueError, match="trace must have rows of at least 2 steps, got none"):
+        memory_horizon(Trace({"cell": {"f": f[:1]}}, ()), gate="f")
+    with pytest.raises(ValueError, match="model must have cell of the trace, got layer_0"):
+        memory_horizon(Trace({"cell": {"f": f}}, ()), LSTM(2, cell="mgu"))  # 1 - f, not f, keeps
