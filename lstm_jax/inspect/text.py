@@ -141,7 +141,8 @@ def find_units(trace: Trace, followed: ArrayLike, *, name: str | None = None) ->
       that of a unit (or of a property) that never changes is 0.
 
     Raises:
-      ValueError: ``followed`` has another shape than the steps, or the trace lacks the value.
+      ValueError: ``followed`` has another shape than the steps or is not finite, or the trace
+        lacks the value or has no steps.
 
     Example:
       >>> import jax.numpy as jnp
@@ -166,6 +167,10 @@ def find_units(trace: Trace, followed: ArrayLike, *, name: str | None = None) ->
                 f"got shape {target.shape}"
             )
         counted, target = _spread(valid(trace), steps), _spread(target, steps)
+        if not counted.any():
+            raise ValueError("trace must have at least one step, got none")
+        if not np.isfinite(target[counted]).all():
+            raise ValueError("followed must be finite, got NaN or infinity")
         correlation = _correlations(states[counted], target[counted])
         layers += [layer] * len(correlation)
         units.append(np.arange(len(correlation)) if trace.units is None else trace.units)

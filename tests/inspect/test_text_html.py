@@ -156,6 +156,10 @@ def test_impossible_comparisons():
         find_units(traced, np.ones(5))
     with pytest.raises(ValueError, match=r"name must be of h \(in cell of the trace\), got 'c'"):
         find_units(traced, np.ones(4), name="c")
+    with pytest.raises(ValueError, match="followed must be finite, got NaN or infinity"):
+        find_units(traced, [0.0, 1.0, np.nan, 0.0])
+    with pytest.raises(ValueError, match="trace must have at least one step, got none"):
+        find_units(traced._replace(lengths=jnp.array([0, 0])), np.ones(4))
 
 
 # ---- properties of a text ----
