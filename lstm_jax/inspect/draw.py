@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from lstm_jax.inspect.dataflow import Node, dataflow
 from lstm_jax.inspect.layout import Layout, Link, Point, Shape, lay_out
+from lstm_jax.inspect.models import NO_PARAMS, functional
 
 # Blue and orange are told apart by colour-blind readers, and by their shapes and lightness.
 PAPER, INK, SOFT, BODY = "#ffffff", "#1b2733", "#5d6b78", "#f4f7f9"
@@ -68,7 +69,8 @@ def draw_cell(cell: Any, input_size: int = 3) -> CellDrawing:
     :func:`lstm_jax.cells.named` gives them.
 
     Args:
-      cell: any cell, with ``init``, ``zero_state`` and ``step``.
+      cell: any cell, with ``init``, ``zero_state`` and ``step``; a stack of them, too, or a module
+        of ``lstm_jax.nnx`` or ``lstm_jax.linen``.
       input_size: D, for cells whose equations depend on it.
 
     Raises:
@@ -81,9 +83,9 @@ def draw_cell(cell: Any, input_size: int = 3) -> CellDrawing:
     >>> str(drawing)[:4]
     '<svg'
     """
-    for method in ("init", "zero_state", "step"):
-        if not callable(getattr(cell, method, None)):
-            raise TypeError(f"cell must have init, zero_state and step, got {cell!r}")
+    cell = functional(cell, NO_PARAMS, name="cell").layer
+    if not hasattr(cell, "step"):
+        raise TypeError(f"cell must run step by step, got {type(cell).__name__}")
     params = jax.eval_shape(lambda: cell.init(jax.random.key(0), input_size))
     space = getattr(cell, "spatial_shape", None) or (5,) * (
         getattr(cell, "num_feature_axes", 1) - 1

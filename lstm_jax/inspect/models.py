@@ -44,13 +44,14 @@ class Model(NamedTuple):
         return jnp.moveaxis(xs, axis, 0), resets
 
 
-def functional(model: Any, params: Params) -> Model:
+def functional(model: Any, params: Params, name: str = "model") -> Model:
     """The functional cell or layer that a model is, or that a Flax module holds.
 
     Args:
       model: a cell, a layer, or a module of ``lstm_jax.nnx`` or ``lstm_jax.linen``.
       params: its parameters; None for an nnx module, which holds them; for a linen module its
         variables (None where it is bound).
+      name: what an error calls the model.
 
     Raises:
       TypeError: it is none of these.
@@ -63,12 +64,12 @@ def functional(model: Any, params: Params) -> Model:
 
         if isinstance(model, flax_nnx.Module):
             if not isinstance(model, nnx.Cell | nnx.Stack):
-                raise TypeError(_unknown(model))
+                raise TypeError(_unknown(name, model))
             layer = model.cell if isinstance(model, nnx.Cell) else model.layer
             return Model(layer, model.params, getattr(model, "time_major", False))
         if isinstance(model, flax_linen.Module):
             if not isinstance(model, linen._Cell | linen._Sequence):
-                raise TypeError(_unknown(model))
+                raise TypeError(_unknown(name, model))
             variables = model.variables if params is None else params
             if "params" not in variables:
                 raise TypeError(
@@ -78,13 +79,13 @@ def functional(model: Any, params: Params) -> Model:
             layer = model.cell if isinstance(model, linen._Cell) else model.functional
             held = flax_linen.meta.unbox(variables["params"])
             return Model(layer, held, getattr(model, "time_major", False))
-    check_cell_or_layer("model", model)
+    check_cell_or_layer(name, model)
     return Model(model, params, time_major=True)
 
 
-def _unknown(model: Any) -> str:
+def _unknown(name: str, model: Any) -> str:
     return (
-        "model must be a cell, a layer, or a module of lstm_jax.nnx or lstm_jax.linen, got "
+        f"{name} must be a cell, a layer, or a module of lstm_jax.nnx or lstm_jax.linen, got "
         f"{type(model).__module__}.{type(model).__name__}"
     )
 

@@ -11,11 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx as flax_nnx
 
+from lstm_jax import linen, nnx
 from lstm_jax.cells import CELLS, LSTMCell, SLSTMCell, named
 from lstm_jax.inspect.dataflow import dataflow
 from lstm_jax.inspect.draw import draw_cell, placed
-from lstm_jax.sequence import Zoneout
+from lstm_jax.sequence import Bidirectional, Zoneout
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 SVG = "{http://www.w3.org/2000/svg}"
@@ -333,8 +335,19 @@ def test_functions_are_known_by_their_values_in_every_type(dtype):
 
 
 def test_what_is_no_cell_is_refused():
-    with pytest.raises(TypeError, match="cell must have init, zero_state and step, got 'lstm'"):
-        draw_cell("lstm")
+    for other in ("lstm", LSTMCell):
+        with pytest.raises(TypeError, match=r"cell must be a cell \(init, zero_state, step\)"):
+            draw_cell(other)
+    with pytest.raises(TypeError, match="cell must run step by step, got Bidirectional"):
+        draw_cell(Bidirectional(LSTMCell(4)))
+    with pytest.raises(TypeError, match=r"cell must be a cell, .*, got flax\..*Linear"):
+        draw_cell(flax_nnx.Linear(3, 4, rngs=flax_nnx.Rngs(0)))
+
+
+def test_modules_are_drawn_as_their_cells():
+    drawing = str(draw_cell(CELLS["gru"](4)))
+    assert str(draw_cell(nnx.GRUCell(3, 4, rngs=flax_nnx.Rngs(0)))) == drawing
+    assert str(draw_cell(linen.GRUCell(4))) == drawing
 
 
 # ---- the picture can be read ----
