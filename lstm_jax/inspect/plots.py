@@ -45,7 +45,7 @@ def plot_trace(
       A figure with a map for each name: gates from 0 to 1, all else around 0.
 
     Raises:
-      ValueError: the trace has no such layer, name or row.
+      ValueError: the trace has no such layer, name or row, or no steps, or ``text`` is shorter.
 
     >>> traced = Trace({"layer_0": {"f": np.full((9, 4), 0.5), "c": np.ones((9, 4))}}, state=())
     >>> [panel.get_title(loc="left") for panel in plot_trace(traced).axes[:2]]
@@ -55,6 +55,8 @@ def plot_trace(
 
     layer, values = _of_layer(trace, layer)
     names = tuple(values) if names is None else tuple(names)
+    if not names:
+        raise ValueError("names must be at least one, or None for all, got none")
     columns = 1 if len(names) <= 2 else 2
     rows = math.ceil(len(names) / columns)
     figure = Figure(figsize=SIZE, layout="constrained")
@@ -104,7 +106,7 @@ def plot_unit(
       text: what was read, a character a step, to stand under the lines where there is room.
 
     Raises:
-      ValueError: the trace has no such layer, unit or row.
+      ValueError: the trace has no such layer, unit or row, or no steps, or ``text`` is shorter.
 
     >>> traced = Trace({"layer_0": {"f": np.full((9, 4), 0.5), "c": np.ones((9, 4))}}, state=())
     >>> len(plot_unit(traced, unit=3).axes)
@@ -125,7 +127,10 @@ def plot_unit(
     for panel, (group, label) in zip(panels, groups, strict=True):
         for n, (name, line) in enumerate(group.items()):
             style = {"color": COLOURS[n % len(COLOURS)], "linestyle": LINES[n % len(LINES)]}
-            panel.plot(np.arange(len(line)), line, label=name, linewidth=1.3, **style)
+            marker = _marker(line)
+            panel.plot(
+                np.arange(len(line)), line, label=name, linewidth=1.3, marker=marker, **style
+            )
         if label == GATE:
             panel.set_ylim(-0.05, 1.05)
         else:
@@ -170,7 +175,8 @@ def plot_gradient_flow(
         mean = norms.reshape(len(norms), -1).mean(1)[::-1]
         mean = np.where(mean > 0, mean, np.nan)  # which no logarithmic axis can show
         style = {"color": COLOURS[n % len(COLOURS)], "linestyle": LINES[n % len(LINES)]}
-        axes.plot(np.arange(len(mean)), mean, label=name, linewidth=1.6, **style)
+        marker = _marker(mean)
+        axes.plot(np.arange(len(mean)), mean, label=name, linewidth=1.6, marker=marker, **style)
     axes.set_yscale("log")
     axes.set_xlabel("steps before the last one")
     _whole_numbers(axes)
@@ -371,6 +377,8 @@ def _of_row(values: Mapping[str, Any], name: str, layer: str, row: int) -> np.nd
     if name not in values:
         raise ValueError(f"names must be of {', '.join(values)} (in {layer}), got {name!r}")
     array = np.asarray(values[name], np.float64)
+    if not len(array):
+        raise ValueError("trace must have at least one step, got none")
     array = array.reshape(len(array), -1, array.shape[-1])
     if not 0 <= row < array.shape[1]:
         raise ValueError(f"row must be at least 0 and below {array.shape[1]}, got {row}")
@@ -397,11 +405,17 @@ def _unit_ticks(panel: Any, count: int, units: Any) -> None:
     panel.set_yticks(places, [str(label) for label in labels])
 
 
+def _marker(line: np.ndarray) -> str | None:
+    """A point for a single step, of which a line shows nothing."""
+    return "o" if len(line) == 1 else None
+
+
 def _whole_numbers(panel: Any) -> None:
-    """Ticks of the horizontal axis at whole numbers alone."""
+    """Ticks of the horizontal axis at whole numbers alone, were it the only one."""
     from matplotlib.ticker import MaxNLocator
 
-    panel.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
+    whole = MaxNLocator(6, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1)
+    panel.xaxis.set_major_locator(whole)
 
 
 MOST_CHARACTERS = 70
@@ -410,6 +424,8 @@ MOST_CHARACTERS = 70
 
 def _time_axis(panel: Any, num_steps: int, text: str | None) -> None:
     """The axis of time: the characters that are read where there are few, or else steps."""
+    if text is not None and len(text) < num_steps:
+        raise ValueError(f"text must have a character a step, {num_steps}, got {len(text)}")
     if text is None or num_steps > MOST_CHARACTERS:
         panel.set_xlabel("time (steps)")
         _whole_numbers(panel)

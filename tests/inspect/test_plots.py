@@ -15,6 +15,7 @@ from lstm_jax.inspect import (
     JacobianSpectrum,
     MemoryHorizon,
     Saturation,
+    Trace,
     plot_gradient_flow,
     plot_jacobian_spectrum,
     plot_memory_horizon,
@@ -133,6 +134,17 @@ def test_a_unit_over_time(traced):
     assert len(drawn(plot_unit(alone, 3))) == 1  # none of its own
 
 
+def test_a_single_step():
+    one = Trace({"layer_0": {"f": np.full((1, 4), 0.5), "c": np.ones((1, 4))}}, state=())
+    flow = GradientFlow(state=np.full(1, 2.0), x=np.ones(1), fields={})
+    for figure in (plot_trace(one), plot_unit(one, 0), plot_gradient_flow(flow)):
+        panel = next(panel for panel in drawn(figure) if "steps" in panel.get_xlabel())
+        low, high = panel.get_xlim()
+        assert [tick for tick in panel.get_xticks() if low <= tick <= high] == [0.0]
+        lines = [line for panel in figure.axes for line in panel.get_lines()]
+        assert all(len(line.get_xdata()) > 1 or line.get_marker() == "o" for line in lines)
+
+
 def test_grids_are_rows():
     cell = CELLS["conv_lstm"](hidden_size=2)
     params = cell.init(jax.random.key(0), 1)
@@ -212,11 +224,15 @@ def test_bars_of_units():
         ({"layer": "top"}, "layer must be of layer_0, layer_1, got 'top'"),
         ({"names": ["z"]}, r"names must be of i, f, g, o, c, h \(in layer_0\), got 'z'"),
         ({"row": 2}, "row must be at least 0 and below 2, got 2"),
+        ({"names": []}, "names must be at least one, or None for all, got none"),
+        ({"names": "f", "text": "too short"}, "text must have a character a step, 30, got 9"),
     ],
 )
 def test_impossible_maps(traced, options, message):
     with pytest.raises(ValueError, match=message):
         plot_trace(traced, **options)
+    with pytest.raises(ValueError, match="trace must have at least one step, got none"):
+        plot_trace(Trace({"layer_0": {"f": np.ones((0, 4))}}, state=()))
 
 
 def test_importing_needs_no_matplotlib():
