@@ -15,7 +15,7 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from lstm_jax.errors import UserError
-from lstm_jax.interop.convert import LIBRARIES, read_layer, write_layer
+from lstm_jax.interop.convert import LIBRARIES, library_of, read_layer, write_layer
 from lstm_jax.interop.weights import flattened
 from lstm_jax.tasks import TASKS, Samples
 from lstm_jax.tasks.options import Section, expectation, nearest, sections_of
@@ -96,20 +96,20 @@ class Export:
 class Convert:
     """Recurrent weights from one library's file into another's, or a run's best ones into one.
 
-    Files are .safetensors, .npz, .weights.h5 or .keras; nothing is unpickled. Options of the
+    Files are .safetensors, .npz, .weights.h5, .keras or .onnx; nothing is unpickled. Options of the
     functions from_LIBRARY and to_LIBRARY say what arrays do not: activations, for one.
     """
 
     source: Positional[pathlib.Path]
-    """A file of arrays, or a run's folder."""
+    """A file of arrays, a model of ONNX, or a run's folder."""
     target: Positional[pathlib.Path]
     """The file to write."""
     from_: Annotated[Literal[*LIBRARIES] | None, tyro.conf.arg(name="from")] = None  # type: ignore[valid-type]
-    """Whose arrays the source has; told by a run and by files of Keras."""
+    """Whose arrays the source has; told by a run and by files of Keras and ONNX."""
     to: Literal[*LIBRARIES] | None = None  # type: ignore[valid-type]
-    """Whose arrays the target shall have; told by .weights.h5, Keras's."""
+    """Whose arrays the target shall have; told by .weights.h5, Keras's, and .onnx."""
     prefix: str = ""
-    """What names of the layer's arrays begin with; other arrays are left out."""
+    """What names of the layer's arrays (in .onnx, nodes) begin with; others are left out."""
     reading: tuple[str, ...] = ()
     """Options of from_LIBRARY: NAME=VALUE ..."""
     writing: tuple[str, ...] = ()
@@ -271,17 +271,20 @@ def _generate(command: Generate) -> None:
 def _convert(command: Convert) -> None:
     source, target = command.source, command.target
     known = ", ".join(LIBRARIES)
-    to = command.to or ("keras" if target.name.endswith(".weights.h5") else None)
+    to = command.to or library_of(target)
     if to is None:
         raise UserError(f"--to: expected one of {known} for {target}")
     if source.is_dir():
+        for flag, given in (("--from", command.from_), ("--prefix", command.prefix)):
+            if given:
+                raise UserError(f"{flag}: is for files, not for a run's folder, got {given}")
         config = load_workdir(source)
         if not isinstance(config.model, RecurrentModel):
             raise UserError(f"{source}: task {config.task} has no recurrent layers")
         params, _ = best_params(config, config.build_task(), source)
         layer, params = config.model.layers, params["lstm"]
     else:
-        library = command.from_ or ("keras" if source.suffix in (".keras", ".h5") else None)
+        library = command.from_ or library_of(source)
         if library is None:
             raise UserError(f"--from: expected one of {known} for {source}")
         layer, params = read_layer(source, library, command.prefix, command.reading)

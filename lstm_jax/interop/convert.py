@@ -38,6 +38,37 @@ def _from_cudnn(arrays: dict[str, Any], **sizes: Any) -> Any:
     return from_cudnn(*arrays.values(), **sizes)
 
 
+def _from_onnx(path: str | pathlib.Path, prefix: str = "") -> Any:
+    """The recurrent layers of a model of ONNX, one upon the other."""
+    from lstm_jax.interop.onnx import layers_from_onnx
+
+    found = {
+        name: layer for name, layer in layers_from_onnx(path).items() if name.startswith(prefix)
+    }
+    if not found:
+        raise ValueError(f"no recurrent layer has a name that begins with {prefix!r}")
+    reverse, width = next(iter(found.values()))[0].reverse, None
+    cells, params = [], {}
+    for name, (stack, weights) in found.items():  # of one layer each
+        size = stack.input_size(weights)
+        if width not in (None, size) or reverse != stack.reverse:
+            raise ValueError(
+                f"{name} must read the {width} features of the layer before it, in its direction, "
+                f"got {size}: give a prefix for layers that are one stack"
+            )
+        params[f"layer_{len(cells)}"] = weights["layer_0"]
+        cells.append(stack.layers[0][1])
+        width = stack.output_size
+    return Stack(cells, reverse=reverse), params
+
+
+def _to_onnx(layer: Any, params: Any, *, streaming: bool = False, lengths: bool = False) -> Any:
+    """A layer as a model of ONNX."""
+    from lstm_jax.interop.onnx import to_onnx
+
+    return to_onnx(layer, params, streaming=streaming, lengths=lengths)
+
+
 LIBRARIES = {
     "cudnn": Library(from_cudnn, lambda layer, params: {"weights": to_cudnn(layer, params)}),
     "equinox": Library(from_equinox, to_equinox),
@@ -45,9 +76,20 @@ LIBRARIES = {
     "haiku": Library(from_haiku, to_haiku),
     "keras": Library(from_keras, to_keras),
     "lstm_jax": Library(from_lstm_jax, to_lstm_jax),
+    "onnx": Library(_from_onnx, _to_onnx),
     "torch": Library(from_torch, to_torch),
 }
-"""Libraries by name; ``lstm_jax`` is ours."""
+"""Libraries by name; ``lstm_jax`` is ours, and ``onnx`` has files of its own."""
+
+
+def library_of(path: str | pathlib.Path) -> str | None:
+    """The library that a file's name tells; None where it tells none.
+
+    >>> library_of("a.keras"), library_of("a.onnx"), library_of("a.npz")
+    ('keras', 'onnx', None)
+    """
+    endings = {".keras": "keras", ".weights.h5": "keras", ".onnx": "onnx"}
+    return next((name for end, name in endings.items() if str(path).endswith(end)), None)
 
 
 def read_layer(
@@ -56,15 +98,19 @@ def read_layer(
     """A layer of ours, and its parameters, of a file of a library's arrays.
 
     Args:
-      path: as :func:`read_arrays` takes it.
+      path: as :func:`read_arrays` takes it, or a model of ONNX.
       library: whose arrays these are, one of :data:`LIBRARIES`.
-      prefix: what the names of the layer's arrays begin with; others are left out.
+      prefix: what the names of the layer's arrays begin with (of its nodes, in a model of ONNX);
+        others are left out.
       options: of the library's ``from_`` function, each ``"name=value"``.  A ``.keras`` file tells
         most of them itself.
 
     Raises:
       UserError: the file cannot be read, an option is unknown, or the arrays do not fit.
     """
+    if library == "onnx":
+        parsed("from onnx", LIBRARIES[library].read, options)
+        return _told(path, lambda: _from_onnx(path, prefix))
     arrays = read_arrays(path, prefix)
     given = parsed(f"from {library}", LIBRARIES[library].read, options)
     if library == "keras":  # takes whole paths
@@ -82,7 +128,7 @@ def write_layer(
     """Writes a layer of ours as a library's arrays, which it returns.
 
     Args:
-      path: as :func:`write_arrays` takes it.
+      path: as :func:`write_arrays` takes it; for ONNX, a model is written.
       library: whose arrays it shall hold, one of :data:`LIBRARIES`.
       layer: ours.
       params: its parameters.
@@ -101,6 +147,9 @@ def write_layer(
     holds_layers = library == "cudnn" or str(path).endswith(".weights.h5")
     if holds_layers and isinstance(layer, BaseCell):
         layer, params = Stack([layer]), {"layer_0": params}
+    if library == "onnx":
+        given = parsed("to onnx", _to_onnx, options)
+        return _saved(path, _told(path, lambda: _to_onnx(layer, params, **given)))
     write = LIBRARIES[library].write
     given = parsed(f"to {library}", from_lstm_jax if write is to_lstm_jax else write, options)
     arrays = _told(path, lambda: write(layer, params, **given))
@@ -108,11 +157,22 @@ def write_layer(
     return arrays
 
 
+def _saved(path: str | pathlib.Path, model: Any) -> dict[str, Any]:
+    """Writes a model of ONNX; the arrays in it."""
+    import onnx
+
+    try:
+        onnx.save(model, path)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+    return {held.name: onnx.numpy_helper.to_array(held) for held in model.graph.initializer}
+
+
 def _told(path: str | pathlib.Path, conversion: Callable[[], Any]) -> Any:
     """What a conversion gives, its errors with the file's name."""
     try:
         return conversion()
-    except (TypeError, ValueError) as error:
+    except (ImportError, OSError, TypeError, ValueError) as error:
         raise UserError(f"{path}: {error}") from error
 
 

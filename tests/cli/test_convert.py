@@ -8,7 +8,8 @@ import pytest
 
 from lstm_jax import LSTM
 from lstm_jax.cli import main
-from lstm_jax.interop import from_torch, read_arrays, to_torch, write_arrays
+from lstm_jax.interop import from_torch, read_arrays, to_lstm_jax, to_torch, write_arrays
+from lstm_jax.interop.convert import write_layer
 from lstm_jax.train import best_params, load_workdir
 
 LAYER = LSTM(4, 2)
@@ -64,6 +65,35 @@ def test_keras_files_tell_whose_they_are(source, tmp_path):
     assert layer == LAYER.stack
 
 
+def test_a_model_of_onnx_is_a_file_too(tmp_path, capsys):
+    pytest.importorskip("onnx")
+    lstm = LSTM(4, 2, cell=("lstm", "gru"))
+    params = lstm.init(jax.random.key(0), 3)
+    a, b, c = (str(tmp_path / name) for name in ("a.npz", "b.onnx", "c.npz"))
+    write_arrays(a, to_lstm_jax(lstm, params))
+    assert main(["convert", a, b, "--from", "lstm_jax"]) == 0
+    assert "float32" in capsys.readouterr().out
+    assert main(["convert", b, c, "--to", "lstm_jax"]) == 0
+    back = read_arrays(c)
+    for name, array in read_arrays(a).items():
+        np.testing.assert_array_equal(back[name], array, strict=True)
+    assert main(["convert", b, c, "--to", "lstm_jax", "--prefix", "dense"]) == 1
+    assert "no recurrent layer has a name that begins with 'dense'" in capsys.readouterr().err
+    assert main(["convert", "none.onnx", c, "--to", "torch"]) == 1
+    assert capsys.readouterr().err.startswith("lstm-jax: error: none.onnx: ")
+
+
+def test_directions_apart_are_no_stack(tmp_path, capsys):
+    pytest.importorskip("onnx")
+    both = LSTM(4, bidirectional=True)  # an operator a direction
+    write_layer(tmp_path / "b.onnx", "onnx", both, both.init(jax.random.key(0), 3))
+    convert = ["convert", str(tmp_path / "b.onnx"), str(tmp_path / "c.npz"), "--to", "torch"]
+    assert main(convert) == 1
+    assert "LSTM_1 must read the 4 features of the layer before it" in capsys.readouterr().err
+    assert main([*convert, "--prefix", "LSTM_0"]) == 0
+    assert "weight_ih_l0  float32 (16, 3)" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", ["a.npz", "a.weights.h5"])
 def test_a_cell_goes_where_layers_are_held(name, tmp_path):
     pytest.importorskip("h5py")
@@ -91,8 +121,8 @@ def test_options(tmp_path):
 
 
 WRONG = [
-    (["--to", "keras"], "--from: expected one of cudnn, equinox, flax, haiku, keras, lstm_jax, t"),
-    (["--from", "torch"], "--to: expected one of cudnn, equinox, flax, haiku, keras, lstm_jax, t"),
+    (["--to", "keras"], "--from: expected one of cudnn, equinox, flax, haiku, keras, lstm_jax, o"),
+    (["--from", "torch"], "--to: expected one of cudnn, equinox, flax, haiku, keras, lstm_jax, o"),
     (
         ["--from", "torch", "--to", "keras"],
         "model.npz: lstm.weight_ih_l0 is no array of a",

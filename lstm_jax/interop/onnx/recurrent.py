@@ -199,7 +199,9 @@ def cells_from_onnx(
 
 def _lstm_from_onnx(params, b_ih, b_hh, peepholes, functions, options, attributes):
     gate, candidate, output = functions
-    options |= {"gate_fn": gate, "activation_fn": candidate, "output_fn": output}
+    options |= {"gate_fn": gate, "activation_fn": candidate}
+    if output != candidate:  # as the cell has it by default
+        options["output_fn"] = output
     params["b"] = b_ih + b_hh
     if peepholes is not None:
         order = CONVENTIONS["onnx"]["lstm"].peepholes
