@@ -15,8 +15,9 @@ from lstm_jax.cells import CELLS
 from lstm_jax.cells.base import Cell, Initializer, Params, State, check_size
 from lstm_jax.cells.base import draw as draw_parameter
 from lstm_jax.sequence.bidirectional import Bidirectional
+from lstm_jax.sequence.layers import num_feature_axes
 from lstm_jax.sequence.protocol import check_cell_or_layer, input_size, is_layer
-from lstm_jax.sequence.regularizers import Regularizer
+from lstm_jax.sequence.regularizers import without_regularizers
 from lstm_jax.sequence.rows import flipped
 from lstm_jax.sequence.stack import Stack
 
@@ -111,9 +112,7 @@ class _Drawing:
 
     def _noting(self, seen: list[tuple[str, Any]]) -> Any:
         """The cell, with initialisers that unbox and note their field and the box in ``seen``."""
-        cell = self.cell
-        while isinstance(cell, Regularizer):  # which has no parameters of its own
-            cell = cell.cell
+        cell = without_regularizers(self.cell)  # which have no parameters of their own
         if not hasattr(cell, "all_parameters"):
             return cell
 
@@ -218,17 +217,6 @@ def as_layer(thing: Any) -> Any:
     """A layer as it is, and a cell as a stack of one."""
     check_cell_or_layer("layer", thing)
     return thing if is_layer(thing) else Stack([thing])
-
-
-def num_feature_axes(thing: Any) -> int:
-    """How many axes of an input are no batch axes."""
-    if isinstance(thing, sequence.LSTM):
-        thing = thing.stack
-    if isinstance(thing, Stack):
-        return num_feature_axes(thing.layers[0][1])
-    if isinstance(thing, Bidirectional):
-        return num_feature_axes(thing.forward)
-    return getattr(thing, "num_feature_axes", 1)
 
 
 def check_axes(layer: Any, xs: jax.Array, time_major: bool) -> str:

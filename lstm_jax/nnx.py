@@ -18,6 +18,7 @@ from lstm_jax import _flax, cells
 from lstm_jax.cells.activations import Activation
 from lstm_jax.cells.base import Initializer, check_size
 from lstm_jax.sequence.bidirectional import Merge
+from lstm_jax.sequence.layers import num_feature_axes
 from lstm_jax.sequence.protocol import check_cell
 from lstm_jax.sequence.unroll import initial_state
 
@@ -201,7 +202,7 @@ class Cell(_Holder, nnx.RNNCellBase):
     @property
     def num_feature_axes(self) -> int:
         """How many axes of an input are features: the last one, and those of space before it."""
-        return _flax.num_feature_axes(self.cell)
+        return num_feature_axes(self.cell)
 
 
 class _Signature:

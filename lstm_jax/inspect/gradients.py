@@ -11,10 +11,12 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from lstm_jax.cells.base import Params, State, check_size
-from lstm_jax.inspect.models import ALONE, feature_axes, functional, run_by
+from lstm_jax.inspect.models import directions, functional, run_by, stepwise
 from lstm_jax.inspect.trace import field_names
 from lstm_jax.sequence import Bidirectional, initial_state, unroll
+from lstm_jax.sequence.layers import num_feature_axes
 from lstm_jax.sequence.program import Program, named
+from lstm_jax.sequence.protocol import Around
 
 Probes = dict[str, list[jax.Array]]  # by place, for each array of the state [T, ..., n]
 
@@ -116,7 +118,7 @@ def gradient_flow(
     probes = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
     d_xs, d_probes = jax.grad(lambda *args: of_probes(*args)[0], (0, 1))(xs, probes)
 
-    batch = xs.ndim - feature_axes(layer)  # axes of time and batch
+    batch = xs.ndim - num_feature_axes(layer)  # axes of time and batch
     fields = jax.tree.map(lambda leaf: _norm(leaf, batch), d_probes)
     every = jnp.stack(jax.tree.leaves(fields), -1)
     return GradientFlow(state=_norm(every, batch), x=_norm(d_xs, batch), fields=fields)
@@ -141,13 +143,8 @@ def _probed(
     def run(
         path: str, part: Any, how: Any, params: Params, xs: Any, start: Any, **rows: Any
     ) -> Any:
-        if isinstance(part, Bidirectional):
-            ways = {"forward": part.forward, "backward": part.backward}
-            cells = {f"{path}.{way}".lstrip("."): cell for way, cell in ways.items()}
-        else:
-            cells = {path or ALONE: part}
         parts, inputs, position = [], [xs], xs.shape[-1]
-        for place, cell in cells.items():
+        for place, cell in directions(part, path).items():
             batch_shape = xs.shape[1:-1]
             begin = jax.eval_shape(lambda c=cell, b=batch_shape: c.zero_state(b))
             shapes[place] = OrderedDict(
@@ -165,7 +162,8 @@ def _probed(
         beside = jnp.concatenate([array.astype(dtype) for array in inputs], -1)
         if not isinstance(part, Bidirectional):
             return unroll(parts[0], params, beside, start, **rows, **how)
-        both = dataclasses.replace(part, forward=parts[0], backward=parts[1], **_engine(part))
+        engine = stepwise(part.engine)
+        both = dataclasses.replace(part, forward=parts[0], backward=parts[1], engine=engine)
         return both.apply(params, beside, start, **rows)
 
     _, ys = run_by(layer, run, **how).apply(params, xs, state, lengths=lengths, resets=resets)
@@ -173,7 +171,7 @@ def _probed(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Probed:
+class _Probed(Around):
     """A cell that adds to its new state what stands beside its input.
 
     Attributes:
@@ -183,20 +181,14 @@ class _Probed:
       position: where its probes begin.
     """
 
-    cell: Any
     dtype: Any
     size: int
     position: int
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name in ("cell", "input_size"):
+        if name == "input_size":  # it reads more than its cell
             raise AttributeError(name)
-        return getattr(self.cell, name)
-
-    @property
-    def is_linear(self) -> bool:
-        """Never: probes come step by step."""
-        return False
+        return super().__getattr__(name)
 
     def step(self, params: Params, state: State, x: jax.Array) -> tuple[State, jax.Array]:
         beside, x = x, x[..., : self.size].astype(self.dtype)
@@ -213,11 +205,6 @@ class _Probed:
                 position += size
         state = structure.unflatten(leaves)
         return state, program.evaluate(y, {**known, **named(names, state)})
-
-
-def _engine(part: Bidirectional) -> dict[str, str]:
-    """The engine of both directions, if it runs step by step."""
-    return {"engine": part.engine if part.engine in ("scan", "fused") else "auto"}
 
 
 def _last_outputs(ys: jax.Array, lengths: jax.Array | None, backwards: bool) -> jax.Array:
@@ -329,7 +316,7 @@ def jacobian_spectrum(
         raise ValueError(
             f"model must run forwards in time, got {type(layer).__name__}, which needs the future"
         )
-    features = feature_axes(layer)
+    features = num_feature_axes(layer)
     batch_shape = xs.shape[1 : xs.ndim - features]
     if state is None:
         state = initial_state(layer, params, xs.shape[1:-1])

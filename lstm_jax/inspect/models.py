@@ -11,8 +11,9 @@ import jax.numpy as jnp
 
 from lstm_jax.cells.base import Params, State
 from lstm_jax.sequence import LSTM, Bidirectional, Stack
+from lstm_jax.sequence.layers import num_feature_axes
 from lstm_jax.sequence.protocol import check_cell_or_layer, is_layer
-from lstm_jax.sequence.regularizers import Regularizer
+from lstm_jax.sequence.regularizers import without_regularizers
 
 ALONE = "cell"
 """The name of a cell that stands in no stack."""
@@ -39,7 +40,7 @@ class Model(NamedTuple):
         xs = jnp.asarray(xs)
         if self.time_major:
             return xs, resets
-        axis = xs.ndim - 1 - feature_axes(self.layer)
+        axis = xs.ndim - 1 - num_feature_axes(self.layer)
         resets = None if resets is None else jnp.moveaxis(jnp.asarray(resets), -1, 0)
         return jnp.moveaxis(xs, axis, 0), resets
 
@@ -143,12 +144,11 @@ def run_by(
         how: dict[str, Any] = {"reverse": layer.reverse, "engine": layer.engine}
         parts = []
         for name, part in layer.layers:
-            place = f"{path}.{name}".lstrip(".")
-            parts.append((name, run_by(part, run, place, **({} if is_layer(part) else how))))
+            one = run_by(part, run, place(path, name), **({} if is_layer(part) else how))
+            parts.append((name, one))
         return dataclasses.replace(layer, layers=parts, reverse=False)
     if isinstance(layer, Bidirectional) or not is_layer(layer):
-        # Others compute all steps at once, and cannot be looked at on the way.
-        how = {"reverse": reverse, "engine": engine if engine in ("scan", "fused") else "auto"}
+        how = {"reverse": reverse, "engine": stepwise(engine)}
         return _Part(layer, functools.partial(run, path, layer, how))
     raise TypeError(
         f"model must be of cells, Stack, LSTM and Bidirectional, got {type(layer).__name__}"
@@ -165,29 +165,40 @@ def cells_of(layer: Any, path: str = "") -> dict[str, Any]:
     layer = layer.stack if isinstance(layer, LSTM) else layer
     if isinstance(layer, Stack):
         parts = list(layer.layers)
-    elif isinstance(layer, Bidirectional):
-        parts = [("forward", layer.forward), ("backward", layer.backward)]
     else:
-        return {path or ALONE: without_regularizers(layer)}
+        cells = directions(layer, path)
+        return {where: without_regularizers(cell) for where, cell in cells.items()}
     found: dict[str, Any] = {}
     for name, part in parts:
-        found |= cells_of(part, f"{path}.{name}".lstrip("."))
+        found |= cells_of(part, place(path, name))
     return found
 
 
-def without_regularizers(cell: Any) -> Any:
-    """The cell in the middle of its regularisers, if there are any."""
-    while isinstance(cell, Regularizer):
-        cell = cell.cell
-    return cell
+def directions(part: Any, path: str) -> dict[str, Any]:
+    """The cell of a part, or its two, by their places.
 
-
-def feature_axes(layer: Any) -> int:
-    """How many axes of an input are no batch axes: the last, and those of space before it.
-
-    >>> from lstm_jax.cells import LSTMCell
-    >>> feature_axes(LSTMCell(3))
-    1
+    >>> from lstm_jax.cells import GRUCell
+    >>> list(directions(Bidirectional(GRUCell(2)), "layer_1"))
+    ['layer_1.forward', 'layer_1.backward']
     """
-    first = next(iter(cells_of(layer).values()))
-    return getattr(first, "num_feature_axes", 1)
+    if not isinstance(part, Bidirectional):
+        return {path or ALONE: part}
+    return {place(path, "forward"): part.forward, place(path, "backward"): part.backward}
+
+
+def place(path: str, name: str) -> str:
+    """The place of what is called ``name`` within the place ``path``.
+
+    >>> place("", "layer_0"), place("layer_0", "forward")
+    ('layer_0', 'layer_0.forward')
+    """
+    return f"{path}.{name}".lstrip(".")
+
+
+def stepwise(engine: str) -> str:
+    """An engine that runs step by step: others cannot be looked at on the way.
+
+    >>> stepwise("fused"), stepwise("associative")
+    ('fused', 'auto')
+    """
+    return engine if engine in ("scan", "fused") else "auto"

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax.extend.core import jaxprs_in_params
 
 from lstm_jax.cells.base import check_size
-from lstm_jax.inspect.models import ALONE, NO_PARAMS, functional
-from lstm_jax.sequence import LSTM, Bidirectional, Stack
+from lstm_jax.inspect.models import NO_PARAMS, directions, functional, place
+from lstm_jax.sequence import LSTM, Stack
 from lstm_jax.sequence.deferred import linearized
 from lstm_jax.sequence.program import Program, named
 from lstm_jax.sequence.protocol import output_size
@@ -131,14 +131,11 @@ def summary(model: Any, input_size: int | tuple[int, ...] | None = None) -> Summ
 def _layers(layer: Any, shape: tuple[int, ...], path: str) -> list[LayerSummary]:
     """The rows of a layer that reads steps of a shape."""
     layer = layer.stack if isinstance(layer, LSTM) else layer
-    if isinstance(layer, Bidirectional):
-        ways = {"forward": layer.forward, "backward": layer.backward}
-        return [_of_cell(cell, shape, f"{path}.{way}".lstrip(".")) for way, cell in ways.items()]
     if not isinstance(layer, Stack):
-        return [_of_cell(layer, shape, path or ALONE)]
+        return [_of_cell(cell, shape, name) for name, cell in directions(layer, path).items()]
     rows, reads = [], shape
     for name, part in layer.layers:
-        rows += _layers(part, reads, f"{path}.{name}".lstrip("."))
+        rows += _layers(part, reads, place(path, name))
         beside = shape[-1] if layer.connections == "skip" else 0
         reads = (*shape[:-1], output_size(part) + beside)
     return rows

@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from lstm_jax.cells.base import Params, State
-from lstm_jax.inspect.models import ALONE, functional, run_by
+from lstm_jax.inspect.models import directions, functional, run_by, stepwise
 from lstm_jax.sequence import Bidirectional, unroll
 from lstm_jax.sequence.bidirectional import MERGES
 from lstm_jax.sequence.program import Name, Program, named
+from lstm_jax.sequence.protocol import Around
 from lstm_jax.sequence.rows import valid_steps
 
 Values = dict[str, dict[str, jax.Array]]  # both keep their order as pytrees
@@ -147,17 +148,17 @@ def _run(
         path: str, part: Any, how: Any, params: Params, xs: Any, state: Any, **rows: Any
     ) -> Any:
         if not isinstance(part, Bidirectional):
-            place = path or ALONE
-            state, out = unroll(handing_out(place, part), params, xs, state, **rows, **how)
-            return state, noted(place, out)
+            ((where, _),) = directions(part, path).items()
+            state, out = unroll(handing_out(where, part), params, xs, state, **rows, **how)
+            return state, noted(where, out)
 
-        forward, backward = (f"{path}.{way}".lstrip(".") for way in ("forward", "backward"))
+        forward, backward = directions(part, path)
         merge = MERGES[part.merge] if isinstance(part.merge, str) else part.merge
         both = Bidirectional(
             handing_out(forward, part.forward),
             handing_out(backward, part.backward),
             merge=lambda ys, zs: merge(noted(forward, ys), noted(backward, zs)),
-            engine=part.engine if part.engine in ("scan", "fused") else "auto",
+            engine=stepwise(part.engine),
         )
         return both.apply(params, xs, state, **rows)
 
@@ -166,22 +167,11 @@ def _run(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Traced:
+class _Traced(Around):
     """A cell whose output is the pair of its output and what was asked for, by name."""
 
-    cell: Any
     names: tuple[str, ...] | None
     units: tuple[int, ...] | None
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "cell":  # copying asks before there is a cell
-            raise AttributeError(name)
-        return getattr(self.cell, name)
-
-    @property
-    def is_linear(self) -> bool:
-        """Never: all steps at once have no gates."""
-        return False
 
     def step(self, params: Params, state: State, x: jax.Array) -> tuple[State, Any]:
         program = Program(self.cell.step, params, state, x)

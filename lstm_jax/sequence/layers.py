@@ -205,3 +205,18 @@ class LSTM:
     ) -> tuple[LSTMStates, jax.Array]:
         """One step in time through all layers, as :meth:`Stack.step`."""
         return self.stack.step(params, state, x)
+
+
+def num_feature_axes(thing: Any) -> int:
+    """How many axes of an input are no batch axes: the last, and those of space before it.
+
+    >>> num_feature_axes(LSTM(3, cell="gru"))
+    1
+    """
+    if isinstance(thing, LSTM):
+        thing = thing.stack
+    if isinstance(thing, Stack):
+        return num_feature_axes(thing.layers[0][1])
+    if isinstance(thing, Bidirectional):
+        return num_feature_axes(thing.forward)
+    return getattr(thing, "num_feature_axes", 1)

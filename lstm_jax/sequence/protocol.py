@@ -1,5 +1,6 @@
 """What a layer is, and what is asked of cells and layers alike."""
 
+import dataclasses
 from typing import Any, Protocol
 
 import jax
@@ -38,6 +39,28 @@ class Layer(Protocol):
     ) -> tuple[State, jax.Array]:
         """The layer over ``[T, ..., D]``: ``(state, ys)``; arguments as in :func:`unroll`."""
         ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Around:
+    """A cell around a cell, whose sizes, options and initial state are that cell's.
+
+    Attributes:
+      cell: the cell within.
+    """
+
+    cell: Any
+
+    def __getattr__(self, name: str) -> Any:
+        # Copying and pickling ask for dunders before there is a cell.
+        if name.startswith("__") or name == "cell":
+            raise AttributeError(name)
+        return getattr(self.cell, name)
+
+    @property
+    def is_linear(self) -> bool:
+        """Never: what is done around the cell is done step by step."""
+        return False
 
 
 def is_layer(thing: Any) -> bool:

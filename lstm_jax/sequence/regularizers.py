@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.base import Cell, GatedCell, Params, State, like
+from lstm_jax.sequence.protocol import Around
 
 Step = Callable[[State, jax.Array, Any], tuple[State, jax.Array]]
 
@@ -38,35 +39,21 @@ def noisy_step(
 
 
 @dataclasses.dataclass(frozen=True)
-class Regularizer:
+class Regularizer(Around):
     """A cell around a cell, with noise in training; kinds of it say :meth:`noisy`.
 
     Attributes:
       cell: the cell that is regularised, or another regulariser around it.
     """
 
-    cell: Any
-
     def noisy(self, params: Params, key: jax.Array, shape: tuple[int, ...]) -> tuple[Step, Any]:
         """As :func:`noisy_step`, with this regulariser's own noise and that of its cell."""
         raise NotImplementedError
-
-    def __getattr__(self, name: str) -> Any:
-        # Sizes, options and initial_state are the cell's; copying and pickling ask for
-        # dunders before there is a cell.
-        if name.startswith("__") or name == "cell":
-            raise AttributeError(name)
-        return getattr(self.cell, name)
 
     @property
     def hidden_size(self) -> int:
         """H of the cell."""
         return self.cell.hidden_size
-
-    @property
-    def is_linear(self) -> bool:
-        """Never: noise comes step by step."""
-        return False
 
     def init(self, key: jax.Array, input_size: int) -> Params:
         """The cell's parameters; a regulariser has none."""
@@ -79,6 +66,18 @@ class Regularizer:
     def step(self, params: Params, state: State, x: jax.Array) -> tuple[State, jax.Array]:
         """One step as in evaluation."""
         return self.cell.step(params, state, x)
+
+
+def without_regularizers(cell: Any) -> Any:
+    """The cell in the middle of its regularisers, if there are any.
+
+    >>> from lstm_jax import LSTMCell
+    >>> without_regularizers(Zoneout(LSTMCell(3))).hidden_size
+    3
+    """
+    while isinstance(cell, Regularizer):
+        cell = cell.cell
+    return cell
 
 
 @dataclasses.dataclass(frozen=True)
