@@ -61,6 +61,32 @@ print(first, block(), libc.mallinfo2().fordblks >= 100 << 20)
     assert lines[1] == "1 0 True"
 
 
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_threads_keep_their_memory():
+    """What a thread frees and asks for again was touched before: no page comes from the kernel."""
+    code = """
+import ctypes, resource, threading, lstm_jax
+libc = ctypes.CDLL("libc.so.6")
+libc.malloc.restype = ctypes.c_void_p
+libc.free.argtypes = [ctypes.c_void_p]
+size = 40 << 20  # two of them fill more than one heap of a thread's own arena
+def blocks():
+    pointers = [libc.malloc(size), libc.malloc(size)]
+    before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+    for p in pointers:
+        ctypes.memset(p, 1, size)
+    print(resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before)
+    for p in pointers:
+        libc.free(p)
+lstm_jax.tune_cpu()
+thread = threading.Thread(target=lambda: (blocks(), blocks()))
+thread.start()
+thread.join()
+"""
+    first, again = map(int, printed(code)[-2:])
+    assert again < first / 10
+
+
 def test_bad_number():
     with pytest.raises(ValueError, match="num_devices must be at least 1, got 0"):
         tune_cpu(0)
