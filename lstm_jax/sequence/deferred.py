@@ -14,6 +14,7 @@ once.  Which is which is read off the step's own equations, as JAX traces them: 
 All of it is one ``jax.custom_jvp`` rule of plain scans, from which every transform follows.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -96,15 +97,15 @@ def deferred_scan(
 
 
 def block_size(num_steps: int, carry: Leaves) -> int:
-    """Steps of a block: about 1024 rows in all, so that a block's products are large, but what
+    """Steps of a block: about 512 rows in all, so that a block's products are large, but what
     goes in and out of them is still in the cache; a divisor of T if there is one about there.
 
     >>> import jax.numpy as jnp
-    >>> block_size(100, [jnp.zeros((64, 512))]), block_size(97, [jnp.zeros((64, 512))])
+    >>> block_size(100, [jnp.zeros((32, 512))]), block_size(97, [jnp.zeros((32, 512))])
     (20, 16)
     """
     rows = max((math.prod(leaf.shape[:-1]) for leaf in carry), default=1)
-    wanted = min(num_steps, max(8, 1024 // rows))
+    wanted = min(num_steps, max(8, 512 // rows))
     divisors = [n for n in range(-(-wanted // 2), 2 * wanted + 1) if num_steps % n == 0]
     return min(divisors, key=lambda n: abs(math.log(n / wanted)), default=wanted)
 
@@ -190,24 +191,101 @@ def forward(
     """
     program = loop.program
     wanted = {name: name for name in (*loop.new, *store)}
-    known = loop.once(consts, wanted)
     ahead = loop.dear(wanted, (), late=program.depending_on(loop.carry))
+    kept = [name for name in store if name not in (*loop.new, *loop.y)]
+    places = {} if plan.offload else program.places(ahead, kept, wanted)
 
-    def one(carry: Leaves, inputs: Any) -> tuple[Leaves, dict[Name, Any]]:
-        values = {**known, **named(loop.carry, carry), **inputs}
-        results = program.evaluate(wanted, values)
+    def one(known: Mapping[Name, Any], carry: Leaves, inputs: Any) -> Any:
+        results = program.evaluate(wanted, {**known, **named(loop.carry, carry), **inputs})
         return [results[name] for name in loop.new], {name: results[name] for name in store}
 
-    def block(carry: Leaves, xs: Leaves) -> Any:
+    def with_ahead(known: Mapping[Name, Any], xs: Leaves) -> dict[Name, Any]:
         inputs = named(loop.x, xs)
-        inputs |= at_once(program, ahead, known, inputs)
-        end, stored = jax.lax.scan(one, carry, inputs, reverse=plan.reverse)
-        if plan.offload:
-            waiting = {name: a for name, a in stored.items() if name not in loop.y}
-            stored |= jax.device_put(waiting, jax.memory.Space.Host)
-        return end, (stored, carry)
+        return inputs | at_once(program, ahead, known, inputs)
 
-    return over_blocks(block, init, in_blocks(xs, plan), plan)
+    def in_turn(consts: Leaves, init: Leaves, xs: Leaves) -> tuple[Leaves, list[Any]]:
+        known = loop.once(consts, wanted)
+
+        def block(carry: Leaves, xs: Leaves) -> Any:
+            step = functools.partial(one, known)
+            end, stored = jax.lax.scan(step, carry, with_ahead(known, xs), reverse=plan.reverse)
+            if plan.offload:
+                waiting = {name: a for name, a in stored.items() if name not in loop.y}
+                stored |= jax.device_put(waiting, jax.memory.Space.Host)
+            return end, (stored, carry)
+
+        return over_blocks(block, init, in_blocks(xs, plan), plan)
+
+    if not places or len(places) < len(ahead):
+        return in_turn(consts, init, xs)
+
+    @jax.custom_jvp
+    def at_their_places(consts: Leaves, init: Leaves, xs: Leaves) -> tuple[Leaves, list[Any]]:
+        known = loop.once(consts, wanted)
+        step = functools.partial(one, known)
+        carry, stored = in_place(step, init, with_ahead(known, xs), places, plan)
+        return carry, in_chunks(stored, init, loop.new, plan)
+
+    # What is overwritten cannot be differentiated without copies.
+    at_their_places.defjvp(functools.partial(jax.jvp, in_turn))
+    return at_their_places(consts, init, xs)
+
+
+def in_place(
+    one: Callable[[Leaves, Any], tuple[Leaves, dict[Name, Any]]],
+    init: Leaves,
+    inputs: dict[Name, Any],
+    places: Mapping[Name, Name],
+    plan: Plan,
+) -> tuple[Leaves, dict[Name, Any]]:
+    """The loop in which what a step stores takes the place of what was computed for it ahead.
+
+    An array of its own would be filled with zeros first, and a block's be copied to it; on a
+    CPU both cost as much time as it takes to write the values.
+
+    Args:
+      one: a step.
+      init: the first carry.
+      inputs: what steps read, by name, time in front.
+      places: names of what is computed ahead, and of what takes the place of each.
+      plan: how the sequence is run.
+
+    Returns:
+      The last carry, and what was stored.
+    """
+    buffers = {stored: inputs[early] for early, stored in places.items()}
+    others = {name: a for name, a in inputs.items() if name not in places}
+
+    def step(state: Any, now: Any) -> Any:
+        (carry, buffers), (t, inputs) = state, now
+        here = {e: jax.lax.dynamic_index_in_dim(buffers[s], t, 0, False) for e, s in places.items()}
+        carry, stored = one(carry, {**inputs, **here})
+        buffers = {
+            name: jax.lax.dynamic_update_index_in_dim(buffer, stored.pop(name), t, 0)
+            for name, buffer in buffers.items()
+        }
+        return (carry, buffers), stored
+
+    steps = (jnp.arange(plan.num_steps), others)
+    (carry, buffers), stored = jax.lax.scan(step, (init, buffers), steps, reverse=plan.reverse)
+    return carry, {**stored, **buffers}
+
+
+def in_chunks(stored: dict[Name, Any], init: Leaves, new: Names, plan: Plan) -> list[Any]:
+    """Sequences as chunks, with the carries with which their blocks began."""
+    block = plan.block
+    starts = [
+        jnp.concatenate(
+            [stored[name][block::block], first[None]]
+            if plan.reverse
+            else [first[None], stored[name][block - 1 : -1 : block]]
+        )
+        for name, first in zip(new, init, strict=True)
+    ]
+    count = plan.num_steps // block
+    parts = [[a[:count] for a in starts], [a[count:] for a in starts]]
+    chunks = in_blocks(stored, plan)
+    return list(zip(chunks, parts[: len(chunks)], strict=True))
 
 
 # ---- derivatives ----

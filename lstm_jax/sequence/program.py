@@ -171,6 +171,31 @@ class Program:
                 missing.update(name for name in equation.inputs if name not in known)
         return kept
 
+    def places(
+        self, early: Iterable[Name], kept: Iterable[Name], wanted: Iterable[Name]
+    ) -> dict[Name, Name]:
+        """For each early value the kept one that can be written over it, where there is one.
+
+        It has the same shape and dtype, and whatever is wanted reads the early one, if at all, on
+        the way to it alone.
+
+        >>> program = Program(lambda z, h: (h, jnp.tanh(z + h)), jnp.ones(2), jnp.ones(2))
+        >>> (z, h), (_, tanh) = program.inputs, program.outputs
+        >>> program.places([z], [h, tanh], [h, tanh]) == {z: tanh}
+        True
+        """
+        wanted, left, found = list(wanted), list(kept), {}
+        for name in early:
+            for other in left:
+                alike = name in self._types and self._types[name] == self._types.get(other)
+                if alike and other in self.depending_on([name]):
+                    rest = self.needed_for(wanted, [other])
+                    if not any(name in equation.inputs for equation in rest):
+                        found[name] = other
+                        left.remove(other)
+                        break
+        return found
+
     def sums_apart(self, late: set[Name]) -> None:
         """Writes sums of late and other values as the sum of the others plus that of the late.
 
