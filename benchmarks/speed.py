@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import datetime
 import importlib
+import itertools
 import os
 import pathlib
 import platform
@@ -97,7 +98,7 @@ def ours(**how: Any) -> Callable[[Any, bool, bool], Call]:
 
 
 def ours_on_all_devices(shape: Any, train: bool, stacked: bool) -> Call:
-    """As the command line trains: each device has its share of the batch, gradients are summed."""
+    """As the command line runs it: each device has its share of the batch, gradients are summed."""
     devices = [n for n in range(1, len(jax.devices()) + 1) if shape[1] % n == 0][-1]
     mesh = jax.sharding.Mesh(
         np.array(jax.devices()[:devices]), ("data",), axis_types=(jax.sharding.AxisType.Auto,)
@@ -396,16 +397,14 @@ def ratios(results: Any, of: str, to: list[str]) -> list[float]:
 
 def summary(results: Any, train: bool) -> list[str]:
     peers = [p.name for p in PEERS if p.is_jax and not p.is_ours]
-    pairs = [("lstm_jax", ["torch"], "torch"), ("lstm_jax", peers, "the best JAX peer")]
-    if train:
-        pairs.insert(0, ("lstm_jax, all devices", ["torch"], "torch"))
-    else:
-        pairs.append(("lstm_jax", ["onnxruntime"], "onnxruntime"))
+    rivals = [(["torch"], "torch"), (peers, "the best JAX peer")]
+    if not train:
+        rivals.append((["onnxruntime"], "onnxruntime"))
     lines = [
         "| time of | over that of | geometric mean | at each shape |",
         "| --- | --- | --- | --- |",
     ]
-    for of, to, name in pairs:
+    for of, (to, name) in itertools.product(("lstm_jax, all devices", "lstm_jax"), rivals):
         r = ratios(results, of, to)
         if r:
             each = ", ".join(f"{x:.2f}" for x in r)
@@ -671,9 +670,8 @@ def main() -> None:
         results = {}
         for shape, stacked in keys:
             print(f"{what} {label(shape, stacked)}", flush=True)
-            some = peers if train else [p for p in peers if "all devices" not in p.name]
             results[shape, stacked] = run_shape(
-                shape, stacked, train, some, args.rounds, args.seconds
+                shape, stacked, train, peers, args.rounds, args.seconds
             )
             for name, times in results[shape, stacked].items():
                 print(f"    {name:28s} {1e3 * statistics.median(times):9.2f} ms", flush=True)

@@ -97,17 +97,24 @@ def deferred_scan(
 
 
 def block_size(num_steps: int, carry: Leaves) -> int:
-    """Steps of a block: about 512 rows in all, so that a block's products are large, but what
-    goes in and out of them is still in the cache; a divisor of T if there is one about there.
+    """Steps of a block: all of a small sequence; else about 512 rows in all, so that a block's
+    products are large, but what goes in and out of them is still in the cache, and a divisor
+    of T if there is one about there.
 
     >>> import jax.numpy as jnp
     >>> block_size(100, [jnp.zeros((32, 512))]), block_size(97, [jnp.zeros((32, 512))])
     (20, 16)
     """
     rows = max((math.prod(leaf.shape[:-1]) for leaf in carry), default=1)
+    if num_steps * max((leaf.size for leaf in carry), default=1) <= SMALL:
+        return num_steps
     wanted = min(num_steps, max(8, 512 // rows))
     divisors = [n for n in range(-(-wanted // 2), 2 * wanted + 1) if num_steps % n == 0]
     return min(divisors, key=lambda n: abs(math.log(n / wanted)), default=wanted)
+
+
+SMALL = 2**18
+"""Elements of a state, over all steps, up to which one block is faster than several (measured)."""
 
 
 def _deferred(
