@@ -275,7 +275,12 @@ def _convert(command: Convert) -> None:
     if to is None:
         raise UserError(f"--to: expected one of {known} for {target}")
     if source.is_dir():
-        for flag, given in (("--from", command.from_), ("--prefix", command.prefix)):
+        files_only = {
+            "--from": command.from_,
+            "--prefix": command.prefix,
+            "--reading": " ".join(command.reading),
+        }
+        for flag, given in files_only.items():
             if given:
                 raise UserError(f"{flag}: is for files, not for a run's folder, got {given}")
         config = load_workdir(source)

@@ -197,6 +197,10 @@ def test_a_runs_layers_go_out(tmp_path, capsys):
     _, params = from_torch(read_arrays(out))
     jax.tree.map(np.testing.assert_array_equal, params, trained["lstm"])
     capsys.readouterr()
+    for flag, value in (("--from", "torch"), ("--prefix", "a."), ("--reading", "bias=false")):
+        assert main(["convert", str(run), str(out), "--to", "torch", flag, value]) == 1
+        said = capsys.readouterr().err
+        assert f"{flag}: is for files, not for a run's folder, got {value}" in said
     assert (
         main(["convert", str(tmp_path / "no"), str(out), "--from", "torch", "--to", "keras"]) == 1
     )
