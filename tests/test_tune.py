@@ -9,6 +9,14 @@ import pytest
 
 from lstm_jax import tune_cpu
 
+needs_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+LIBC = """
+import ctypes, lstm_jax
+libc = ctypes.CDLL("libc.so.6")
+libc.malloc.restype = ctypes.c_void_p
+libc.free.argtypes = [ctypes.c_void_p]
+"""
+
 
 def printed(code):
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -33,14 +41,12 @@ def test_importing_changes_nothing():
     assert printed(code) == printed(code.replace(", lstm_jax", ""))
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+@needs_glibc
 def test_large_blocks_come_from_kept_memory():
     """A block above the threshold for mmap lies on the heap, and is the same one again."""
-    code = """
-import ctypes, lstm_jax
-libc = ctypes.CDLL("libc.so.6")
-libc.malloc.restype = ctypes.c_void_p
-libc.free.argtypes = [ctypes.c_void_p]
+    code = (
+        LIBC
+        + """
 names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
 fields = [(name, ctypes.c_size_t) for name in names]
 libc.mallinfo2.restype = type("Info", (ctypes.Structure,), {"_fields_": fields})
@@ -54,6 +60,7 @@ first = block()
 print(lstm_jax.tune_cpu().allocator)
 print(first, block(), libc.mallinfo2().fordblks >= 100 << 20)
 """
+    )
     if not hasattr(ctypes.CDLL("libc.so.6"), "mallinfo2"):
         pytest.skip("needs glibc 2.33 for mallinfo2")
     lines = printed(code)
@@ -61,14 +68,13 @@ print(first, block(), libc.mallinfo2().fordblks >= 100 << 20)
     assert lines[1] == "1 0 True"
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+@needs_glibc
 def test_threads_keep_their_memory():
     """What a thread frees and asks for again was touched before: no page comes from the kernel."""
-    code = """
-import ctypes, resource, threading, lstm_jax
-libc = ctypes.CDLL("libc.so.6")
-libc.malloc.restype = ctypes.c_void_p
-libc.free.argtypes = [ctypes.c_void_p]
+    code = (
+        LIBC
+        + """
+import resource, threading
 size = 40 << 20  # two of them fill more than one heap of a thread's own arena
 def blocks():
     pointers = [libc.malloc(size), libc.malloc(size)]
@@ -83,6 +89,7 @@ thread = threading.Thread(target=lambda: (blocks(), blocks()))
 thread.start()
 thread.join()
 """
+    )
     first, again = map(int, printed(code)[-2:])
     assert again < first / 10
 

@@ -1,6 +1,6 @@
 """A function of arrays as a list of equations, to be computed in parts and at different times."""
 
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Collection, Iterable, Mapping, Set
 from typing import Any, NamedTuple
 
 import jax
@@ -171,9 +171,7 @@ class Program:
                 missing.update(name for name in equation.inputs if name not in known)
         return kept
 
-    def places(
-        self, early: Iterable[Name], kept: Iterable[Name], wanted: Iterable[Name]
-    ) -> dict[Name, Name]:
+    def places(self, early: Names, kept: Names, wanted: Collection[Name]) -> dict[Name, Name]:
         """For each early value the kept one that can be written over it, where there is one.
 
         It has the same shape and dtype, and whatever is wanted reads the early one, if at all, on
@@ -184,16 +182,17 @@ class Program:
         >>> program.places([z], [h, tanh], [h, tanh]) == {z: tanh}
         True
         """
-        wanted, left, found = list(wanted), list(kept), {}
+        found: dict[Name, Name] = {}
         for name in early:
-            for other in left:
+            later = self.depending_on([name])
+            for other in kept:
                 alike = name in self._types and self._types[name] == self._types.get(other)
-                if alike and other in self.depending_on([name]):
-                    rest = self.needed_for(wanted, [other])
-                    if not any(name in equation.inputs for equation in rest):
-                        found[name] = other
-                        left.remove(other)
-                        break
+                if not alike or other not in later or other in found.values():
+                    continue
+                rest = self.needed_for(wanted, [other])
+                if not any(name in equation.inputs for equation in rest):
+                    found[name] = other
+                    break
         return found
 
     def sums_apart(self, late: set[Name]) -> None:
