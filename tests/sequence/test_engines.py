@@ -332,6 +332,17 @@ def scans(jaxpr, depth=0):
             yield from scans(getattr(sub, "jaxpr", sub), inner)
 
 
+def test_gates_are_written_over_what_was_computed_ahead():
+    """Of an LSTM's first derivative alone: what is overwritten cannot be differentiated again."""
+    cell, params, xs, state = arguments("lstm", dtype=np.float32)
+    grad = jax.grad(lambda params, engine: loss(cell, params, xs, state, engine=engine))
+    written = f"f32[{T},{B},{4 * H}] = dynamic_update_slice"
+    for engine, there in (("fused", True), ("scan", False)):
+        assert (written in str(jax.make_jaxpr(lambda p, e=engine: grad(p, e))(params))) == there
+    again = jax.make_jaxpr(lambda p: jax.jvp(lambda q: grad(q, "fused"), (p,), (p,)))(params)
+    assert written not in str(again)
+
+
 @pytest.mark.parametrize("name", [name for name in CELLS if name != "conv_lstm"])
 def test_no_parameter_gradient_in_the_inner_loop(name):
     """Which is what the engine is for; the plain scan has all of them there."""
