@@ -10,9 +10,8 @@ from lstm_jax.interop.conventions import CONVENTIONS, GATES, to_ours
 from lstm_jax.interop.weights import (
     as_array,
     as_params,
+    cells_of,
     check_same,
-    directions_of,
-    layers_of,
 )
 from lstm_jax.sequence import cudnn
 from lstm_jax.sequence.bidirectional import Bidirectional
@@ -109,16 +108,8 @@ def to_cudnn(layer: Any, params: Params) -> jax.Array:
       >>> to_cudnn(lstm, lstm.init(jax.random.key(0), input_size=2)).shape
       (180,)
     """
-    flat, first = [], None
-    for name, one, weights in layers_of(layer, params, "cudnn"):
-        if isinstance(one, Bidirectional) and one.merge != "concat":
-            raise ValueError(f"merge={one.merge!r} would be lost: cudnn has merge='concat'")
-        cells = directions_of(one, weights, f"params[{name!r}]")
-        first = first or cells
-        if len(cells) != len(first):
-            raise ValueError(f"{name} has other directions than the layer below; cudnn has no such")
-        for cell, cell_params in cells.values():
-            size = first["forward"][0].hidden_size
-            check_same(cell, LSTMCell(size), "cudnn", "LSTM")
-            flat.append(cell_params)
-    return cudnn.weights(flat)
+    layers = cells_of(layer, params, "cudnn")
+    flat = [both for _, cells in layers for both in cells.values()]
+    for cell, _ in flat:
+        check_same(cell, LSTMCell(flat[0][0].hidden_size), "cudnn", "LSTM")
+    return cudnn.weights([weights for _, weights in flat])

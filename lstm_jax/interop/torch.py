@@ -10,11 +10,11 @@ from lstm_jax.interop.conventions import CONVENTIONS, GATES
 from lstm_jax.interop.weights import (
     Arrays,
     as_params,
+    cells_of,
     check_same,
     directions_of,
     dtype_of,
     gate_count,
-    layers_of,
     read_cell,
     write_cell,
 )
@@ -206,16 +206,10 @@ def to_torch(
     if hasattr(layer, "step") and not hasattr(layer, "apply"):
         ((cell, params),) = directions_of(layer, params, "params").values()
         return write(cell, params, "")
-    arrays, first = {}, None
-    for n, (name, one, weights) in enumerate(layers_of(layer, params, "torch")):
-        if isinstance(one, Bidirectional) and one.merge != "concat":
-            raise ValueError(f"merge={one.merge!r} would be lost: torch has merge='concat'")
-        cells = directions_of(one, weights, f"params[{name!r}]")
-        first = first or cells
-        if len(cells) != len(first):
-            raise ValueError(f"{name} has other directions than the layer below; torch has no such")
+    arrays, layers = {}, cells_of(layer, params, "torch")
+    for n, (name, cells) in enumerate(layers):
         for direction, (cell, cell_params) in cells.items():
             suffix = f"_l{n}" + ("_reverse" if direction == "backward" else "")
             arrays |= write(cell, cell_params, suffix)
-            _check_alike(first["forward"][0], cell, f"{name} {direction}")
+            _check_alike(layers[0][1]["forward"][0], cell, f"{name} {direction}")
     return arrays

@@ -494,6 +494,36 @@ def layers_of(layer: Any, params: Params, library: str) -> list[tuple[str, Any, 
     return [(name, one, params[name]) for name, one in layer.layers]
 
 
+def cells_of(
+    layer: Any, params: Params, library: str
+) -> list[tuple[str, dict[str, tuple[Any, Params]]]]:
+    """Name, and cells with their parameters by direction, of each layer, from the bottom up.
+
+    Raises:
+      TypeError: as :func:`layers_of`.
+      ValueError: as :func:`layers_of`; or layers differ in their directions, or do not put the
+        outputs of both side by side.
+
+    >>> import jax
+    >>> from lstm_jax import LSTM
+    >>> lstm = LSTM(3, 2, bidirectional=True)
+    >>> layers = cells_of(lstm, lstm.init(jax.random.key(0), 2), "torch")
+    >>> [(name, *cells) for name, cells in layers]
+    [('layer_0', 'forward', 'backward'), ('layer_1', 'forward', 'backward')]
+    """
+    found: list[tuple[str, dict[str, tuple[Any, Params]]]] = []
+    for name, one, weights in layers_of(layer, params, library):
+        if isinstance(one, Bidirectional) and one.merge != "concat":
+            raise ValueError(f"merge={one.merge!r} would be lost: {library} has merge='concat'")
+        cells = directions_of(one, weights, f"params[{name!r}]")
+        if found and len(cells) != len(found[0][1]):
+            raise ValueError(
+                f"{name} has other directions than the layer below; {library} has no such"
+            )
+        found.append((name, cells))
+    return found
+
+
 def directions_of(layer: Any, params: Params, where: str) -> dict[str, tuple[Any, Params]]:
     """The cell or cells of one layer with their parameters, by direction, checked.
 
