@@ -169,36 +169,16 @@ def test_pickles_and_unknown_libraries_are_refused(tmp_path, capsys):
     assert "theano" in capsys.readouterr().err
 
 
-CONFIG = """
-task = "next_character"
-[data]
-text = "{folder}/text.txt"
-lanes = 2
-window = 4
-[model]
-hidden_size = 6
-num_layers = 2
-embedding_size = 4
-[train]
-num_steps = 1
-sample_length = 0
-"""
-
-
-def test_a_runs_layers_go_out(tmp_path, capsys):
-    words = np.random.default_rng(0).choice(["the", "quick", "brown", "fox\n"], 100)
-    (tmp_path / "text.txt").write_text(" ".join(words), "utf-8")
-    (tmp_path / "tiny.toml").write_text(CONFIG.format(folder=tmp_path), "utf-8")
-    run, out = tmp_path / "run", tmp_path / "out.npz"
-    assert main(["train", str(tmp_path / "tiny.toml"), "--workdir", str(run)]) == 0
-    assert main(["convert", str(run), str(out), "--to", "torch"]) == 0
-    config = load_workdir(run)
-    trained, _ = best_params(config, config.build_task(), run)
+def test_a_runs_layers_go_out(workdir, tmp_path, capsys):
+    out = tmp_path / "out.npz"
+    assert main(["convert", str(workdir), str(out), "--to", "torch"]) == 0
+    config = load_workdir(workdir)
+    trained, _ = best_params(config, config.build_task(), workdir)
     _, params = from_torch(read_arrays(out))
     jax.tree.map(np.testing.assert_array_equal, params, trained["lstm"])
     capsys.readouterr()
     for flag, value in (("--from", "torch"), ("--prefix", "a."), ("--reading", "bias=false")):
-        assert main(["convert", str(run), str(out), "--to", "torch", flag, value]) == 1
+        assert main(["convert", str(workdir), str(out), "--to", "torch", flag, value]) == 1
         said = capsys.readouterr().err
         assert f"{flag}: is for files, not for a run's folder, got {value}" in said
     assert (
