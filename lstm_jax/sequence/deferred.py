@@ -175,6 +175,27 @@ class Loop(NamedTuple):
         fixed = self.program.cut(wanted, fixed - per_step, self.consts, LAYOUT)
         return known | named(fixed, self.program.evaluate(fixed, known))
 
+    def ahead(self, wanted: Iterable[Name]) -> Names:
+        """What is computed for many steps at once, before the loop.
+
+        That is what is ``wanted`` and does not wait for the carry; and for the loop what is dear
+        of that kind or, if it is less, as after a normalisation, what the loop reads at last.
+        """
+        program = self.program
+        late = program.depending_on(self.carry)
+        early = program.depending_on([*self.carry, *self.x]) - late - {*self.x}
+        in_loop = [name for name in wanted if name in late]
+        read = [
+            name
+            for equation in program.needed_for(in_loop, ())
+            if not late.isdisjoint(equation.outputs)
+            for name in equation.inputs
+            if name in early
+        ]
+        ways = [self.dear(in_loop, (), late), list(dict.fromkeys(read))]
+        least = min(ways, key=lambda names: sum(map(program.size, names)))
+        return list(dict.fromkeys([*least, *(name for name in wanted if name in early)]))
+
     def dear(
         self,
         wanted: Iterable[Name],
@@ -198,13 +219,16 @@ def forward(
     """
     program = loop.program
     wanted = {name: name for name in (*loop.new, *store)}
-    ahead = loop.dear(wanted, (), late=program.depending_on(loop.carry))
-    kept = [name for name in store if name not in (*loop.new, *loop.y)]
-    places = {} if plan.offload else program.places(ahead, kept, wanted)
+    ahead = loop.ahead(wanted)
+    early = [name for name in store if name in {*ahead, *loop.x}]
+    kept = [name for name in store if name not in (*early, *loop.new, *loop.y)]
+    passing = [name for name in ahead if name not in early]
+    places = {} if plan.offload else program.places(passing, kept, wanted)
 
     def one(known: Mapping[Name, Any], carry: Leaves, inputs: Any) -> Any:
         results = program.evaluate(wanted, {**known, **named(loop.carry, carry), **inputs})
-        return [results[name] for name in loop.new], {name: results[name] for name in store}
+        stored = {name: results[name] for name in store if name not in early}
+        return [results[name] for name in loop.new], stored
 
     def with_ahead(known: Mapping[Name, Any], xs: Leaves) -> dict[Name, Any]:
         inputs = named(loop.x, xs)
@@ -214,8 +238,9 @@ def forward(
         known = loop.once(consts, wanted)
 
         def block(carry: Leaves, xs: Leaves) -> Any:
-            step = functools.partial(one, known)
-            end, stored = jax.lax.scan(step, carry, with_ahead(known, xs), reverse=plan.reverse)
+            step, inputs = functools.partial(one, known), with_ahead(known, xs)
+            end, stored = jax.lax.scan(step, carry, inputs, reverse=plan.reverse)
+            stored |= {name: inputs[name] for name in early}
             if plan.offload:
                 waiting = {name: a for name, a in stored.items() if name not in loop.y}
                 stored |= jax.device_put(waiting, jax.memory.Space.Host)
@@ -223,14 +248,15 @@ def forward(
 
         return over_blocks(block, init, in_blocks(xs, plan), plan)
 
-    if not places or len(places) < len(ahead):
+    if not places or len(places) < len(passing):
         return in_turn(consts, init, xs)
 
     @jax.custom_jvp
     def at_their_places(consts: Leaves, init: Leaves, xs: Leaves) -> tuple[Leaves, list[Any]]:
         known = loop.once(consts, wanted)
-        step = functools.partial(one, known)
-        carry, stored = in_place(step, init, with_ahead(known, xs), places, plan)
+        step, inputs = functools.partial(one, known), with_ahead(known, xs)
+        carry, stored = in_place(step, init, inputs, places, plan)
+        stored |= {name: inputs[name] for name in early}
         return carry, in_chunks(stored, init, loop.new, plan)
 
     # What is overwritten cannot be differentiated without copies.

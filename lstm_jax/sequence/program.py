@@ -1,5 +1,6 @@
 """A function of arrays as a list of equations, to be computed in parts and at different times."""
 
+import itertools
 from collections.abc import Callable, Collection, Iterable, Mapping, Set
 from typing import Any, NamedTuple
 
@@ -171,6 +172,15 @@ class Program:
                 missing.update(name for name in equation.inputs if name not in known)
         return kept
 
+    def size(self, name: Name) -> int:
+        """The number of a value's elements.
+
+        >>> program = Program(lambda a: a, jnp.ones((2, 3)))
+        >>> program.size(*program.inputs)
+        6
+        """
+        return self._types[name].size
+
     def places(self, early: Names, kept: Names, wanted: Collection[Name]) -> dict[Name, Name]:
         """For each early value the kept one that can be written over it, where there is one.
 
@@ -186,7 +196,7 @@ class Program:
         for name in early:
             later = self.depending_on([name])
             for other in kept:
-                alike = name in self._types and self._types[name] == self._types.get(other)
+                alike = self._types[name] == self._types[other]
                 if not alike or other not in later or other in found.values():
                     continue
                 rest = self.needed_for(wanted, [other])
@@ -238,7 +248,7 @@ class Program:
                 totals = []
                 for group in (early, rest):
                     for term in group[1:]:
-                        total = self._new()
+                        total = self._like(name)
                         written.append(equation._replace(inputs=(group[0], term), outputs=(total,)))
                         group[0] = total
                     totals += group[:1]
@@ -280,12 +290,12 @@ class Program:
             if 4 * (edges[-1] - edges[0]) < 3 * size:
                 continue
             edges = sorted({0, size, *edges})
-            pieces = {start: self._new() for start in edges[:-1]}
+            pieces = {a: self._part_of(whole, b - a) for a, b in itertools.pairwise(edges)}
             scale = np.ones(size)
             for start, stop, equation in group:
                 scale[start:stop] = 0.5 if equation.name == "logistic" else 1.0
                 where[equation.outputs[0]] = pieces[start]
-            tanh = Equation("tanh", _ScaledTanh(scale), (whole,), (self._new(),))
+            tanh = Equation("tanh", _ScaledTanh(scale), (whole,), (self._like(whole),))
             sizes = [int(size) for size in np.diff(edges)]
             split = Equation("split", _Split(sizes), tanh.outputs, tuple(pieces.values()))
             together[group[0][2].outputs[0]] = [tanh, split]
@@ -297,7 +307,7 @@ class Program:
                 written.append(equation)
                 continue
             if name not in where:
-                where[name] = self._new()
+                where[name] = self._like(name)
                 together[name] = [
                     Equation("tanh", _ScaledTanh(0.5), equation.inputs, (where[name],))
                 ]
@@ -337,6 +347,8 @@ class Program:
                 if fixed and lhs in linear and len(right) == 1:
                     if rhs not in transposed:
                         transposed[rhs] = self._new()
+                        shape, dtype = self._types[rhs].shape, self._types[rhs].dtype
+                        self._types[transposed[rhs]] = jax.ShapeDtypeStruct(shape[::-1], dtype)
                         written.append(
                             Equation("transpose", _transposed, (rhs,), (transposed[rhs],))
                         )
@@ -352,6 +364,18 @@ class Program:
     def _new(self) -> Name:
         self._count += 1
         return self._count
+
+    def _like(self, name: Name) -> Name:
+        """A new name for a value like another one."""
+        new = self._new()
+        self._types[new] = self._types[name]
+        return new
+
+    def _part_of(self, name: Name, size: int) -> Name:
+        """A new name for a value that is a part of another one along the last axis."""
+        new, whole = self._new(), self._types[name]
+        self._types[new] = jax.ShapeDtypeStruct((*whole.shape[:-1], size), whole.dtype)
+        return new
 
     def _write_out(self, jaxpr: Any, names: dict[Any, Name]) -> Names:
         def name(atom: Any) -> Name:

@@ -332,9 +332,10 @@ def scans(jaxpr, depth=0):
             yield from scans(getattr(sub, "jaxpr", sub), inner)
 
 
-def test_gates_are_written_over_what_was_computed_ahead():
-    """Of an LSTM's first derivative alone: what is overwritten cannot be differentiated again."""
-    cell, params, xs, state = arguments("lstm", dtype=np.float32)
+@pytest.mark.parametrize("name", ["lstm", "layer_norm"])
+def test_gates_are_written_over_what_was_computed_ahead(name):
+    """Of a first derivative alone: what is overwritten cannot be differentiated again."""
+    cell, params, xs, state = arguments(name, dtype=np.float32)
     grad = jax.grad(lambda params, engine: loss(cell, params, xs, state, engine=engine))
     written = f"f32[{T},{B},{4 * H}] = dynamic_update_slice"
     for engine, there in (("fused", True), ("scan", False)):
