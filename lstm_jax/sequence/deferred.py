@@ -291,10 +291,15 @@ def in_place(
 
     def step(state: Any, now: Any) -> Any:
         (carry, buffers), (t, inputs) = state, now
-        here = {e: jax.lax.dynamic_index_in_dim(buffers[s], t, 0, False) for e, s in places.items()}
+        here = {
+            e: jax.lax.dynamic_index_in_dim(buffers[s], t, 0, False, allow_negative_indices=False)
+            for e, s in places.items()
+        }
         carry, stored = one(carry, {**inputs, **here})
         buffers = {
-            name: jax.lax.dynamic_update_index_in_dim(buffer, stored.pop(name), t, 0)
+            name: jax.lax.dynamic_update_index_in_dim(
+                buffer, stored.pop(name), t, 0, allow_negative_indices=False
+            )
             for name, buffer in buffers.items()
         }
         return (carry, buffers), stored
