@@ -32,7 +32,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import lstm_jax
-from lstm_jax import LSTM, LSTMCell, stream, tune_cpu, unroll
+from lstm_jax import LSTM, LSTMCell, LSTMState, stream, tune_cpu, unroll
+from lstm_jax.cells.base import affine
 
 SHAPES = [
     (128, 32, 64, 64),
@@ -97,14 +98,32 @@ def ours(**how: Any) -> Callable[[Any, bool, bool], Call]:
     return make
 
 
-def ours_on_all_devices(shape: Any, train: bool, stacked: bool) -> Call:
+@dataclasses.dataclass(frozen=True)
+class Products(LSTMCell):
+    """The products of an LSTM with additions in place of gates: what they take by themselves."""
+
+    def equations(self, params: Any, state: LSTMState, x: jax.Array) -> Any:
+        # The barrier holds four slices together, as the tanh of all gates does.
+        z = jax.lax.optimization_barrier(affine(params, state.h, x))
+        h = 0.2 * sum(jnp.split(z, 4, -1))
+        return LSTMState(h=h, c=state.c), h
+
+
+def on_all_devices(**how: Any) -> Callable[[Any, bool, bool], Call]:
     """As the command line runs it: each device has its share of the batch, gradients are summed."""
+
+    def make(shape: Any, train: bool, stacked: bool) -> Call:
+        return shared(layers(shape, stacked, **how), shape, train)
+
+    return make
+
+
+def shared(layer: LSTM, shape: Any, train: bool) -> Call:
     devices = [n for n in range(1, len(jax.devices()) + 1) if shape[1] % n == 0][-1]
     mesh = jax.sharding.Mesh(
         np.array(jax.devices()[:devices]), ("data",), axis_types=(jax.sharding.AxisType.Auto,)
     )
     spec = jax.sharding.PartitionSpec
-    layer = layers(shape, stacked)
     params = layer.init(jax.random.key(0), shape[2])
     params = jax.device_put(params, jax.sharding.NamedSharding(mesh, spec()))
     rows = jax.sharding.NamedSharding(mesh, spec(None, "data"))
@@ -304,7 +323,7 @@ def keras(shape: Any, train: bool, stacked: bool) -> Call:
 
 
 PEERS = [
-    Peer("lstm_jax, all devices", ours_on_all_devices, is_ours=True),
+    Peer("lstm_jax, all devices", on_all_devices(), is_ours=True),
     Peer("lstm_jax", ours(), is_ours=True),
     Peer("lstm_jax, scan", ours(engine="scan"), is_ours=True),
     Peer("torch", torch_lstm, is_jax=False),
@@ -316,6 +335,8 @@ PEERS = [
     Peer("Haiku", haiku),
     Peer("Equinox", equinox),
     Peer("Keras on JAX", keras),
+    Peer("products alone, all devices", on_all_devices(cell=Products), is_ours=True),
+    Peer("products alone", ours(cell=Products), is_ours=True),
 ]
 
 
@@ -404,7 +425,9 @@ def summary(results: Any, train: bool) -> list[str]:
         "| time of | over that of | geometric mean | at each shape |",
         "| --- | --- | --- | --- |",
     ]
-    for of, (to, name) in itertools.product(("lstm_jax, all devices", "lstm_jax"), rivals):
+    rows = list(itertools.product(("lstm_jax, all devices", "lstm_jax"), rivals))
+    rows += [(alone, rivals[0]) for alone in ("products alone, all devices", "products alone")]
+    for of, (to, name) in rows:
         r = ratios(results, of, to)
         if r:
             each = ", ".join(f"{x:.2f}" for x in r)
@@ -495,38 +518,38 @@ def memory() -> list[str]:
 
 
 def compile_times() -> list[str]:
-    """Seconds to lower and compile a training step."""
+    """Median seconds to trace, lower and compile a training step, in turns."""
     from flax import nnx
 
-    t, b, d, h = 128, 32, 128, 256
-    lines = ["| | T | seconds |", "| --- | --- | --- |"]
-
-    def timed(name: str, make: Callable[[], Any], t: int) -> None:
-        seconds = []
-        for _ in range(3):
-            jax.clear_caches()
-            start = time.perf_counter()
-            make()
-            seconds.append(time.perf_counter() - start)
-        lines.append(f"| {name} | {t} | {min(seconds):.2f} |")
-
-    rnn = nnx.RNN(nnx.OptimizedLSTMCell(d, h, rngs=nnx.Rngs(0)), time_major=True)
-    graph, state, rest = nnx.split(rnn, nnx.Param, ...)
+    b, d, h = 32, 128, 256
     cell = LSTMCell(h)
     params = cell.init(jax.random.key(0), d)
-    for steps in (t, 131072):
-        xs = jax.ShapeDtypeStruct((steps, b, d), jnp.float32)
-        f = lambda p, x: unroll(cell, p, x)[1].sum()  # noqa: E731
-        timed(
-            "lstm_jax",
-            lambda f=f, xs=xs: jax.jit(jax.grad(f, (0, 1))).lower(params, xs).compile(),
-            steps,
-        )
-    xs = jax.ShapeDtypeStruct((t, b, d), jnp.float32)
     zeros = (jnp.zeros((b, h)), jnp.zeros((b, h)))
-    f = lambda p, x: nnx.merge(graph, p, rest)(x, initial_carry=zeros).sum()  # noqa: E731
-    timed("nnx.RNN", lambda: jax.jit(jax.grad(f, (0, 1))).lower(state, xs).compile(), t)
-    return lines
+    steps: dict[tuple[str, int], tuple[Any, Any]] = {}
+    for t in (128, 131072):
+        steps["lstm_jax", t] = lambda p, x: unroll(cell, p, x)[1].sum(), params
+    for kind in (nnx.LSTMCell, nnx.OptimizedLSTMCell):
+        rnn = nnx.RNN(kind(d, h, rngs=nnx.Rngs(0)), time_major=True)
+        graph, state, rest = nnx.split(rnn, nnx.Param, ...)
+
+        def loss(p: Any, x: Any, graph: Any = graph, rest: Any = rest) -> jax.Array:
+            return nnx.merge(graph, p, rest)(x, initial_carry=zeros).sum()
+
+        steps[f"nnx.RNN of {kind.__name__}", 128] = loss, state
+
+    seconds: dict[tuple[str, int], list[float]] = {key: [] for key in steps}
+    for _ in range(8):
+        for (name, t), (f, p) in steps.items():
+            xs = jax.ShapeDtypeStruct((t, b, d), jnp.float32)
+            jax.clear_caches()
+            start = time.perf_counter()
+            jax.jit(jax.grad(f, (0, 1))).lower(p, xs).compile()
+            seconds[name, t].append(time.perf_counter() - start)
+    return [
+        "| | T | seconds |",
+        "| --- | --- | --- |",
+        *(f"| {name} | {t} | {statistics.median(s[1:]):.2f} |" for (name, t), s in seconds.items()),
+    ]
 
 
 def variants(rounds: int, shapes: list[Any]) -> list[str]:
