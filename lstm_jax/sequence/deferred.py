@@ -14,6 +14,7 @@ once.  Which is which is read off the step's own equations, as JAX traces them: 
 All of it is one ``jax.custom_jvp`` rule of plain scans, from which every transform follows.
 """
 
+import copy
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -37,6 +38,8 @@ class Plan(NamedTuple):
       reverse: whether time runs backwards.
       save: whether what is dear to compute is stored for the derivative.
       offload: whether what is stored waits in the host's memory.
+      ahead: whether local derivatives are computed for a block at once, before a loop back,
+        where it then reads no more.
     """
 
     num_steps: int
@@ -44,6 +47,7 @@ class Plan(NamedTuple):
     reverse: bool
     save: bool
     offload: bool
+    ahead: bool
 
 
 def deferred_scan(
@@ -55,6 +59,7 @@ def deferred_scan(
     block: int | None = None,
     save: bool = True,
     offload: bool = False,
+    ahead: bool | None = None,
 ) -> tuple[Any, Any]:
     """``jax.lax.scan(f, init, xs, reverse=reverse)`` with another derivative.
 
@@ -67,6 +72,8 @@ def deferred_scan(
       save: whether what is dear to compute is stored for the derivative; if not, only carries
         are, and the rest is computed once more, for a block at a time.
       offload: whether what is stored waits in the host's memory (no second derivatives then).
+      ahead: whether local derivatives are computed for a block at once, before a loop back,
+        where it then reads no more; None for a rule by devices.
 
     Returns:
       ``(carry, ys)``.
@@ -89,7 +96,8 @@ def deferred_scan(
     program.gates_at_once()
     num_steps = len(x_leaves[0])
     block = block_size(num_steps, init_leaves) if block is None else min(block, num_steps)
-    run = _deferred(program, Plan(num_steps, block, reverse, save, offload))
+    ahead = has_all_cores() if ahead is None else ahead
+    run = _deferred(program, Plan(num_steps, block, reverse, save, offload, ahead))
     consts = [jnp.asarray(value) for value in program.closed_over.values()]
     program.closed_over = dict.fromkeys(program.closed_over)  # its rule outlives these tracers
     carry, ys = run(consts, init_leaves, x_leaves)
@@ -117,6 +125,16 @@ SMALL = 2**18
 """Elements of a state, over all steps, up to which one block is faster than several (measured)."""
 
 
+def has_all_cores() -> bool:
+    """Whether a device is the only one of a CPU, and runs large operations on all of its cores.
+
+    >>> import jax
+    >>> has_all_cores() == (jax.default_backend() == "cpu" and jax.local_device_count() == 1)
+    True
+    """
+    return jax.default_backend() == "cpu" and jax.local_device_count() == 1
+
+
 def _deferred(
     program: Program, plan: Plan
 ) -> Callable[[Leaves, Leaves, Leaves], tuple[Leaves, Leaves]]:
@@ -134,6 +152,8 @@ def _deferred(
         moving = [[not _is_zero(tangent) for tangent in group] for group in tangents]
         moving[1] = [_is_float(leaf) for leaf in init]  # the second step's is not zero
         linear = linearized(program, consts, init, [leaf[0] for leaf in xs], moving)
+        if plan.ahead and not linear.is_mixed():
+            linear = linear.factors_apart()
 
         loop, keep = linear.loop, linear.to_keep()
         if linear.is_mixed():
@@ -336,11 +356,13 @@ class Linear(NamedTuple):
       loop: the values.
       d_names: names of the tangents that move: of consts, carry and x.
       d_out: names of the tangents of the new carry and of y.
+      is_apart: whether chains of products are products with one factor.
     """
 
     loop: Loop
     d_names: list[Names]
     d_out: tuple[Names, Names]
+    is_apart: bool = False
 
     def parts(self) -> tuple[set[Name], set[Name]]:
         """All tangents, and those that have to wait for the step before."""
@@ -357,6 +379,27 @@ class Linear(NamedTuple):
             for name in equation.inputs
         ]
         return [name for name in dict.fromkeys([*read, *results]) if among(name)]
+
+    def factors(self) -> Names:
+        """What the loop of tangents reads that changes from step to step and is no tangent."""
+        linear, late = self.parts()
+        loop = self.loop
+        changing = loop.program.depending_on([*loop.carry, *loop.x]) - linear
+        return self.read_by(late, lambda name: name in changing)
+
+    def factors_apart(self) -> "Linear":
+        """The same with one factor for each chain of products, if fewer numbers are then read
+        than those from which the factors are computed."""
+        program, loop = copy.copy(self.loop.program), self.loop
+        program.factors_apart(self.parts()[1], [*self.d_out[0], *self.d_out[1]])
+        apart = self._replace(loop=loop._replace(program=program), is_apart=True)
+        factors = self.factors()
+        stored = [*loop.carry, *loop.x, *loop.new, *loop.dear(factors, loop.new)]
+        sizes = [
+            sum(map(program.size, names))
+            for names in (apart.factors(), loop.program.read(stored, factors))
+        ]
+        return apart if sizes[0] <= sizes[1] else self
 
     def is_mixed(self) -> bool:
         """Whether some equation, such as a loop in a step, computes values along with tangents."""
@@ -416,6 +459,7 @@ def tangent(
     known = loop.once(consts, linear.read_by(tangents, lambda name: name not in tangents))
     early = linear.read_by(late, lambda name: name in tangents and name not in late)
     d_consts, d_init, d_xs = moved
+    factors = linear.factors()
 
     def one(d_carry: Leaves, inputs: Any) -> Any:
         values = {**known, **inputs, **named(linear.d_names[1], d_carry)}
@@ -435,6 +479,8 @@ def tangent(
         d_known = {**known, **named(linear.d_names[0], d_consts)}
         d_steps = {**steps, **named(linear.d_names[2], d_xs)}
         d_steps = at_once(program, early, d_known, d_steps, tangents)
+        if linear.is_apart:
+            steps = at_once(program, factors, known, steps)
         return jax.lax.scan(
             # Stored are the arguments, and not what cheaply follows from them.
             jax.checkpoint(one, prevent_cse=False),

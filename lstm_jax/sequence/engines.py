@@ -9,7 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from lstm_jax.cells.lstm import LSTMCell
-from lstm_jax.sequence.deferred import Plan, deferred_scan, in_blocks, joined, over_blocks
+from lstm_jax.sequence.deferred import (
+    Plan,
+    deferred_scan,
+    has_all_cores,
+    in_blocks,
+    joined,
+    over_blocks,
+)
 
 ENGINES = ("auto", "scan", "fused", "cudnn", "associative")
 MEMORIES = ("full", "recompute", "sqrt", "offload")
@@ -172,7 +179,7 @@ def in_halves(state: Any, batch_shape: tuple[int, ...]) -> bool:
     >>> in_halves(jnp.zeros((2, 8)), (2,))  # too small to pay
     False
     """
-    if jax.default_backend() != "cpu" or jax.local_device_count() > 1:
+    if not has_all_cores():
         return False
     size = max(leaf.size for leaf in jax.tree.leaves(state))
     return bool(batch_shape) and batch_shape[0] % 2 == 0 and size >= HALVES_FROM
@@ -213,7 +220,7 @@ def _in_segments(
     if num_steps == 0:
         return run(step, state, inputs)
     segment = max(1, round(num_steps**0.5))
-    plan = Plan(num_steps, segment, reverse, save=True, offload=False)
+    plan = Plan(num_steps, segment, reverse, save=True, offload=False, ahead=False)
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def body(state: Any, inputs: Any) -> tuple[Any, Any]:

@@ -172,6 +172,17 @@ class Program:
                 missing.update(name for name in equation.inputs if name not in known)
         return kept
 
+    def read(self, known: Collection[Name], wanted: Iterable[Name]) -> Names:
+        """Those of ``known`` that are read on the way to ``wanted``, or wanted themselves.
+
+        >>> program = Program(lambda a, b: (a * 2.0, b), 1.0, 1.0)
+        >>> program.read(program.inputs, program.outputs[:1]) == [program.inputs[0]]
+        True
+        """
+        read = {*wanted}
+        read.update(name for e in self.needed_for(read, known) for name in e.inputs)
+        return [name for name in known if name in read]
+
     def size(self, name: Name) -> int:
         """The number of a value's elements.
 
@@ -256,6 +267,88 @@ class Program:
                     written.append(equation._replace(inputs=tuple(totals)))
                 else:  # all of it late: the last sum is the value itself
                     written[-1] = written[-1]._replace(outputs=equation.outputs)
+        self.equations = written
+
+    def factors_apart(self, linear: set[Name], results: Iterable[Name]) -> None:
+        """Writes what follows linearly from a value by products as one product with a factor.
+
+        The factors, such as the local derivatives of gates, are known without the values.
+
+        Args:
+          linear: values in which the equations that compute them are linear.
+          results: values that must be there afterwards.
+
+        >>> program = Program(lambda d, a, b: (d * a + d) * b, 1.0, 1.0, 1.0)
+        >>> d, a, b = program.inputs
+        >>> program.factors_apart(program.depending_on([d]), [program.outputs])
+        >>> [equation.name for equation in program.equations if d in equation.inputs]
+        ['mul']
+        """
+        written: list[Equation] = []
+        products: dict[Name, tuple[Name, Name]] = {}  # a value: of what and what factor
+        parts: dict[tuple[Name, Any], list[Name]] = {}
+
+        def new(name: str, inputs: list[Name], function: Any) -> Name:
+            types = [self._types[n] for n in inputs]
+            shape = np.broadcast_shapes(*(t.shape for t in types))
+            out = self._new()
+            self._types[out] = jax.ShapeDtypeStruct(shape, jnp.result_type(*types))
+            written.append(Equation(name, function, tuple(inputs), (out,)))
+            return out
+
+        def split(name: Name, equation: Equation) -> list[Name]:
+            sizes = equation.params["sizes"]
+            if self._types[name].shape[-1:] != (sum(sizes),):
+                return [name] * len(sizes)
+            if (name, sizes) not in parts:
+                pieces = [self._part_of(name, size) for size in sizes]
+                function = _Split(list(sizes))
+                written.append(Equation("split", function, (name,), tuple(pieces)))
+                parts[name, sizes] = pieces
+            return parts[name, sizes]
+
+        def there(name: Name) -> Name:
+            if name in products:
+                written.append(Equation("mul", _product, products.pop(name), (name,)))
+            return name
+
+        for equation in self.equations:
+            (name, *_), inputs = equation.outputs, equation.inputs
+            moving = [n for n in inputs if n in linear]
+            fixed = [n for n in inputs if n not in linear]
+            of = [products.get(n, (n, None)) for n in moving]
+            shape = self._types[name].shape
+            alike = all(self._types[n].shape == shape for n in moving)
+            if not moving:
+                written.append(equation)
+            elif equation.name == "mul" and len(moving) == 1 and alike:
+                (base, factor), (by,) = of[0], fixed
+                products[name] = base, by if factor is None else new("mul", [factor, by], _product)
+            elif (
+                equation.name in SUMS
+                and len(moving) == 2
+                and of[0][0] == of[1][0]
+                and alike
+                and any(factor is not None for _, factor in of)
+            ):
+                base = of[0][0]
+                given = [factor for _, factor in of if factor is not None]
+                total = new("add", given, _total if len(given) == 2 else _plus_one)
+                products[name] = base, total
+            elif (
+                equation.name == "split"
+                and of[0][1] is not None
+                and equation.params.get("axis") == len(shape) - 1
+            ):
+                base, factor = of[0]
+                pieces = zip(split(base, equation), split(factor, equation), strict=True)
+                products |= dict(zip(equation.outputs, pieces, strict=True))
+            else:
+                for n in moving:
+                    there(n)
+                written.append(equation)
+        for name in results:
+            there(name)
         self.equations = written
 
     def gates_at_once(self) -> None:
@@ -407,6 +500,18 @@ class Program:
                     Equation(eqn.primitive.name, function, inputs, outputs, eqn.params)
                 )
         return list(map(name, jaxpr.outvars))
+
+
+def _product(a: jax.Array, b: jax.Array) -> list[jax.Array]:
+    return [a * b]
+
+
+def _total(a: jax.Array, b: jax.Array) -> list[jax.Array]:
+    return [a + b]
+
+
+def _plus_one(a: jax.Array) -> list[jax.Array]:
+    return [a + 1]
 
 
 def _transposed(w: jax.Array) -> list[jax.Array]:

@@ -506,6 +506,42 @@ def test_halves_of_a_batch_side_by_side(monkeypatch, name, reverse):
         chex.assert_trees_all_close(run("fused"), expected, rtol=1e-11, atol=1e-12)
 
 
+@over_cells
+def test_factors_ahead_of_the_loop_back(monkeypatch, name):
+    """As on a CPU of one device; two have them in the loop, and are tested everywhere else."""
+    with jax.enable_x64(True):
+        cell, params, xs, state = arguments(name)
+        monkeypatch.setattr(deferred, "has_all_cores", lambda: True)
+        jax.clear_caches()
+        f = functools.partial(loss, cell, lengths=LENGTHS, resets=RESETS)
+        for memory in ("full", "recompute"):
+            got, expected = (
+                quick_jit(jax.grad(functools.partial(f, **how), (0, 1, 2)))(params, xs, state)
+                for how in ({"engine": "fused", "memory": memory}, {"engine": "scan"})
+            )
+            chex.assert_trees_all_close(got, expected, rtol=1e-11, atol=1e-12)
+        jax.clear_caches()
+
+
+def test_which_cells_have_factors_ahead(monkeypatch):
+    """Those whose loop then reads no more than before."""
+    chosen = []
+    known = deferred.Linear.factors_apart
+
+    def noted(linear):
+        chosen.append(known(linear).is_apart)
+        return known(linear)
+
+    monkeypatch.setattr(deferred, "has_all_cores", lambda: True)
+    monkeypatch.setattr(deferred.Linear, "factors_apart", noted)
+    jax.clear_caches()
+    for name in ("lstm", "peephole", "coupled", "layer_norm"):
+        cell, params, xs, state = arguments(name, dtype=np.float32)
+        jax.eval_shape(jax.grad(functools.partial(loss, cell, engine="fused")), params, xs, state)
+    assert chosen == [True, True, False, False]
+    jax.clear_caches()
+
+
 def test_when_there_are_halves(monkeypatch):
     state = jnp.zeros((32, 256))
     assert not engines.in_halves(state, (32,)), "two devices share the batch"
