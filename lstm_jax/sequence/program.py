@@ -18,8 +18,8 @@ CHEAP = frozenset(
         "abs", "add", "add_any", "and", "broadcast_in_dim", "ceil", "clamp", "concatenate",
         "convert_element_type", "copy", "copy_p", "div", "eq", "expand_dims", "floor", "ge",
         "gt", "integer_pow", "iota", "is_finite", "le", "lt", "max", "min", "mul", "ne", "neg",
-        "not", "or", "pcast", "pvary", "rem", "reshape", "rev", "select_n", "sign", "slice",
-        "split", "square", "squeeze", "stop_gradient", "sub", "transpose", "xor",
+        "not", "one_minus_square", "or", "pcast", "pvary", "rem", "reshape", "rev", "select_n",
+        "sign", "slice", "split", "square", "squeeze", "stop_gradient", "sub", "transpose", "xor",
     )
 )
 # fmt: on
