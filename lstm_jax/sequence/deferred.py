@@ -14,7 +14,6 @@ once.  Which is which is read off the step's own equations, as JAX traces them: 
 All of it is one ``jax.custom_jvp`` rule of plain scans, from which every transform follows.
 """
 
-import copy
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -38,8 +37,6 @@ class Plan(NamedTuple):
       reverse: whether time runs backwards.
       save: whether what is dear to compute is stored for the derivative.
       offload: whether what is stored waits in the host's memory.
-      ahead: whether local derivatives are computed for a block at once, before a loop back,
-        where it then reads no more.
     """
 
     num_steps: int
@@ -47,7 +44,6 @@ class Plan(NamedTuple):
     reverse: bool
     save: bool
     offload: bool
-    ahead: bool
 
 
 def deferred_scan(
@@ -59,7 +55,6 @@ def deferred_scan(
     block: int | None = None,
     save: bool = True,
     offload: bool = False,
-    ahead: bool | None = None,
 ) -> tuple[Any, Any]:
     """``jax.lax.scan(f, init, xs, reverse=reverse)`` with another derivative.
 
@@ -72,8 +67,6 @@ def deferred_scan(
       save: whether what is dear to compute is stored for the derivative; if not, only carries
         are, and the rest is computed once more, for a block at a time.
       offload: whether what is stored waits in the host's memory (no second derivatives then).
-      ahead: whether local derivatives are computed for a block at once, before a loop back,
-        where it then reads no more; None for a rule by devices.
 
     Returns:
       ``(carry, ys)``.
@@ -96,8 +89,7 @@ def deferred_scan(
     program.gates_at_once()
     num_steps = len(x_leaves[0])
     block = block_size(num_steps, init_leaves) if block is None else min(block, num_steps)
-    ahead = has_all_cores() if ahead is None else ahead
-    run = _deferred(program, Plan(num_steps, block, reverse, save, offload, ahead))
+    run = _deferred(program, Plan(num_steps, block, reverse, save, offload))
     consts = [jnp.asarray(value) for value in program.closed_over.values()]
     program.closed_over = dict.fromkeys(program.closed_over)  # its rule outlives these tracers
     carry, ys = run(consts, init_leaves, x_leaves)
@@ -152,7 +144,7 @@ def _deferred(
         moving = [[not _is_zero(tangent) for tangent in group] for group in tangents]
         moving[1] = [_is_float(leaf) for leaf in init]  # the second step's is not zero
         linear = linearized(program, consts, init, [leaf[0] for leaf in xs], moving)
-        if plan.ahead and not linear.is_mixed():
+        if has_all_cores() and not linear.is_mixed():
             linear = linear.factors_apart()
 
         loop, keep = linear.loop, linear.to_keep()
@@ -205,15 +197,9 @@ class Loop(NamedTuple):
         late = program.depending_on(self.carry)
         early = program.depending_on([*self.carry, *self.x]) - late - {*self.x}
         in_loop = [name for name in wanted if name in late]
-        read = [
-            name
-            for equation in program.needed_for(in_loop, ())
-            if not late.isdisjoint(equation.outputs)
-            for name in equation.inputs
-            if name in early
-        ]
-        ways = [self.dear(in_loop, (), late), list(dict.fromkeys(read))]
-        least = min(ways, key=lambda names: sum(map(program.size, names)))
+        read = [name for name in program.read_by(late, in_loop) if name in early]
+        ways = [self.dear(in_loop, (), late), read]
+        least = min(ways, key=lambda names: program.size(*names))
         return list(dict.fromkeys([*least, *(name for name in wanted if name in early)]))
 
     def dear(
@@ -372,34 +358,26 @@ class Linear(NamedTuple):
     def read_by(self, readers: set[Name], among: Callable[[Name], bool]) -> Names:
         """The values that equations of ``readers`` read, and results, ``among`` which they are."""
         results = [*self.d_out[0], *self.d_out[1]]
-        read = [
-            name
-            for equation in self.loop.program.needed_for(results, ())
-            if not readers.isdisjoint(equation.outputs)
-            for name in equation.inputs
-        ]
-        return [name for name in dict.fromkeys([*read, *results]) if among(name)]
+        read = [*self.loop.program.read_by(readers, results), *results]
+        return [name for name in dict.fromkeys(read) if among(name)]
 
     def factors(self) -> Names:
         """What the loop of tangents reads that changes from step to step and is no tangent."""
         linear, late = self.parts()
         loop = self.loop
         changing = loop.program.depending_on([*loop.carry, *loop.x]) - linear
-        return self.read_by(late, lambda name: name in changing)
+        return self.read_by(late, changing.__contains__)
 
     def factors_apart(self) -> "Linear":
-        """The same with one factor for each chain of products, if fewer numbers are then read
-        than those from which the factors are computed."""
-        program, loop = copy.copy(self.loop.program), self.loop
+        """The same with one factor for each chain of products, if these are no more numbers than
+        those from which they are computed."""
+        program, loop = self.loop.program.copy(), self.loop
         program.factors_apart(self.parts()[1], [*self.d_out[0], *self.d_out[1]])
         apart = self._replace(loop=loop._replace(program=program), is_apart=True)
-        factors = self.factors()
-        stored = [*loop.carry, *loop.x, *loop.new, *loop.dear(factors, loop.new)]
-        sizes = [
-            sum(map(program.size, names))
-            for names in (apart.factors(), loop.program.read(stored, factors))
-        ]
-        return apart if sizes[0] <= sizes[1] else self
+        read = self.factors()
+        stored = [*loop.carry, *loop.x, *loop.new, *loop.dear(read, loop.new)]
+        before = loop.program.read(stored, read)
+        return apart if program.size(*apart.factors()) <= program.size(*before) else self
 
     def is_mixed(self) -> bool:
         """Whether some equation, such as a loop in a step, computes values along with tangents."""
@@ -459,7 +437,6 @@ def tangent(
     known = loop.once(consts, linear.read_by(tangents, lambda name: name not in tangents))
     early = linear.read_by(late, lambda name: name in tangents and name not in late)
     d_consts, d_init, d_xs = moved
-    factors = linear.factors()
 
     def one(d_carry: Leaves, inputs: Any) -> Any:
         values = {**known, **inputs, **named(linear.d_names[1], d_carry)}
@@ -480,7 +457,7 @@ def tangent(
         d_steps = {**steps, **named(linear.d_names[2], d_xs)}
         d_steps = at_once(program, early, d_known, d_steps, tangents)
         if linear.is_apart:
-            steps = at_once(program, factors, known, steps)
+            steps = at_once(program, linear.factors(), known, steps)
         return jax.lax.scan(
             # Stored are the arguments, and not what cheaply follows from them.
             jax.checkpoint(one, prevent_cse=False),

@@ -220,7 +220,7 @@ def _in_segments(
     if num_steps == 0:
         return run(step, state, inputs)
     segment = max(1, round(num_steps**0.5))
-    plan = Plan(num_steps, segment, reverse, save=True, offload=False, ahead=False)
+    plan = Plan(num_steps, segment, reverse, save=True, offload=False)
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def body(state: Any, inputs: Any) -> tuple[Any, Any]:

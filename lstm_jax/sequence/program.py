@@ -1,7 +1,8 @@
 """A function of arrays as a list of equations, to be computed in parts and at different times."""
 
+import copy
 import itertools
-from collections.abc import Callable, Collection, Iterable, Mapping, Set
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 import jax
@@ -114,6 +115,12 @@ class Program:
         outputs = self._write_out(closed.jaxpr, names)
         self.outputs: Any = jax.tree.unflatten(jax.tree.structure(shapes), outputs)
 
+    def copy(self) -> "Program":
+        """One that can be rewritten, and this stays as it is."""
+        other = copy.copy(self)
+        other._types = dict(self._types)
+        return other
+
     def depending_on(self, names: Iterable[Name]) -> set[Name]:
         """The values that cannot be had without those of ``names``, and these."""
         found = set(names)
@@ -183,14 +190,30 @@ class Program:
         read.update(name for e in self.needed_for(read, known) for name in e.inputs)
         return [name for name in known if name in read]
 
-    def size(self, name: Name) -> int:
-        """The number of a value's elements.
+    def read_by(self, readers: Set[Name], wanted: Iterable[Name]) -> Names:
+        """What the equations that compute ``readers`` read on the way to ``wanted``.
 
-        >>> program = Program(lambda a: a, jnp.ones((2, 3)))
-        >>> program.size(*program.inputs)
-        6
+        >>> program = Program(lambda a, b, c: (a * b) + c, 1.0, 1.0, 1.0)
+        >>> a, b, c = program.inputs
+        >>> program.read_by({program.outputs}, [program.outputs])[-1] == c
+        True
         """
-        return self._types[name].size
+        read = [
+            name
+            for equation in self.needed_for(wanted, ())
+            if not readers.isdisjoint(equation.outputs)
+            for name in equation.inputs
+        ]
+        return list(dict.fromkeys(read))
+
+    def size(self, *names: Name) -> int:
+        """The number of elements of values.
+
+        >>> program = Program(lambda a, b: a, jnp.ones((2, 3)), 1.0)
+        >>> program.size(*program.inputs)
+        7
+        """
+        return sum(self._types[name].size for name in names)
 
     def places(self, early: Names, kept: Names, wanted: Collection[Name]) -> dict[Name, Name]:
         """For each early value the kept one that can be written over it, where there is one.
@@ -301,10 +324,8 @@ class Program:
             if self._types[name].shape[-1:] != (sum(sizes),):
                 return [name] * len(sizes)
             if (name, sizes) not in parts:
-                pieces = [self._part_of(name, size) for size in sizes]
-                function = _Split(list(sizes))
-                written.append(Equation("split", function, (name,), tuple(pieces)))
-                parts[name, sizes] = pieces
+                written.append(self._split(name, sizes))
+                parts[name, sizes] = list(written[-1].outputs)
             return parts[name, sizes]
 
         def there(name: Name) -> Name:
@@ -383,14 +404,13 @@ class Program:
             if 4 * (edges[-1] - edges[0]) < 3 * size:
                 continue
             edges = sorted({0, size, *edges})
-            pieces = {a: self._part_of(whole, b - a) for a, b in itertools.pairwise(edges)}
             scale = np.ones(size)
             for start, stop, equation in group:
                 scale[start:stop] = 0.5 if equation.name == "logistic" else 1.0
-                where[equation.outputs[0]] = pieces[start]
             tanh = Equation("tanh", _ScaledTanh(scale), (whole,), (self._like(whole),))
-            sizes = [int(size) for size in np.diff(edges)]
-            split = Equation("split", _Split(sizes), tanh.outputs, tuple(pieces.values()))
+            split = self._split(tanh.outputs[0], [b - a for a, b in itertools.pairwise(edges)])
+            for start, _, equation in group:
+                where[equation.outputs[0]] = split.outputs[edges.index(start)]
             together[group[0][2].outputs[0]] = [tanh, split]
 
         written: list[Equation] = []
@@ -464,11 +484,12 @@ class Program:
         self._types[new] = self._types[name]
         return new
 
-    def _part_of(self, name: Name, size: int) -> Name:
-        """A new name for a value that is a part of another one along the last axis."""
-        new, whole = self._new(), self._types[name]
-        self._types[new] = jax.ShapeDtypeStruct((*whole.shape[:-1], size), whole.dtype)
-        return new
+    def _split(self, whole: Name, sizes: Sequence[int]) -> Equation:
+        """What splits a value into new ones along its last axis."""
+        shape, dtype = self._types[whole].shape, self._types[whole].dtype
+        pieces = {self._new(): jax.ShapeDtypeStruct((*shape[:-1], n), dtype) for n in sizes}
+        self._types |= pieces
+        return Equation("split", _Split(list(sizes)), (whole,), tuple(pieces))
 
     def _write_out(self, jaxpr: Any, names: dict[Any, Name]) -> Names:
         def name(atom: Any) -> Name:
