@@ -98,3 +98,23 @@ def test_nothing_is_unpickled():
         source = file.read_text("utf-8")
         assert "import pickle" not in source, file
         assert "allow_pickle" not in source, file
+
+
+def test_a_type_checker_finds_mistakes_in_calls_of_the_public_functions(tmp_path):
+    """The package ships its annotations (``py.typed``), so a user's checker reads them."""
+    assert (ROOT / "py.typed").exists()
+    user = tmp_path / "user.py"
+    user.write_text(
+        "from lstm_jax import LSTMCell, unroll\n"
+        "cell = LSTMCell(hidden_size=3)\n"
+        "right = unroll(cell, {}, cell.zero_state().h, reverse=True)\n"
+        "wrong = unroll(cell, {}, cell.zero_state().h, reverse=True, enginee='scan')\n"
+        "wrong = LSTMCell(hidden_size='three')\n"
+    )
+    (tmp_path / "pyrefly.toml").write_text('preset = "default"\n')
+    pyrefly = pathlib.Path(sys.executable).with_name("pyrefly")
+    command = [str(pyrefly), "check", "user.py", "--search-path", str(ROOT.parent)]
+    command += ["--python-interpreter-path", sys.executable, "--output-format", "min-text"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    lines = [line for line in ran.stdout.splitlines() if "ERROR" in line]
+    assert [line.split("user.py:")[1].split(":")[0] for line in lines] == ["4", "5"], ran.stdout
