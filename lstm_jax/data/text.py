@@ -29,7 +29,7 @@ def python_reference() -> str:
 
 
 def read_text(path: str | pathlib.Path) -> str:
-    """A UTF-8 text file, line ends as they are.
+    """The text of a UTF-8 file: line ends as they are, a byte-order mark is not part of it.
 
     Raises:
       UserError: the file is missing, empty, or not UTF-8 (with the position of the first
@@ -43,7 +43,7 @@ def read_text(path: str | pathlib.Path) -> str:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
-        text = path.read_bytes().decode("utf-8")
+        text = path.read_bytes().decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path}: expected UTF-8 text, got byte 0x{error.object[error.start]:02x} at "

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import operator
+import re
 import sys
 import typing
 from collections.abc import Callable, Mapping
@@ -75,7 +76,7 @@ def expectation(field: dataclasses.Field) -> str:
     if field.metadata["choices"]:
         return f"one of {', '.join(field.metadata['choices'])}"
     noun = _NOUNS[_kind(field)]
-    limits = [f"{words} {limit:g}" for words, limit in field.metadata["limits"].items()]
+    limits = [f"{words} {limit}" for words, limit in field.metadata["limits"].items()]
     return f"{noun} of {' and '.join(limits)}" if limits else noun
 
 
@@ -121,7 +122,8 @@ def _fits(field: dataclasses.Field, value: Any) -> bool:
 def nearest(name: str, known: typing.Iterable[str], section: str = "") -> str:
     """``"; did you mean ...?"`` where a known name resembles this one, else the known names.
 
-    Names are shown with their section before them, if one is given.
+    A name with further words asks for something else: ``text_classification`` is not a misspelt
+    ``classification``.  Names are shown with their section before them, if one is given.
 
     >>> nearest("num_stepz", ["num_steps", "seed"])
     '; did you mean num_steps?'
@@ -130,7 +132,7 @@ def nearest(name: str, known: typing.Iterable[str], section: str = "") -> str:
     """
     known, dot = list(known), f"{section}." if section else ""
     close = difflib.get_close_matches(name, known, n=1)
-    if close:
+    if close and not set(re.split(r"[_-]+", close[0])) < set(re.split(r"[_-]+", name)):
         return f"; did you mean {dot}{close[0]}?"
     return f"; known: {', '.join(dot + each for each in known)}"
 

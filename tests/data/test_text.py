@@ -127,6 +127,14 @@ def test_read_text_gives_all_characters_and_keeps_line_ends(tmp_path):
     assert read_text(path) == read_text(str(path)) == text
 
 
+def test_a_byte_order_mark_is_not_part_of_the_text(tmp_path):
+    (tmp_path / "marked.txt").write_text("a\ufeffb\n", "utf-8-sig")
+    assert read_text(tmp_path / "marked.txt") == "a\ufeffb\n"
+    (tmp_path / "marked.txt").write_bytes(b"\xef\xbb\xbf")
+    with pytest.raises(UserError, match="expected text, got an empty file"):
+        read_text(tmp_path / "marked.txt")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -118,6 +118,20 @@ def test_nearest_prefers_the_closest_name():
     assert nearest("xyz", ["lanes", "window"]) == "; known: lanes, window"
 
 
+@pytest.mark.parametrize("name", ["text_classification", "time_series_classification"])
+def test_a_name_with_further_words_is_no_misspelling(name):
+    assert nearest(name, ["classification"]) == "; known: classification"
+    assert nearest("clasification", ["classification"]) == "; did you mean classification?"
+
+
+def test_limits_are_shown_in_full():
+    @dataclasses.dataclass(frozen=True)
+    class Seeded(Section):
+        seed: int = option(0, "a seed", at_most=2**32 - 1)
+
+    assert expectation(dataclasses.fields(Seeded)[0]) == "an integer of at most 4294967295"
+
+
 @pytest.mark.parametrize(
     ("key", "text", "value"),
     [
