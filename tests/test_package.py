@@ -28,7 +28,7 @@ PUBLIC = [
 
 
 def test_import_brings_in_jax_and_nothing_heavier():
-    heavy = ["flax", "optax", "orbax", "grain", "matplotlib", "tyro", "rich", "pooch", "torch"]
+    heavy = ["flax", "optax", "orbax", "grain", "matplotlib", "rich", "pooch", "torch"]
     code = f"import sys, lstm_jax; print([m for m in {heavy} if m in sys.modules])"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"

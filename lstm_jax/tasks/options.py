@@ -175,6 +175,22 @@ def parse(field: dataclasses.Field, text: str) -> Any:
         return text
 
 
+def read(field: dataclasses.Field, text: str) -> Any:
+    """A command line's word as a value of the field.
+
+    Raises:
+      UserError: it is not one, or outside the field's range.
+
+    >>> read(dataclasses.fields(_Example)[0], "0")
+    Traceback (most recent call last):
+    lstm_jax.errors.UserError: expected an integer of at least 1, got 0
+    """
+    value = parse(field, text)
+    if problem := _problem(field, value):
+        raise UserError(problem)
+    return value
+
+
 def sections_of(task: type) -> dict[str, type[Section]]:
     """The sections that a task class takes, by name: its fields that are sections."""
     hints = typing.get_type_hints(task)

@@ -50,7 +50,7 @@ def test_onnx_and_its_runtimes_own_quantisation(workdir, capsys):
         (["--dtype", "int4"], 2, ["--dtype", "int4", "bfloat16"]),
         (["--format", "tflite"], 2, ["--format", "tflite", "onnx"]),
         (["--dtype", "dynamic-int8"], 1, ["--dtype dynamic-int8", "--format onnx"]),
-        (["--dtypo", "int8"], 1, ["--dtypo: unknown option", "--dtype"]),
+        (["--dtypo", "int8"], 2, ["--dtypo: unknown option", "--dtype"]),
     ],
 )
 def test_mistakes_get_one_line(workdir, words, code, said, capsys):

@@ -273,7 +273,6 @@ def test_a_text_of_ones_own(folder, monkeypatch):
             )
             for task in ("forecasting", "classification")
         ],
-        (["next_character", "--txt", "a"], {}, "--txt: unknown option; did you mean --text?"),
     ],
 )  # fmt: skip
 def test_mistakes_get_one_line(folder, args, files, message):
@@ -308,3 +307,8 @@ def test_without_matplotlib(folder, monkeypatch):
         status, _, err = run("inspect", "forecasting")
     assert status == 1
     assert "matplotlib is not installed (pip install 'lstm_jax[plot]')" in err
+
+
+def test_a_misspelt_option_gets_one_line():
+    message = "--txt: unknown option; did you mean --text? see lstm-jax inspect --help"
+    assert run("inspect", "a_run", "--txt", "a") == (2, "", f"lstm-jax: error: {message}\n")

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import os
 import pathlib
 import re
 import subprocess
@@ -12,10 +13,15 @@ import sys
 import numpy as np
 import pytest
 
+import lstm_jax
 from lstm_jax.cli import main
+from lstm_jax.cli.convert import LIBRARIES
+from lstm_jax.cli.main import COMMANDS
+from lstm_jax.cli.parser import shown
+from lstm_jax.interop.convert import LIBRARIES as CONVERTED
 from lstm_jax.tasks import TASKS
 from lstm_jax.tasks.options import expectation
-from lstm_jax.train import load_config, sections_for, write_config
+from lstm_jax.train import OptimizerConfig, TrainConfig, load_config, sections_for, write_config
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 CHARACTERS = """
@@ -182,19 +188,40 @@ def test_the_default_workdir_is_named_for_the_config(folder, capsys):
     assert "going on from step 1" in capsys.readouterr().out
 
 
+def test_every_command_has_a_module_and_convert_knows_every_library():
+    modules = {path.stem for path in pathlib.Path(lstm_jax.cli.__file__).parent.glob("*.py")}
+    assert set(COMMANDS) <= modules
+    assert tuple(CONVERTED) == LIBRARIES
+
+
+def words_of(out: str) -> str:
+    """Help as one line."""
+    return " ".join(out.split())
+
+
 def test_help_lists_the_commands(capsys):
     assert call("--help") == 0
-    out = capsys.readouterr().out
-    for command in ("train", "evaluate", "generate"):
-        assert re.search(rf"\b{command}\b", out)
+    told = capsys.readouterr()
+    assert told.err == ""
+    for command, does in COMMANDS.items():
+        assert f"{command} {does}" in words_of(told.out)
+
+
+def test_version(capsys):
+    assert call("--version") == 0
+    told = capsys.readouterr()
+    assert (told.out, told.err) == (f"lstm-jax {lstm_jax.__version__}\n", "")
 
 
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ("evaluate", ["PATH"]),
-        ("generate", ["PATH", "--prompt", "--length", "--temperature", "--seed", "400", "0.8"]),
-        ("train", ["PATH", "--workdir"]),
+        ("evaluate", ["RUN"]),
+        ("generate", ["RUN", "--prompt", "--length", "--temperature", "--seed", "400", "0.8"]),
+        ("train", ["CONFIG|RUN", "--workdir", "--train.num-steps", "lstm-jax train CONFIG --help"]),
+        ("inspect", ["RUN", "--text"]),
+        ("export", ["RUN", "--format", "--dtype", "one of stablehlo, onnx; default: stablehlo"]),
+        ("convert", ["SOURCE", "TARGET", "--from", "--to", "--prefix", "--reading", *LIBRARIES]),
     ],
 )
 def test_help_of_each_command(command, words, capsys):
@@ -205,50 +232,60 @@ def test_help_of_each_command(command, words, capsys):
         assert word in told.out
 
 
-def rows(out: str) -> dict[str, list[list[str]]]:
-    """The columns of each line of help that begins with a config key's flag."""
-    found: dict[str, list[list[str]]] = {}
-    for line in out.splitlines():
-        if re.match(r"--\w+\.[\w-]+ ", line):
-            flag, *columns = re.split(r" {2,}", line.rstrip())
-            found.setdefault(flag, []).append(columns)
-    return found
+def test_help_shows_the_largest_seed_as_an_integer(capsys):
+    for command in ("train", "generate"):
+        assert call(command, "--help") == 0
+        assert "at most 4294967295" in words_of(capsys.readouterr().out)
 
 
-def test_help_of_train_lists_every_key(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "300")
+def lines_of_help(section: str, values, of: str = "") -> list[str]:
+    """What help says of a section's keys."""
+    lines, defaults = [], type(values)()
+    for field in dataclasses.fields(values):
+        value, default = shown(getattr(values, field.name)), shown(getattr(defaults, field.name))
+        here = f"{value} in {of}, " if of and value != default else ""
+        flag = f"--{section}.{field.name.replace('_', '-')}"
+        meaning = f"{field.metadata['meaning']} ({expectation(field)}; {here}default: {default})"
+        lines.append((flag, words_of(meaning)))
+    return lines
+
+
+def test_help_of_train_lists_the_keys_of_every_config(capsys):
     assert call("train", "--help") == 0
-    found = rows(capsys.readouterr().out)
-    for task in TASKS:
-        for name, kind in sections_for(task).items():
-            section = kind()
-            for field in dataclasses.fields(kind):
-                flag = f"--{name}.{field.name.replace('_', '-')}"
-                default = getattr(section, field.name)
-                shown = str(default).lower() if isinstance(default, bool) else str(default) or '""'
-                row = [expectation(field), shown, field.metadata["meaning"]]
-                assert row in found[flag]
+    out = words_of(capsys.readouterr().out)
+    for section, values in (("optimizer", OptimizerConfig()), ("train", TrainConfig())):
+        for flag, meaning in lines_of_help(section, values):
+            assert re.search(rf"{flag} [A-Z]+ {re.escape(meaning)}", out), flag
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_help_of_train_lists_every_key_of_the_configs_task(task, tmp_path, capsys):
+    path = tmp_path / "only.toml"
+    path.write_text(f'task = "{task}"\n[train]\nnum_steps = 7\n', "utf-8")
+    assert call("train", path, "--help") == 0
+    out = words_of(capsys.readouterr().out)
+    config = load_config(path)
+    sections = sections_for(task)
+    for section in sections:
+        for flag, meaning in lines_of_help(section, getattr(config, section), "only.toml"):
+            assert re.search(rf"{flag} [A-Z]+ {re.escape(meaning)}", out), flag
+    keys = re.findall(r"--[a-z]+\.[\w-]+ [A-Z]", out)
+    assert len(keys) == sum(len(dataclasses.fields(kind)) for kind in sections.values())
 
 
 def test_help_of_train_fits_a_narrow_terminal(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    assert call("train", "--help") == 0
-    tables = capsys.readouterr().out.partition("[data]")[2]
-    assert all(len(line) <= 80 for line in tables.splitlines())
-    assert "--train.checkpoint-every " in tables and "--model.input-dropout " in tables
+    assert call("train", CONFIGS / "quickstart.toml", "--help") == 0
+    out = capsys.readouterr().out
+    assert all(len(line) <= 80 for line in out.splitlines())
+    assert "--train.checkpoint-every " in out and "--model.input-dropout " in out
 
 
-def test_help_of_train_shows_the_values_of_a_config(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "300")
-    path = CONFIGS / "quickstart.toml"
-    assert call("train", path, "--help") == 0
-    found = rows(capsys.readouterr().out)
-    config = load_config(path)
-    assert found["--train.num-steps"][0][1] == str(config.train.num_steps)
-    assert found["--model.hidden-size"][0][1] == str(config.model.hidden_size)
-    assert found["--train.sample-prompt"][0][1].strip() == config.train.sample_prompt.strip()
-    assert all(len(lines) == 1 for lines in found.values())  # of this task alone
-    assert "--data.horizon" not in found
+def test_help_of_train_shows_the_values_of_a_config(capsys):
+    assert call("train", CONFIGS / "quickstart.toml", "--help") == 0
+    out = words_of(capsys.readouterr().out)
+    assert "1600 in quickstart.toml, default: 1000" in out
+    assert "--data.horizon" not in out
     assert call("train", "missing.toml", "--help") == 1
     assert capsys.readouterr().err == "lstm-jax: error: missing.toml: no such config file\n"
 
@@ -293,11 +330,24 @@ MISTAKES = {
     "misspelt flag of a key": (
         None,
         (*TRAIN, "--train.num-stepz", "3"),
-        ["--train.num-stepz", "did you mean train.num_steps?"],
+        ["--train.num-stepz", "did you mean --train.num-steps?"],
     ),
     "misspelt flag": (None, (*TRAIN, "--workdri", "x"), ["--workdri", "--workdir"]),
-    "flag without a value": (None, (*TRAIN, "--train.seed"), ["--train.seed", "value"]),
-    "a word too many": (None, (*TRAIN, "more"), ["more"]),
+    "flag without a value": (None, (*TRAIN, "--train.seed"), ["--train.seed: expected a value ("]),
+    "a word too many": (None, (*TRAIN, "more"), ["more: expected nothing more"]),
+    "an unknown flag before the config": (
+        None,
+        ("train", "--workdri", "x", "next_character.toml"),
+        ["--workdri: unknown option; did you mean --workdir? see lstm-jax train --help"],
+    ),
+    "a flag like no other": (
+        None,
+        (*TRAIN, "--qqqq", "1"),
+        ["error: --qqqq: unknown option; see lstm-jax train --help"],
+    ),
+    "an abbreviated flag": (None, (*TRAIN, "--work", "x"), ["--work: unknown option"]),
+    "no config": (None, ("train",), ["the following arguments are required: CONFIG|RUN"]),
+    "an unknown flag of all commands": (None, ("--verson",), ["did you mean --version?"]),
     "wrong type in the file": (
         replaced("next_character.toml", "num_steps = 6", 'num_steps = "6"'),
         TRAIN,
@@ -469,8 +519,50 @@ def test_going_on_with_other_values_is_refused(run, capsys):
 
 def test_no_command_is_a_mistake(capsys):
     assert call() == 2
-    told = capsys.readouterr()
-    assert "train" in told.err + told.out and "Traceback" not in told.err
+    assert capsys.readouterr() == (
+        "",
+        f"lstm-jax: error: expected a command, one of {', '.join(COMMANDS)}; see lstm-jax --help\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("ending", "status", "message"),
+    [
+        (KeyboardInterrupt(), 130, "lstm-jax: interrupted\n"),
+        (SystemExit(0), 1, "lstm-jax: error: imported code ended the program (exit status 0)\n"),
+        (BrokenPipeError(), 141, ""),
+    ],
+    ids=["interrupt", "exit", "pipe"],
+)
+def test_other_endings_of_a_command(ending, status, message, monkeypatch, capfd):
+    def run(options):
+        raise ending
+
+    monkeypatch.setattr("lstm_jax.cli.evaluate.run", run)
+    monkeypatch.setattr("os.dup2", lambda *files: None)  # pytest's own standard output
+    assert main(["evaluate", "somewhere"]) == status
+    assert capfd.readouterr().err == message
+
+
+def test_output_that_nobody_reads_ends_a_command_quietly():
+    """As in ``lstm-jax ... | head -1``."""
+    command = subprocess.Popen(
+        [sys.executable, "-m", "lstm_jax", "--help"],
+        env={**os.environ, "PYTHONUNBUFFERED": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    command.stdout.close()
+    assert command.stderr.read() == ""
+    assert command.wait(timeout=120) == 141
+
+
+def test_verbose_prints_how_jax_is_set_up(run, capsys):
+    assert call("evaluate", run.workdir, "--verbose") == 0
+    out = capsys.readouterr().out
+    assert out.startswith("devices: ") and "\nallocator: " in out
+    assert "allocator" not in run.out
 
 
 @pytest.mark.slow

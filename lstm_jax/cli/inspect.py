@@ -1,0 +1,34 @@
+"""Write a report on what a run's layers do: inspect.html in its folder.
+
+It is one page with all its plots: gates and units over time, what units follow in a text,
+saturation, memory, gradients through time, the loss curve and the config.
+"""
+
+import argparse
+import pathlib
+from collections.abc import Sequence
+
+from lstm_jax.cli.parser import Parser
+from lstm_jax.cli.process import add_process_options, add_run
+
+
+def configure(parser: Parser, words: Sequence[str]) -> None:
+    """Adds the options."""
+    add_run(parser)
+    parser.add_argument(
+        "--text",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="a UTF-8 file for the layers to read, for tasks that read text "
+        "(default: some of the validation data)",
+    )
+    add_process_options(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Writes the report."""
+    from lstm_jax.train import Report, inspect_run, load_workdir
+
+    config = load_workdir(options.run_folder)
+    path = inspect_run(config, config.build_task(), options.run_folder, options.text)
+    Report().say(f"wrote {path}")

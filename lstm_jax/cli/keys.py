@@ -1,0 +1,58 @@
+"""Config keys as options: ``--SECTION.KEY VALUE``."""
+
+import argparse
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+
+from lstm_jax.cli.parser import meaning, metavar, shown
+from lstm_jax.cli.process import FLAGS
+from lstm_jax.tasks.options import Section
+
+
+def find_source(words: Sequence[str]) -> pathlib.Path | None:
+    """The config file or run folder in the words of a command line, before they are parsed.
+
+    Which options there are is known only when it has been read; here every option but a flag
+    takes a value.
+
+    >>> find_source(["--train.seed", "5", "--verbose", "runs/a"]).as_posix()
+    'runs/a'
+    """
+    for before, word in zip(["", *words], words, strict=False):
+        is_value = before.startswith("--") and "=" not in before and before not in FLAGS
+        if not is_value and not word.startswith("-"):
+            return pathlib.Path(word)
+    return None
+
+
+def add_keys(
+    parser: argparse.ArgumentParser, sections: Mapping[str, Section], file: str = ""
+) -> None:
+    """Adds an option for every key of some sections.
+
+    Args:
+      parser: to which they are added, a group of help for each section.
+      sections: the sections by name, with the values that help shows.
+      file: where these values come from; empty for defaults.
+    """
+    for name, section in sections.items():
+        group = parser.add_argument_group(f"[{name}]")
+        defaults = type(section)()
+        for field in dataclasses.fields(section):
+            value, default = (shown(getattr(each, field.name)) for each in (section, defaults))
+            values = f"default: {default}"
+            if file and value != default:
+                values = f"{value} in {file}, {values}"
+            group.add_argument(
+                f"--{name}.{field.name.replace('_', '-')}",
+                dest=f"{name}.{field.name}",
+                default=argparse.SUPPRESS,
+                metavar=metavar(field),
+                help=meaning(field, values),
+            )
+
+
+def overrides(options: argparse.Namespace) -> dict[str, str]:
+    """The given values of config keys, as texts by dotted key."""
+    return {name: text for name, text in vars(options).items() if "." in name}
