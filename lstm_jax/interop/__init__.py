@@ -8,10 +8,11 @@ for files.  Graphs of ONNX are in ``lstm_jax.interop.onnx``.
 
 from lstm_jax.interop.cudnn import from_cudnn, to_cudnn
 from lstm_jax.interop.equinox import from_equinox, to_equinox
-from lstm_jax.interop.files import keras_options, read_arrays, write_arrays
+from lstm_jax.interop.files import read_arrays, write_arrays
 from lstm_jax.interop.flax import from_flax, to_flax
 from lstm_jax.interop.haiku import from_haiku, to_haiku
-from lstm_jax.interop.keras import from_keras, to_keras
+from lstm_jax.interop.keras import from_keras, hard_sigmoid_of_keras_2, to_keras
+from lstm_jax.interop.keras_files import keras_options
 from lstm_jax.interop.modules import fill
 from lstm_jax.interop.native import from_lstm_jax, to_lstm_jax
 from lstm_jax.interop.torch import from_torch, to_torch
@@ -25,6 +26,7 @@ __all__ = [
     "from_keras",
     "from_lstm_jax",
     "from_torch",
+    "hard_sigmoid_of_keras_2",
     "keras_options",
     "read_arrays",
     "to_cudnn",

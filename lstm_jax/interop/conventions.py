@@ -7,7 +7,7 @@ library calls it (the candidate g is also named c, n, a or h).
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 GATES = {"lstm": "ifgo", "conv_lstm": "ifgo", "gru": "rzg", "rnn": "h"}
@@ -34,6 +34,8 @@ class Convention:
       negated: gates that mean the opposite of ours: σ(-x) = 1 - σ(x), so that their weights and
         biases have the opposite sign.
       peepholes: the order of its peepholes, which lie side by side.
+      blocks_transposed: whether each gate's block of a matrix ``(in, H)`` is, in memory, the
+        matrix ``(H, in)``, for ``w @ x``.
 
     >>> CONVENTIONS["haiku"]["lstm"].gates
     'igfo'
@@ -45,6 +47,7 @@ class Convention:
     forget_bias: float = 0.0
     negated: str = ""
     peepholes: str = ""
+    blocks_transposed: bool = False
 
 
 def _of_each_gate(template: str, letters: str) -> tuple[str, ...]:
@@ -71,6 +74,9 @@ CONVENTIONS: dict[str, dict[str, Convention]] = {
         "gru_reset_before": Convention("zrg", _KERAS),
         "rnn": Convention("h", _KERAS),
         "conv_lstm": Convention("ifgo", _KERAS),
+        # CuDNNLSTM and CuDNNGRU of Keras 2: two biases side by side, (8H,) and (6H,).
+        "cudnn_lstm": Convention("ifgo", {**_KERAS, "b_hh": "bias"}, blocks_transposed=True),
+        "cudnn_gru": Convention("zrg", {**_KERAS, "b_hh": "bias"}, blocks_transposed=True),
     },
     # LSTMCell and OptimizedLSTMCell are stored alike.  Reset after the product.
     "flax.linen": {
@@ -197,6 +203,8 @@ def to_ours(array: Any, convention: Convention, gates: str) -> Any:
     """
     if convention.transposed and array.ndim > 1:
         array = array.__array_namespace__().swapaxes(array, -1, -2)
+    if convention.blocks_transposed and array.ndim > 1:
+        array = _blockwise(lambda block: block.reshape(block.shape[::-1]).T, array, len(gates))
     return signed(reordered(array, convention.gates, gates), gates, convention)
 
 
@@ -209,9 +217,17 @@ def from_ours(array: Any, convention: Convention, gates: str) -> Any:
     [[0], [1], [2], [3]]
     """
     array = reordered(signed(array, gates, convention), gates, convention.gates)
+    if convention.blocks_transposed and array.ndim > 1:
+        array = _blockwise(lambda block: block.T.reshape(block.shape), array, len(gates))
     if convention.transposed and array.ndim > 1:
         array = array.__array_namespace__().swapaxes(array, -1, -2)
     return array
+
+
+def _blockwise(change: Callable[[Any], Any], array: Any, count: int) -> Any:
+    """Each of ``count`` equal blocks along the last axis changed by itself."""
+    xp = array.__array_namespace__()
+    return xp.concatenate([change(block) for block in xp.split(array, count, -1)], -1)
 
 
 def signed(array: Any, gates: str, convention: Convention) -> Any:

@@ -10,10 +10,12 @@ from lstm_jax.cells.base import BaseCell
 from lstm_jax.errors import UserError
 from lstm_jax.interop.cudnn import from_cudnn, to_cudnn
 from lstm_jax.interop.equinox import from_equinox, to_equinox
-from lstm_jax.interop.files import keras_options, read_arrays, write_arrays
+from lstm_jax.interop.files import read_arrays, write_arrays
 from lstm_jax.interop.flax import from_flax, to_flax
+from lstm_jax.interop.guards import one_line, write_content
 from lstm_jax.interop.haiku import from_haiku, to_haiku
 from lstm_jax.interop.keras import from_keras, to_keras
+from lstm_jax.interop.keras_files import keras_options
 from lstm_jax.interop.native import from_lstm_jax, to_lstm_jax
 from lstm_jax.interop.torch import from_torch, to_torch
 from lstm_jax.interop.weights import layers_of
@@ -88,7 +90,7 @@ def library_of(path: str | pathlib.Path) -> str | None:
     >>> library_of("a.keras"), library_of("a.onnx"), library_of("a.npz")
     ('keras', 'onnx', None)
     """
-    endings = {".keras": "keras", ".weights.h5": "keras", ".onnx": "onnx"}
+    endings = {".keras": "keras", ".h5": "keras", ".hdf5": "keras", ".onnx": "onnx"}
     return next((name for end, name in endings.items() if str(path).endswith(end)), None)
 
 
@@ -114,7 +116,7 @@ def read_layer(
     arrays = read_arrays(path, prefix)
     given = parsed(f"from {library}", LIBRARIES[library].read, options)
     if library == "keras":  # takes whole paths
-        if pathlib.Path(path).suffix == ".keras":
+        if pathlib.Path(path).suffix in (".keras", ".h5", ".hdf5"):
             given = {**keras_options(path, prefix), **given}
     else:
         arrays = {name[len(prefix) :].lstrip("./"): array for name, array in arrays.items()}
@@ -161,10 +163,7 @@ def _saved(path: str | pathlib.Path, model: Any) -> dict[str, Any]:
     """Writes a model of ONNX; the arrays in it."""
     import onnx
 
-    try:
-        onnx.save(model, path)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
+    write_content(pathlib.Path(path), model.SerializeToString())
     return {held.name: onnx.numpy_helper.to_array(held) for held in model.graph.initializer}
 
 
@@ -172,8 +171,10 @@ def _told(path: str | pathlib.Path, conversion: Callable[[], Any]) -> Any:
     """What a conversion gives, its errors with the file's name."""
     try:
         return conversion()
-    except (ImportError, OSError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: {error}") from error
+    except UserError:
+        raise
+    except Exception as error:  # a hostile file can fail anywhere
+        raise UserError(one_line(f"{path}: {error or type(error).__name__}")) from error
 
 
 def parsed(where: str, function: Callable[..., Any], options: Iterable[str]) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
+
 from lstm_jax.cells import ConvLSTMCell, GRUCell, LSTMCell, RNNCell
 from lstm_jax.cells.activations import Activation
 from lstm_jax.cells.base import BaseCell, Params
@@ -42,6 +44,16 @@ ACTIVATIONS = {
 }
 """Our names of Keras's activations, those that compute the same."""
 
+
+def hard_sigmoid_of_keras_2(x: Any) -> Any:
+    """The ``hard_sigmoid`` of Keras 1 and 2, ``clip(x / 5 + 1 / 2, 0, 1)``; Keras 3 has another.
+
+    >>> float(hard_sigmoid_of_keras_2(1.0))
+    0.69...
+    """
+    return jnp.clip(0.2 * x + 0.5, 0.0, 1.0)
+
+
 MERGES = {"concat": "concat", "sum": "sum", "ave": "mean", "mul": "product"}
 """Our names of Keras's merge modes."""
 
@@ -68,8 +80,8 @@ def from_keras(
         ``forward_`` and ``backward_``.  Names without a path are those of a Keras cell.  May be
         traced.
       activation: by its Keras name, or a function.
-      recurrent_activation: likewise.  (The ``hard_sigmoid`` of Keras 2 was another function,
-        ``clip(x / 5 + 1 / 2, 0, 1)``, and can be given as one.)
+      recurrent_activation: likewise.  The ``hard_sigmoid`` of Keras 2 is another function,
+        :func:`hard_sigmoid_of_keras_2`.
       reset_after: of a GRU; told by its bias, and True, as in Keras, for one without.
       merge_mode: ``"concat"``, ``"sum"``, ``"ave"`` or ``"mul"``.
       padding: of a convolutional LSTM; ours has ``"same"`` alone.  Strides and dilation must be 1.
@@ -169,26 +181,9 @@ def _read(
             f"{key('recurrent_kernel')} must have shape (H, 4H), (H, 3H) or (H, H), of an LSTM, "
             f"GRU or SimpleRNN, got {recurrent.shape}"
         )
-    convention = CONVENTIONS["keras"][kind]
     if kind == "gru":
-        columns = recurrent.shape[-1]
-        if key("bias") in arrays:
-            bias = arrays[key("bias")]
-            two = bias.ndim == 2
-            if reset_after not in (None, two):
-                raise ValueError(
-                    f"{key('bias')} has shape {bias.shape}, that of reset_after={two}, "
-                    f"got reset_after={reset_after}"
-                )
-            if bias.shape != ((2, columns) if two else (columns,)):
-                raise ValueError(
-                    f"{key('bias')} must have shape (2, 3H), {(2, columns)}, or (3H,) with "
-                    f"reset_after=False, got {bias.shape}"
-                )
-            reset_after = two
-        reset_after = reset_after is not False
-        if not reset_after:
-            convention = CONVENTIONS["keras"]["gru_reset_before"]
+        reset_after = _reset_after(arrays, key("bias"), recurrent.shape[-1], reset_after)
+    convention = CONVENTIONS["keras"][_layout(arrays, key("bias"), kind, recurrent, reset_after)]
     params = read_cell(
         arrays, convention, GATES[kind], key, reset_after=kind == "gru" and bool(reset_after)
     )
@@ -196,6 +191,32 @@ def _read(
     kernel = params["w_hh"].shape[:-2]
     size = params["w_hh"].shape[-2]
     return _made(kind, size, reset_after, kernel, options, dtype_of(params)), params
+
+
+def _layout(arrays: Arrays, bias: str, kind: str, recurrent: Any, reset_after: bool | None) -> str:
+    """The convention that a cell is stored by; cuDNN's bias is twice as long as a plain one."""
+    of_cudnn = bias in arrays and arrays[bias].shape == (2 * recurrent.shape[-1],)
+    if kind in ("lstm", "gru") and of_cudnn:
+        return f"cudnn_{kind}"
+    return "gru_reset_before" if kind == "gru" and not reset_after else kind
+
+
+def _reset_after(arrays: Arrays, name: str, columns: int, given: bool | None) -> bool:
+    """Whether a GRU resets after the product, which the shape of its bias shows."""
+    if name not in arrays:
+        return given is not False
+    shape = arrays[name].shape
+    if shape not in ((2, columns), (2 * columns,), (columns,)):
+        raise ValueError(
+            f"{name} must have shape (2, 3H), {(2, columns)}, or (3H,) with "
+            f"reset_after=False, got {shape}"
+        )
+    after = shape != (columns,)
+    if given not in (None, after):
+        raise ValueError(
+            f"{name} has shape {shape}, that of reset_after={after}, got reset_after={given}"
+        )
+    return after
 
 
 def _made(

@@ -59,7 +59,7 @@ def test_bfloat16(tmp_path):
     arrays = {"w": np.asarray(jnp.arange(3, dtype="bfloat16"))}
     write_arrays(tmp_path / "a.safetensors", arrays)
     assert_same(read_arrays(tmp_path / "a.safetensors"), arrays)
-    with pytest.raises(UserError, match=r"\.npz has no bfloat16 \(w\); take \.safetensors"):
+    with pytest.raises(UserError, match=r"\.npz has no bfloat16 \(w\); use \.safetensors"):
         write_arrays(tmp_path / "a.npz", arrays)
 
 
@@ -93,7 +93,7 @@ def test_the_order_of_two_kinds_is_not_guessed(tmp_path):
     params = random_params(stack)
     path = tmp_path / "a.weights.h5"
     write_arrays(path, to_keras(stack, params))
-    with pytest.raises(UserError, match="does not tell the order of layers/bidirectional, "):
+    with pytest.raises(UserError, match="does not store the order of layers/bidirectional, "):
         read_arrays(path)
     layer, back = from_keras(read_arrays(path, "layers/bidirectional"))
     assert layer.layers[0][1] == Bidirectional(LSTMCell(2))
@@ -224,7 +224,10 @@ def test_pickles_are_refused(tmp_path):
             with pytest.raises(UserError, match=r"may be, pickles.*save the arrays as \.safetens"):
                 function(tmp_path / name)
     np.savez(tmp_path / "a.npz", w=np.array([{}], dtype=object))
-    with pytest.raises(UserError, match=r"a\.npz: no readable \.npz file: Object arrays"):
+    with pytest.raises(
+        UserError,
+        match=r"a\.npz: not a readable \.npz file: w.npy holds Python objects, that is a pickle",
+    ):
         read_arrays(tmp_path / "a.npz")
 
 
@@ -234,17 +237,17 @@ def test_damaged_missing_and_unknown_files_are_named(tmp_path):
         with pytest.raises(UserError, match=rf"a\{suffix}: no such file"):
             read_arrays(path)
         path.write_bytes(b"nothing of the kind")
-        with pytest.raises(UserError, match=rf"a\{suffix}: no readable \{suffix} file: "):
+        with pytest.raises(UserError, match=rf"a\{suffix}: not a readable \{suffix} file: "):
             read_arrays(path)
     with zipfile.ZipFile(tmp_path / "a.keras", "w") as file:
         file.writestr("config.json", "{}")
-    with pytest.raises(UserError, match=r"a\.keras: no readable \.keras file: "):
+    with pytest.raises(UserError, match=r"a\.keras: not a readable \.keras file: "):
         read_arrays(tmp_path / "a.keras")
     with pytest.raises(UserError, match=r"a\.txt: unknown kind of file; expected one of \.safeten"):
         read_arrays(tmp_path / "a.txt")
     with pytest.raises(UserError, match=r"a\.keras: unknown kind of file; expected one of"):
         write_arrays(tmp_path / "a.keras", ARRAYS)
-    with pytest.raises(UserError, match=r"a\.npz: cannot be written: No such file or directory"):
+    with pytest.raises(UserError, match=r"a\.npz: cannot be written: no folder "):
         write_arrays(tmp_path / "no" / "a.npz", ARRAYS)
     with pytest.raises(UserError, match=r"h5 is for arrays of Keras layers, .* got a/w"):
         write_arrays(tmp_path / "a.weights.h5", ARRAYS)

@@ -1,0 +1,137 @@
+"""What readers and writers of files share: one-line errors, bounded memory, whole files.
+
+A file is read as data and nothing else: nothing is unpickled, no other file is opened, and arrays
+take no more memory than :func:`check_room` allows for a file of its size.
+"""
+
+import contextlib
+import importlib
+import os
+import pathlib
+import secrets
+import zipfile
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from lstm_jax.errors import UserError
+
+ALWAYS = 256 * 2**20
+PER_BYTE = 64
+LONGEST = 600  # characters of a message: names in it may come from a hostile file
+
+
+def one_line(message: Any) -> str:
+    """A message as one printable line; a long one is shortened in the middle.
+
+    >>> one_line("no array\\n  is named \\x1b[2J")
+    'no array is named \\\\x1b[2J'
+    """
+    line = " ".join(str(message).split())
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 105]} ... {line[-100:]}"
+
+
+@contextlib.contextmanager
+def readable(path: pathlib.Path, kind: str) -> Iterator[None]:
+    """Checks that ``path`` is a file; every error while it is read becomes a :class:`UserError`.
+
+    Args:
+      path: the file.
+      kind: what it is expected to be, for messages.
+    """
+    try:
+        if path.is_dir():
+            raise UserError(one_line(f"{path}: is a folder; expected a {kind}"))
+        if not path.is_file():
+            raise UserError(one_line(f"{path}: no such file"))
+        yield
+    except UserError:
+        raise
+    except OSError as error:
+        reason = error.strerror or error
+        what = "cannot be read" if error.errno else f"not a readable {kind}"
+        raise UserError(one_line(f"{path}: {what}: {reason}")) from error
+    except Exception as error:  # every format and library has errors of its own
+        reason = str(error) or type(error).__name__
+        raise UserError(one_line(f"{path}: not a readable {kind}: {reason}")) from error
+
+
+def check_room(needed: int, size: int) -> None:
+    """Raises where arrays are far larger than the file that declares them.
+
+    Trained weights hardly shrink when they are compressed; a file that declares far more than it
+    holds is damaged, or made to fill the memory.
+
+    Args:
+      needed: the bytes that the arrays take in memory.
+      size: the bytes of the file.
+
+    >>> check_room(2**40, 10_000)
+    Traceback (most recent call last):
+    ValueError: a file of 10000 bytes declares 1099511627776 bytes of arrays; expected at most ...
+    """
+    most = ALWAYS + PER_BYTE * size
+    if needed > most:
+        raise ValueError(
+            f"a file of {size} bytes declares {needed} bytes of arrays; expected at most {most}"
+        )
+
+
+def zip_members(file: zipfile.ZipFile) -> list[str]:
+    """Names of a zip file's members, which are read in memory and never extracted.
+
+    Raises:
+      ValueError: a name occurs twice, or the members are far larger than the file.
+    """
+    names = file.namelist()
+    for name in names:
+        if len(set(names)) < len(names) and names.count(name) > 1:
+            raise ValueError(f"{name} is in the file twice")
+    size = file.fp.seek(0, os.SEEK_END)  # type: ignore[union-attr]
+    check_room(sum(info.file_size for info in file.infolist()), size)
+    return names
+
+
+def needed(module: str, path: pathlib.Path) -> Any:
+    """A module that is only needed for one kind of file."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        raise UserError(f"{path}: needs the package {package}: pip install {package}") from error
+
+
+def native(array: np.ndarray) -> np.ndarray:
+    """An array with memory of its own, in the byte order of this machine.
+
+    >>> native(np.ones(2, ">f4")).dtype
+    dtype('float32')
+    """
+    return np.array(array, array.dtype.newbyteorder("="), order="C")
+
+
+def write_content(path: pathlib.Path, content: bytes) -> None:
+    """Writes a file as a whole: until it is complete, what was there before stays.
+
+    Raises:
+      UserError: the folder does not exist, the disk is full, or anything else prevents it.
+    """
+    target = pathlib.Path(os.path.realpath(path))
+    partial = target.with_name(f".{secrets.token_hex(8)}.partial")
+    try:
+        if target.exists() and not target.is_file():
+            raise UserError(one_line(f"{path}: cannot be written: it is not a regular file"))
+        if not target.parent.is_dir():
+            raise UserError(one_line(f"{path}: cannot be written: no folder {path.parent}"))
+        try:
+            partial.write_bytes(content)
+            partial.replace(target)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(one_line(f"{path}: cannot be written: {reason}")) from error
