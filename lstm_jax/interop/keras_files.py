@@ -7,6 +7,7 @@ neither the layers' order nor their options.  Keras 2, and the legacy ``.h5`` of
 model ``model_config``, the same JSON as ``config.json``.
 """
 
+import importlib
 import io
 import json
 import pathlib
@@ -81,8 +82,7 @@ def _datasets_of(file: Any) -> dict[str, Any]:
     Raises:
       ValueError: something is a link to somewhere else, or is linked twice.
     """
-    import h5py
-
+    h5py = importlib.import_module("h5py")
     found: dict[str, Any] = {}
     seen: set[int] = set()
     waiting = [("", file)]
