@@ -2,6 +2,7 @@
 
 One module a cell, for ``flax.linen.RNN`` and ``flax.linen.Bidirectional``, and modules that run
 whole sequences.  Parameters have the names and shapes that they have in the functional cells.
+Dropout and regularisers follow ``deterministic`` and the stream ``dropout`` as ``nn.Dropout`` does.
 """
 
 import functools
@@ -19,7 +20,8 @@ from lstm_jax.cells.activations import Activation
 from lstm_jax.cells.base import Initializer, check_size
 from lstm_jax.sequence.bidirectional import Merge
 from lstm_jax.sequence.layers import num_feature_axes
-from lstm_jax.sequence.protocol import check_cell
+from lstm_jax.sequence.protocol import check_cell, is_stochastic
+from lstm_jax.sequence.regularizers import single_step
 from lstm_jax.sequence.unroll import initial_state
 
 __all__ = [
@@ -97,6 +99,20 @@ def _boxed(one: _flax.Drawn) -> Any:
     return one.value if one.box is None else one.box.replace_boxed(one.value)
 
 
+# ---- dropout ----
+
+
+def _key(
+    module: Any, functional: Any, deterministic: bool | None, rng: jax.Array | None
+) -> jax.Array | None:
+    """The random key of one call; None where ``functional`` uses none, or deterministically."""
+    if not is_stochastic(functional):
+        return None
+    if nn.merge_param("deterministic", module.deterministic, deterministic):
+        return None
+    return module.make_rng("dropout") if rng is None else rng
+
+
 # ---- cells ----
 
 
@@ -153,15 +169,25 @@ class _Cell(nn.RNNCellBase):
 class Cell(_Cell):
     """Any functional cell as a cell for ``flax.linen.RNN``.
 
-    The module for a cell of one's own, or with a regulariser around it; the cells of
+    The module for a custom cell, or for one with a regulariser around it; the cells of
     :data:`lstm_jax.CELLS` have modules by their own names.  Parameters are the cell's, by the
     same names, and the carry is the cell's state.
+
+    A regulariser is switched and seeded as an ``nn.Dropout`` inside the cell would be, with the
+    stream ``dropout``, which ``flax.linen.RNN`` has to pass on.  With
+    ``nn.RNN(cell, split_rngs={"params": False, "dropout": True})`` every step has noise of its own
+    (:class:`lstm_jax.sequence.Zoneout` and :class:`lstm_jax.sequence.RecurrentDropout` want that);
+    ``"dropout": False`` uses one key for all steps of a sequence, which
+    :class:`lstm_jax.sequence.VariationalDropout` and :class:`lstm_jax.sequence.DropConnect` want.
+    :class:`Stack` does the right thing for each.
 
     Attributes:
       cell: a functional cell, such as ``lstm_jax.LSTMCell(4)``, whose parameters are a flat
         dict of arrays.
       carry_init: draws each array of the first carry; None for the cell's own initial state,
         which is zeros or learned.
+      deterministic: whether the noise of regularisers is off; where there is a regulariser, it
+        must be given here or to the call.
 
     Raises:
       TypeError, ValueError: ``cell`` is no cell, its parameters are no flat dict of arrays, or
@@ -179,10 +205,42 @@ class Cell(_Cell):
 
     cell: Any
     carry_init: Initializer | None = None
+    deterministic: bool | None = None
 
     def __post_init__(self):
         check_cell("cell", self.cell)
         super().__post_init__()
+
+    @nn.compact
+    def __call__(
+        self,
+        carry: Any,
+        inputs: jax.Array,
+        *,
+        deterministic: bool | None = None,
+        rng: jax.Array | None = None,
+    ) -> tuple[Any, jax.Array]:
+        """One step: ``(carry, y)``.
+
+        Args:
+          carry: the cell's state before the step.
+          inputs: ``[..., D]``.
+          deterministic: see the class.
+          rng: a random key for the noise of regularisers; from the stream ``dropout`` if None.
+
+        Returns:
+          The state after the step, and the output ``[..., H]``.
+
+        Raises:
+          ValueError: there is a regulariser, and ``deterministic`` is given neither here nor to
+            the class, or to both.
+          flax.errors.InvalidRngError: a regulariser needs the stream ``dropout``, and there is
+            none.
+        """
+        key = _key(self, self.cell, deterministic, rng)
+        return single_step(
+            self.cell, _params(self, self.cell, inputs.shape[-1]), carry, inputs, key
+        )
 
 
 class _Named(_Cell):
@@ -449,6 +507,7 @@ class _Sequence(nn.Module):
         reverse: bool | None = None,
         keep_order: bool | None = None,
         deterministic: bool | None = None,
+        rng: jax.Array | None = None,
     ) -> Any:
         """The layer over a sequence; the arguments are those of ``flax.linen.RNN``, and some more.
 
@@ -466,19 +525,21 @@ class _Sequence(nn.Module):
           reverse: whether time runs backwards, each row from its own last valid step.
           keep_order: see the class.
           deterministic: see the class.
+          rng: a random key for dropout and the noise of regularisers; from the stream ``dropout``
+            if None.
 
         Returns:
           The outputs, laid out as ``xs``; with ``return_carry`` the pair ``(carry, outputs)``.
-          Arguments that are None are as the module was told.
+          Arguments that are None are as in the constructor.
 
         Raises:
           ValueError: ``xs`` lacks an axis or has another feature size than the parameters,
-            ``reverse`` is asked of a layer with directions of its own, or as in
-            :func:`lstm_jax.unroll`.
+            ``reverse`` is asked of a layer with directions of its own, there is dropout or a
+            regulariser and ``deterministic`` is given neither here nor to the class, or to both,
+            or as in :func:`lstm_jax.unroll`.
+          flax.errors.InvalidRngError: dropout or a regulariser needs the stream ``dropout``, and
+            there is none.
         """
-        deterministic = self.deterministic if deterministic is None else deterministic
-        if deterministic is None:
-            deterministic = not self.has_rng("dropout")
         layer, xs = self.functional, jnp.asarray(xs)
         _flax.check_axes(layer, xs, self.time_major if time_major is None else time_major)
         return _flax.over_sequence(
@@ -488,7 +549,7 @@ class _Sequence(nn.Module):
             initial_carry,
             seq_lengths=seq_lengths,
             resets=resets,
-            key=None if deterministic else self.make_rng("dropout"),
+            key=_key(self, layer, deterministic, rng),
             time_major=self.time_major if time_major is None else time_major,
             reverse=reverse,
             keep_order=self.keep_order if keep_order is None else keep_order,
@@ -508,8 +569,8 @@ class Stack(_Sequence):
         their inputs; otherwise they come in the order in which they were computed, each
         row's last step first, and padding stays behind, as in ``flax.linen.RNN``.
       return_carry: whether calls return the last states, too.
-      deterministic: whether dropout and what regularisers draw is switched off; None for
-        off just where ``apply`` is given no stream ``dropout``.
+      deterministic: whether dropout and the noise of regularisers are off; where there are any,
+        it must be given here or to the call, as in ``nn.Dropout``.
 
     Raises:
       TypeError: ``layer`` is no layer.
@@ -550,7 +611,8 @@ class LSTM(_Sequence):
       cell: the kind of cell: a name in :data:`lstm_jax.CELLS`, a functional class, any function
         that makes a functional cell, or a tuple with one for each layer.  Options of a cell
         go in with it: ``functools.partial(lstm_jax.LSTMCell, forget_bias=2.0)``.
-      dropout: probability with which outputs between layers are zeroed; see ``deterministic``.
+      dropout: probability with which outputs between layers are zeroed, switched and seeded as
+        ``nn.Dropout`` is; see ``deterministic``.
       merge: how both directions' outputs become one: ``"concat"``, ``"sum"``, ``"mean"``,
         ``"product"`` or a function.
       connections: ``"plain"``, ``"residual"`` or ``"skip"``, as in

@@ -1,7 +1,8 @@
 """Flax nnx modules over the cells: they hold the parameters, the cells do the arithmetic.
 
 One module a cell, for ``flax.nnx.RNN`` and ``flax.nnx.Bidirectional``, and modules that run
-whole sequences.  Their states hold ``nnx.Param`` and nothing else.
+whole sequences.  Their states hold ``nnx.Param``, and the random stream of those with dropout or
+a regulariser, which follow ``deterministic`` as ``nnx.Dropout`` does.
 """
 
 import dataclasses
@@ -19,7 +20,8 @@ from lstm_jax.cells.activations import Activation
 from lstm_jax.cells.base import Initializer, check_size
 from lstm_jax.sequence.bidirectional import Merge
 from lstm_jax.sequence.layers import num_feature_axes
-from lstm_jax.sequence.protocol import check_cell
+from lstm_jax.sequence.protocol import check_cell, is_stochastic
+from lstm_jax.sequence.regularizers import single_step
 from lstm_jax.sequence.unroll import initial_state
 
 __all__ = [
@@ -47,6 +49,7 @@ __all__ = [
 ]
 
 Metadata = Mapping[str, Any]
+RandomSource = nnx.Rngs | nnx.RngStream | jax.Array  # what nnx.Dropout takes at a call
 NO_METADATA: Metadata = MappingProxyType({})
 
 # ---- holding parameters ----
@@ -106,51 +109,78 @@ def _boxed(box: Any, value: jax.Array) -> Any:
     return dataclasses.replace(box, raw_value=value)
 
 
+# ---- dropout ----
+
+
+class _Stochastic(_Holder):
+    """A holder whose dropout and regularisers are switched and seeded as ``nnx.Dropout`` is."""
+
+    deterministic: bool | None = False
+    rngs: nnx.RngStream | None = None
+
+    def _hold_stream(self, functional: Any, deterministic: bool | None, rngs: nnx.Rngs) -> None:
+        """Keeps ``deterministic``, and a stream of its own where ``functional`` is stochastic."""
+        self.deterministic = deterministic
+        has_stream = "dropout" in rngs or "default" in rngs
+        keeps = has_stream and is_stochastic(functional)
+        self.rngs = rngs.dropout.fork() if keeps else nnx.data(None)
+
+    def _key(
+        self, functional: Any, deterministic: bool | None, rngs: RandomSource | None
+    ) -> jax.Array | None:
+        """The random key of one call; None where ``functional`` uses none, or deterministically."""
+        if not is_stochastic(functional):
+            return None
+        kind = type(self).__name__
+        deterministic = self.deterministic if deterministic is None else deterministic
+        if deterministic is None:
+            raise ValueError(
+                f"deterministic must be given to {kind} or to its call, or be set with train() or "
+                "eval(), got None"
+            )
+        if deterministic:
+            return None
+        rngs = self.rngs if rngs is None else rngs
+        if isinstance(rngs, nnx.Rngs):
+            return rngs.dropout()
+        if isinstance(rngs, nnx.RngStream):
+            return rngs()
+        if isinstance(rngs, jax.Array):
+            return rngs
+        if rngs is None:
+            raise ValueError(
+                f"rngs must have a stream 'dropout' (or 'default') where {kind} is constructed, "
+                "or be given to its call, since deterministic is False and there is dropout"
+            )
+        raise TypeError(
+            f"rngs must be nnx.Rngs, nnx.RngStream or a random key, got {type(rngs).__name__}"
+        )
+
+    def set_view(self, deterministic: bool | None = None) -> None:
+        """Used by ``nnx.view``.
+
+        Args:
+          deterministic: if True, dropout and the noise of regularisers are switched off.
+        """
+        if deterministic is not None:
+            self.deterministic = deterministic
+
+
 # ---- cells ----
 
 
-class Cell(_Holder, nnx.RNNCellBase):
-    """Any functional cell as a cell for ``flax.nnx.RNN``.
-
-    The module for a cell of one's own, or with a regulariser around it; the cells of
-    :data:`lstm_jax.CELLS` have modules by their own names.  Parameters are the cell's, by the
-    same names, and the carry is the cell's state.
-
-    Args:
-      in_features: D.
-      cell: a functional cell, such as ``lstm_jax.LSTMCell(4)``, whose parameters are a flat
-        dict of arrays.
-      carry_init: draws each array of the first carry, from the stream ``carry``; None for the
-        cell's own initial state, which is zeros or learned.
-      kernel_metadata: metadata of the parameters that ``kernel_init`` drew, such as
-        ``{"out_sharding": (None, "model")}``.
-      recurrent_kernel_metadata: the same for ``recurrent_kernel_init``.
-      bias_metadata: the same for ``bias_init``.
-      rngs: its stream ``params`` draws the parameters.
-
-    Raises:
-      TypeError, ValueError: ``in_features`` is no positive integer, ``cell`` no cell, its
-        parameters are no flat dict of arrays, or one of them has the name of an attribute of
-        the module.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> import lstm_jax
-      >>> from flax import nnx
-      >>> cell = Cell(3, lstm_jax.CELLS["lstm"](4), rngs=nnx.Rngs(0))
-      >>> nnx.RNN(cell)(jnp.ones((2, 5, 3))).shape  # [B, T, D] to [B, T, H]
-      (2, 5, 4)
-    """
+class _Cell(_Holder, nnx.RNNCellBase):
+    """A module that runs ``self.cell``."""
 
     def __init__(
         self,
         in_features: int,
         cell: Any,
         *,
-        carry_init: Initializer | None = None,
-        kernel_metadata: Metadata = NO_METADATA,
-        recurrent_kernel_metadata: Metadata = NO_METADATA,
-        bias_metadata: Metadata = NO_METADATA,
+        carry_init: Initializer | None,
+        kernel_metadata: Metadata,
+        recurrent_kernel_metadata: Metadata,
+        bias_metadata: Metadata,
         rngs: nnx.Rngs,
     ):
         check_cell("cell", cell)
@@ -205,6 +235,106 @@ class Cell(_Holder, nnx.RNNCellBase):
         return num_feature_axes(self.cell)
 
 
+class Cell(_Stochastic, _Cell):
+    """Any functional cell as a cell for ``flax.nnx.RNN``.
+
+    The module for a custom cell, or for one with a regulariser around it; the cells of
+    :data:`lstm_jax.CELLS` have modules by their own names.  Parameters are the cell's, by the
+    same names, and the carry is the cell's state.
+
+    A regulariser is switched and seeded as an ``nnx.Dropout`` inside the cell would be: each call
+    takes one key from the stream ``dropout`` unless ``deterministic``.  So in ``flax.nnx.RNN``
+    every step has noise of its own (:class:`lstm_jax.sequence.Zoneout` and
+    :class:`lstm_jax.sequence.RecurrentDropout` want that);
+    ``nnx.RNN(cell, broadcast_rngs="dropout")`` uses one key for all steps of a sequence, which
+    :class:`lstm_jax.sequence.VariationalDropout` and :class:`lstm_jax.sequence.DropConnect` want.
+    :class:`Stack` does the right thing for each.
+
+    Args:
+      in_features: D.
+      cell: a functional cell, such as ``lstm_jax.LSTMCell(4)``, whose parameters are a flat
+        dict of arrays.
+      carry_init: draws each array of the first carry, from the stream ``carry``; None for the
+        cell's own initial state, which is zeros or learned.
+      deterministic: whether the noise of regularisers is off; set by ``train()``, ``eval()`` and
+        ``nnx.view``.
+      kernel_metadata: metadata of the parameters that ``kernel_init`` drew, such as
+        ``{"out_sharding": (None, "model")}``.
+      recurrent_kernel_metadata: the same for ``recurrent_kernel_init``.
+      bias_metadata: the same for ``bias_init``.
+      rngs: its stream ``params`` draws the parameters; where there is a regulariser, a fork of
+        its stream ``dropout`` is kept for the noise.
+
+    Raises:
+      TypeError, ValueError: ``in_features`` is no positive integer, ``cell`` no cell, its
+        parameters are no flat dict of arrays, or one of them has the name of an attribute of
+        the module.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import lstm_jax
+      >>> from flax import nnx
+      >>> zoneout = lstm_jax.sequence.Zoneout(lstm_jax.LSTMCell(4))
+      >>> rnn = nnx.RNN(Cell(3, zoneout, rngs=nnx.Rngs(0)))
+      >>> first, second = (rnn(jnp.ones((2, 5, 3))) for _ in range(2))  # [B, T, D] to [B, T, H]
+      >>> first.shape, bool((first == second).all())
+      ((2, 5, 4), False)
+      >>> rnn.eval()
+      >>> bool((rnn(jnp.ones((2, 5, 3))) == rnn(jnp.ones((2, 5, 3)))).all())
+      True
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        cell: Any,
+        *,
+        carry_init: Initializer | None = None,
+        deterministic: bool | None = False,
+        kernel_metadata: Metadata = NO_METADATA,
+        recurrent_kernel_metadata: Metadata = NO_METADATA,
+        bias_metadata: Metadata = NO_METADATA,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(
+            in_features,
+            cell,
+            carry_init=carry_init,
+            kernel_metadata=kernel_metadata,
+            recurrent_kernel_metadata=recurrent_kernel_metadata,
+            bias_metadata=bias_metadata,
+            rngs=rngs,
+        )
+        self._hold_stream(cell, deterministic, rngs)
+
+    def __call__(
+        self,
+        carry: Any,
+        inputs: jax.Array,
+        *,
+        deterministic: bool | None = None,
+        rngs: RandomSource | None = None,
+    ) -> tuple[Any, jax.Array]:
+        """One step: ``(carry, y)``.
+
+        Args:
+          carry: the cell's state before the step.
+          inputs: ``[..., D]``.
+          deterministic: overrides the attribute.
+          rngs: an ``nnx.Rngs`` (its stream ``dropout``), a stream or a key for the noise of
+            regularisers, instead of the module's own stream.
+
+        Returns:
+          The state after the step, and the output ``[..., H]``.
+
+        Raises:
+          ValueError: a regulariser needs ``rngs`` or ``deterministic``, and there is none.
+          TypeError: ``rngs`` is of another type.
+        """
+        key = self._key(self.cell, deterministic, rngs)
+        return single_step(self.cell, self.params, carry, inputs, key)
+
+
 class _Signature:
     """What ``inspect.signature`` says of a class (its instances are callable otherwise)."""
 
@@ -223,7 +353,7 @@ class _Signature:
         return own.replace(parameters=parameters)
 
 
-class _Named(Cell):
+class _Named(_Cell):
     """A cell made from its sizes and options.
 
     Args:
@@ -502,7 +632,7 @@ class ConvLSTMCell(_Named):
 # ---- whole sequences ----
 
 
-class Stack(_Holder):
+class Stack(_Stochastic):
     """Any functional layer over whole sequences.
 
     Args:
@@ -515,11 +645,14 @@ class Stack(_Holder):
         their inputs; otherwise they come in the order in which they were computed, each
         row's last step first, and padding stays behind, as in ``flax.nnx.RNN``.
       return_carry: whether calls return the last states, too.
+      deterministic: whether dropout and the noise of regularisers are off; set by ``train()``,
+        ``eval()`` and ``nnx.view``.
       kernel_metadata: metadata of the parameters that the cells' ``kernel_init`` drew, such
         as ``{"out_sharding": (None, "model")}``.
       recurrent_kernel_metadata: the same for ``recurrent_kernel_init``.
       bias_metadata: the same for ``bias_init``.
-      rngs: its stream ``params`` draws the parameters.
+      rngs: its stream ``params`` draws the parameters; where there is dropout or a regulariser,
+        a fork of its stream ``dropout`` is kept, as in ``nnx.Dropout``.
 
     Raises:
       TypeError, ValueError: ``in_features`` is no positive integer or ``layer`` no layer.
@@ -541,6 +674,7 @@ class Stack(_Holder):
         time_major: bool = False,
         keep_order: bool = False,
         return_carry: bool = False,
+        deterministic: bool | None = False,
         kernel_metadata: Metadata = NO_METADATA,
         recurrent_kernel_metadata: Metadata = NO_METADATA,
         bias_metadata: Metadata = NO_METADATA,
@@ -557,6 +691,7 @@ class Stack(_Holder):
             "bias_init": bias_metadata,
         }
         self._hold(_drawn(self.layer, in_features, rngs, metadata))
+        self._hold_stream(self.layer, deterministic, rngs)
 
     def __call__(
         self,
@@ -569,9 +704,10 @@ class Stack(_Holder):
         time_major: bool | None = None,
         reverse: bool | None = None,
         keep_order: bool | None = None,
-        rngs: nnx.Rngs | nnx.RngStream | None = None,
+        deterministic: bool | None = None,
+        rngs: RandomSource | None = None,
     ) -> Any:
-        """The layer over a sequence; the arguments are those of ``flax.nnx.RNN``, and ``resets``.
+        """The layer over a sequence, with the arguments of ``flax.nnx.RNN`` and some more.
 
         Args:
           xs: ``[..., T, D]``, or ``[T, ..., D]`` where ``time_major``.
@@ -585,19 +721,24 @@ class Stack(_Holder):
           time_major: see the class.
           reverse: whether time runs backwards, each row from its own last valid step.
           keep_order: see the class.
-          rngs: an ``nnx.Rngs``, whose stream ``dropout`` switches on dropout and what
-            regularisers draw.  (A bare stream, as ``flax.nnx.Bidirectional`` hands on for
-            carries, does not.)
+          deterministic: overrides the attribute.
+          rngs: an ``nnx.Rngs`` (its stream ``dropout``), a stream or a key for dropout and the
+            noise of regularisers, instead of the module's own stream.  A stream ``carry``, which
+            ``flax.nnx.Bidirectional`` passes, does not count.
 
         Returns:
           The outputs, laid out as ``xs``; with ``return_carry`` the pair ``(carry, outputs)``.
-          Arguments that are None are as the module was told.
+          Arguments that are None are as in the constructor.
 
         Raises:
           ValueError: ``xs`` lacks an axis or has another feature size than the parameters,
-            ``reverse`` is asked of a layer with directions of its own, or as in
+            ``reverse`` is asked of a layer with directions of its own, dropout or a regulariser
+            needs ``rngs`` or ``deterministic`` and there is none, or as in
             :func:`lstm_jax.unroll`.
+          TypeError: ``rngs`` is of another type.
         """
+        if isinstance(rngs, nnx.RngStream) and rngs.tag == "carry":
+            rngs = None
         return _flax.over_sequence(
             self.layer,
             self.params,
@@ -605,7 +746,7 @@ class Stack(_Holder):
             initial_carry,
             seq_lengths=seq_lengths,
             resets=resets,
-            key=rngs.dropout() if isinstance(rngs, nnx.Rngs) else None,
+            key=self._key(self.layer, deterministic, rngs),
             time_major=self.time_major if time_major is None else time_major,
             reverse=reverse,
             keep_order=self.keep_order if keep_order is None else keep_order,
@@ -625,8 +766,8 @@ class LSTM(Stack):
       cell: the kind of cell: a name in :data:`lstm_jax.CELLS`, a functional class, any function
         that makes a functional cell, or a tuple with one for each layer.  Options of a cell
         go in with it: ``functools.partial(lstm_jax.LSTMCell, forget_bias=2.0)``.
-      dropout: probability with which outputs between layers are zeroed, in calls that are
-        given ``rngs``.
+      dropout: probability with which outputs between layers are zeroed, switched and seeded as
+        ``nnx.Dropout`` is; see ``deterministic`` and ``rngs``.
       merge: how both directions' outputs become one: ``"concat"``, ``"sum"``, ``"mean"``,
         ``"product"`` or a function.
       connections: ``"plain"``, ``"residual"`` or ``"skip"``, as in
@@ -642,7 +783,7 @@ class LSTM(Stack):
       kernel_init: draws each gate's input weights.
       recurrent_kernel_init: draws each gate's recurrent weights.
       bias_init: draws each gate's bias.
-      time_major, keep_order, return_carry, rngs: as in :class:`Stack`.
+      time_major, keep_order, return_carry, deterministic, rngs: as in :class:`Stack`.
       kernel_metadata, recurrent_kernel_metadata, bias_metadata: as in :class:`Stack`.
 
     Raises:
@@ -673,6 +814,7 @@ class LSTM(Stack):
         keep_order: bool = False,
         time_major: bool = False,
         return_carry: bool = False,
+        deterministic: bool | None = False,
         engine: str = "auto",
         memory: str = "full",
         dtype: DTypeLike | None = None,
@@ -714,6 +856,7 @@ class LSTM(Stack):
             time_major=time_major,
             keep_order=keep_order,
             return_carry=return_carry,
+            deterministic=deterministic,
             kernel_metadata=kernel_metadata,
             recurrent_kernel_metadata=recurrent_kernel_metadata,
             bias_metadata=bias_metadata,

@@ -16,6 +16,7 @@ import lstm_jax.nnx
 from lstm_jax import cells, sequence
 from lstm_jax.linen import LSTM, Cell, GRUCell, LSTMCell, OdysseyLSTMCell, Stack
 from tests import oracle
+from tests.noisy import NOISY
 
 B, T, D, H = 3, 6, 4, 5
 KEY = jax.random.key(0)
@@ -151,7 +152,7 @@ class TestCell:
     def test_holds_a_regularised_cell(self):
         zoneout = sequence.Zoneout(lstm_jax.LSTMCell(H))
         variables = TestCells.variables
-        ys = nn.RNN(Cell(zoneout)).apply(variables, XS)
+        ys = nn.RNN(Cell(zoneout, deterministic=True)).apply(variables, XS)
         _, expected = lstm_jax.unroll(zoneout, variables["params"]["cell"], turned(XS))
         np.testing.assert_allclose(ys, turned(expected), atol=1e-6)
 
@@ -240,21 +241,6 @@ class TestLSTM:
         np.testing.assert_array_equal(ys, expected.apply(self.variables, XS))
         assert not np.allclose(ys, self.lstm.apply(self.variables, XS))
 
-    def test_dropout_goes_by_its_stream(self):
-        lstm = LSTM(H, num_layers=2, dropout=0.5)
-        rngs = {"dropout": jax.random.key(3)}
-        quiet = self.lstm.apply(self.variables, XS)
-        np.testing.assert_array_equal(lstm.apply(self.variables, XS), quiet)
-        noisy = lstm.apply(self.variables, XS, rngs=rngs)
-        assert not np.allclose(noisy, quiet)
-        np.testing.assert_array_equal(lstm.apply(self.variables, XS, rngs=rngs), noisy)
-        for module, told in ((lstm, {"deterministic": True}), (lstm.copy(deterministic=True), {})):
-            np.testing.assert_array_equal(
-                module.apply(self.variables, XS, rngs=rngs, **told), quiet
-            )
-        with pytest.raises(Exception, match="dropout"):
-            lstm.apply(self.variables, XS, deterministic=False)
-
     def test_mistakes_are_named_as_they_were_made(self):
         with pytest.raises(ValueError, match=r"xs must be \[\.\.\., T, D\], got shape \(4,\)"):
             self.lstm.apply(self.variables, jnp.zeros(D))
@@ -273,6 +259,196 @@ def test_a_stack_equals_the_functional_layer():
     chex.assert_trees_all_equal((carry, turned(ys)), expected)
     with pytest.raises(TypeError, match="layer must be a cell"):
         Stack(nn.Dense(3))
+
+
+def modules(kind, rate, **options):
+    """Pairs of a module and the arguments of a call: Flax's dropout first."""
+    yield nn.Dropout(rate, **options), (XS,)
+    thing = NOISY[kind](rate)
+    yield Stack(thing, **options), (XS,)
+    if not hasattr(thing, "apply"):
+        carry = jax.tree.map(jnp.ones_like, thing.zero_state((B,)))
+        yield Cell(thing, **options), (carry, XS[:, 0])
+
+
+def output(result):
+    return result[1] if isinstance(result, tuple) else result
+
+
+def outcome(module, args, rngs, **given):
+    """Whether a call adds noise, or how it fails; initialised first with the same streams."""
+    variables = module.copy(deterministic=True).init({"params": KEY, "dropout": KEY}, *args)
+    results = []
+    for call in (
+        lambda: module.init_with_output({"params": KEY} | rngs, *args, **given)[0],
+        lambda: module.apply(variables, *args, rngs=rngs, **given),
+    ):
+        try:
+            ys = output(call())
+        except (ValueError, errors.InvalidRngError) as error:
+            results.append((type(error), "deterministic" in str(error), "dropout" in str(error)))
+        else:
+            quiet = module.copy(deterministic=True).apply(variables, *args)
+            results.append(bool((ys != output(quiet)).any()))
+    return results
+
+
+class TestDropout:
+    """Ours against Flax's in the same place: which calls are noisy or fail."""
+
+    @pytest.mark.parametrize("built_with", [None, False, True])
+    def test_every_call_does_what_flaxs_does(self, built_with):
+        (theirs, *layer), (_, _, *cell) = (
+            modules(kind, 0.5, deterministic=built_with) for kind in ("dropout", "zoneout")
+        )
+        seen = set()
+        for called_with in (None, False, True):
+            for rngs in ({}, {"dropout": KEY}, {"params": KEY}, {"other": KEY}):
+                for rng in (None, jax.random.key(3)):
+                    given = {"rngs": rngs, "deterministic": called_with, "rng": rng}
+                    expected = outcome(*theirs, **given)
+                    for one in (*layer, *cell):
+                        assert outcome(*one, **given) == expected, (given, one)
+                    seen.add(str(expected))
+        assert len(seen) >= (2 if built_with else 4)  # noise, none, and failures
+
+    @pytest.mark.parametrize("kind", NOISY)
+    def test_every_regulariser_is_switched_as_flaxs_dropout(self, kind):
+        for deterministic, rngs, noisy in (
+            (False, {"dropout": KEY}, [True, True]),
+            (True, {"dropout": KEY}, [False, False]),
+            (False, {}, [True, (errors.InvalidRngError, False, True)]),
+        ):
+            for module, args in modules(kind, 0.5, deterministic=deterministic):
+                assert outcome(module, args, rngs) == noisy, (module, deterministic)
+
+    @pytest.mark.parametrize("kind", NOISY)
+    def test_rates_of_zero_need_nothing(self, kind):
+        """As in Flax's own attention."""
+        nn.MultiHeadDotProductAttention(1).init(KEY, XS)
+        _, *ours = modules(kind, 0.0)
+        for module, args in ours:
+            assert outcome(module, args, {}) == [False, False]
+        LSTM(H, 1, dropout=0.5).init(KEY, XS)  # nothing between
+
+    def test_noise_is_flaxs_dropout_between_the_layers(self):
+        lstm, key = LSTM(H, 2, dropout=0.5, time_major=True, deterministic=False), jax.random.key(3)
+        params = TestLSTM.variables["params"]
+        lower, upper = (layer for _, layer in lstm.functional.layers)
+        _, ys = lstm_jax.unroll(lower, params["layer_0"], turned(XS))
+        ys = nn.Dropout(0.5, deterministic=False).apply({}, ys, rng=jax.random.fold_in(key, 1))
+        _, ys = lstm_jax.unroll(upper, params["layer_1"], ys)
+        np.testing.assert_array_equal(lstm.apply({"params": params}, turned(XS), rng=key), ys)
+        rngs = {"dropout": key}
+        first, again = (lstm.apply({"params": params}, turned(XS), rngs=rngs) for _ in range(2))
+        np.testing.assert_array_equal(first, again)
+
+
+class Halved(nn.RNNCellBase):
+    """A cell of Flax's with dropout on its output."""
+
+    deterministic: bool | None = None
+
+    @nn.compact
+    def __call__(self, carry, x):
+        carry, y = nn.SimpleCell(H)(carry, x)
+        return carry, nn.Dropout(0.5, deterministic=self.deterministic)(y)
+
+    @nn.nowrap
+    def initialize_carry(self, rng, input_shape):
+        return jnp.zeros((*input_shape[:-1], H))
+
+    num_feature_axes = 1
+
+
+def halved(deterministic=None):
+    """The same cell of ours."""
+    cell = sequence.VariationalDropout(cells.RNNCell(H), 0.0, 0.0, output_rate=0.5)
+    return Cell(cell, deterministic=deterministic)
+
+
+class TestDropoutInFlaxsModules:
+    @pytest.mark.parametrize("cell", [Halved, halved])
+    def test_as_flax_splits_its_streams(self, cell):
+        rngs = {"dropout": jax.random.key(3)}
+        variables = nn.RNN(cell(deterministic=True)).init(KEY, XS)
+        for split, whole in ((True, False), (False, True)):
+            rnn = nn.RNN(cell(deterministic=False), split_rngs={"params": False, "dropout": split})
+            dropped = np.asarray(rnn.apply(variables, XS, rngs=rngs) == 0)
+            assert 0.3 < dropped.mean() < 0.7
+            assert (dropped == dropped[:, :1]).all() == whole
+        with pytest.raises(errors.InvalidRngError, match="dropout"):
+            nn.RNN(cell(deterministic=False)).apply(variables, XS, rngs=rngs)
+        with pytest.raises(ValueError, match="deterministic"):
+            nn.RNN(cell()).apply(variables, XS, rngs=rngs)
+        quiet = nn.RNN(cell(deterministic=True))
+        np.testing.assert_array_equal(
+            quiet.apply(variables, XS), quiet.apply(variables, XS, rngs=rngs)
+        )
+
+    @pytest.mark.parametrize("cell", [Halved, halved])
+    def test_both_directions(self, cell):
+        split = {"params": False, "dropout": True}
+        rnns = (nn.RNN(cell(deterministic=False), split_rngs=split) for _ in range(2))
+        model = nn.Bidirectional(*rnns)
+        variables = model.init({"params": KEY, "dropout": KEY}, XS)
+        first, second = (
+            model.apply(variables, XS, rngs={"dropout": jax.random.key(n)}) for n in range(2)
+        )
+        dropped = np.asarray(first == 0)
+        assert (dropped != np.asarray(second == 0)).any()
+        assert (dropped[..., :H] != dropped[..., H:]).any()
+
+    def test_layers_in_both_directions(self):
+        lstms = (LSTM(H, 2, dropout=0.5, deterministic=False) for _ in range(2))
+        model = nn.Bidirectional(*lstms)
+        variables = model.init({"params": KEY, "dropout": KEY}, XS)
+        first, second = (
+            model.apply(variables, XS, rngs={"dropout": jax.random.key(n)}) for n in range(2)
+        )
+        assert (first != second).any()
+        with pytest.raises(errors.InvalidRngError, match="dropout"):
+            model.apply(variables, XS)
+
+    def test_in_one_model_under_jit_grad_and_vmap(self):
+        class Both(nn.Module):
+            deterministic: bool
+
+            @nn.compact
+            def __call__(self, xs):
+                theirs = nn.Dropout(0.5)(xs, deterministic=self.deterministic)
+                ours = LSTM(H, 2, cell="rnn", dropout=0.5)(xs, deterministic=self.deterministic)
+                return theirs, ours
+
+        variables = Both(True).init(KEY, XS)
+
+        @jax.jit
+        def gradient(variables, key):
+            def loss(variables):
+                ys = Both(False).apply(variables, XS, rngs={"dropout": key})
+                return sum((y**2).sum() for y in ys), ys
+
+            return jax.grad(loss, has_aux=True)(variables)
+
+        key = jax.random.key(3)
+        gradients, ys = gradient(variables, key)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
+        chex.assert_trees_all_close(
+            ys, Both(False).apply(variables, XS, rngs={"dropout": key}), atol=1e-6
+        )
+        for y, other in zip(ys, gradient(variables, jax.random.key(4))[1], strict=True):
+            assert (y != other).any()
+
+        for split in (True, False):
+            members = nn.vmap(
+                Both,
+                in_axes=None,
+                axis_size=2,
+                variable_axes={"params": None},
+                split_rngs={"params": False, "dropout": split},
+            )
+            for y in jax.jit(members(False).apply)(variables, XS, rngs={"dropout": key}):
+                assert (y[0] != y[1]).any() == split
 
 
 class TestTransforms:

@@ -18,10 +18,12 @@ import lstm_jax
 from lstm_jax import cells, sequence
 from lstm_jax.nnx import LSTM, Cell, ConvLSTMCell, GRUCell, LSTMCell, OdysseyLSTMCell, Stack
 from tests import oracle
+from tests.noisy import NOISY
 
 B, T, D, H = 3, 6, 4, 5
 XS = jax.random.normal(jax.random.key(1), (B, T, D))
 LENGTHS = jnp.array([6, 4, 1])
+KEY = jax.random.key(2)
 VALID = np.arange(T) < np.asarray(LENGTHS)[:, None]
 
 
@@ -161,7 +163,7 @@ class TestCell:
 
     def test_holds_a_regularised_cell(self):
         zoneout = sequence.Zoneout(lstm_jax.LSTMCell(H))
-        cell = Cell(D, zoneout, rngs=nnx.Rngs(0))
+        cell = Cell(D, zoneout, deterministic=True, rngs=nnx.Rngs(0))
         _, expected = lstm_jax.unroll(zoneout, cell.params, turned(XS))
         np.testing.assert_allclose(nnx.RNN(cell)(XS), turned(expected), atol=1e-6)
 
@@ -172,8 +174,9 @@ class TestCell:
             Cell(D, Summing(2, nested=True), rngs=nnx.Rngs(0))
         with pytest.raises(ValueError, match="'cell' cannot name a parameter"):
             Cell(D, Summing(2, names=("w", "cell")), rngs=nnx.Rngs(0))
-        with pytest.raises(ValueError, match="'params' cannot name a parameter"):
-            Cell(D, Summing(2, names=("w", "params")), rngs=nnx.Rngs(0))
+        for name in ("params", "deterministic", "rngs"):
+            with pytest.raises(ValueError, match=f"'{name}' cannot name a parameter"):
+                Cell(D, Summing(2, names=("w", name)), rngs=nnx.Rngs(0))
 
 
 class TestLSTM:
@@ -263,14 +266,6 @@ class TestLSTM:
         assert lstm.layer_0.w_ih.dtype == jnp.bfloat16
         assert not lstm.layer_0.w_ih[...].any()
 
-    def test_dropout_needs_rngs(self):
-        lstm = LSTM(D, H, num_layers=2, dropout=0.5, rngs=nnx.Rngs(0))
-        np.testing.assert_array_equal(lstm(XS), self.lstm(XS))
-        key = nnx.Rngs(dropout=3).dropout()
-        _, expected = lstm.layer.apply(lstm.params, turned(XS), key=key)
-        np.testing.assert_array_equal(lstm(XS, rngs=nnx.Rngs(dropout=3)), turned(expected))
-        assert not np.allclose(expected, turned(self.lstm(XS)))
-
     def test_grids(self):
         """Time stands before the axes of space."""
         xs = jax.random.normal(jax.random.key(3), (B, T, 3, 3, 2))
@@ -334,6 +329,324 @@ class TestStack:
         )
         with pytest.raises(TypeError, match="layer must be a cell"):
             Stack(D, nnx.Linear(D, 2, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(0))
+
+
+def step(cell, xs, **call):
+    """The output of one step of a cell."""
+    carry = jax.tree.map(jnp.ones_like, cell.initialize_carry(xs[:, 0].shape))
+    return cell(carry, xs[:, 0], **call)[1]
+
+
+def theirs_and_ours(kind, rate, **options):
+    """Pairs of a module and the function that calls it: Flax's dropout first."""
+    rngs = options.setdefault("rngs", nnx.Rngs(params=0))
+    # Ours needs rngs for its parameters in any case; nnx.Dropout without a stream is given none.
+    without = {"rngs": None} if list(rngs) == ["params"] else {}
+    yield nnx.Dropout(rate, **options | without), nnx.Dropout.__call__
+    thing = NOISY[kind](rate)
+    yield Stack(D, thing, **options), Stack.__call__
+    if hasattr(thing, "step") and not hasattr(thing, "apply"):
+        yield Cell(D, thing, **options), step
+
+
+def outcome(module, call, *, rngs=None, **given):
+    """Which streams a call takes a key from, and whether it adds noise; or how it fails."""
+    own, stream = module.rngs, rngs.dropout if isinstance(rngs, nnx.Rngs) else rngs
+    streams = [one for one in (own, stream) if isinstance(one, nnx.RngStream)]
+    before = [int(one.count[...]) for one in streams]
+    try:
+        ys = call(module, XS, rngs=rngs, **given)
+    except (TypeError, ValueError) as error:
+        return type(error), [word for word in ("deterministic", "rngs") if word in str(error)][:1]
+    taken = [int(one.count[...]) - count for one, count in zip(streams, before, strict=True)]
+    quiet = call(module, XS, deterministic=True)
+    return taken, bool((ys != quiet).any())
+
+
+class TestDropout:
+    """Ours against Flax's in the same place: which calls are noisy, take a key or fail."""
+
+    @pytest.mark.parametrize("built_with", [None, False, True])
+    def test_every_call_does_what_flaxs_does(self, built_with):
+        streams = [{}, {"rngs": nnx.Rngs(0)}, {"rngs": nnx.Rngs(params=0, dropout=1)}]
+        seen = set()
+        for options in streams:
+            options["deterministic"] = built_with
+            (theirs, *layer), (_, _, *cell) = (
+                theirs_and_ours(kind, 0.5, **options) for kind in ("dropout", "zoneout")
+            )
+            for deterministic in (None, False, True):
+                for rngs in (
+                    None,
+                    nnx.Rngs(3),
+                    nnx.Rngs(dropout=3),
+                    nnx.RngStream(3, tag="dropout"),
+                    jax.random.key(3),
+                    3,
+                ):
+                    given = {"deterministic": deterministic, "rngs": rngs}
+                    expected = outcome(*theirs, **given)
+                    for one in (*layer, *cell):
+                        assert outcome(*one, **given) == expected, (options, given, one)
+                    seen.add(str(expected))
+        assert len(seen) >= 6  # noise from either stream or a key, none, and failures
+
+    @pytest.mark.parametrize("kind", NOISY)
+    def test_every_regulariser_is_switched_as_flaxs_dropout(self, kind):
+        for rngs, deterministic, noisy in (
+            (nnx.Rngs(0), False, ([1], True)),
+            (nnx.Rngs(0), True, ([0], False)),
+            (nnx.Rngs(params=0), False, (ValueError, ["deterministic"])),
+            (nnx.Rngs(params=0), True, ([], False)),
+        ):
+            for module, call in theirs_and_ours(kind, 0.5, deterministic=deterministic, rngs=rngs):
+                assert outcome(module, call) == noisy, (module, deterministic)
+
+    @pytest.mark.parametrize("kind", NOISY)
+    def test_rates_of_zero_take_no_key(self, kind):
+        for module, call in theirs_and_ours(kind, 0.0, rngs=nnx.Rngs(0)):
+            streams = [] if module.rngs is None else [0]
+            assert outcome(module, call) == (streams, False)
+            assert outcome(module, call, rngs=nnx.Rngs(1)) == ([*streams, 0], False)
+
+    def test_deterministic_is_needed_only_where_there_is_dropout(self):
+        """As in Flax's own attention."""
+        attention = nnx.MultiHeadAttention(1, D, deterministic=None, decode=False, rngs=nnx.Rngs(0))
+        attention(XS)
+        LSTM(D, H, 2, deterministic=None, rngs=nnx.Rngs(0))(XS)
+        LSTM(D, H, 1, dropout=0.5, deterministic=None, rngs=nnx.Rngs(0))(XS)  # nothing between
+
+    def test_modules_without_noise_keep_no_stream(self):
+        for rate in (0.0, 0.5):
+            for kind in ("dropout", "both_directions", "zoneout"):
+                _, (stack, _), *_ = theirs_and_ours(kind, rate, rngs=nnx.Rngs(0))
+                assert bool(jax.tree.leaves(nnx.state(stack, nnx.RngState))) == bool(rate)
+
+    def test_parameters_do_not_depend_on_the_rate(self):
+        noisy, quiet = (LSTM(D, H, 2, dropout=rate, rngs=nnx.Rngs(0)) for rate in (0.5, 0.0))
+        chex.assert_trees_all_equal(noisy.params, quiet.params)
+
+    def test_noise_is_flaxs_dropout_between_the_layers(self):
+        lstm, key = LSTM(D, H, 2, dropout=0.5, time_major=True, rngs=nnx.Rngs(0)), KEY
+        lower, upper = (lstm.layer.layers[n][1] for n in range(2))
+        _, ys = lstm_jax.unroll(lower, lstm.params["layer_0"], turned(XS))
+        ys = nnx.Dropout(0.5)(ys, rngs=jax.random.fold_in(key, 1))
+        _, ys = lstm_jax.unroll(upper, lstm.params["layer_1"], ys)
+        np.testing.assert_array_equal(lstm(turned(XS), rngs=key), ys)
+
+    def test_custom_layers_are_given_a_key(self):
+        class Noise:
+            hidden_size = output_size = D
+
+            def init(self, key, input_size):
+                return {}
+
+            def zero_state(self, batch_shape=()):
+                return ()
+
+            def apply(self, params, xs, state=None, *, key=None, **rows):
+                return (), xs if key is None else xs + jax.random.normal(key, xs.shape)
+
+        stack = Stack(D, Noise(), rngs=nnx.Rngs(0))
+        assert not np.allclose(stack(XS), XS)
+        stack.eval()
+        np.testing.assert_array_equal(stack(XS), XS)
+
+    def test_messages(self):
+        lstm = LSTM(D, H, 2, dropout=0.5, deterministic=None, rngs=nnx.Rngs(params=0))
+        with pytest.raises(ValueError, match=r"deterministic must be given to LSTM or to its call"):
+            lstm(XS)
+        with pytest.raises(
+            ValueError, match=r"rngs must have a stream 'dropout'.*deterministic is"
+        ):
+            lstm(XS, deterministic=False)
+        with pytest.raises(TypeError, match=r"rngs must be nnx.Rngs, .* or a random key, got int"):
+            lstm(XS, deterministic=False, rngs=3)
+
+
+class Halved(nnx.RNNCellBase):
+    """A cell of Flax's with dropout on its output."""
+
+    def __init__(self, rngs):
+        self.cell = nnx.SimpleCell(D, H, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, carry, x):
+        carry, y = self.cell(carry, x)
+        return carry, self.dropout(y)
+
+    def initialize_carry(self, input_shape, rngs=None, carry_init=None):
+        return jnp.zeros((*input_shape[:-1], H))
+
+    num_feature_axes = 1
+
+
+def halved(rngs):
+    """The same cell of ours."""
+    cell = sequence.VariationalDropout(cells.RNNCell(H), 0.0, 0.0, output_rate=0.5)
+    return Cell(D, cell, rngs=rngs)
+
+
+class SideBySide(nnx.Module):
+    """Flax's dropout and ours in one model: as layers, and inside cells of Flax's RNN."""
+
+    def __init__(self, rngs, **rnn):
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.lstm = LSTM(D, H, 2, cell="rnn", dropout=0.5, rngs=rngs)
+        self.theirs = nnx.RNN(Halved(rngs), **rnn)
+        self.ours = nnx.RNN(halved(rngs), **rnn)
+
+    def __call__(self, xs):
+        return {
+            "dropout": self.dropout(xs),
+            "lstm": self.lstm(xs),
+            "theirs": self.theirs(xs),
+            "ours": self.ours(xs),
+        }
+
+    def counts(self):
+        """How often each of the four took a key."""
+        streams = (self.dropout, self.lstm, self.theirs.cell.dropout, self.ours.cell)
+        return [int(one.rngs.count[...].max()) for one in streams]
+
+
+def differ(one, other):
+    return {name: bool((ys != other[name]).any()) for name, ys in one.items()}
+
+
+ALL, NONE = ({name: on for name in ("dropout", "lstm", "theirs", "ours")} for on in (True, False))
+
+
+class TestDropoutBesideFlaxs:
+    def test_train_eval_view_and_set_attributes(self):
+        model = SideBySide(nnx.Rngs(0))
+        assert differ(model(XS), model(XS)) == ALL
+        model.eval()
+        assert differ(model(XS), model(XS)) == NONE
+        assert model.counts() == [2, 2, 2 * T, 2 * T]
+        noisy = nnx.view(model, deterministic=False)
+        assert differ(noisy(XS), noisy(XS)) == ALL
+        assert differ(model(XS), model(XS)) == NONE
+        model.train()
+        assert differ(model(XS), model(XS)) == ALL
+        model.set_attributes(deterministic=True)
+        assert differ(model(XS), model(XS)) == NONE
+        model.set_attributes(nnx.Any(nnx.Dropout, LSTM, Cell), deterministic=None)
+        for layer in (model.dropout, model.lstm, model.theirs, model.ours):
+            with pytest.raises(ValueError, match="deterministic"):
+                layer(XS)
+        assert nnx.view_info(model).count("deterministic: bool | None = None") == 3
+
+    def test_jit_and_grad(self):
+        @nnx.jit
+        def train(model):
+            def loss(model):
+                ys = model(XS)
+                return sum((y**2).sum() for y in ys.values()), ys
+
+            return nnx.grad(loss, has_aux=True)(model)
+
+        model, eager = SideBySide(nnx.Rngs(0)), SideBySide(nnx.Rngs(0))
+        gradient, first = train(model)
+        _, second = train(model)
+        assert differ(first, second) == ALL
+        assert model.counts() == [2, 2, 2 * T, 2 * T]
+        chex.assert_trees_all_close(first, eager(XS), atol=1e-6)
+        chex.assert_trees_all_close(second, eager(XS), atol=1e-6)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+        model.eval()
+        assert differ(train(model)[1], train(model)[1]) == NONE
+
+    def test_split_and_merge(self):
+        model = SideBySide(nnx.Rngs(0))
+        graph, params, streams = nnx.split(model, nnx.Param, nnx.RngState)
+        assert len(jax.tree.leaves(streams)) == 2 * 6  # of four dropouts and two nnx.RNN
+
+        @jax.jit
+        def pure(params, streams):
+            merged = nnx.merge(graph, params, streams)
+            return merged(XS), nnx.state(merged, nnx.RngState)
+
+        first, streams = pure(params, streams)
+        second, _ = pure(params, streams)
+        assert differ(first, second) == ALL
+        chex.assert_trees_all_close(first, model(XS), atol=1e-6)
+        chex.assert_trees_all_close(second, model(XS), atol=1e-6)
+
+    def test_vmap(self):
+        """Each member has its own noise where streams are split, and its own stream if built so."""
+
+        class Layers(nnx.Module):
+            def __init__(self, rngs):
+                self.dropout = nnx.Dropout(0.5, rngs=rngs)
+                # Zeros, since the orthogonal ones are slow to compile under vmap.
+                zeros = jax.nn.initializers.zeros
+                self.lstm = LSTM(
+                    D, H, 2, cell="rnn", dropout=0.5, recurrent_kernel_init=zeros, rngs=rngs
+                )
+
+            def __call__(self, xs):
+                return self.dropout(xs), self.lstm(xs)
+
+        @nnx.jit
+        def ensemble():
+            model = nnx.split_rngs(splits=2)(nnx.vmap(Layers))(nnx.Rngs(0))
+            return model, nnx.vmap(lambda model: model(XS))(model)
+
+        model, ys = ensemble()
+        chex.assert_tree_shape_prefix(ys, (2, B, T))
+        for layer in (model.dropout, model.lstm):
+            assert layer.rngs.count[...].tolist() == [1, 1]
+            assert layer.rngs.key[0] != layer.rngs.key[1]
+
+        one = Layers(nnx.Rngs(0))
+        axes = nnx.StateAxes({nnx.RngState: 0, ...: None})
+        run = nnx.vmap(lambda model, xs: model(xs), in_axes=(axes, None), axis_size=2)
+        for y in nnx.jit(nnx.split_rngs(splits=2)(run))(one, XS):
+            assert (y[0] != y[1]).any()
+
+    @pytest.mark.parametrize("whole", [False, True])
+    def test_each_step_or_the_whole_sequence_has_a_mask(self, whole):
+        options = {"broadcast_rngs": "dropout"} if whole else {}
+        model = SideBySide(nnx.Rngs(params=0, dropout=1), **options)
+        ys = model(XS)
+        for name in ("theirs", "ours"):
+            dropped = np.asarray(ys[name] == 0)
+            assert 0.3 < dropped.mean() < 0.7
+            assert (dropped == dropped[:, :1]).all() == whole
+        assert differ(ys, model(XS)) == ALL
+        *_, theirs, ours = model.counts()
+        assert theirs == ours
+
+    def test_both_directions(self):
+        for cell in (Halved, halved):
+            model = nnx.Bidirectional(nnx.RNN(cell(nnx.Rngs(0))), nnx.RNN(cell(nnx.Rngs(1))))
+            assert (model(XS) != model(XS)).any()
+            model.eval()
+            np.testing.assert_array_equal(model(XS), model(XS))
+
+    def test_layers_in_both_directions_use_their_own_streams(self):
+        """And not the stream for carries that Flax's Bidirectional passes to its layers."""
+        lstms = [LSTM(D, H, 2, dropout=0.5, rngs=nnx.Rngs(n)) for n in range(2)]
+        model = nnx.Bidirectional(*lstms)
+        assert (model(XS) != model(XS)).any()
+        assert [int(lstm.rngs.count[...]) for lstm in lstms] == [2, 2]
+        model(XS, rngs=nnx.Rngs(carry=0))
+        assert [int(lstm.rngs.count[...]) for lstm in lstms] == [3, 3]
+        model.eval()
+        np.testing.assert_array_equal(model(XS), model(XS))
+
+    def test_every_step_of_a_cell_takes_one_key(self):
+        """Zoneout in Flax's RNN equals its equations with masks from the keys of the stream."""
+        zoneout = sequence.Zoneout(cells.RNNCell(H), 0.5, 0.0)
+        cell = Cell(D, zoneout, rngs=nnx.Rngs(0))
+        stream, h, expected = nnx.clone(cell.rngs), jnp.zeros((B, H)), []
+        for x in turned(XS):
+            state, _ = cells.RNNCell(H).step(cell.params, cells.RNNState(h=h), x)
+            kept = jax.random.bernoulli(jax.random.split(stream(), 3)[0], 0.5, (1, B, H))[0]
+            h = jnp.where(kept, h, state.h)
+            expected.append(h)
+        np.testing.assert_allclose(nnx.RNN(cell)(XS), jnp.stack(expected, 1), atol=1e-6)
 
 
 class TestTransforms:

@@ -64,9 +64,9 @@ def functional(model: Any, params: Params, name: str = "model") -> Model:
         from lstm_jax import linen, nnx
 
         if isinstance(model, flax_nnx.Module):
-            if not isinstance(model, nnx.Cell | nnx.Stack):
+            if not isinstance(model, nnx._Cell | nnx.Stack):
                 raise TypeError(_unknown(name, model))
-            layer = model.cell if isinstance(model, nnx.Cell) else model.layer
+            layer = model.cell if isinstance(model, nnx._Cell) else model.layer
             return Model(layer, model.params, getattr(model, "time_major", False))
         if isinstance(model, flax_linen.Module):
             if not isinstance(model, linen._Cell | linen._Sequence):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.base import Cell, Params, State, check_size
-from lstm_jax.sequence.protocol import check_cell, input_size, output_size
+from lstm_jax.sequence.protocol import check_cell, input_size, is_stochastic, output_size
 from lstm_jax.sequence.resets import reversed_resets
 from lstm_jax.sequence.rows import valid_steps
 from lstm_jax.sequence.unroll import initial_state, unroll
@@ -111,6 +111,11 @@ class Bidirectional:
             for cell in (self.forward, self.backward)
         )
         return jax.eval_shape(self._merged, *outputs).shape[-1]
+
+    @property
+    def is_stochastic(self) -> bool:
+        """Whether ``apply`` uses a key: for regularisers around the cells."""
+        return is_stochastic(self.forward) or is_stochastic(self.backward)
 
     def input_size(self, params: Params) -> int | None:
         """D as the parameters have it, or None where that cannot be told."""

@@ -150,6 +150,11 @@ class LSTM:
         """Features of one output, as :class:`Stack` has it."""
         return self.stack.output_size
 
+    @property
+    def is_stochastic(self) -> bool:
+        """Whether ``apply`` uses a key, as :class:`Stack` has it."""
+        return self.stack.is_stochastic
+
     def input_size(self, params: Mapping[str, Params]) -> int | None:
         """D as the parameters have it, or None where that cannot be told."""
         return self.stack.input_size(params)

@@ -11,7 +11,8 @@ from lstm_jax.cells.base import Params, State
 class Layer(Protocol):
     """Something that runs over a whole sequence, such as :class:`Bidirectional`.
 
-    Implementations are frozen, hashable and hold no arrays, as cells do.
+    Implementations are frozen, hashable and hold no arrays, as cells do.  A layer may define
+    ``is_stochastic``, false where ``apply`` never uses its ``key``.
     """
 
     @property
@@ -61,6 +62,19 @@ class Around:
     def is_linear(self) -> bool:
         """Never: what is done around the cell is done step by step."""
         return False
+
+
+def is_stochastic(thing: Any) -> bool:
+    """Whether a cell or layer uses a random key: it has dropout or a regulariser.
+
+    Rates of zero do not count.  A custom layer that does not define ``is_stochastic`` is assumed
+    to use its key.
+
+    >>> from lstm_jax import LSTM, LSTMCell
+    >>> is_stochastic(LSTM(3, num_layers=2, dropout=0.5)), is_stochastic(LSTMCell(3))
+    (True, False)
+    """
+    return getattr(thing, "is_stochastic", is_layer(thing))
 
 
 def is_layer(thing: Any) -> bool:

@@ -7,13 +7,13 @@ noise from it.  Regularisers nest: ``Zoneout(DropConnect(LSTMCell(64), rate=0.5)
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.base import Cell, GatedCell, Params, State, like
-from lstm_jax.sequence.protocol import Around
+from lstm_jax.sequence.protocol import Around, is_stochastic
 
 Step = Callable[[State, jax.Array, Any], tuple[State, jax.Array]]
 
@@ -38,13 +38,41 @@ def noisy_step(
     return cell.noisy(params, key, shape)
 
 
+def single_step(
+    cell: Cell, params: Params, state: State, x: jax.Array, key: jax.Array | None
+) -> tuple[State, jax.Array]:
+    """One step by itself: with noise where a key is given, otherwise as in evaluation.
+
+    Args:
+      cell: a cell, or a regulariser around one.
+      params: its parameters.
+      state: the state before the step.
+      x: the input, ``[..., D]``.
+      key: a random key; None for no noise.
+
+    Returns:
+      ``(state, y)``.
+    """
+    step, noise = noisy_step(cell, params, key, (1, *x.shape))
+    return step(state, x, jax.tree.map(lambda of_steps: of_steps[0], noise))
+
+
 @dataclasses.dataclass(frozen=True)
 class Regularizer(Around):
     """A cell around a cell, with noise in training; kinds of it say :meth:`noisy`.
 
     Attributes:
       cell: the cell that is regularised, or another regulariser around it.
+      rate_names: the fields that are rates; with every rate at zero there is no noise.
     """
+
+    rate_names: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def is_stochastic(self) -> bool:
+        """Whether training adds noise: a rate is above zero, here or inside."""
+        rates = [getattr(self, name) for name in self.rate_names]
+        return not rates or any(rates) or is_stochastic(self.cell)
 
     def noisy(self, params: Params, key: jax.Array, shape: tuple[int, ...]) -> tuple[Step, Any]:
         """As :func:`noisy_step`, with this regulariser's own noise and that of its cell."""
@@ -116,9 +144,10 @@ class Zoneout(Regularizer):
 
     hidden_rate: float = 0.05
     cell_rate: float = 0.5
+    rate_names: ClassVar[tuple[str, ...]] = ("hidden_rate", "cell_rate")
 
     def __post_init__(self):
-        _check_rates(self, "hidden_rate", "cell_rate")
+        _check_rates(self)
         _check_hidden_state(self)
 
     def noisy(self, params: Params, key: jax.Array, shape: tuple[int, ...]) -> tuple[Step, Any]:
@@ -195,9 +224,10 @@ class VariationalDropout(Regularizer):
     input_rate: float = 0.25
     state_rate: float = 0.25
     output_rate: float = 0.25
+    rate_names: ClassVar[tuple[str, ...]] = ("input_rate", "state_rate", "output_rate")
 
     def __post_init__(self):
-        _check_rates(self, "input_rate", "state_rate", "output_rate")
+        _check_rates(self)
         if self.state_rate:
             _check_hidden_state(self)
 
@@ -254,9 +284,10 @@ class RecurrentDropout(Regularizer):
     """
 
     rate: float = 0.25
+    rate_names: ClassVar[tuple[str, ...]] = ("rate",)
 
     def __post_init__(self):
-        _check_rates(self, "rate")
+        _check_rates(self)
         if not isinstance(self.cell, GatedCell):
             raise TypeError(
                 "RecurrentDropout drops the candidate of a cell with gates, and must stand "
@@ -313,9 +344,10 @@ class DropConnect(Regularizer):
     """
 
     rate: float = 0.5
+    rate_names: ClassVar[tuple[str, ...]] = ("rate",)
 
     def __post_init__(self):
-        _check_rates(self, "rate")
+        _check_rates(self)
         if not self._names:
             raise ValueError(
                 f"DropConnect needs params that read the last state, but there are none in "
@@ -372,8 +404,8 @@ def _output(y: jax.Array, stepped: Any, state: Any) -> jax.Array:
     return state.h if y is stepped.h else y
 
 
-def _check_rates(regularizer: Any, *names: str) -> None:
-    for name in names:
+def _check_rates(regularizer: Regularizer) -> None:
+    for name in regularizer.rate_names:
         rate = getattr(regularizer, name)
         if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0.0 <= rate < 1.0:
             raise ValueError(f"{name} must be at least 0 and below 1, got {rate!r}")

@@ -9,7 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.base import Params, State, check_size
-from lstm_jax.sequence.protocol import check_cell_or_layer, input_size, is_layer, output_size
+from lstm_jax.sequence.protocol import (
+    check_cell_or_layer,
+    input_size,
+    is_layer,
+    is_stochastic,
+    output_size,
+)
 from lstm_jax.sequence.regularizers import dropout
 from lstm_jax.sequence.unroll import initial_state, unroll
 
@@ -103,6 +109,12 @@ class Stack:
         """Features of one output: the top layer's, or with ``"skip"`` those of all layers."""
         widths = [output_size(layer) for _, layer in self.layers]
         return sum(widths) if self.connections == "skip" else widths[-1]
+
+    @property
+    def is_stochastic(self) -> bool:
+        """Whether ``apply`` uses a key: for dropout between layers, or in one of the layers."""
+        between = self.dropout > 0.0 and len(self.layers) > 1
+        return between or any(is_stochastic(layer) for _, layer in self.layers)
 
     def input_size(self, params: Mapping[str, Params]) -> int | None:
         """D as the parameters have it, or None where that cannot be told."""

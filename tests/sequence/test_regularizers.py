@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lstm_jax import CELLS, LSTMCell, unroll
+from lstm_jax import CELLS, LSTM, Bidirectional, LSTMCell, Stack, unroll
 from lstm_jax.cells import GatedCell, RNNCell
 from lstm_jax.sequence import DropConnect, RecurrentDropout, VariationalDropout, Zoneout
-from lstm_jax.sequence.regularizers import noisy_step
+from lstm_jax.sequence.protocol import is_stochastic
+from lstm_jax.sequence.regularizers import Regularizer, noisy_step, single_step
 from tests import oracle
 
 T, B, D, H = 6, 3, 4, 5
@@ -138,8 +139,30 @@ def test_dropout_is_off_without_a_key(kind):
     chex.assert_trees_all_equal(unroll(KINDS[kind], PARAMS, XS), unroll(CELL, PARAMS, XS))
 
 
+def test_what_is_stochastic():
+    class Mine(Regularizer):
+        """Has no rates to decide by."""
+
+    assert all(map(is_stochastic, [*KINDS.values(), Mine(CELL), Zoneout(Mine(CELL), 0.0, 0.0)]))
+    quiet = Zoneout(
+        VariationalDropout(DropConnect(RecurrentDropout(CELL, 0.0), 0.0), 0, 0, 0), 0, 0
+    )
+    assert not any(map(is_stochastic, [CELL, quiet, Stack([CELL, quiet]), Bidirectional(quiet)]))
+    assert is_stochastic(Stack([CELL, CELL], dropout=0.1))
+    assert not is_stochastic(Stack([CELL], dropout=0.1))  # there is nothing between layers
+    assert not is_stochastic(LSTM(H, 2)) and is_stochastic(LSTM(H, 2, dropout=0.1))
+    assert is_stochastic(Stack([Bidirectional(CELL, Zoneout(CELL))]))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 class TestEveryKind:
+    @pytest.mark.parametrize("key", [KEY, None])
+    def test_a_single_step_is_a_sequence_of_one(self, kind, key):
+        state = jax.tree.map(jnp.ones_like, CELL.zero_state((B,)))
+        expected, (y,) = unroll(KINDS[kind], PARAMS, XS[:1], state, key=key)
+        step = single_step(KINDS[kind], PARAMS, state, XS[0], key)
+        chex.assert_trees_all_close(step, (expected, y), atol=1e-6)
+
     def test_the_same_key_gives_the_same_noise_and_another_key_another(self, kind):
         first, again, other = (
             unroll(KINDS[kind], PARAMS, XS, key=k)[1] for k in (KEY, KEY, jax.random.key(3))
