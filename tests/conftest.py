@@ -1,14 +1,6 @@
 """What all tests share."""
 
-import os
-
-import jax
 import pytest
-
-# As the command line has it on a machine of two cores; must come before JAX is first used.
-jax.config.update("jax_num_cpu_devices", 2)
-jax.devices()
-os.environ.setdefault("MPLBACKEND", "agg")
 
 
 @pytest.fixture(scope="session")

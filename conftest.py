@@ -1,0 +1,19 @@
+"""Settings of every test, the doctests of the package included; must come before JAX is used."""
+
+import os
+
+from tests import compiled
+
+compiled.share()
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import jax  # noqa: E402
+
+# As the command line has it on a machine of two cores.
+jax.config.update("jax_num_cpu_devices", 2)
+jax.devices()
+
+
+def pytest_sessionstart(session):
+    if not hasattr(session.config, "workerinput"):  # once, before pytest-xdist starts its workers
+        compiled.limit()

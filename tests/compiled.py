@@ -1,0 +1,58 @@
+"""The compilation cache that the tests, their workers and their subprocesses share between runs.
+
+JAX stores every program that it compiles in a folder outside the repository, and loads it where the
+same program is compiled again. Its key covers the program, the compiler's options and its version.
+Loading skips nothing else: tracing, lowering and the counts of both are as without it.
+"""
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+
+LIMIT = 2_000_000_000  # bytes; one run of the tests stores about a tenth
+
+
+def root() -> Path:
+    """The folder of the caches of all versions and processors."""
+    user = os.environ.get("XDG_CACHE_HOME")
+    return (Path(user) if user else Path.home() / ".cache") / "lstm_jax" / "tests"
+
+
+def folder() -> Path:
+    """The folder of the installed JAX on this processor, for which its programs are compiled."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = [line for line in lines if line.startswith(("model name", "flags", "Features"))]
+    except OSError:
+        processor = [platform.processor()]
+    key = hashlib.sha256("\n".join(sorted(set(processor))).encode()).hexdigest()[:12]
+    jax, jaxlib = map(importlib.metadata.version, ("jax", "jaxlib"))
+    return root() / f"jax-{jax}-jaxlib-{jaxlib}-{platform.machine()}-{key}"
+
+
+def share() -> None:
+    """Sets the cache for this process and those it starts; a cache that is already set stays."""
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder()))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+    # Entries are not written atomically. One that another process is writing, or whose process was
+    # killed, is compiled again; pyproject.toml ignores the warning in pytest's own process.
+    ignored = "ignore:Error reading persistent compilation cache entry:UserWarning"
+    others = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = f"{others},{ignored}" if others else ignored
+
+
+def limit(tree: Path | None = None, most: int = LIMIT) -> None:
+    """Deletes the entries that were not used for longest until at most ``most`` bytes are left."""
+    entries = []
+    for path in (root() if tree is None else tree).glob("*/*-cache"):
+        stat = path.stat()
+        entries.append((max(stat.st_atime, stat.st_mtime), stat.st_size, path))
+    size = sum(size for _, size, _ in entries)
+    for _, bytes_, path in sorted(entries):
+        if size <= most:
+            break
+        path.unlink(missing_ok=True)
+        size -= bytes_
