@@ -1,8 +1,11 @@
 """Switches of the process that make a CPU faster; nothing here happens by itself."""
 
 import ctypes
+import hashlib
 import os
+import pathlib
 import platform
+import warnings
 from typing import NamedTuple
 
 import jax
@@ -11,6 +14,8 @@ import jax
 M_TRIM_THRESHOLD = -1
 M_MMAP_MAX = -4
 M_ARENA_MAX = -8
+
+CACHE_BYTES = 2**30
 
 
 class Tuned(NamedTuple):
@@ -102,3 +107,82 @@ def _set_allocator() -> str:
     if all([mallopt(switch, value) for switch, value in switches]):
         return "keeps freed memory for the next call"
     return "as it was, since it refused"
+
+
+def cache_compiled(
+    folder: str | os.PathLike | None = None, max_bytes: int = CACHE_BYTES
+) -> pathlib.Path | None:
+    """Keeps compiled programs in a folder, where later processes find them.
+
+    This is JAX's persistent compilation cache, for programs of any size.  A program is compiled
+    again on another processor, with another version of JAX or with other flags of XLA; the
+    results are those of the compiled program, bit for bit.  A folder that the user has given to
+    JAX (``JAX_COMPILATION_CACHE_DIR``) stays, and so do its settings.
+
+    Args:
+      folder: where programs are kept, by default ``lstm_jax/compiled`` in the user's cache folder
+        (found by ``platformdirs``, of the extra ``[train]``).  Whoever can write there can run
+        code in processes that read it.
+      max_bytes: the programs used least recently are removed until the others fit in.
+
+    Returns:
+      The folder that is used; None where it cannot be written, and nothing is kept.
+
+    >>> import tempfile
+    >>> cache_compiled(tempfile.mkdtemp()) is not None
+    True
+    """
+    given = jax.config.jax_compilation_cache_dir  # type: ignore[missing-attribute]
+    if given is not None:
+        return pathlib.Path(given)
+    if folder is None:
+        import platformdirs
+
+        folder = platformdirs.user_cache_path("lstm_jax", appauthor=False) / "compiled"
+    folder = pathlib.Path(folder)
+    own = folder / _processor_and_version()
+    try:
+        own.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _remove_oldest(folder, max_bytes)
+    except OSError:
+        return None
+    if not os.access(own, os.W_OK):
+        return None
+    jax.config.update("jax_compilation_cache_dir", str(own))
+    # By default programs that compile within a second are left out, which is nearly all of them.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    # A program that cannot be read or written, on a full disk for one, is compiled again.
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
+    return own
+
+
+def _processor_and_version() -> str:
+    """A name for all that makes a compiled program run here and perhaps not elsewhere."""
+    from jaxlib.version import __version__ as jaxlib_version
+
+    processor = [platform.machine(), platform.processor()]
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+        # The features of one core, named "flags" on x86 and "Features" on ARM.
+        names = ("vendor_id", "cpu family", "model", "model name", "flags", "Features")
+        processor += sorted({line for line in lines if line.split("\t")[0].strip() in names})
+    except OSError:
+        pass  # not Linux
+    digest = hashlib.sha256("\n".join(processor).encode()).hexdigest()[:16]
+    return f"jax-{jax.__version__}-{jaxlib_version}-{digest}"
+
+
+def _remove_oldest(folder: pathlib.Path, max_bytes: int) -> None:
+    """Removes the files that were not used for longest, of all processors and versions."""
+    found = []
+    for path in folder.rglob("*"):
+        status = path.lstat()
+        if path.is_file():
+            found.append((max(status.st_atime, status.st_mtime), status.st_size, path))
+    total = sum(size for _, size, _ in found)
+    for _, size, path in sorted(found):
+        if total <= max_bytes:
+            return
+        path.unlink(missing_ok=True)
+        total -= size

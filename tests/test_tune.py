@@ -1,13 +1,17 @@
 """Each switch in a process of its own, since it cannot be taken back."""
 
 import ctypes
+import os
+import pathlib
 import platform
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from lstm_jax import tune_cpu
+from lstm_jax.tune import _remove_oldest, cache_compiled
 
 needs_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 LIBC = """
@@ -92,6 +96,98 @@ thread.join()
     )
     first, again = map(int, printed(code)[-2:])
     assert again < first / 10
+
+
+COMPILES = """
+import sys, jax, jax.numpy as jnp
+import lstm_jax.tune
+counts = {"hits": 0, "misses": 0}
+def count(event, **_):
+    for name in counts:
+        counts[name] += event == f"/jax/compilation_cache/cache_{name}"
+jax.monitoring.register_event_listener(count)
+print(lstm_jax.tune.cache_compiled(sys.argv[1]))
+values = jax.jit(lambda x: jnp.tanh(x @ x.T) / 3)(jnp.arange(12.0).reshape(3, 4))
+print(counts["hits"] > 0, counts["misses"] > 0, values.tobytes().hex())
+"""
+
+
+def compiled(folder, *, change: str = "") -> tuple[pathlib.Path, bool, bool, str]:
+    """The cache's folder, whether programs were found and written there, and a result."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", "-c", change + COMPILES, str(folder)],
+        capture_output=True,
+        text=True,
+        env=env,
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+    used, counts = ran.stdout.splitlines()
+    hit, missed, bits = counts.split()
+    return pathlib.Path(used), hit == "True", missed == "True", bits
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory) -> tuple[pathlib.Path, bool, bool, str]:
+    """The first process of a cache folder."""
+    return compiled(tmp_path_factory.mktemp("compiled"))
+
+
+def test_compiled_programs_are_found_again_and_give_the_same_bits(first):
+    used, hit, missed, bits = first
+    assert (hit, missed) == (False, True)
+    assert used.stat().st_mode & 0o077 == 0  # whoever writes here can run code
+    assert compiled(used.parent) == (used, True, False, bits)
+    # A damaged program is compiled again, and nothing is said of it.
+    for program in used.glob("*-cache"):
+        program.write_bytes(program.read_bytes()[:-7])
+    assert compiled(used.parent)[3] == bits
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "import platform; platform.machine = lambda: 'pdp11'\n",
+        "import jax; jax.__version__ = '99.0'\n",
+        "import pathlib; read = pathlib.Path.read_text\n"
+        "pathlib.Path.read_text = lambda *a, **k: read(*a, **k).replace('sse2', 'sse9')\n",
+    ],
+    ids=["machine", "version", "feature"],
+)
+def test_another_processor_or_version_has_programs_of_its_own(change, first):
+    if "sse2" in change and "sse2" not in pathlib.Path("/proc/cpuinfo").read_text("utf-8"):
+        pytest.skip("needs an x86 processor under Linux")
+    used, hit, missed, bits = compiled(first[0].parent, change=change)
+    assert used.parent == first[0].parent and used != first[0]
+    assert (hit, missed, bits) == (False, True, first[3])
+
+
+def test_a_folder_that_cannot_be_made_keeps_nothing(first, tmp_path):
+    (tmp_path / "file").write_text("")
+    used, hit, missed, bits = compiled(tmp_path / "file")
+    assert (str(used), hit, missed) == ("None", False, False)
+    assert bits == first[3]
+
+
+def test_a_folder_that_the_user_gave_to_jax_stays(monkeypatch, tmp_path):
+    assert jax.config.jax_compilation_cache_dir is not None  # by conftest.py
+    seconds = jax.config.jax_persistent_cache_min_compile_time_secs
+    assert cache_compiled(tmp_path) == pathlib.Path(jax.config.jax_compilation_cache_dir)
+    assert jax.config.jax_persistent_cache_min_compile_time_secs == seconds
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_programs_used_least_recently_go_first(tmp_path):
+    (tmp_path / "another").mkdir()
+    for age, name in enumerate(["new", "another/older", "oldest"]):
+        (tmp_path / name).write_bytes(bytes(100))
+        os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
+    _remove_oldest(tmp_path, 300)
+    assert len(list(tmp_path.rglob("*"))) == 4
+    _remove_oldest(tmp_path, 299)
+    assert {path.name for path in tmp_path.rglob("*")} == {"new", "another", "older"}
+    _remove_oldest(tmp_path, 0)
+    assert {path.name for path in tmp_path.rglob("*")} == {"another"}
 
 
 def test_bad_number():

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from lstm_jax.cli.parser import Parser, add_section
-from lstm_jax.cli.process import add_process_options, add_run
+from lstm_jax.cli.process import add_process_options, add_run, keep_programs
 from lstm_jax.errors import UserError
 from lstm_jax.tasks.options import Section, option
 
@@ -36,6 +36,7 @@ def run(options: argparse.Namespace) -> None:
     from lstm_jax.train import best_params, load_workdir
 
     config = load_workdir(options.run_folder)
+    keep_programs(options)
     task = config.build_task()
     if not isinstance(task, Samples):
         raise UserError(f"{options.run_folder}: task {config.task} writes nothing")

@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Sequence
 
 from lstm_jax.cli.parser import Parser
-from lstm_jax.cli.process import add_process_options, add_run
+from lstm_jax.cli.process import add_process_options, add_run, keep_programs
 
 
 def configure(parser: Parser, words: Sequence[str]) -> None:
@@ -30,5 +30,6 @@ def run(options: argparse.Namespace) -> None:
     from lstm_jax.train import Report, inspect_run, load_workdir
 
     config = load_workdir(options.run_folder)
+    keep_programs(options)
     path = inspect_run(config, config.build_task(), options.run_folder, options.text)
     Report().say(f"wrote {path}")

@@ -3,7 +3,7 @@
 import argparse
 import pathlib
 
-FLAGS = ("--help", "--verbose")
+FLAGS = ("--help", "--verbose", "--no-compilation-cache")
 """Options without a value."""
 
 
@@ -15,12 +15,29 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 def add_process_options(parser: argparse.ArgumentParser) -> None:
     """Options of every command that computes."""
     parser.add_argument("--verbose", action="store_true", help="also print how JAX is set up")
+    parser.add_argument(
+        "--no-compilation-cache",
+        action="store_true",
+        help="compile every program anew; do not keep compiled ones in the user's cache folder",
+    )
 
 
 def set_up(options: argparse.Namespace) -> None:
-    """Sets the process up before JAX is used."""
+    """Sets the process up for training and evaluation; must come before JAX is used."""
     from lstm_jax.tune import tune_cpu
 
     tuned = tune_cpu()
     if options.verbose:
         print(tuned, flush=True)
+    keep_programs(options)
+
+
+def keep_programs(options: argparse.Namespace) -> None:
+    """Keeps compiled programs for later commands, unless the options forbid it."""
+    if options.no_compilation_cache:
+        return
+    from lstm_jax.tune import cache_compiled
+
+    folder = cache_compiled()
+    if options.verbose:
+        print(f"compiled programs: {folder or 'not kept, no folder for them'}", flush=True)

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -562,6 +563,7 @@ def test_verbose_prints_how_jax_is_set_up(run, capsys):
     assert call("evaluate", run.workdir, "--verbose") == 0
     out = capsys.readouterr().out
     assert out.startswith("devices: ") and "\nallocator: " in out
+    assert f"\ncompiled programs: {jax.config.jax_compilation_cache_dir}\n" in out
     assert "allocator" not in run.out
 
 
