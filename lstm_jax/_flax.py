@@ -20,6 +20,7 @@ from lstm_jax.sequence.protocol import check_cell_or_layer, input_size, is_layer
 from lstm_jax.sequence.regularizers import without_regularizers
 from lstm_jax.sequence.rows import flipped
 from lstm_jax.sequence.stack import Stack
+from lstm_jax.sequence.unroll import initial_state
 
 NewKey = Callable[[], jax.Array]
 Unbox = Callable[[Any], tuple[jax.Array, Any]]  # what an initialiser returns to (array, box)
@@ -172,10 +173,16 @@ def check_options(module: str, functional: Any, given: dict[str, Any]) -> None:
 
 
 def drawn_carry(
-    cell: Cell, batch_shape: tuple[int, ...], carry_init: Initializer, new_key: NewKey
+    cell: Cell,
+    params: Params,
+    batch_shape: tuple[int, ...],
+    carry_init: Initializer,
+    new_key: NewKey,
 ) -> State:
     """A state each array of which ``carry_init`` draws, from a key of its own."""
-    zeros = jax.eval_shape(lambda: cell.zero_state(batch_shape))
+    zeros = jax.eval_shape(
+        lambda: initial_state(cell, params, batch_shape) if params else cell.zero_state(batch_shape)
+    )
     return jax.tree.map(lambda zero: carry_init(new_key(), zero.shape, zero.dtype), zeros)
 
 

@@ -144,9 +144,16 @@ class _Cell(nn.RNNCellBase):
           ValueError: the state is learned, and this is not inside of ``apply``.
         """
         cell, batch_shape = self.cell, tuple(input_shape[:-1])
+        params = {}  # known inside of apply alone
+        if self.scope is not None:
+            params = nn.meta.unbox(self.variables.get("params", {}))
+        there = bool(params) and _shapes(cell, input_shape[-1]).keys() <= params.keys()
         if self.carry_init is not None:
             keys = iter(jax.random.split(rng, len(jax.tree.leaves(cell.zero_state()))))
-            return _flax.drawn_carry(cell, batch_shape, self.carry_init, lambda: next(keys))
+            new_key = functools.partial(next, keys)
+            return _flax.drawn_carry(cell, params, batch_shape, self.carry_init, new_key)
+        if there:
+            return initial_state(cell, params, batch_shape)
         if not getattr(cell, "learn_initial_state", hasattr(cell, "initial_state")):
             return cell.zero_state(batch_shape)
         if self.scope is None:
@@ -154,11 +161,8 @@ class _Cell(nn.RNNCellBase):
                 "a learned initial state is known inside of apply alone: "
                 "cell.apply(variables, rng, input_shape, method='initialize_carry')"
             )
-        params = nn.meta.unbox(self.variables.get("params", {}))
-        if not _shapes(cell, input_shape[-1]).keys() <= params.keys():
-            # How it will begin; jit leaves out what does not matter to that.
-            return jax.jit(lambda: initial_state(cell, _anew(cell, input_shape[-1]), batch_shape))()
-        return initial_state(cell, params, batch_shape)
+        # How it will begin; jit leaves out what does not matter to that.
+        return jax.jit(lambda: initial_state(cell, _anew(cell, input_shape[-1]), batch_shape))()
 
     @property
     def num_feature_axes(self) -> int:

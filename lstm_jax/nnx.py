@@ -227,7 +227,7 @@ class _Cell(_Holder, nnx.RNNCellBase):
         batch_shape = tuple(input_shape[:-1])  # with the axes of space, where a cell has some
         if carry_init is None:
             return initial_state(self.cell, self.params, batch_shape)
-        return _flax.drawn_carry(self.cell, batch_shape, carry_init, new_key)
+        return _flax.drawn_carry(self.cell, self.params, batch_shape, carry_init, new_key)
 
     @property
     def num_feature_axes(self) -> int:

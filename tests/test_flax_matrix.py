@@ -85,6 +85,39 @@ def test_nnx(name):
     chex.assert_trees_all_equal(carry, functional(name).zero_state(inputs(name).shape[1:-1]))
 
 
+def double(tree):
+    return jax.tree.map(lambda a: a.astype(jnp.float64), tree)
+
+
+def dtypes(tree):
+    return {leaf.dtype.name for leaf in jax.tree.leaves(tree)}
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_modules_of_float64_compute_in_it(name):
+    with jax.enable_x64(True):
+        kind, options = module(lstm_jax.nnx, name)
+        cell = kind(D, H, **options, rngs=nnx.Rngs(0))
+        nnx.update(cell, double(nnx.state(cell)))
+        xs, shape = double(jnp.moveaxis(inputs(name), 0, 1)), inputs(name).shape[1:]
+        assert dtypes(cell.initialize_carry(shape)) == {"float64"}
+        ones = cell.initialize_carry(shape, nnx.Rngs(0), jax.nn.initializers.ones)
+        assert dtypes(ones) == {"float64"}
+        rnn = nnx.RNN(cell, return_carry=True, rngs=False)
+        stack = lstm_jax.nnx.Stack(D, functional(name), return_carry=True, rngs=nnx.Rngs(0))
+        for whole in (rnn, stack):
+            whole = nnx.clone(whole)
+            nnx.update(whole, double(nnx.state(whole)))
+            assert dtypes(nnx.eval_shape(lambda m, xs: m(xs), whole, xs)) == {"float64"}
+
+        kind, options = module(lstm_jax.linen, name)
+        for carry_init in (None, jax.nn.initializers.ones):
+            rnn = nn.RNN(kind(H, **options, carry_init=carry_init), return_carry=True)
+            for whole in (rnn, lstm_jax.linen.Stack(functional(name), return_carry=True)):
+                variables = jax.eval_shape(lambda m=whole: double(m.init(jax.random.key(0), xs)))
+                assert dtypes(jax.eval_shape(whole.apply, variables, xs)) == {"float64"}
+
+
 @pytest.mark.parametrize("name", CELLS)
 def test_linen(name):
     kind, options = module(lstm_jax.linen, name)

@@ -1,6 +1,7 @@
 """What every cell is, and what all cells share: drawing parameters, checking, casting."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -87,8 +88,8 @@ class BaseCell:
 
     Attributes:
       hidden_size: H, the number of hidden features.
-      dtype: type of the products (``"bfloat16"``, ``"float32"``, ...); None takes what the
-        parameters and inputs have.  Cell states and every sum stay in float32 or wider.
+      dtype: type of the products (``"bfloat16"``, ``"float32"``, ...); None takes the widest
+        of parameters and inputs.  Cell states and every sum stay in float32 or wider.
       param_dtype: type in which parameters are stored.
       kernel_init: draws each gate's input weights; Glorot-uniform.
       recurrent_kernel_init: draws each gate's recurrent weights; orthogonal.
@@ -175,8 +176,12 @@ class BaseCell:
         return parameters
 
     def initial_state(self, params: Params, batch_shape: tuple[int, ...] = ()) -> Any:
-        """The state before the first step: zeros, or what was learned."""
-        state = self.zero_state(batch_shape)
+        """The state before the first step: zeros, or what was learned.
+
+        Its types are those of :meth:`zero_state`, but follow the ``params`` as they are, and not
+        ``param_dtype``, where ``dtype`` is None.
+        """
+        state = dataclasses.replace(self, dtype=self._dtype(params)).zero_state(batch_shape)
         if not self.learn_initial_state:
             return state
         return type(state)(
@@ -214,11 +219,16 @@ class BaseCell:
         x = jnp.asarray(x)
         self.check_params(params)
         self.check_x(params, x)
+        dtype = self._dtype(params, x)
         params = {
-            name: cast(array, self.dtype) if name.startswith("w_") else array
+            name: cast(array, dtype) if name.startswith("w_") else array
             for name, array in params.items()
         }
-        return params, cast(x, self.dtype)
+        return params, cast(x, dtype)
+
+    def _dtype(self, *given: Any) -> DTypeLike | None:
+        """The type of the products: the option, or the widest of what is given."""
+        return widest(*given) if self.dtype is None else self.dtype
 
     def zeros(self, *shape: int, accumulated: bool = False) -> jax.Array:
         """Zeros of a state: in the type of the products, or of sums where ``accumulated``."""
@@ -456,6 +466,32 @@ def accumulation_dtype(dtype: DTypeLike) -> jnp.dtype:
     """
     # Not promote_types, which raises where the user has promotion strict.
     return jnp.dtype("float32") if jnp.finfo(dtype).bits < 32 else jnp.dtype(dtype)
+
+
+def widest(*trees: Any) -> jnp.dtype | None:
+    """The type to which the floating arrays of the trees promote; None where there are none.
+
+    >>> widest({"w": jnp.ones(2, "bfloat16")}, jnp.ones(2, "float16"), jnp.arange(2))
+    dtype('float32')
+    """
+    dtypes = [jnp.result_type(leaf) for leaf in jax.tree.leaves(trees)]
+    floats = [dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating)]
+    with jax.numpy_dtype_promotion("standard"):  # also where the user has promotion strict
+        return functools.reduce(jnp.promote_types, floats) if floats else None
+
+
+def widened(tree: Any, *others: Any) -> Any:
+    """The tree with its floating arrays at least as wide as those of ``others``.
+
+    >>> widened(jnp.ones(2, "bfloat16"), jnp.ones(3)).dtype
+    dtype('float32')
+    """
+    return jax.tree.map(
+        lambda leaf: (
+            leaf.astype(widest(leaf, *others)) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+        ),
+        tree,
+    )
 
 
 def dot(x: jax.Array, w: jax.Array) -> jax.Array:

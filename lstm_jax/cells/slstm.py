@@ -189,7 +189,7 @@ class SLSTMCell(GatedCell):
     ) -> SLSTMState:
         """The state before the first step: nothing stored, or what was learned with n = 1."""
         if self.learn_initial_state:
-            params = {**params, "n_0": jnp.ones(self.hidden_size)}
+            params = {**params, "n_0": jnp.ones_like(params["c_0"])}
         return super().initial_state(params, batch_shape)
 
     def zero_state(self, batch_shape: tuple[int, ...] = ()) -> SLSTMState:

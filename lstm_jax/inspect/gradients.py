@@ -13,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 from lstm_jax.cells.base import Params, State, check_size
 from lstm_jax.inspect.models import directions, functional, run_by, stepwise
 from lstm_jax.inspect.trace import field_names
-from lstm_jax.sequence import Bidirectional, initial_state, unroll
+from lstm_jax.sequence import Bidirectional, BidirectionalState, initial_state, unroll
 from lstm_jax.sequence.layers import num_feature_axes
 from lstm_jax.sequence.program import Program, named
 from lstm_jax.sequence.protocol import Around
@@ -143,14 +143,15 @@ def _probed(
     def run(
         path: str, part: Any, how: Any, params: Params, xs: Any, start: Any, **rows: Any
     ) -> Any:
+        # As of these inputs: those with probes beside them may be wider.
+        start = _started(part, params, xs, start)
+        begins = start if isinstance(part, Bidirectional) else [start]
         parts, inputs, position = [], [xs], xs.shape[-1]
-        for place, cell in directions(part, path).items():
-            batch_shape = xs.shape[1:-1]
-            begin = jax.eval_shape(lambda c=cell, b=batch_shape: c.zero_state(b))
+        for (place, cell), begin in zip(directions(part, path).items(), begins, strict=True):
             shapes[place] = OrderedDict(
                 (name, jax.ShapeDtypeStruct((len(xs), *leaf.shape), leaf.dtype))
                 for name, leaf in zip(field_names(begin), jax.tree.leaves(begin), strict=True)
-                if jnp.issubdtype(leaf.dtype, jnp.floating)
+                if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
             )
             given = shapes[place] if probes is None else probes[place]
             given = [jnp.zeros(p.shape, p.dtype) if probes is None else p for p in given.values()]
@@ -205,6 +206,18 @@ class _Probed(Around):
                 position += size
         state = structure.unflatten(leaves)
         return state, program.evaluate(y, {**known, **named(names, state)})
+
+
+def _started(part: Any, params: Params, xs: jax.Array, state: Any) -> Any:
+    """The state of a cell or of two before the first step, the initial one where it is None."""
+    if not isinstance(part, Bidirectional):
+        return initial_state(part, params, xs.shape[1:-1], xs) if state is None else state
+    return BidirectionalState(
+        *[
+            _started(getattr(part, name), params[name], xs, state and getattr(state, name))
+            for name in BidirectionalState._fields
+        ]
+    )
 
 
 def _last_outputs(ys: jax.Array, lengths: jax.Array | None, backwards: bool) -> jax.Array:

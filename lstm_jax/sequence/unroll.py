@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lstm_jax.cells.base import Cell, Params, State, like
+from lstm_jax.cells.base import Cell, Params, State, like, widened, widest
 from lstm_jax.sequence import engines
 from lstm_jax.sequence.cudnn import cudnn_lstm
+from lstm_jax.sequence.protocol import is_layer
 from lstm_jax.sequence.regularizers import noisy_step
 from lstm_jax.sequence.rows import valid_steps
 
@@ -48,8 +49,9 @@ def unroll(
       cell: sizes and equations, such as ``LSTMCell(hidden_size=64)``.
       params: the cell's parameters, as from ``cell.init``.
       xs: the inputs, ``[T, ..., D]``, with any number of batch axes.
-      state: the state before the first step, each array ``[..., H]``; if None the cell's
-        initial state, which is zeros unless it is learned.
+      state: the state before the first step, each array ``[..., H]``, which keeps its types;
+        if None the cell's initial state, which is zeros unless it is learned, as wide as the
+        widest of parameters and inputs (unless the cell has a ``dtype``).
       lengths: how many steps of each row count, integers of the batch shape ``[...]`` from
         0 to T.  Steps at or past a row's length change neither its state nor receive or
         give gradient, whatever ``xs`` holds there, and their outputs are zero.
@@ -103,7 +105,7 @@ def unroll(
     batch_shape = _checked_batch_shape(cell, params, xs)
     num_steps = xs.shape[0]
     inputs = (params, xs, lengths, resets, key)
-    start = _varying_like(initial_state(cell, params, xs.shape[1:-1]), inputs)
+    start = _varying_like(initial_state(cell, params, xs.shape[1:-1], xs), inputs)
     if state is None:
         state = start
     else:
@@ -121,7 +123,7 @@ def unroll(
     if resets is not None:
         resets = _checked_resets(resets, (num_steps, *batch_shape))
 
-    engine = _engine(engine, cell, xs, batch_shape, resets, memory)
+    engine = _engine(engine, cell, params, xs, batch_shape, resets, memory)
     halves = engine == "fused" and key is None and engines.in_halves(state, batch_shape)
     # Compiled once for each cell, also where unroll is called by itself, outside of jit.
     run = _compiled_loop if _is_hashable(cell) else _loop
@@ -239,13 +241,15 @@ def _in_halves(
 def _engine(
     engine: str,
     cell: Any,
+    params: Params,
     xs: jax.Array,
     batch_shape: tuple[int, ...],
     resets: jax.Array | None,
     memory: str,
 ) -> str:
     """The engine that runs the loop: the best, or the one asked for where that can do it."""
-    of = {"dtype": xs.dtype, "resets": resets is not None, "memory": memory}
+    dtype = widest(params, xs) if jnp.issubdtype(xs.dtype, jnp.floating) else xs.dtype
+    of = {"dtype": dtype, "resets": resets is not None, "memory": memory}
     num_steps = xs.shape[0]  # len(xs) is no symbolic size, as jax.export has them
     if engine == "auto":
         return engines.choose_engine(cell, num_steps, batch_shape, **of).engine
@@ -294,15 +298,22 @@ def _associative(
     return last, hs if valid is None else _where(valid, hs, jnp.zeros_like(hs))
 
 
-def initial_state(cell: Cell, params: Params, batch_shape: tuple[int, ...] = ()) -> State:
-    """The state before a cell's first step: zeros, or what the cell has learned.
+def initial_state(
+    cell: Cell, params: Params, batch_shape: tuple[int, ...] = (), xs: Any = None
+) -> State:
+    """The state before the first step of a cell or layer: zeros, or what it has learned.
+
+    That of a cell without a ``dtype`` is at least as wide as its parameters and the inputs ``xs``.
 
     >>> from lstm_jax import LSTMCell
     >>> initial_state(LSTMCell(3), params={}, batch_shape=(2,)).h.shape
     (2, 3)
     """
     learned: Callable[..., State] | None = getattr(cell, "initial_state", None)
-    return cell.zero_state(batch_shape) if learned is None else learned(params, batch_shape)
+    state = cell.zero_state(batch_shape) if learned is None else learned(params, batch_shape)
+    if is_layer(cell) or getattr(cell, "dtype", None) is not None:
+        return state
+    return widened(state, params, xs)
 
 
 def _where(condition: jax.Array, yes: Any, no: Any) -> Any:

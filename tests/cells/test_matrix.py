@@ -18,6 +18,7 @@ import pytest
 
 from lstm_jax import unroll
 from lstm_jax.cells import CELLS
+from lstm_jax.sequence import initial_state
 from tests import oracles
 
 T, B, D, H = 4, 2, 3, 4
@@ -150,10 +151,10 @@ def arguments(case, given=np.float64, scale=0.7, steps=T, batch=(B,), **more):
     Parameters are not as ``init`` draws them, since many begin at zero.
     """
     rng = np.random.default_rng(0)
-    cell = case.cell(**({"param_dtype": "float64"} if given == np.float64 else {}), **more)
+    cell = case.cell(**more)
     params = drawn(rng, jax.eval_shape(lambda: cell.init(jax.random.key(0), D)), given, scale)
     xs = drawn(rng, jax.ShapeDtypeStruct((steps, *batch, *case.space, D), given), given)
-    zero = jax.eval_shape(lambda: cell.zero_state((*batch, *case.space)))
+    zero = jax.eval_shape(lambda: initial_state(cell, params, (*batch, *case.space), xs))
     state = drawn(rng, zero, given, 0.5)
     if case.name == "slstm":  # a normaliser is a sum of exponentials
         state = state._replace(n=np.exp(state.n))
@@ -449,6 +450,26 @@ def test_a_scan_keeps_its_types_whatever_they_are(case):
         zero = jax.eval_shape(cell.zero_state)
         assert zero.h.dtype == (dtype or for_params), what
         assert dtypes(zero._replace(h=jnp.zeros(()))) == {"float32"}, what
+
+
+@over_structures
+def test_a_state_is_as_wide_as_the_widest_of_parameters_and_inputs(case):
+    widths = ["bfloat16", "float32", "float64"]
+    with jax.enable_x64(True):
+        cell, params, xs, state = arguments(case)
+        for for_params, for_x in itertools.product(widths, repeat=2):
+            given = jax.tree.map(lambda a, t=for_params: a.astype(t), params), xs.astype(for_x)
+            width = max(for_params, for_x, key=widths.index)
+            accumulated = max(width, "float32", key=widths.index)
+            for engine in ("scan", "fused", *(["associative"] if cell.is_linear else [])):
+                run = functools.partial(unroll, cell, resets=RESETS, engine=engine)
+                last, ys = jax.eval_shape(run, *given)
+                what = f"{engine}, parameters and inputs: {for_params}, {for_x}"
+                assert ys.dtype == last.h.dtype == width, what
+                others = [leaf.dtype for name, leaf in last._asdict().items() if name != "h"]
+                assert all(dtype == accumulated for dtype in others), what
+                passed = jax.tree.map(lambda a: a.astype(np.float32), state)
+                assert dtypes(jax.eval_shape(run, *given, passed)) == {"float32"}, what
 
 
 # ---- edges ----

@@ -38,6 +38,24 @@ def test_chunks_with_the_states_handed_on_equal_the_whole():
     chex.assert_trees_all_equal(last, whole)
 
 
+def test_a_default_layer_keeps_the_digits_of_float64():
+    with jax.enable_x64(True):
+        xs = np.random.default_rng(0).normal(size=(T, B, D))
+        double = functools.partial(jax.tree.map, lambda a: jnp.asarray(a, jnp.float64))
+        for xs_, cast in ((xs, double), (xs.astype(np.float32), double), (xs, lambda a: a)):
+            lstm = LSTM(H, num_layers=2, bidirectional=True)
+            params = cast(lstm.init(jax.random.key(0), D))
+            state, ys = lstm.apply(params, xs_)
+            below = xs_
+            for layer in params.values():
+                there = oracle.lstm(layer["forward"], below)[2]
+                back = oracle.lstm(layer["backward"], below[::-1])[2][::-1]
+                below = np.concatenate([there, back], -1)
+            assert {leaf.dtype.name for leaf in jax.tree.leaves((state, ys))} == {"float64"}
+            # Sums of 15 terms over two layers and 7 steps: some dozen roundings of 1e-16.
+            np.testing.assert_allclose(ys, below, rtol=0, atol=1e-14)
+
+
 def test_layers_are_drawn_apart():
     params = LSTM(H, num_layers=2).init(jax.random.key(0), H)
     assert not np.array_equal(params["layer_0"]["w_hh"], params["layer_1"]["w_hh"])

@@ -57,6 +57,17 @@ def test_equals_numpy():
         np.testing.assert_allclose(y, expected[0], atol=2e-6)
 
 
+def test_a_default_cell_keeps_the_digits_of_float64():
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), PARAMS)
+        xs = np.random.default_rng(0).normal(size=(T, D))
+        step = stream(CELL, params)
+        state = step.initial_state()
+        for x, expected in zip(xs, oracle.lstm(params, xs[:, None])[2], strict=True):
+            state, y = step(state, x)
+            np.testing.assert_allclose(y, expected[0], rtol=0, atol=1e-15)  # a few roundings
+
+
 def test_one_stream_serves_many_sequences():
     step = stream(CELL, PARAMS)
     start = step.initial_state()

@@ -29,7 +29,7 @@ from lstm_jax.interop.onnx.activations import (
     activations_from_onnx,
     attributes_of,
 )
-from lstm_jax.sequence import Bidirectional, Stack, unroll
+from lstm_jax.sequence import Bidirectional, Stack, initial_state, unroll
 from lstm_jax.sequence.regularizers import Regularizer
 
 DEFAULTS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), "RNN": ("Tanh",)}
@@ -321,7 +321,7 @@ def run_node(
         states = {name: array.swapaxes(0, 1) for name, array in states.items()}
     outputs, last = [], []
     for n, (cell, params) in enumerate(cells):
-        zero = cell.zero_state(X.shape[1:-1])
+        zero = initial_state(cell, params, X.shape[1:-1], X)
         begin = zero._replace(**{name: jnp.asarray(array[n]) for name, array in states.items()})
         reverse = n == 1 or attributes.get("direction") == "reverse"
         end, ys = unroll(

@@ -22,7 +22,7 @@ from lstm_jax.interop.onnx.graphs import (
 )
 from lstm_jax.interop.onnx.primitives import TRANSLATIONS, dtype_of, is_narrow, reshaped, widened
 from lstm_jax.interop.onnx.recurrent import obstacle, operator_of
-from lstm_jax.sequence import unroll
+from lstm_jax.sequence import initial_state, unroll
 from lstm_jax.sequence.protocol import check_cell_or_layer, input_size, is_layer
 from lstm_jax.sequence.unroll import loops_shown
 
@@ -94,7 +94,7 @@ def to_onnx(
     if lengths:
         inputs["lengths"] = jax.ShapeDtypeStruct(tuple(batch), jnp.int32)
     if streaming:
-        inputs["state"] = jax.eval_shape(lambda: layer.zero_state(tuple(batch)))
+        inputs["state"] = jax.eval_shape(lambda p: initial_state(layer, p, tuple(batch)), params)
 
     def run(params: Any, xs: jax.Array, **given: Any) -> dict[str, Any]:
         if is_layer(layer):
