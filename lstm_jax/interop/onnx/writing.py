@@ -94,7 +94,8 @@ def to_onnx(
     if lengths:
         inputs["lengths"] = jax.ShapeDtypeStruct(tuple(batch), jnp.int32)
     if streaming:
-        inputs["state"] = jax.eval_shape(lambda p: initial_state(layer, p, tuple(batch)), params)
+        shape: Any = tuple(batch)
+        inputs["state"] = jax.eval_shape(lambda params: initial_state(layer, params, shape), params)
 
     def run(params: Any, xs: jax.Array, **given: Any) -> dict[str, Any]:
         if is_layer(layer):
