@@ -1,9 +1,11 @@
 """Readers of numeric files: CSV tables, and the .ts format of the UEA and UCR archives."""
 
 import csv
+import datetime
 import io
 import math
 import pathlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +20,7 @@ class Table(NamedTuple):
     Attributes:
       columns: the names of its numeric columns, C of them.
       values: float64 ``[rows, C]``.
+      times: the time stamp of each row, as in the file.
 
     >>> Table(("a",), np.zeros((2, 1))).values.shape
     (2, 1)
@@ -25,6 +28,24 @@ class Table(NamedTuple):
 
     columns: tuple[str, ...]
     values: np.ndarray
+    times: tuple[str, ...] = ()
+
+
+def dates(times: Sequence[str]) -> np.ndarray | None:
+    """Time stamps as ``datetime64``, or None where they are not dates in ISO 8601.
+
+    >>> dates(["2016-07-01 00:00:00", "2016-07-01T01:00"]).tolist()[1].hour
+    1
+    >>> dates(["20160701"]) is None  # which could be a number
+    True
+    """
+    try:
+        parsed = [datetime.datetime.fromisoformat(time) for time in times if "-" in time]
+    except ValueError:
+        return None
+    if len(parsed) < len(times):
+        return None
+    return np.array([moment.replace(tzinfo=None) for moment in parsed], "datetime64[us]")
 
 
 def read_csv(path: str | pathlib.Path) -> Table:
@@ -58,7 +79,7 @@ def read_csv(path: str | pathlib.Path) -> Table:
             )
         for n, field in enumerate(row[1:]):
             values[line - 2, n] = _finite(field, f"{path}: line {line}: column {columns[n]!r}")
-    return Table(columns, values)
+    return Table(columns, values, tuple(row[0] for row in rows[1:]))
 
 
 class LabelledSequences(NamedTuple):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from lstm_jax.data import fetch, read_csv, read_ts
+from lstm_jax.data.tables import dates
 from lstm_jax.errors import UserError
 
 HEADER = "# a comment\n@problemName Tiny\n@timeStamps false\n@classLabel true one two\n@data\n"
@@ -21,6 +22,19 @@ def test_read_csv_gives_columns_and_values(tmp_path):
     assert table.columns == ("a, b", "c")
     assert table.values.dtype == np.float64
     np.testing.assert_array_equal(table.values, [[1.5, -2000.0], [7.0, 0.0]])
+
+
+def test_read_csv_gives_the_time_stamps_as_they_are(tmp_path):
+    path = written(tmp_path, "time,a\n2016-07-01 00:00:00,1\nlater,2\n")
+    assert read_csv(path).times == ("2016-07-01 00:00:00", "later")
+
+
+def test_dates_are_recognised():
+    expected = ["2016-07-01T00:00:00", "2016-07-01T01:30:00"]
+    for times in (expected, ["2016-07-01", "2016-07-01 01:30"], ["2016-07-01", expected[1] + "Z"]):
+        np.testing.assert_array_equal(dates(times), np.array(expected, "datetime64[s]"))
+    for times in (["1", "2"], ["2016-07-01", "3"], ["2016-13-01"], ["01/07/2016"], ["a-b"]):
+        assert dates(times) is None
 
 
 def test_read_csv_reads_back_what_numpy_wrote(tmp_path):
