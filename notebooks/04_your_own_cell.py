@@ -71,8 +71,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from lstm_jax.cells import BaseCell, Parameter, RNNState
-from lstm_jax.cells.base import affine, blocks, like, named
+from lstm_jax.cells import BaseCell, Parameter, RNNState, affine, blocks, like, named
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,18 @@ from collections.abc import Callable
 from typing import Any
 
 from lstm_jax.cells.activations import ACTIVATIONS, Activations
-from lstm_jax.cells.base import BaseCell, Cell, GatedCell, LSTMFamilyCell, Parameter, named
+from lstm_jax.cells.base import (
+    BaseCell,
+    Cell,
+    GatedCell,
+    LSTMFamilyCell,
+    Parameter,
+    affine,
+    blocks,
+    dot,
+    like,
+    named,
+)
 from lstm_jax.cells.conv_lstm import ConvLSTMCell, conv_lstm_cell
 from lstm_jax.cells.coupled import CoupledLSTMCell, coupled_cell
 from lstm_jax.cells.ea_lstm import EntityAwareLSTMCell, ea_lstm_cell
@@ -84,13 +95,17 @@ __all__ = [
     "RNNState",
     "SLSTMCell",
     "SLSTMState",
+    "affine",
+    "blocks",
     "conv_lstm_cell",
     "coupled_cell",
+    "dot",
     "ea_lstm_cell",
     "gru_cell",
     "gru_reset_after_cell",
     "ind_rnn_cell",
     "layer_norm_cell",
+    "like",
     "lstm_1997_cell",
     "lstm_cell",
     "mgu_cell",

@@ -427,9 +427,10 @@ def draw(parameter: Parameter, key: jax.Array, dtype: DTypeLike) -> jax.Array:
 
 
 def blocks(init: Initializer, count: int) -> Initializer:
-    """Draws ``count`` equal blocks side by side along the last axis, each by itself.
+    """An initialiser of ``count`` equal blocks side by side along the last axis.
 
-    Each gate's weights are so drawn for their own shape: an orthogonal block is orthogonal.
+    It initialises each block by itself: with an orthogonal ``init``, the recurrent weights of each
+    gate are orthogonal.
 
     >>> import jax
     >>> blocks(jax.nn.initializers.orthogonal(), 4)(jax.random.key(0), (3, 12), "float32").shape
@@ -495,7 +496,12 @@ def widened(tree: Any, *others: Any) -> Any:
 
 
 def dot(x: jax.Array, w: jax.Array) -> jax.Array:
-    """``x @ w``, multiplied in the operands' type and summed in float32 or wider."""
+    """``x @ w``, multiplied in the operands' type and summed in float32 or wider.
+
+    >>> x = jnp.ones((2, 3), "bfloat16")
+    >>> dot(x, x.T).dtype
+    dtype('float32')
+    """
     dtype = jnp.result_type(x, w)
     return jnp.matmul(
         x.astype(dtype), w.astype(dtype), preferred_element_type=accumulation_dtype(dtype)
@@ -506,6 +512,10 @@ def affine(params: Params, h: jax.Array, x: jax.Array) -> jax.Array:
     """``x @ w_ih + h @ w_hh + b``: the pre-activations of all gates, side by side.
 
     They are in float32 or wider whatever the operands are.
+
+    >>> params = {"w_ih": jnp.ones((3, 4)), "w_hh": jnp.ones((2, 4)), "b": jnp.ones(4)}
+    >>> affine(params, h=jnp.ones((5, 2)), x=jnp.ones((5, 3)))[0].tolist()
+    [6.0, 6.0, 6.0, 6.0]
     """
     z = dot(x, params["w_ih"]) + dot(h, params["w_hh"])
     return z + params["b"].astype(z.dtype)
@@ -524,7 +534,11 @@ def named(name: str, value: jax.Array) -> jax.Array:
 
 
 def like(new: State, old: State) -> State:
-    """The new state in the types of the old one, as a scan's carry must be."""
+    """The new state in the types of the old one, as a scan's carry must be.
+
+    >>> like({"h": jnp.ones(2)}, {"h": jnp.zeros(2, "bfloat16")})["h"].dtype
+    dtype(bfloat16)
+    """
     return jax.tree.map(lambda n, o: n.astype(o.dtype), new, old)
 
 
