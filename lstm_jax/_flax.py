@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +14,7 @@ from lstm_jax import sequence
 from lstm_jax.cells import CELLS
 from lstm_jax.cells.base import Cell, Initializer, Params, State, check_size
 from lstm_jax.cells.base import draw as draw_parameter
-from lstm_jax.sequence.bidirectional import Bidirectional
+from lstm_jax.sequence.bidirectional import Bidirectional, BidirectionalState
 from lstm_jax.sequence.layers import num_feature_axes
 from lstm_jax.sequence.protocol import check_cell_or_layer, input_size, is_layer
 from lstm_jax.sequence.regularizers import without_regularizers
@@ -192,6 +192,115 @@ def check_carry_init(cell: Cell, carry_init: Initializer | None) -> None:
         raise ValueError("carry_init must be None where learn_initial_state is true")
 
 
+def learns_initial_state(thing: Any) -> bool:
+    """Whether the initial state of a cell or layer depends on its parameters.
+
+    >>> from lstm_jax import LSTM, LSTMCell
+    >>> cell = functools.partial(LSTMCell, learn_initial_state=True)
+    >>> learns_initial_state(LSTM(3, cell=("gru", cell))), learns_initial_state(LSTM(3))
+    (True, False)
+    """
+    if isinstance(thing, sequence.LSTM):
+        thing = thing.stack
+    if isinstance(thing, Stack):
+        return any(learns_initial_state(layer) for _, layer in thing.layers)
+    if isinstance(thing, Bidirectional):
+        return any(map(learns_initial_state, (thing.forward, thing.backward)))
+    return getattr(thing, "learn_initial_state", hasattr(thing, "initial_state"))
+
+
+# ---- carries ----
+
+Back = Callable[[State], Any]
+
+
+def state_of(carry: Any, layer: Any) -> tuple[State, Back]:
+    """The state of a layer that a carry stands for, and a function back to carries of its form.
+
+    A stack of one layer accepts that layer's carry; :class:`Bidirectional` a pair of carries, and
+    a cell a carry of Flax's: ``(c, h)`` for states of h and c, an array for states of h alone.
+
+    Args:
+      carry: the state itself, or one of these; None stays None.
+      layer: a cell or layer.
+
+    Raises:
+      TypeError: the carry of a layer or stack has another structure.
+
+    Example:
+      >>> from lstm_jax import LSTM
+      >>> state, back = state_of((jnp.zeros(3), jnp.ones(3)), LSTM(3))  # Flax's (c, h)
+      >>> state["layer_0"].h.tolist()
+      [1.0, 1.0, 1.0]
+      >>> back(state)[1].tolist()
+      [1.0, 1.0, 1.0]
+    """
+    if isinstance(layer, sequence.LSTM):
+        layer = layer.stack
+    if isinstance(layer, Stack):
+        return _stack_state(carry, layer)
+    if isinstance(layer, Bidirectional):
+        return _directions_state(carry, layer)
+    return _layer_state(carry, layer)
+
+
+def _unchanged(carry: Any) -> Any:
+    return carry
+
+
+def _stack_state(carry: Any, stack: Stack) -> tuple[State, Back]:
+    names = [name for name, _ in stack.layers]
+    if isinstance(carry, Mapping) and set(carry) == set(names):
+        pairs = {name: state_of(carry[name], layer) for name, layer in stack.layers}
+        return (
+            {name: state for name, (state, _) in pairs.items()},
+            lambda states: {name: back(states[name]) for name, (_, back) in pairs.items()},
+        )
+    if carry is None:
+        return None, _unchanged
+    if len(names) == 1 and not isinstance(carry, Mapping):
+        state, back = state_of(carry, stack.layers[0][1])
+        return {names[0]: state}, lambda states: back(states[names[0]])
+    wanted = ", ".join(f"{name!r}: ..." for name in names)
+    given = f"the keys {', '.join(map(str, carry))}" if isinstance(carry, Mapping) else None
+    raise TypeError(
+        f"initial_carry must be a dict with the state of each layer, {{{wanted}}}, as "
+        f"initialize_carry returns it, got {given or type(carry).__name__}"
+    )
+
+
+def _directions_state(carry: Any, layer: Bidirectional) -> tuple[State, Back]:
+    if carry is None:
+        return None, _unchanged
+    kind = type(carry)
+    if kind is not BidirectionalState and not (kind is tuple and len(carry) == 2):
+        raise TypeError(
+            "initial_carry of a layer with two directions must be BidirectionalState(forward, "
+            f"backward) or the pair of their carries, got {kind.__name__}"
+        )
+    forward, forward_back = state_of(carry[0], layer.forward)
+    backward, backward_back = state_of(carry[1], layer.backward)
+
+    def back(state: State) -> Any:
+        pair = forward_back(state.forward), backward_back(state.backward)
+        return pair if kind is tuple else BidirectionalState(*pair)
+
+    return BidirectionalState(forward=forward, backward=backward), back
+
+
+def _layer_state(carry: Any, cell: Any) -> tuple[State, Back]:
+    pair, array = type(carry) is tuple and len(carry) == 2, hasattr(carry, "shape")
+    if not pair and not array:
+        return carry, _unchanged
+    kind = type(jax.eval_shape(cell.zero_state))
+    fields = set(getattr(kind, "_fields", ()))
+    if pair and fields == {"h", "c"}:
+        return kind(h=carry[1], c=carry[0]), lambda state: (state.c, state.h)
+    if array and fields == {"h"}:
+        return kind(h=carry), lambda state: state.h
+    return carry, _unchanged
+
+
 # ---- sequences ----
 
 
@@ -256,7 +365,8 @@ def over_sequence(
       layer: a functional layer.
       params: its parameters.
       xs: ``[..., T, D]``, or ``[T, ..., D]`` where ``time_major``.
-      initial_carry: the layer's state before the first step.
+      initial_carry: the layer's state before the first step, in one of the forms that
+        :func:`state_of` accepts; the last state is returned in the same form.
       seq_lengths: integers of the batch shape.
       resets: booleans with the axes of ``xs`` but the features.
       key: random key for dropout and regularisers.
@@ -297,9 +407,10 @@ def over_sequence(
     elif reverse:
         raise ValueError(f"reverse is for stacks of cells, got {type(layer).__name__}")
 
-    carry, ys = layer.apply(params, xs, initial_carry, lengths=seq_lengths, resets=resets, key=key)
+    state, back = state_of(initial_carry, layer)
+    state, ys = layer.apply(params, xs, state, lengths=seq_lengths, resets=resets, key=key)
     if reverse and not keep_order:
         ys = jnp.flip(ys, 0) if seq_lengths is None else flipped(ys, seq_lengths)
     if not time_major:
         ys = jnp.moveaxis(ys, 0, -1 - features)
-    return (carry, ys) if return_carry else ys
+    return (back(state), ys) if return_carry else ys

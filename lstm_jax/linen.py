@@ -116,6 +116,29 @@ def _key(
 # ---- cells ----
 
 
+def _initial_carry(module: Any, functional: Any, input_shape: tuple[int, ...]) -> Any:
+    """The state of a cell or layer before its first step: zeros, or what the module has learned."""
+    *batch_shape, input_size = input_shape
+    batch_shape = tuple(batch_shape)  # with the axes of space, where a cell has some
+    params = _params_if_bound(module)
+    if params and _shapes(functional, input_size).keys() <= params.keys():
+        return initial_state(functional, params, batch_shape)
+    if not _flax.learns_initial_state(functional):
+        return functional.zero_state(batch_shape)
+    if module.scope is None:
+        raise ValueError(
+            "a learned initial state is known inside of apply alone: "
+            "module.apply(variables, rng, input_shape, method='initialize_carry')"
+        )
+    # How it will begin; jit leaves out what does not matter to that.
+    return jax.jit(lambda: initial_state(functional, _anew(functional, input_size), batch_shape))()
+
+
+def _params_if_bound(module: Any) -> dict[str, Any]:
+    """The parameters of the module inside of ``apply``, and none elsewhere."""
+    return {} if module.scope is None else nn.meta.unbox(module.variables.get("params", {}))
+
+
 class _Cell(nn.RNNCellBase):
     """A module that runs ``self.cell``; the kinds of it have ``cell`` and ``carry_init``."""
 
@@ -143,26 +166,16 @@ class _Cell(nn.RNNCellBase):
         Raises:
           ValueError: the state is learned, and this is not inside of ``apply``.
         """
-        cell, batch_shape = self.cell, tuple(input_shape[:-1])
-        params = {}  # known inside of apply alone
-        if self.scope is not None:
-            params = nn.meta.unbox(self.variables.get("params", {}))
-        there = bool(params) and _shapes(cell, input_shape[-1]).keys() <= params.keys()
-        if self.carry_init is not None:
-            keys = iter(jax.random.split(rng, len(jax.tree.leaves(cell.zero_state()))))
-            new_key = functools.partial(next, keys)
-            return _flax.drawn_carry(cell, params, batch_shape, self.carry_init, new_key)
-        if there:
-            return initial_state(cell, params, batch_shape)
-        if not getattr(cell, "learn_initial_state", hasattr(cell, "initial_state")):
-            return cell.zero_state(batch_shape)
-        if self.scope is None:
-            raise ValueError(
-                "a learned initial state is known inside of apply alone: "
-                "cell.apply(variables, rng, input_shape, method='initialize_carry')"
-            )
-        # How it will begin; jit leaves out what does not matter to that.
-        return jax.jit(lambda: initial_state(cell, _anew(cell, input_shape[-1]), batch_shape))()
+        if self.carry_init is None:
+            return _initial_carry(self, self.cell, input_shape)
+        keys = iter(jax.random.split(rng, len(jax.tree.leaves(self.cell.zero_state()))))
+        return _flax.drawn_carry(
+            self.cell,
+            _params_if_bound(self),
+            tuple(input_shape[:-1]),
+            self.carry_init,
+            functools.partial(next, keys),
+        )
 
     @property
     def num_feature_axes(self) -> int:
@@ -517,8 +530,10 @@ class _Sequence(nn.Module):
 
         Args:
           xs: ``[..., T, D]``, or ``[T, ..., D]`` where ``time_major``.
-          initial_carry: the layer's state before the first step; its initial state, zeros
-            unless learned, if None.
+          initial_carry: the state before the first step, as :meth:`initialize_carry` returns it;
+            the initial state, zeros unless learned, if None.  A single layer also accepts its own
+            state, such as :class:`lstm_jax.LSTMState`, or a carry of Flax's: ``(c, h)`` for an
+            LSTM, an array for a GRU, the pair of both for two directions.
           init_key: not used, since no state is drawn; ``flax.linen.Bidirectional`` gives it.
           seq_lengths: how many steps of each row count, as in :func:`lstm_jax.unroll`; outputs
             of other steps are zero.
@@ -534,6 +549,8 @@ class _Sequence(nn.Module):
 
         Returns:
           The outputs, laid out as ``xs``; with ``return_carry`` the pair ``(carry, outputs)``.
+          The carry has the form of ``initial_carry``; where that is None, it is a dict with the
+          state of each layer, as from :meth:`initialize_carry`.
           Arguments that are None are as in the constructor.
 
         Raises:
@@ -541,6 +558,7 @@ class _Sequence(nn.Module):
             ``reverse`` is asked of a layer with directions of its own, there is dropout or a
             regulariser and ``deterministic`` is given neither here nor to the class, or to both,
             or as in :func:`lstm_jax.unroll`.
+          TypeError: ``initial_carry`` has another structure.
           flax.errors.InvalidRngError: dropout or a regulariser needs the stream ``dropout``, and
             there is none.
         """
@@ -559,6 +577,31 @@ class _Sequence(nn.Module):
             keep_order=self.keep_order if keep_order is None else keep_order,
             return_carry=self.return_carry if return_carry is None else return_carry,
         )
+
+    @nn.nowrap
+    def initialize_carry(self, rng: jax.Array, input_shape: tuple[int, ...]) -> Any:
+        """The state before the first step, for steps of a shape ``[..., D]``, as Flax's cells have.
+
+        A learned one is a parameter of the module, and so only known inside of ``apply``:
+        ``module.apply(variables, rng, input_shape, method="initialize_carry")``.
+
+        Args:
+          rng: not used; as in Flax's cells.
+          input_shape: shape of one step's input: ``(B, D)`` for sequences ``[B, T, D]``.
+
+        Returns:
+          For :class:`LSTM` and any other stack a dict with the state of each layer, ``layer_0``
+          first.
+
+        Raises:
+          ValueError: the state is learned, and this is not inside of ``apply``.
+
+        Example:
+          >>> carry = LSTM(4, num_layers=2).initialize_carry(jax.random.key(0), (2, 3))
+          >>> carry["layer_1"].h.shape
+          (2, 4)
+        """
+        return _initial_carry(self, self.functional, input_shape)
 
 
 class Stack(_Sequence):

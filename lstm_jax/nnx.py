@@ -169,6 +169,26 @@ class _Stochastic(_Holder):
 # ---- cells ----
 
 
+def _initial_carry(
+    functional: Any,
+    params: dict[str, Any],
+    input_shape: tuple[int, ...],
+    rngs: nnx.Rngs | nnx.RngStream | None,
+    carry_init: Initializer | None,
+) -> Any:
+    """The state of a cell or layer before its first step."""
+
+    def new_key() -> jax.Array:
+        if rngs is None:
+            raise ValueError("rngs must be given where carry_init is, got None")
+        return (rngs.carry if isinstance(rngs, nnx.Rngs) else rngs)()
+
+    batch_shape = tuple(input_shape[:-1])  # with the axes of space, where a cell has some
+    if carry_init is None:
+        return initial_state(functional, params, batch_shape)
+    return _flax.drawn_carry(functional, params, batch_shape, carry_init, new_key)
+
+
 class _Cell(_Holder, nnx.RNNCellBase):
     """A module that runs ``self.cell``."""
 
@@ -217,17 +237,8 @@ class _Cell(_Holder, nnx.RNNCellBase):
         Raises:
           ValueError: ``rngs`` is needed and not given.
         """
-
-        def new_key() -> jax.Array:
-            if rngs is None:
-                raise ValueError("rngs must be given where carry_init is, got None")
-            return (rngs.carry if isinstance(rngs, nnx.Rngs) else rngs)()
-
         carry_init = self.carry_init if carry_init is None else carry_init
-        batch_shape = tuple(input_shape[:-1])  # with the axes of space, where a cell has some
-        if carry_init is None:
-            return initial_state(self.cell, self.params, batch_shape)
-        return _flax.drawn_carry(self.cell, self.params, batch_shape, carry_init, new_key)
+        return _initial_carry(self.cell, self.params, input_shape, rngs, carry_init)
 
     @property
     def num_feature_axes(self) -> int:
@@ -711,8 +722,10 @@ class Stack(_Stochastic):
 
         Args:
           xs: ``[..., T, D]``, or ``[T, ..., D]`` where ``time_major``.
-          initial_carry: the layer's state before the first step; its initial state, zeros
-            unless learned, if None.
+          initial_carry: the state before the first step, as :meth:`initialize_carry` returns it;
+            the initial state, zeros unless learned, if None.  A single layer also accepts its own
+            state, such as :class:`lstm_jax.LSTMState`, or a carry of Flax's: ``(c, h)`` for an
+            LSTM, an array for a GRU, the pair of both for two directions.
           seq_lengths: how many steps of each row count, as in :func:`lstm_jax.unroll`; outputs
             of other steps are zero.
           resets: booleans ``[..., T]``, or ``[T, ...]`` where ``time_major``; a true flag puts
@@ -728,6 +741,8 @@ class Stack(_Stochastic):
 
         Returns:
           The outputs, laid out as ``xs``; with ``return_carry`` the pair ``(carry, outputs)``.
+          The carry has the form of ``initial_carry``; where that is None, it is a dict with the
+          state of each layer, as from :meth:`initialize_carry`.
           Arguments that are None are as in the constructor.
 
         Raises:
@@ -735,7 +750,7 @@ class Stack(_Stochastic):
             ``reverse`` is asked of a layer with directions of its own, dropout or a regulariser
             needs ``rngs`` or ``deterministic`` and there is none, or as in
             :func:`lstm_jax.unroll`.
-          TypeError: ``rngs`` is of another type.
+          TypeError: ``rngs`` is of another type, or ``initial_carry`` of another structure.
         """
         if isinstance(rngs, nnx.RngStream) and rngs.tag == "carry":
             rngs = None
@@ -752,6 +767,34 @@ class Stack(_Stochastic):
             keep_order=self.keep_order if keep_order is None else keep_order,
             return_carry=self.return_carry if return_carry is None else return_carry,
         )
+
+    def initialize_carry(
+        self,
+        input_shape: tuple[int, ...],
+        rngs: nnx.Rngs | nnx.RngStream | None = None,
+        carry_init: Initializer | None = None,
+    ) -> Any:
+        """The state before the first step, for steps of a shape ``[..., D]``, as Flax's cells have.
+
+        Args:
+          input_shape: shape of one step's input: ``(B, D)`` for sequences ``[B, T, D]``.
+          rngs: its stream ``carry`` (or the stream itself) is for ``carry_init``.
+          carry_init: initialises each array of the state; None for the layer's initial state,
+            which is zeros or learned.
+
+        Returns:
+          For :class:`LSTM` and any other stack a dict with the state of each layer, ``layer_0``
+          first.
+
+        Raises:
+          ValueError: there is a ``carry_init`` and no ``rngs``.
+
+        Example:
+          >>> carry = LSTM(3, 4, num_layers=2, rngs=nnx.Rngs(0)).initialize_carry((2, 3))
+          >>> carry["layer_1"].h.shape
+          (2, 4)
+        """
+        return _initial_carry(self.layer, self.params, input_shape, rngs, carry_init)
 
 
 class LSTM(Stack):

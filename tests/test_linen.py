@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec
 import lstm_jax
 import lstm_jax.nnx
 from lstm_jax import cells, sequence
+from lstm_jax.interop import from_flax
 from lstm_jax.linen import LSTM, Cell, GRUCell, LSTMCell, OdysseyLSTMCell, Stack
 from tests import oracle
 from tests.noisy import NOISY
@@ -259,6 +260,65 @@ def test_a_stack_equals_the_functional_layer():
     chex.assert_trees_all_equal((carry, turned(ys)), expected)
     with pytest.raises(TypeError, match="layer must be a cell"):
         Stack(nn.Dense(3))
+
+
+class TestCarries:
+    c, h = (jax.random.normal(jax.random.key(n), (B, H)) for n in (3, 4))
+
+    def test_flaxs_carry_goes_in_and_comes_out(self):
+        """The same weights, carry and call as in Flax's RNN, for one direction and for both."""
+        rnns = [nn.RNN(nn.LSTMCell(H)) for _ in range(2)]
+        pair = (self.c, self.h)
+        for ours, other, carry, place in (
+            (LSTM(H), rnns[0], pair, ("cell",)),
+            (LSTM(H, bidirectional=True), nn.Bidirectional(*rnns), (pair, pair), None),
+        ):
+            told = {"initial_carry": carry, "seq_lengths": LENGTHS, "return_carry": True}
+            (expected, zs), variables = other.init_with_output(KEY, XS, **told)
+            theirs = variables["params"]
+            params = (
+                from_flax(theirs["cell"])[1]
+                if place
+                else {
+                    way: from_flax(theirs[f"{way}_rnn"]["cell"])[1]
+                    for way in ("forward", "backward")
+                }
+            )
+            found, ys = ours.apply({"params": {"layer_0": params}}, XS, **told)
+            assert jax.tree.structure(found) == jax.tree.structure(expected)
+            chex.assert_trees_all_close(found, expected, atol=1e-6)
+            np.testing.assert_allclose(ys[VALID], zs[VALID], atol=1e-6)
+
+    def test_initialize_carry_is_where_a_call_begins(self):
+        lstm, variables = TestLSTM.lstm, TestLSTM.variables
+        carry = lstm.initialize_carry(KEY, (B, D))
+        chex.assert_trees_all_equal(carry, lstm.functional.zero_state((B,)))
+        np.testing.assert_array_equal(
+            lstm.apply(variables, XS, initial_carry=carry), lstm.apply(variables, XS)
+        )
+        stack = Stack(sequence.Bidirectional(cells.RNNCell(2)))
+        chex.assert_trees_all_equal(
+            stack.initialize_carry(KEY, (7, 2, D)), stack.functional.zero_state((7, 2))
+        )
+
+    def test_a_learned_one(self):
+        learning = functools.partial(lstm_jax.LSTMCell, learn_initial_state=True)
+        lstm = LSTM(H, num_layers=2, cell=("gru", learning))
+        variables = lstm.init(KEY, XS)
+        variables["params"]["layer_1"]["h_0"] += 0.5
+        with pytest.raises(ValueError, match=r"known inside of apply alone: module\.apply"):
+            lstm.initialize_carry(KEY, (B, D))
+        carry = lstm.apply(variables, KEY, (B, D), method="initialize_carry")
+        assert (carry["layer_1"].h == 0.5).all() and not carry["layer_0"].h.any()
+        np.testing.assert_array_equal(
+            lstm.apply(variables, XS, initial_carry=carry), lstm.apply(variables, XS)
+        )
+
+    def test_errors_say_what_to_pass(self):
+        with pytest.raises(TypeError, match=r"initial_carry must be a dict .*, got LSTMState"):
+            TestLSTM.lstm.apply(
+                TestLSTM.variables, XS, initial_carry=lstm_jax.LSTMState(h=self.h, c=self.c)
+            )
 
 
 def modules(kind, rate, **options):

@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec
 
 import lstm_jax
 from lstm_jax import cells, sequence
+from lstm_jax.interop import from_flax
 from lstm_jax.nnx import LSTM, Cell, ConvLSTMCell, GRUCell, LSTMCell, OdysseyLSTMCell, Stack
 from tests import oracle
 from tests.noisy import NOISY
@@ -329,6 +330,118 @@ class TestStack:
         )
         with pytest.raises(TypeError, match="layer must be a cell"):
             Stack(D, nnx.Linear(D, 2, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(0))
+
+
+class TestCarries:
+    c, h = (jax.random.normal(jax.random.key(n), (B, H)) for n in (3, 4))
+    state = lstm_jax.LSTMState(h=h, c=c)
+
+    def test_flaxs_carry_goes_in_and_comes_out(self):
+        """The same weights, carry and call as in Flax's RNN, for one direction and for both."""
+        theirs = [nnx.RNN(nnx.LSTMCell(D, H, rngs=nnx.Rngs(n)), rngs=False) for n in range(2)]
+        one, both = (LSTM(D, H, bidirectional=way, rngs=nnx.Rngs(0)) for way in (False, True))
+        params = [from_flax(nnx.state(rnn.cell, nnx.Param))[1] for rnn in theirs]
+        nnx.update(one, {"layer_0": params[0]})
+        nnx.update(both, {"layer_0": dict(zip(("forward", "backward"), params, strict=True))})
+        pair = (self.c, self.h)
+        for ours, other, carry in (
+            (one, theirs[0], pair),
+            (both, nnx.Bidirectional(*theirs), (pair, pair)),
+        ):
+
+            def run(layer, carry):
+                return layer(XS, initial_carry=carry, seq_lengths=LENGTHS, return_carry=True)
+
+            expected, zs = run(other, carry)
+            found, ys = run(ours, carry)
+            assert jax.tree.structure(found) == jax.tree.structure(expected)
+            chex.assert_trees_all_close(found, expected, atol=1e-6)
+            np.testing.assert_allclose(ys[VALID], zs[VALID], atol=1e-6)
+
+    def test_every_form_of_a_carry_is_the_same_state(self):
+        lstm = LSTM(D, H, return_carry=True, rngs=nnx.Rngs(0))
+        expected, ys = lstm(XS, initial_carry={"layer_0": self.state})
+        assert not np.allclose(ys, lstm(XS)[1])
+        for carry, found in (
+            (self.state, expected["layer_0"]),
+            ((self.c, self.h), (expected["layer_0"].c, expected["layer_0"].h)),
+            ({"layer_0": (self.c, self.h)}, {"layer_0": expected["layer_0"][::-1]}),
+        ):
+            last, zs = lstm(XS, initial_carry=carry)
+            np.testing.assert_array_equal(zs, ys)
+            chex.assert_trees_all_equal(last, found)
+            assert jax.tree.structure(last) == jax.tree.structure(carry)  # so it can be scanned
+
+    @pytest.mark.parametrize(("cell", "kind"), [("gru", nnx.GRUCell), ("rnn", nnx.SimpleCell)])
+    def test_an_array_is_the_carry_of_a_cell_with_h_alone(self, cell, kind):
+        lstm = LSTM(D, H, cell=cell, return_carry=True, rngs=nnx.Rngs(0))
+        carry = kind(D, H, rngs=nnx.Rngs(0)).initialize_carry((B, D), nnx.Rngs(0)) + 0.5
+        last, ys = lstm(XS, initial_carry=carry)
+        expected, zs = lstm(XS, initial_carry={"layer_0": cells.RNNState(h=carry)})
+        np.testing.assert_array_equal(ys, zs)
+        np.testing.assert_array_equal(last, expected["layer_0"].h)
+
+    def test_states_of_both_directions(self):
+        lstm = LSTM(D, H, bidirectional=True, return_carry=True, rngs=nnx.Rngs(0))
+        state = lstm_jax.sequence.BidirectionalState(forward=self.state, backward=self.state)
+        expected, ys = lstm(XS, initial_carry={"layer_0": state})
+        last, zs = lstm(XS, initial_carry=state)
+        np.testing.assert_array_equal(ys, zs)
+        chex.assert_trees_all_equal(last, expected["layer_0"])
+        (forward, backward), zs = lstm(XS, initial_carry=((self.c, self.h), self.state))
+        np.testing.assert_array_equal(ys, zs)
+        expected = (last.forward.c, last.forward.h), last.backward
+        chex.assert_trees_all_equal((forward, backward), expected)
+
+    def test_initialize_carry_is_where_a_call_begins(self):
+        learning = functools.partial(lstm_jax.LSTMCell, learn_initial_state=True)
+        lstm = LSTM(D, H, num_layers=2, cell=("gru", learning), rngs=nnx.Rngs(0))
+        lstm.layer_1.h_0[...] += 0.5
+        carry = lstm.initialize_carry((B, D))
+        assert jax.tree.map(jnp.shape, carry) == {
+            "layer_0": cells.RNNState(h=(B, H)),
+            "layer_1": lstm_jax.LSTMState(h=(B, H), c=(B, H)),
+        }
+        assert (carry["layer_1"].h == 0.5).all() and not carry["layer_0"].h.any()
+        np.testing.assert_array_equal(lstm(XS, initial_carry=carry), lstm(XS))
+        stack = Stack(D, sequence.Bidirectional(cells.RNNCell(2)), rngs=nnx.Rngs(0))
+        chex.assert_trees_all_equal(
+            stack.initialize_carry((7, 2, D)), stack.layer.zero_state((7, 2))
+        )
+        grids = LSTM(2, 4, cell="conv_lstm", rngs=nnx.Rngs(0))
+        assert grids.initialize_carry((B, 3, 5, 2))["layer_0"].h.shape == (B, 3, 5, 4)
+
+    def test_carries_by_an_initialiser_as_in_flaxs_cells(self):
+        lstm, ones = LSTM(D, H, num_layers=2, rngs=nnx.Rngs(0)), jax.nn.initializers.ones
+        carry = lstm.initialize_carry((B, D), nnx.Rngs(0), ones)
+        assert all((leaf == 1).all() for leaf in jax.tree.leaves(carry))
+        rngs = nnx.Rngs(carry=0)
+        lstm.initialize_carry((B, D), rngs, jax.nn.initializers.normal())
+        assert rngs.carry.count[...] == 4  # a key for each array
+        with pytest.raises(ValueError, match="rngs must be given where carry_init is"):
+            lstm.initialize_carry((B, D), carry_init=ones)
+
+    def test_errors_say_what_to_pass(self):
+        deep = LSTM(D, H, num_layers=2, rngs=nnx.Rngs(0))
+        wanted = r"initial_carry must be a dict with the state of each layer, \{'layer_0': \.\.\., "
+        wanted += r"'layer_1': \.\.\.\}, as initialize_carry returns it, got "
+        for carry, got in (
+            (self.state, "LSTMState"),
+            ((self.c, self.h), "tuple"),
+            ([self.state, self.state], "list"),
+            ({"layer_0": self.state}, "the keys layer_0"),
+        ):
+            with pytest.raises(TypeError, match=wanted + got):
+                deep(XS, initial_carry=carry)
+        both = LSTM(D, H, bidirectional=True, rngs=nnx.Rngs(0))
+        with pytest.raises(
+            TypeError, match=r"BidirectionalState\(forward, backward\) or the pair .*got LSTMState"
+        ):
+            both(XS, initial_carry=self.state)
+        with pytest.raises(TypeError, match="state must have the structure of"):
+            LSTM(D, H, rngs=nnx.Rngs(0))(XS, initial_carry=[self.c, self.h])
+        with pytest.raises(ValueError, match=r"state.h must have shape \(3, 5\)"):
+            LSTM(D, H, rngs=nnx.Rngs(0))(XS, initial_carry=(self.c, self.h[:2]))
 
 
 def step(cell, xs, **call):
