@@ -230,7 +230,7 @@ def test_help_of_each_command(command, words, capsys):
     told = capsys.readouterr()
     assert told.err == ""
     for word in words:
-        assert word in told.out
+        assert word in words_of(told.out)
 
 
 def test_help_shows_the_largest_seed_as_an_integer(capsys):
