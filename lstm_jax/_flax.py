@@ -18,7 +18,7 @@ from lstm_jax.sequence.bidirectional import Bidirectional, BidirectionalState
 from lstm_jax.sequence.layers import num_feature_axes
 from lstm_jax.sequence.protocol import check_cell_or_layer, input_size, is_layer
 from lstm_jax.sequence.regularizers import without_regularizers
-from lstm_jax.sequence.rows import flipped
+from lstm_jax.sequence.rows import counted_steps, flipped, flipped_by_mask
 from lstm_jax.sequence.stack import Stack
 from lstm_jax.sequence.unroll import initial_state
 
@@ -352,6 +352,7 @@ def over_sequence(
     initial_carry: State | None,
     *,
     seq_lengths: jax.Array | None,
+    mask: jax.Array | None,
     resets: jax.Array | None,
     key: jax.Array | None,
     time_major: bool,
@@ -368,6 +369,7 @@ def over_sequence(
       initial_carry: the layer's state before the first step, in one of the forms that
         :func:`state_of` accepts; the last state is returned in the same form.
       seq_lengths: integers of the batch shape.
+      mask: booleans with the axes of ``xs`` but the features; false steps are skipped.
       resets: booleans with the axes of ``xs`` but the features.
       key: random key for dropout and regularisers.
       time_major: whether time leads.
@@ -387,15 +389,18 @@ def over_sequence(
             f"xs must be {layout} with D={size} (the parameters were initialised with it), "
             f"got shape {xs.shape}"
         )
-    if resets is not None:
-        resets = jnp.asarray(resets)
-        if resets.shape != xs.shape[: xs.ndim - features]:
+
+    def time_leading(name: str, flags: jax.Array | None) -> jax.Array | None:
+        if flags is None:
+            return None
+        flags, shape = jnp.asarray(flags), xs.shape[: xs.ndim - features]
+        if flags.shape != shape:
             raise ValueError(
-                "resets must have the time and batch axes of xs, "
-                f"{xs.shape[: xs.ndim - features]}, got shape {resets.shape}"
+                f"{name} must have the time and batch axes of xs, {shape}, got shape {flags.shape}"
             )
-        if not time_major:
-            resets = jnp.moveaxis(resets, -1, 0)
+        return flags if time_major else jnp.moveaxis(flags, -1, 0)
+
+    mask, resets = time_leading("mask", mask), time_leading("resets", resets)
     if not time_major:
         xs = jnp.moveaxis(xs, -1 - features, 0)
 
@@ -407,10 +412,19 @@ def over_sequence(
     elif reverse:
         raise ValueError(f"reverse is for stacks of cells, got {type(layer).__name__}")
 
+<<<<<<< HEAD
     state, back = state_of(initial_carry, layer)
     state, ys = layer.apply(params, xs, state, lengths=seq_lengths, resets=resets, key=key)
+=======
+    carry, ys = layer.apply(
+        params, xs, initial_carry, lengths=seq_lengths, mask=mask, resets=resets, key=key
+    )
+>>>>>>> fe2a6e7 (mask= in unroll, layers, streams and modules; batches of no rows; what LSTM(cell=...) expects)
     if reverse and not keep_order:
-        ys = jnp.flip(ys, 0) if seq_lengths is None else flipped(ys, seq_lengths)
+        if mask is not None:
+            ys = flipped_by_mask(ys, counted_steps(len(ys), seq_lengths, mask))
+        else:
+            ys = jnp.flip(ys, 0) if seq_lengths is None else flipped(ys, seq_lengths)
     if not time_major:
         ys = jnp.moveaxis(ys, 0, -1 - features)
     return (back(state), ys) if return_carry else ys

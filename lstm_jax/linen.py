@@ -518,6 +518,7 @@ class _Sequence(nn.Module):
         initial_carry: Any = None,
         init_key: jax.Array | None = None,
         seq_lengths: jax.Array | None = None,
+        mask: jax.Array | None = None,
         resets: jax.Array | None = None,
         return_carry: bool | None = None,
         time_major: bool | None = None,
@@ -537,6 +538,8 @@ class _Sequence(nn.Module):
           init_key: not used, since no state is drawn; ``flax.linen.Bidirectional`` gives it.
           seq_lengths: how many steps of each row count, as in :func:`lstm_jax.unroll`; outputs
             of other steps are zero.
+          mask: booleans ``[..., T]``, or ``[T, ...]`` where ``time_major``; a false step is
+            treated as absent, as in :func:`lstm_jax.unroll`.
           resets: booleans ``[..., T]``, or ``[T, ...]`` where ``time_major``; a true flag puts
             the layer's initial state in place before that step.
           return_carry: whether the last states are returned, too.
@@ -570,6 +573,7 @@ class _Sequence(nn.Module):
             xs,
             initial_carry,
             seq_lengths=seq_lengths,
+            mask=mask,
             resets=resets,
             key=_key(self, layer, deterministic, rng),
             time_major=self.time_major if time_major is None else time_major,
@@ -614,7 +618,7 @@ class Stack(_Sequence):
         and not the last but one (``[..., T, D]``).
       keep_order: whether the outputs of a layer that runs backwards stay at the times of
         their inputs; otherwise they come in the order in which they were computed, each
-        row's last step first, and padding stays behind, as in ``flax.linen.RNN``.
+        row's last step first, and masked steps stay where they are, as in ``flax.linen.RNN``.
       return_carry: whether calls return the last states, too.
       deterministic: whether dropout and the noise of regularisers are off; where there are any,
         it must be given here or to the call, as in ``nn.Dropout``.

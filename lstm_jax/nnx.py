@@ -654,7 +654,7 @@ class Stack(_Stochastic):
         and not the last but one (``[..., T, D]``).
       keep_order: whether the outputs of a layer that runs backwards stay at the times of
         their inputs; otherwise they come in the order in which they were computed, each
-        row's last step first, and padding stays behind, as in ``flax.nnx.RNN``.
+        row's last step first, and masked steps stay where they are, as in ``flax.nnx.RNN``.
       return_carry: whether calls return the last states, too.
       deterministic: whether dropout and the noise of regularisers are off; set by ``train()``,
         ``eval()`` and ``nnx.view``.
@@ -710,6 +710,7 @@ class Stack(_Stochastic):
         *,
         initial_carry: Any = None,
         seq_lengths: jax.Array | None = None,
+        mask: jax.Array | None = None,
         resets: jax.Array | None = None,
         return_carry: bool | None = None,
         time_major: bool | None = None,
@@ -728,6 +729,8 @@ class Stack(_Stochastic):
             LSTM, an array for a GRU, the pair of both for two directions.
           seq_lengths: how many steps of each row count, as in :func:`lstm_jax.unroll`; outputs
             of other steps are zero.
+          mask: booleans ``[..., T]``, or ``[T, ...]`` where ``time_major``; a false step is
+            treated as absent, as in :func:`lstm_jax.unroll`.
           resets: booleans ``[..., T]``, or ``[T, ...]`` where ``time_major``; a true flag puts
             the layer's initial state in place before that step.
           return_carry: whether the last states are returned, too.
@@ -760,6 +763,7 @@ class Stack(_Stochastic):
             xs,
             initial_carry,
             seq_lengths=seq_lengths,
+            mask=mask,
             resets=resets,
             key=self._key(self.layer, deterministic, rngs),
             time_major=self.time_major if time_major is None else time_major,

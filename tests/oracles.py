@@ -383,7 +383,9 @@ def zero_state(name, params, x):
     return {field: np.zeros(shape) for field in ("hcifo" if name == "fgr" else "hc")}
 
 
-def unroll(name, params, xs, state=None, lengths=None, resets=None, reverse=False, **options):
+def unroll(
+    name, params, xs, state=None, lengths=None, mask=None, resets=None, reverse=False, **options
+):
     """A loop over rows and time: ``xs`` ``[T, B, ...]`` to ``(state, ys)``, states as dicts.
 
     The initial state, to which resets go, is zero, or the parameters ``<field>_0``.
@@ -405,6 +407,7 @@ def unroll(name, params, xs, state=None, lengths=None, resets=None, reverse=Fals
         else:
             now = {field: np.asarray(state[field], np.float64)[row] for field in start}
         times = range(steps if lengths is None else int(lengths[row]))
+        times = [t for t in times if mask is None or mask[t][row]]
         for t in reversed(times) if reverse else times:
             if resets is not None and resets[t][row]:
                 now = start

@@ -193,6 +193,16 @@ class TestLSTM:
         )
         np.testing.assert_array_equal(turned(zs), ys)
 
+    @pytest.mark.parametrize("how", [{}, {"reverse": True}, {"reverse": True, "keep_order": True}])
+    def test_lengths_are_a_mask(self, how):
+        how |= {"return_carry": True}
+        expected = self.lstm.apply(self.variables, XS, seq_lengths=LENGTHS, **how)
+        given = self.lstm.apply(self.variables, XS, mask=VALID, **how)
+        chex.assert_trees_all_equal(given, expected)
+        how |= {"time_major": True}
+        carry, ys = self.lstm.apply(self.variables, turned(XS), mask=turned(VALID), **how)
+        chex.assert_trees_all_equal((carry, turned(ys)), expected)
+
     @pytest.mark.parametrize("keep_order", [False, True])
     @pytest.mark.parametrize("lengths", [LENGTHS, None])
     def test_backwards_as_flax_does(self, lengths, keep_order):

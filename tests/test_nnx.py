@@ -203,6 +203,30 @@ class TestLSTM:
         np.testing.assert_array_equal(turned(zs), ys)
         assert not np.allclose(ys, self.lstm(XS))
 
+    @pytest.mark.parametrize("how", [{}, {"reverse": True}, {"reverse": True, "keep_order": True}])
+    def test_lengths_are_a_mask(self, how):
+        expected = self.lstm(XS, seq_lengths=LENGTHS, return_carry=True, **how)
+        given = self.lstm(XS, mask=VALID, return_carry=True, **how)
+        chex.assert_trees_all_equal(given, expected)
+        how |= {"time_major": True, "return_carry": True}
+        carry, ys = self.lstm(turned(XS), mask=turned(VALID), **how)
+        chex.assert_trees_all_equal((carry, turned(ys)), expected)
+
+    @pytest.mark.parametrize("reverse", [False, True])
+    def test_padding_in_front_and_gaps(self, reverse):
+        """Row 0 has the steps 2, 3 and 5, row 1 none, row 2 all."""
+        mask = np.array([[0, 0, 1, 1, 0, 1], [0] * T, [1] * T], bool)
+        spoilt = jnp.where(mask[..., None], XS, jnp.nan)
+        carry, ys = self.lstm(spoilt, mask=mask, reverse=reverse, return_carry=True)
+        for row, steps in enumerate([[2, 3, 5], [], range(T)]):
+            part = XS[row : row + 1, np.array(steps, int)]
+            last, outputs = self.lstm(part, reverse=reverse, return_carry=True)
+            np.testing.assert_allclose(ys[row, np.array(steps, int)], outputs[0], atol=1e-6)
+            chex.assert_trees_all_close(
+                jax.tree.map(lambda a, r=row: a[r : r + 1], carry), last, atol=1e-6
+            )
+        assert (np.asarray(ys)[~mask] == 0).all()
+
     def test_goes_on_from_a_carry(self):
         carry, first = self.lstm(XS[:, :2], return_carry=True)
         second = self.lstm(XS[:, 2:], initial_carry=carry)
@@ -289,6 +313,13 @@ class TestLSTM:
             ValueError, match=r"time and batch axes of xs, \(3, 6\), got .*\(6, 3\)"
         ):
             self.lstm(XS, resets=jnp.zeros((T, B), bool))
+        with pytest.raises(
+            ValueError,
+            match=r"mask must have the time and batch axes of xs, \(3, 6\), got .*\(6, 3\)",
+        ):
+            self.lstm(XS, mask=jnp.zeros((T, B), bool))
+        with pytest.raises(TypeError, match="mask must be booleans, got float32"):
+            self.lstm(XS, mask=jnp.zeros((B, T)))
         with pytest.raises(ValueError, match="hidden_features must be at least 1, got 0"):
             LSTM(D, (3, 0), rngs=nnx.Rngs(0))
         with pytest.raises(TypeError, match="unexpected keyword argument 'bidirectonal'"):

@@ -105,8 +105,8 @@ class _Part:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.part, name)
 
-    def apply(self, params, xs, state=None, *, lengths=None, resets=None, key=None):
-        return self.run(params, xs, state, lengths=lengths, resets=resets)
+    def apply(self, params, xs, state=None, *, lengths=None, mask=None, resets=None, key=None):
+        return self.run(params, xs, state, lengths=lengths, mask=mask, resets=resets)
 
 
 def run_by(
@@ -121,8 +121,8 @@ def run_by(
 
     Args:
       layer: a cell, a :class:`Bidirectional`, or a stack of these and of stacks.
-      run: called as ``run(path, part, options, params, xs, state, lengths=, resets=)`` with the
-        part's place in the model and the options ``reverse`` and ``engine`` of
+      run: called as ``run(path, part, options, params, xs, state, lengths=, mask=, resets=)``
+        with the part's place in the model and the options ``reverse`` and ``engine`` of
         :func:`lstm_jax.unroll` (for a cell); returns ``(state, ys)``.
       path: the place of the layer.
       reverse: whether time runs backwards, for a cell.

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from lstm_jax.cells.base import Cell, Params, State, check_size
 from lstm_jax.sequence.protocol import check_cell, input_size, is_stochastic, output_size
 from lstm_jax.sequence.resets import reversed_resets
-from lstm_jax.sequence.rows import valid_steps
+from lstm_jax.sequence.rows import counted_steps, where
 from lstm_jax.sequence.unroll import initial_state, unroll
 
 Merge = Callable[[jax.Array, jax.Array], jax.Array]
@@ -44,7 +44,8 @@ class Bidirectional:
 
         y_t = merge(→h_t, ←h_t)
 
-    A row's backward direction begins at its own last valid step.  Parameters are
+    A row's backward direction begins at its own last valid step, and skips the same steps as
+    the forward direction.  Parameters are
     ``{"forward": ..., "backward": ...}``.
 
     Attributes:
@@ -153,6 +154,7 @@ class Bidirectional:
         state: BidirectionalState | None = None,
         *,
         lengths: jax.Array | None = None,
+        mask: jax.Array | None = None,
         resets: jax.Array | None = None,
         key: jax.Array | None = None,
     ) -> tuple[BidirectionalState, jax.Array]:
@@ -164,15 +166,16 @@ class Bidirectional:
           state: what both directions begin with, the backward one at each row's last step;
             the initial states if None, in whole or in part.
           lengths: as in :func:`unroll`.
+          mask: booleans ``[T, ...]``, as in :func:`unroll`.
           resets: booleans ``[T, ...]``; a true flag says that a document begins at t.  The
-            forward direction begins anew there and the backward one at the step before,
-            where the last document ends (:func:`reversed_resets`).
+            forward direction begins anew there and the backward one at the valid step
+            before, where the last document ends (:func:`reversed_resets`).
           key: random key for what regularisers around the cells draw.
 
         Returns:
           ``(state, ys)``: the states of both directions, forward after each row's last step
-          and backward after t = 0, and the merged outputs ``[T, ..., H']``, zero past each
-          row's length.
+          and backward after t = 0, and the merged outputs ``[T, ..., H']``, zero at
+          masked steps.
 
         Raises:
           TypeError: ``params`` or ``state`` are not those of this layer, or as in
@@ -188,6 +191,7 @@ class Bidirectional:
             xs,
             given.forward,
             lengths=lengths,
+            mask=mask,
             resets=resets,
             key=keys[0],
             engine=self.engine,
@@ -199,17 +203,17 @@ class Bidirectional:
             xs,
             given.backward,
             lengths=lengths,
-            resets=None if resets is None else reversed_resets(resets, lengths),
+            mask=mask,
+            resets=None if resets is None else reversed_resets(resets, lengths, mask=mask),
             reverse=True,
             key=keys[1],
             engine=self.engine,
             memory=self.memory,
         )
         merged = self._merged(ys, zs)
-        if lengths is not None and callable(self.merge):  # of two zeros it may make anything
-            valid = valid_steps(merged.shape[0], lengths)
-            axes = (1,) * (merged.ndim - valid.ndim)
-            merged = jnp.where(valid.reshape(valid.shape + axes), merged, 0)
+        valid = counted_steps(merged.shape[0], lengths, mask)
+        if valid is not None and callable(self.merge):  # of two zeros it may make anything
+            merged = where(valid, merged, jnp.zeros_like(merged))
         return BidirectionalState(forward=forward, backward=backward), merged
 
     def _merged(self, forward: jax.Array, backward: jax.Array) -> jax.Array:

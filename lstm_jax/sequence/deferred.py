@@ -526,7 +526,7 @@ def in_blocks(leaves: Any, plan: Plan) -> list[Any]:
 
 def joined(chunks: list[jax.Array]) -> jax.Array:
     """Chunks as one array ``[T, ...]``."""
-    parts = [chunk.reshape(-1, *chunk.shape[2:]) for chunk in chunks]
+    parts = [chunk.reshape(math.prod(chunk.shape[:2]), *chunk.shape[2:]) for chunk in chunks]
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
 
 

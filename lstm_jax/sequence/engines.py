@@ -47,6 +47,7 @@ def choose_engine(
     batch_shape: tuple[int, ...] = (),
     *,
     dtype: Any = "float32",
+    mask: bool = False,
     resets: bool = False,
     memory: str = "full",
     platform: str | None = None,
@@ -58,7 +59,8 @@ def choose_engine(
       num_steps: T.
       batch_shape: the batch axes.
       dtype: of the inputs.
-      resets: whether there are resets.  (Lengths and direction make no difference.)
+      mask: whether there is a mask.  (Lengths and direction make no difference.)
+      resets: whether there are resets.
       memory: as in :func:`unroll`.
       platform: ``"cpu"``, ``"gpu"`` or ``"tpu"``; None for JAX's default one.
 
@@ -83,6 +85,7 @@ def choose_engine(
             num_steps,
             batch_shape,
             dtype=dtype,
+            mask=mask,
             resets=resets,
             memory=memory,
             platform=platform,
@@ -119,6 +122,7 @@ def obstacle(
     batch_shape: tuple[int, ...],
     *,
     dtype: Any,
+    mask: bool = False,
     resets: bool,
     memory: str,
     platform: str,
@@ -131,13 +135,14 @@ def obstacle(
     'is for cells whose recurrence is linear, not for LSTMCell'
     """
     name = type(cell).__name__
+    is_empty = 0 in (num_steps, *batch_shape)
     sizes = (num_steps,) if engine == "associative" else (num_steps, *batch_shape)
     if engine != "scan" and not all(isinstance(size, int | np.integer) for size in sizes):
         return f"needs sizes that are numbers when it is traced, not {', '.join(map(str, sizes))}"
     if engine == "fused":
-        return "has nothing to do in no steps" if num_steps == 0 else None
+        return "needs at least one step of one row" if is_empty else None
     if engine == "scan":
-        return "cannot offload" if memory == "offload" and num_steps else None
+        return "cannot offload" if memory == "offload" and not is_empty else None
     if engine == "associative":
         if not getattr(cell, "is_linear", False):
             return f"is for cells whose recurrence is linear, not for {name}"
@@ -154,10 +159,12 @@ def obstacle(
             return "is for float32 alone"
         if len(batch_shape) != 1:
             return f"needs one batch axis, not {len(batch_shape)}"
-        if num_steps == 0:
-            return "needs at least one step"
+        if is_empty:
+            return "needs at least one step of one row"
         if memory != "full":
             return f"has a memory plan of its own, not memory={memory!r}"
+        if mask:
+            return "takes lengths, not a mask"
         if resets:
             return "knows no resets"
     return None

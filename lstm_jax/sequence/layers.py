@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -136,6 +137,7 @@ class LSTM:
             )
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         given = {name: dtype for name, dtype in types.items() if dtype is not None}
+        _check_makes_cells(cell, hidden_size=hidden_size, **given)
         return cell(hidden_size=hidden_size, **given)
 
     # ---- the stack's ----
@@ -180,6 +182,7 @@ class LSTM:
         state: Mapping[str, State] | None = None,
         *,
         lengths: jax.Array | None = None,
+        mask: jax.Array | None = None,
         resets: jax.Array | None = None,
         key: jax.Array | None = None,
     ) -> tuple[LSTMStates, jax.Array]:
@@ -190,6 +193,7 @@ class LSTM:
           xs: ``[T, ..., D]``.
           state: the state of each layer before the first step; the initial states if None.
           lengths: as in :func:`unroll`.
+          mask: booleans ``[T, ...]``, as in :func:`unroll`.
           resets: booleans ``[T, ...]``, as in :func:`unroll`; where ``bidirectional`` a true
             flag says that a document begins at t, as in :class:`Bidirectional`.
           key: random key for dropout; None switches dropout off.
@@ -203,13 +207,33 @@ class LSTM:
             :func:`unroll`.
           ValueError: as in :func:`unroll`.
         """
-        return self.stack.apply(params, xs, state, lengths=lengths, resets=resets, key=key)
+        return self.stack.apply(
+            params, xs, state, lengths=lengths, mask=mask, resets=resets, key=key
+        )
 
     def step(
         self, params: Mapping[str, Params], state: Mapping[str, State], x: jax.Array
     ) -> tuple[LSTMStates, jax.Array]:
         """One step in time through all layers, as :meth:`Stack.step`."""
         return self.stack.step(params, state, x)
+
+
+def _check_makes_cells(cell: Callable[..., Any], **arguments: Any) -> None:
+    """Raises where a class or function cannot be called with these keywords."""
+    inner, positions, keywords = cell, (), arguments
+    while isinstance(inner, functools.partial):
+        inner, positions, keywords = inner.func, inner.args + positions, inner.keywords | keywords
+    try:
+        signature = inspect.signature(inner)
+    except (TypeError, ValueError):  # it has none
+        return
+    try:
+        signature.bind(*positions, **keywords)
+    except TypeError as error:
+        call = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+        raise TypeError(
+            f"cell must make a cell from keywords, as in cell({call}), got {cell!r}: {error}"
+        ) from None
 
 
 def num_feature_axes(thing: Any) -> int:

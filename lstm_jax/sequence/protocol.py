@@ -35,6 +35,7 @@ class Layer(Protocol):
         state: State | None = None,
         *,
         lengths: jax.Array | None = None,
+        mask: jax.Array | None = None,
         resets: jax.Array | None = None,
         key: jax.Array | None = None,
     ) -> tuple[State, jax.Array]:

@@ -5,6 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lstm_jax.sequence.rows import counted_steps
+
 
 def resets_from_dones(dones: jax.Array, previous_done: jax.Array) -> jax.Array:
     """The resets of a rollout whose steps say whether they ended their episode.
@@ -88,28 +90,32 @@ def resets_from_segments(segment_ids: jax.Array) -> jax.Array:
     return jnp.concatenate([first, segment_ids[1:] != segment_ids[:-1]])
 
 
-def reversed_resets(resets: jax.Array, lengths: jax.Array | None = None) -> jax.Array:
+def reversed_resets(
+    resets: jax.Array, lengths: jax.Array | None = None, *, mask: jax.Array | None = None
+) -> jax.Array:
     """Resets for ``unroll(..., reverse=True)`` that cut a row where ``resets`` cut it forward.
 
-    Time runs backwards there, and a document begins with its last step, one before the step
-    that begins the next one::
+    Time runs backwards there, and a document begins with its last step: the valid step before
+    the one that begins the next document::
 
-        t                    0   1   2   3   4
-        document             a   a   b   b   b
-        resets[t]            1   0   1   0   0
-        reversed_resets[t]   0   1   0   0   0
+        t                    0   1   2   3   4   5
+        document             a   a   -   b   b   b
+        mask[t]              1   1   0   1   1   1
+        resets[t]            1   0   0   1   0   0
+        reversed_resets[t]   0   1   0   0   0   0
 
     Args:
       resets: booleans ``[T, ...]``; whether a document begins at t.
-      lengths: integers ``[...]``; flags past a row's end mean nothing.  None for whole rows.
+      lengths: integers ``[...]``; flags past a row's end are ignored.  None for whole rows.
+      mask: booleans ``[T, ...]``; flags at false steps are ignored.  None for no gaps.
 
     Returns:
-      Booleans ``[T, ...]``; false at a row's last step, from where time runs: a state that
-      :func:`unroll` is given stands there.
+      Booleans ``[T, ...]``; false at a row's last valid step, where the backward direction
+      begins with the state that :func:`unroll` is given.
 
     Raises:
-      TypeError: ``resets`` are not booleans.
-      ValueError: they have no time axis.
+      TypeError: ``resets`` or ``mask`` are not booleans.
+      ValueError: ``resets`` have no time axis, or ``mask`` has another shape.
 
     Example:
       >>> import jax.numpy as jnp
@@ -118,11 +124,25 @@ def reversed_resets(resets: jax.Array, lengths: jax.Array | None = None) -> jax.
     """
     resets = jnp.asarray(resets)
     _check_flags("resets", resets)
-    ends = jnp.concatenate([resets[1:], jnp.zeros_like(resets[:1])])
-    if lengths is None:
-        return ends
-    following = jnp.arange(1, resets.shape[0] + 1).reshape(-1, *[1] * (resets.ndim - 1))
-    return ends & (following < jnp.asarray(lengths))
+    if mask is not None:
+        mask = jnp.asarray(mask)
+        _check_flags("mask", mask)
+        if mask.shape != resets.shape:
+            raise ValueError(
+                f"mask must have the shape of resets, {resets.shape}, got shape {mask.shape}"
+            )
+    valid = counted_steps(len(resets), lengths, mask)
+    if valid is None:
+        return jnp.concatenate([resets[1:], jnp.zeros_like(resets[:1])])
+    # The smallest code at or after t belongs to the next valid step, and is odd where that resets.
+    code = jnp.where(valid, 2 * _times(resets) + resets, 2 * len(resets))
+    following = jnp.concatenate([code[1:], jnp.full_like(code[:1], 2 * len(resets))])
+    return valid & (jax.lax.cummin(following, 0, reverse=True) % 2 == 1)
+
+
+def _times(flags: jax.Array) -> jax.Array:
+    """The time of each step, ``[T, 1, ...]``, with as many axes as ``flags``."""
+    return jnp.arange(flags.shape[0]).reshape(-1, *[1] * (flags.ndim - 1))
 
 
 def _check_flags(name: str, flags: Any) -> None:

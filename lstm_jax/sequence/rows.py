@@ -1,4 +1,6 @@
-"""Rows that end before the last step."""
+"""Steps that count: up to a row's length, and where a mask is true."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,57 @@ def valid_steps(num_steps: int, lengths: jax.Array) -> jax.Array:
     return jnp.arange(num_steps).reshape(-1, *[1] * lengths.ndim) < lengths
 
 
+def counted_steps(
+    num_steps: int, lengths: jax.Array | None, mask: jax.Array | None
+) -> jax.Array | None:
+    """Booleans ``[T, ...]``: whether a step counts by its row's length and by the mask.
+
+    None where neither is given, and every step counts.
+
+    >>> import jax.numpy as jnp
+    >>> mask = jnp.array([[False, True], [True, True], [True, True]])
+    >>> counted_steps(3, jnp.array([2, 3]), mask).T.tolist()
+    [[False, True, False], [True, True, True]]
+    """
+    if lengths is None:
+        return mask
+    valid = valid_steps(num_steps, lengths)
+    return valid if mask is None else valid & mask
+
+
+def where(condition: jax.Array, yes: Any, no: Any) -> Any:
+    """``jnp.where`` leaf by leaf, with the condition's axes leading.
+
+    >>> where(jnp.array([True, False]), jnp.ones((2, 2)), jnp.zeros((2, 2))).tolist()
+    [[1.0, 1.0], [0.0, 0.0]]
+    """
+
+    def choose(yes: jax.Array, no: jax.Array) -> jax.Array:
+        axes = (1,) * (yes.ndim - condition.ndim)
+        return jnp.where(condition.reshape(condition.shape + axes), yes, no)
+
+    return jax.tree.map(choose, yes, no)
+
+
+def with_masked_replaced(xs: jax.Array, valid: jax.Array) -> jax.Array:
+    """Inputs ``[T, ..., D]`` in which masked steps read what their row's first valid step reads.
+
+    Where equations are finite at valid steps, so they are then at masked steps, for which any
+    one constant may be the wrong one (zeros in ``x / norm(x)``).  Rows without a valid step, and
+    elements that are not finite, become ones.
+
+    >>> xs = jnp.array([[jnp.nan], [2.0], [3.0]])
+    >>> with_masked_replaced(xs, jnp.array([False, True, False])).ravel().tolist()
+    [2.0, 2.0, 2.0]
+    """
+    if len(xs) == 0:
+        return xs
+    valid = valid.reshape(valid.shape + (1,) * (xs.ndim - valid.ndim))
+    first = jnp.take_along_axis(xs, jnp.argmax(valid, 0, keepdims=True), 0)
+    usable = valid.any(0, keepdims=True) & jnp.isfinite(first)
+    return jnp.where(valid, xs, jax.lax.stop_gradient(jnp.where(usable, first, 1)))
+
+
 def flipped(xs: jax.Array, lengths: jax.Array) -> jax.Array:
     """Each row of ``[T, ..., D]`` turned round within its own length.
 
@@ -25,4 +78,19 @@ def flipped(xs: jax.Array, lengths: jax.Array) -> jax.Array:
     lengths = jnp.asarray(lengths)
     t = jnp.arange(xs.shape[0]).reshape(-1, *[1] * lengths.ndim)
     source = jnp.where(t < lengths, lengths - 1 - t, t)
+    return jnp.take_along_axis(xs, source.reshape(source.shape + (1,) * (xs.ndim - source.ndim)), 0)
+
+
+def flipped_by_mask(xs: jax.Array, valid: jax.Array) -> jax.Array:
+    """Each row's valid steps of ``[T, ..., D]`` in reverse order, in the places of valid steps.
+
+    >>> import jax.numpy as jnp
+    >>> xs, valid = jnp.arange(5.0), jnp.array([True, False, True, True, False])
+    >>> flipped_by_mask(xs, valid).tolist()
+    [3.0, 1.0, 2.0, 0.0, 4.0]
+    """
+    rank = jnp.cumsum(valid, 0) - 1
+    place = jnp.argsort(~valid, axis=0)  # stable: the places of valid steps, in order, come first
+    source = jnp.take_along_axis(place, jnp.maximum(rank[-1:] - rank, 0), 0)
+    source = jnp.where(valid, source, jnp.arange(len(xs)).reshape(-1, *[1] * (valid.ndim - 1)))
     return jnp.take_along_axis(xs, source.reshape(source.shape + (1,) * (xs.ndim - source.ndim)), 0)

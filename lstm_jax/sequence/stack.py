@@ -151,6 +151,7 @@ class Stack:
         state: Mapping[str, State] | None = None,
         *,
         lengths: jax.Array | None = None,
+        mask: jax.Array | None = None,
         resets: jax.Array | None = None,
         key: jax.Array | None = None,
     ) -> tuple[dict[str, State], jax.Array]:
@@ -161,6 +162,7 @@ class Stack:
           xs: ``[T, ..., D]``.
           state: the state of each layer before the first step; the initial states if None.
           lengths: as in :func:`unroll`.
+          mask: booleans ``[T, ...]``, as in :func:`unroll`.
           resets: as in :func:`unroll` for cells, as each layer has it for others.
           key: random key for dropout and what regularisers around the cells draw; None
             switches both off.
@@ -181,6 +183,7 @@ class Stack:
         def run(n: int, name: str, layer: Any, xs: jax.Array) -> tuple[State, jax.Array]:
             arguments = {
                 "lengths": lengths,
+                "mask": mask,
                 "resets": resets,
                 # Dropout below has the keys 1 to N - 1.
                 "key": None if key is None else jax.random.fold_in(key, len(self.layers) + n),

@@ -1,5 +1,6 @@
 """One step at a time, for inputs that arrive one at a time."""
 
+import functools
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 
 from lstm_jax.cells.base import Params, State, check_size, like
 from lstm_jax.sequence.protocol import check_cell_or_layer
+from lstm_jax.sequence.rows import where
 from lstm_jax.sequence.unroll import initial_state
 
 
@@ -26,6 +28,7 @@ class Stream:
         device = _device_of(params)
         start = initial_state(layer, params, batch_shape)
         self.layer = layer
+        self._batch_shape = batch_shape
         self.params = jax.device_put(params, device)
         self.x = jax.ShapeDtypeStruct((*batch_shape, input_size), _float_type(params))
         self._start = jax.device_put(jax.tree.map(jnp.asarray, start), device)
@@ -36,32 +39,55 @@ class Stream:
         """The state before the first step: zeros, or what was learned."""
         return self._start
 
-    def __call__(self, state: State, x: Any) -> tuple[State, jax.Array]:
+    def __call__(self, state: State, x: Any, mask: Any = None) -> tuple[State, jax.Array]:
         """One step in time.
 
         Args:
           state: from :meth:`initial_state` or the step before.
           x: ``[*batch_shape, D]``, of any real type.
+          mask: booleans ``[*batch_shape]``; a row whose flag is false keeps its state, its
+            output is zero, and its input is not read.  None for a step in every row.
 
         Returns:
           ``(state, y)``: the new state, and the output ``[*batch_shape, H]``.
 
         Raises:
-          ValueError: ``x`` or a part of ``state`` has another shape than that of the stream.
-          TypeError: ``state`` has another structure.
+          ValueError: ``x``, ``mask`` or a part of ``state`` has another shape than that of the
+            stream.
+          TypeError: ``state`` has another structure, or ``mask`` is not of booleans.
         """
         x = self._fitting_x(x)
+        if mask is None:
+            step, compiled, inputs = self._step, self._compiled, (x,)
+        else:
+            step, compiled = self._masked_step, self._compiled_with_mask
+            inputs = (x, self._fitting_mask(mask))
         try:
-            return self._compiled(self.params, state, x)
+            return compiled(self.params, state, *inputs)
         except TypeError:  # the state is not as it was compiled for, or something is traced
             state = self._fitting_state(state)
-        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((state, x))):
-            return self._step(self.params, state, x)
-        return self._compiled(self.params, state, x)
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((state, inputs))):
+            return step(self.params, state, *inputs)
+        return compiled(self.params, state, *inputs)
 
     def _step(self, params: Params, state: State, x: jax.Array) -> tuple[State, jax.Array]:
         stepped, y = self.layer.step(params, state, x)
         return like(stepped, state), y
+
+    def _masked_step(
+        self, params: Params, state: State, x: jax.Array, mask: jax.Array
+    ) -> tuple[State, jax.Array]:
+        # What a masked row holds must not reach the equations, where its gradient is 0 * NaN.
+        start = initial_state(self.layer, params, mask.shape)
+        x = where(mask, x, jnp.ones_like(x))
+        stepped, y = self._step(params, where(mask, state, like(start, state)), x)
+        return where(mask, stepped, state), where(mask, y, jnp.zeros_like(y))
+
+    @functools.cached_property
+    def _compiled_with_mask(self) -> Any:
+        """The compiled step for calls with a mask, compiled at the first of them."""
+        mask = jax.ShapeDtypeStruct(self._batch_shape, bool)
+        return jax.jit(self._masked_step).lower(self.params, self._start, self.x, mask).compile()
 
     def _fitting_x(self, x: Any) -> Any:
         """The input in the stream's type, where its shape is right."""
@@ -75,6 +101,18 @@ class Stream:
                 f"got shape {x.shape}"
             )
         return x
+
+    def _fitting_mask(self, mask: Any) -> Any:
+        """The mask as an array, where it is right."""
+        mask = mask if isinstance(mask, jax.Array) else np.asarray(mask)
+        if mask.dtype != bool:
+            raise TypeError(f"mask must be booleans, got {mask.dtype}")
+        if mask.shape != self._batch_shape:
+            raise ValueError(
+                f"mask must have the stream's batch shape {self._batch_shape}, "
+                f"got shape {mask.shape}"
+            )
+        return mask
 
     def _fitting_state(self, state: Any) -> State:
         """The state in the stream's types, where structure and shapes are right."""
@@ -105,7 +143,8 @@ def stream(
     """A cell or layer as one compiled step, for inputs that arrive one at a time.
 
     ``state, y = step(state, x)`` is pure: it keeps no state between calls, so that one stream
-    serves any number of sequences.  It is compiled once, here, for one shape and one type:
+    serves any number of sequences.  It is compiled once, here (for calls with a mask at the
+    first such call), for one shape and one type:
     an input of another real type is brought to that of the parameters, one of another shape
     is an error.  Within ``jit``, ``grad`` and the like a stream is a part of what is traced.
 

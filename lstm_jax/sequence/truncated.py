@@ -20,6 +20,7 @@ def truncated(
     window: int,
     burn_in: int = 0,
     lengths: jax.Array | None = None,
+    mask: jax.Array | None = None,
     resets: jax.Array | None = None,
     key: jax.Array | None = None,
 ) -> tuple[State, jax.Array]:
@@ -39,7 +40,8 @@ def truncated(
     be cut in this way: nothing bidirectional, nothing reversed.
 
     Args:
-      run: called as ``run(xs, state, lengths=..., resets=...)``, for instance
+      run: called as ``run(xs, state, lengths=..., resets=...)``, with ``mask=...`` and
+        ``key=...`` where these are given, for instance
         ``functools.partial(unroll, cell, params)`` or ``functools.partial(lstm.apply, params)``.
       xs: ``[T, ..., D]``.
       state: the state before the first step; None for the run's own initial state.  It has
@@ -48,9 +50,9 @@ def truncated(
       burn_in: so many first steps only bring the state to where it should be: neither they
         nor their outputs have a gradient.  From 0 to T.
       lengths: integers ``[...]``, as in :func:`unroll`.
+      mask: booleans ``[T, ...]``, as in :func:`unroll`.
       resets: booleans ``[T, ...]``, as in :func:`unroll`.
-      key: random key, split into one for each window that ``run`` gets as ``key=``; None
-        where nothing is drawn.
+      key: random key, split into one for each window; None where nothing is random.
 
     Returns:
       ``(state, ys)`` as ``run`` over the whole returns them.
@@ -79,20 +81,23 @@ def truncated(
     if isinstance(burn_in, bool) or not isinstance(burn_in, int):
         raise TypeError(f"burn_in must be an int, got {burn_in!r}")
     xs = jnp.asarray(xs)
-    options = {} if key is None else {"key": key}
     # Traced once over the whole, for the run's own checks of shapes and lengths.
-    jax.eval_shape(functools.partial(run, lengths=lengths, resets=resets, **options), xs, state)
+    options = {name: a for name, a in (("mask", mask), ("key", key)) if a is not None}
+    whole = functools.partial(run, lengths=lengths, resets=resets, **options)
+    jax.eval_shape(whole, xs, state)
     if not 0 <= burn_in <= len(xs):
         raise ValueError(f"burn_in must be from 0 to T={len(xs)}, got {burn_in}")
 
     lengths = None if lengths is None else jnp.asarray(lengths).astype(jnp.int32)
-    steps = (xs, None if resets is None else jnp.asarray(resets))
+    steps = (xs, *(None if flags is None else jnp.asarray(flags) for flags in (mask, resets)))
     whole_windows = max(0, -(-(len(xs) - burn_in) // window) - 1)  # all but the last
     end = burn_in + whole_windows * window
 
     def part(n: jax.Array | int, state: Any, start: jax.Array | int, steps: Any) -> Any:
-        xs, resets = steps
+        xs, mask, resets = steps
         options = {} if key is None else {"key": jax.random.fold_in(key, n)}
+        if mask is not None:
+            options["mask"] = mask
         left = None if lengths is None else jnp.clip(lengths - start, 0, len(xs))
         return run(xs, state, lengths=left, resets=resets, **options)
 

@@ -12,7 +12,7 @@ from lstm_jax.sequence import engines
 from lstm_jax.sequence.cudnn import cudnn_lstm
 from lstm_jax.sequence.protocol import is_layer
 from lstm_jax.sequence.regularizers import noisy_step
-from lstm_jax.sequence.rows import valid_steps
+from lstm_jax.sequence.rows import counted_steps, where, with_masked_replaced
 
 loops_shown = jax.make_user_context(False)
 """Whether loops can be told in what is traced, by who translates it into other operators.
@@ -29,6 +29,7 @@ def unroll(
     state: State | None = None,
     *,
     lengths: jax.Array | None = None,
+    mask: jax.Array | None = None,
     resets: jax.Array | None = None,
     reverse: bool = False,
     key: jax.Array | None = None,
@@ -40,10 +41,11 @@ def unroll(
     In Python, for one row::
 
         ys = [0] * T
-        for t in range(length):  # from length - 1 down to 0 where reverse
-            if resets[t]:
-                state = initial_state
-            state, ys[t] = cell.step(params, state, xs[t])
+        for t in range(T):  # from T - 1 down to 0 where reverse
+            if t < length and mask[t]:
+                if resets[t]:
+                    state = initial_state
+                state, ys[t] = cell.step(params, state, xs[t])
 
     Args:
       cell: sizes and equations, such as ``LSTMCell(hidden_size=64)``.
@@ -53,11 +55,14 @@ def unroll(
         if None the cell's initial state, which is zeros unless it is learned, as wide as the
         widest of parameters and inputs (unless the cell has a ``dtype``).
       lengths: how many steps of each row count, integers of the batch shape ``[...]`` from
-        0 to T.  Steps at or past a row's length change neither its state nor receive or
-        give gradient, whatever ``xs`` holds there, and their outputs are zero.
+        0 to T: the mask ``t < length``.
+      mask: booleans ``[T, ...]``; a false step is treated as absent, at the start, in the
+        middle or at the end.  It leaves the state as it is, its output is zero, and it
+        neither receives nor gives gradient, whatever ``xs`` holds there, NaN included.  With
+        ``lengths``, a step counts where both say so.
       resets: booleans ``[T, ...]``; a true flag puts the cell's initial state (not
-        ``state``) in place before that step reads it.  :func:`resets_from_dones` and
-        :func:`resets_from_segments` make them.
+        ``state``) in place before that step reads it, and does nothing at a masked step.
+        :func:`resets_from_dones` and :func:`resets_from_segments` make them.
       reverse: whether time runs backwards, each row from its own last valid step; outputs
         stay at the times of their inputs, and a reset at t stands before step t, which
         then follows step t + 1.
@@ -79,11 +84,11 @@ def unroll(
 
     Raises:
       ValueError: ``xs`` has no time or feature axis or another feature size than the
-        parameters, ``state``, ``lengths`` or ``resets`` do not have the batch shape of
-        ``xs``, a (concrete) length lies outside 0..T, ``engine`` or ``memory`` is unknown, or
+        parameters, ``state``, ``lengths``, ``mask`` or ``resets`` do not have the batch shape
+        of ``xs``, a (concrete) length lies outside 0..T, ``engine`` or ``memory`` is unknown, or
         the engine cannot do what is asked.
-      TypeError: ``lengths`` are not integers, ``resets`` not booleans, or ``state`` has
-        another structure than ``cell.zero_state()``.
+      TypeError: ``lengths`` are not integers, ``mask`` or ``resets`` not booleans, or
+        ``state`` has another structure than ``cell.zero_state()``.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -98,13 +103,13 @@ def unroll(
       (True, True)
     """
     if loops_shown.value and key is None:
-        return _shown(cell, params, xs, state, lengths, resets, reverse=reverse)
+        return _shown(cell, params, xs, state, lengths, mask, resets, reverse=reverse)
     engines.check_engine(engine)
     engines.check_memory(memory)
     params, xs = jax.tree.map(jnp.asarray, params), jnp.asarray(xs)
     batch_shape = _checked_batch_shape(cell, params, xs)
     num_steps = xs.shape[0]
-    inputs = (params, xs, lengths, resets, key)
+    inputs = (params, xs, lengths, mask, resets, key)
     start = _varying_like(initial_state(cell, params, xs.shape[1:-1], xs), inputs)
     if state is None:
         state = start
@@ -113,17 +118,19 @@ def unroll(
         _check_state(state, start)
         start = like(start, state)
 
-    valid = None
     if lengths is not None:
         lengths = _checked_lengths(lengths, num_steps, batch_shape)
-        valid = valid_steps(num_steps, lengths)
-        # What lies past a row's end must not reach the step: a NaN or infinity there would
-        # come back as 0 * NaN in the gradient of the parameters.
-        xs = _where(valid, xs, jnp.zeros_like(xs))
+    if mask is not None:
+        mask = _checked_flags("mask", mask, (num_steps, *batch_shape))
     if resets is not None:
-        resets = _checked_resets(resets, (num_steps, *batch_shape))
+        resets = _checked_flags("resets", resets, (num_steps, *batch_shape))
+    valid = counted_steps(num_steps, lengths, mask)
+    if valid is not None:
+        # What a masked step holds must not reach the equations: a NaN or infinity there would
+        # come back as 0 * NaN in the gradient of the parameters.
+        xs = with_masked_replaced(xs, valid)
 
-    engine = _engine(engine, cell, params, xs, batch_shape, resets, memory)
+    engine = _engine(engine, cell, params, xs, batch_shape, mask, resets, memory)
     halves = engine == "fused" and key is None and engines.in_halves(state, batch_shape)
     # Compiled once for each cell, also where unroll is called by itself, outside of jit.
     run = _compiled_loop if _is_hashable(cell) else _loop
@@ -137,12 +144,13 @@ def _shown(
     xs: jax.Array,
     state: State | None,
     lengths: jax.Array | None,
+    mask: jax.Array | None,
     resets: jax.Array | None,
     *,
     reverse: bool,
 ) -> tuple[State, jax.Array]:
     """:func:`unroll`, where :data:`loops_shown` asks for it."""
-    given = {"state": state, "lengths": lengths, "resets": resets}
+    given = {"state": state, "lengths": lengths, "mask": mask, "resets": resets}
 
     def loop(
         params: Params, xs: jax.Array, given: Any, *, cell: Cell, reverse: bool, arguments: Any
@@ -180,23 +188,27 @@ def _loop(
 
     run, noise = noisy_step(cell, params, key, xs.shape)
 
+    # A masked step reads the initial state, with which the equations are finite.
+    masked = None if valid is None else ~valid
+    begins = masked if resets is None else resets if masked is None else resets | masked
+
     def step_from(start: State) -> Any:
         def step(state: State, inputs: Any) -> tuple[State, jax.Array]:
-            x, valid, reset, noise = inputs
+            x, valid, begins, noise = inputs
             before = state
-            if reset is not None:
-                state = _where(reset, start, state)
+            if begins is not None:
+                state = where(begins, start, state)
             state, y = run(state, x, noise)
             state = like(state, before)
             if valid is not None:
-                state = _where(valid, state, before)
-                y = _where(valid, y, jax.tree.map(jnp.zeros_like, y))
+                state = where(valid, state, before)
+                y = where(valid, y, jax.tree.map(jnp.zeros_like, y))
             return state, y
 
         return step
 
     run_loop = engines.loop(engine, memory, reverse)
-    inputs = (xs, valid, resets, noise)
+    inputs = (xs, valid, begins, noise)
     if halves:
         return _in_halves(run_loop, step_from, start, state, inputs)
     return run_loop(step_from(start), state, inputs)
@@ -244,12 +256,17 @@ def _engine(
     params: Params,
     xs: jax.Array,
     batch_shape: tuple[int, ...],
+    mask: jax.Array | None,
     resets: jax.Array | None,
     memory: str,
 ) -> str:
     """The engine that runs the loop: the best, or the one asked for where that can do it."""
-    dtype = widest(params, xs) if jnp.issubdtype(xs.dtype, jnp.floating) else xs.dtype
-    of = {"dtype": dtype, "resets": resets is not None, "memory": memory}
+    of = {
+        "dtype": widest(params, xs) if jnp.issubdtype(xs.dtype, jnp.floating) else xs.dtype,
+        "mask": mask is not None,
+        "resets": resets is not None,
+        "memory": memory,
+    }
     num_steps = xs.shape[0]  # len(xs) is no symbolic size, as jax.export has them
     if engine == "auto":
         return engines.choose_engine(cell, num_steps, batch_shape, **of).engine
@@ -257,7 +274,7 @@ def _engine(
         engine, cell, num_steps, batch_shape, platform=jax.default_backend(), **of
     )
     if why is not None:
-        if engine == "fused" and num_steps == 0:
+        if engine == "fused" and 0 in (num_steps, *batch_shape):
             return "scan"
         raise ValueError(f"engine {engine!r} {why}")
     return engine
@@ -280,22 +297,30 @@ def _associative(
     """
     a, b = cell.linear_recurrence(params, xs)  # each [T, ..., H]
     if resets is not None:  # the step reads the initial state, whatever stood there
-        b = _where(resets, a * start.h.astype(b.dtype) + b, b)
-        a = _where(resets, jnp.zeros_like(a), a)
+        resets = resets if valid is None else resets & valid
+        b = where(resets, a * start.h.astype(b.dtype) + b, b)
+        a = where(resets, jnp.zeros_like(a), a)
     if valid is not None:
-        a = _where(valid, a, jnp.ones_like(a))
-        b = _where(valid, b, jnp.zeros_like(b))
+        a = where(valid, a, jnp.ones_like(a))
+        b = where(valid, b, jnp.zeros_like(b))
     if xs.shape[0] == 0:
         return state, b.astype(state.h.dtype)
 
-    def after(first: Any, second: Any) -> Any:
-        (a_1, b_1), (a_2, b_2) = first, second
-        return a_2 * a_1, a_2 * b_1 + b_2
+    def unless(reset: jax.Array | None, a: jax.Array) -> jax.Array:
+        """Zeros behind a reset: there a NaN would survive the product with a_t = 0."""
+        return a if reset is None else where(reset, jnp.zeros_like(a), a)
 
-    a, b = jax.lax.associative_scan(after, (a, b), reverse=reverse)
-    hs = (a * state.h.astype(a.dtype) + b).astype(state.h.dtype)
+    def after(first: Any, second: Any) -> Any:
+        (a_1, b_1, reset_1), (a_2, b_2, reset_2) = first, second
+        a_1, b_1 = unless(reset_2, a_1), unless(reset_2, b_1)
+        reset = None if reset_2 is None else reset_1 | reset_2
+        return a_2 * a_1, a_2 * b_1 + b_2, reset
+
+    a, b, resets = jax.lax.associative_scan(after, (a, b, resets), reverse=reverse)
+    before = unless(resets, jnp.broadcast_to(state.h.astype(a.dtype), a.shape))
+    hs = (a * before + b).astype(state.h.dtype)
     last = type(state)(h=hs[0] if reverse else hs[-1])
-    return last, hs if valid is None else _where(valid, hs, jnp.zeros_like(hs))
+    return last, hs if valid is None else where(valid, hs, jnp.zeros_like(hs))
 
 
 def initial_state(
@@ -314,16 +339,6 @@ def initial_state(
     if is_layer(cell) or getattr(cell, "dtype", None) is not None:
         return state
     return widened(state, params, xs)
-
-
-def _where(condition: jax.Array, yes: Any, no: Any) -> Any:
-    """``jnp.where`` leaf by leaf, with the condition's axes leading."""
-
-    def choose(yes: jax.Array, no: jax.Array) -> jax.Array:
-        axes = (1,) * (yes.ndim - condition.ndim)
-        return jnp.where(condition.reshape(condition.shape + axes), yes, no)
-
-    return jax.tree.map(choose, yes, no)
 
 
 def _varying_like(tree: Any, other: Any) -> Any:
@@ -381,15 +396,16 @@ def _check_state(state: State, expected: State) -> None:
             )
 
 
-def _checked_resets(resets: Any, shape: tuple[int, ...]) -> jax.Array:
-    resets = jnp.asarray(resets)
-    if resets.dtype != bool:
-        raise TypeError(f"resets must be booleans, got {resets.dtype}")
-    if resets.shape != shape:
+def _checked_flags(name: str, flags: Any, shape: tuple[int, ...]) -> jax.Array:
+    """``mask`` or ``resets`` as an array of booleans with the time and batch axes of ``xs``."""
+    flags = jnp.asarray(flags)
+    if flags.dtype != bool:
+        raise TypeError(f"{name} must be booleans, got {flags.dtype}")
+    if flags.shape != shape:
         raise ValueError(
-            f"resets must have the time and batch axes of xs, {shape}, got shape {resets.shape}"
+            f"{name} must have the time and batch axes of xs, {shape}, got shape {flags.shape}"
         )
-    return resets
+    return flags
 
 
 def _checked_lengths(lengths: Any, num_steps: int, batch_shape: tuple[int, ...]) -> jax.Array:

@@ -36,7 +36,7 @@ class Ways:
         run = functools.partial(unroll, self.cell, self.params)
         self.run = {engine: quick_jit(functools.partial(run, engine=engine)) for engine in ENGINES}
 
-    def step_by_step(self, lengths, resets):
+    def step_by_step(self, lengths, mask, resets):
         state, ys = self.state, []
         where = lambda flags, a, b: np.where(  # noqa: E731
             flags.reshape(-1, *[1] * (np.ndim(b) - 1)), a, b
@@ -44,22 +44,26 @@ class Ways:
         for t, x in enumerate(self.xs):
             begun = jax.tree.map(functools.partial(where, resets[t]), self.start, state)
             new, y = self.step(self.params, begun, x)
-            state = jax.tree.map(functools.partial(where, t < lengths), new, state)
-            ys.append(where(t < lengths, y, np.zeros_like(y)))
+            valid = (t < lengths) & mask[t]
+            state = jax.tree.map(functools.partial(where, valid), new, state)
+            ys.append(where(valid, y, np.zeros_like(y)))
         return state, np.stack(ys)
 
-    def in_chunks(self, run, lengths, resets):
+    def in_chunks(self, run, lengths, mask, resets):
         first = np.minimum(lengths, CUT)
-        state, ys = run(self.xs[:CUT], self.state, lengths=first, resets=resets[:CUT])
-        rest = lengths - first
-        state, zs = run(self.xs[CUT:], state, lengths=rest, resets=resets[CUT:])
+        how = {"lengths": first, "mask": mask[:CUT], "resets": resets[:CUT]}
+        state, ys = run(self.xs[:CUT], self.state, **how)
+        how = {"lengths": lengths - first, "mask": mask[CUT:], "resets": resets[CUT:]}
+        state, zs = run(self.xs[CUT:], state, **how)
         return state, np.concatenate([ys, zs])
 
-    def padded(self, run, lengths, resets):
+    def padded(self, run, lengths, mask, resets):
         rubbish = np.full((MORE, *self.xs.shape[1:]), np.nan)
         flags = np.ones((MORE, B), bool)
-        xs, resets = np.concatenate([self.xs, rubbish]), np.concatenate([resets, flags])
-        state, ys = run(xs, self.state, lengths=lengths, resets=resets)
+        xs, mask, resets = (
+            np.concatenate(parts) for parts in ((self.xs, rubbish), (mask, flags), (resets, flags))
+        )
+        state, ys = run(xs, self.state, lengths=lengths, mask=mask, resets=resets)
         assert (ys[T:] == 0).all()
         return state, ys[:T]
 
@@ -73,22 +77,28 @@ ways = functools.cache(Ways)
 @hypothesis.given(
     st.lists(st.integers(0, T), min_size=B, max_size=B),
     st.lists(st.booleans(), min_size=T * B, max_size=T * B),
+    st.lists(st.booleans(), min_size=T * B, max_size=T * B),
 )
-def test_whole_stepwise_in_chunks_and_padded(name, lengths, resets):
-    lengths, resets = np.array(lengths), np.array(resets).reshape(T, B)
+def test_whole_stepwise_in_chunks_and_padded(name, lengths, mask, resets):
+    lengths, mask, resets = (
+        np.array(lengths),
+        np.array(mask).reshape(T, B),
+        np.array(resets).reshape(T, B),
+    )
     with jax.enable_x64(True):
         way = ways(name)
-        expected = way.step_by_step(lengths, resets)
+        expected = way.step_by_step(lengths, mask, resets)
         # The same sums of some ten float64 numbers, of which a compiler may fuse some.
         close = functools.partial(chex.assert_trees_all_close, rtol=1e-11, atol=1e-13)
         for engine, run in way.run.items():
             close(
-                run(way.xs, way.state, lengths=lengths, resets=resets),
+                run(way.xs, way.state, lengths=lengths, mask=mask, resets=resets),
                 expected,
                 custom_message=f"whole, {engine}",
             )
-            close(way.in_chunks(run, lengths, resets), expected, custom_message=f"chunks, {engine}")
-            close(way.padded(run, lengths, resets), expected, custom_message=f"padded, {engine}")
+            how = lengths, mask, resets
+            close(way.in_chunks(run, *how), expected, custom_message=f"chunks, {engine}")
+            close(way.padded(run, *how), expected, custom_message=f"padded, {engine}")
 
 
 @pytest.mark.parametrize("name", list(CELLS))

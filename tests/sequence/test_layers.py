@@ -205,6 +205,31 @@ class TestErrors:
         with pytest.raises(TypeError, match="cell must be a name, a class or a function"):
             LSTM(H, cell=LSTMCell(H))
 
+    @pytest.mark.parametrize(
+        ("cell", "options", "expected"),
+        [
+            (
+                lambda n: LSTMCell(n),
+                {},
+                r"cell\(hidden_size=4\), got <function .*: .*required.*'n'",
+            ),
+            (
+                lambda hidden_size: LSTMCell(hidden_size),
+                {"dtype": "bfloat16"},
+                r"cell\(hidden_size=4, dtype='bfloat16'\), got .*: .*unexpected.*'dtype'",
+            ),
+            (functools.partial(LSTMCell, bias=1), {}, r"got functools.partial.*unexpected.*'bias'"),
+            (lambda hidden_size, depth: None, {}, "missing a required argument: 'depth'"),
+        ],
+    )
+    def test_functions_that_make_no_cell_from_a_size(self, cell, options, expected):
+        with pytest.raises(
+            TypeError, match=f"cell must make a cell from keywords, as in .*{expected}"
+        ):
+            LSTM(H, cell=cell, **options)
+        with pytest.raises(TypeError, match=r"layer_0 must be a cell .*, got None"):
+            LSTM(H, cell=lambda hidden_size: None)
+
     def test_dropout_in_the_place_of_bidirectional(self):
         with pytest.raises(TypeError, match=r"bidirectional must be true or false, got 0\.5"):
             LSTM(H, 2, 0.5)
