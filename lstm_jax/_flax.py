@@ -412,14 +412,10 @@ def over_sequence(
     elif reverse:
         raise ValueError(f"reverse is for stacks of cells, got {type(layer).__name__}")
 
-<<<<<<< HEAD
     state, back = state_of(initial_carry, layer)
-    state, ys = layer.apply(params, xs, state, lengths=seq_lengths, resets=resets, key=key)
-=======
-    carry, ys = layer.apply(
-        params, xs, initial_carry, lengths=seq_lengths, mask=mask, resets=resets, key=key
+    state, ys = layer.apply(
+        params, xs, state, lengths=seq_lengths, mask=mask, resets=resets, key=key
     )
->>>>>>> fe2a6e7 (mask= in unroll, layers, streams and modules; batches of no rows; what LSTM(cell=...) expects)
     if reverse and not keep_order:
         if mask is not None:
             ys = flipped_by_mask(ys, counted_steps(len(ys), seq_lengths, mask))
