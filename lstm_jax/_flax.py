@@ -18,7 +18,7 @@ from lstm_jax.sequence.bidirectional import Bidirectional, BidirectionalState
 from lstm_jax.sequence.layers import num_feature_axes
 from lstm_jax.sequence.protocol import check_cell_or_layer, input_size, is_layer
 from lstm_jax.sequence.regularizers import without_regularizers
-from lstm_jax.sequence.rows import counted_steps, flipped, flipped_by_mask
+from lstm_jax.sequence.rows import flipped, flipped_by_mask, valid_steps
 from lstm_jax.sequence.stack import Stack
 from lstm_jax.sequence.unroll import initial_state
 
@@ -417,10 +417,12 @@ def over_sequence(
         params, xs, state, lengths=seq_lengths, mask=mask, resets=resets, key=key
     )
     if reverse and not keep_order:
-        if mask is not None:
-            ys = flipped_by_mask(ys, counted_steps(len(ys), seq_lengths, mask))
-        else:
+        if mask is None:
             ys = jnp.flip(ys, 0) if seq_lengths is None else flipped(ys, seq_lengths)
+        elif seq_lengths is None:
+            ys = flipped_by_mask(ys, mask)
+        else:
+            ys = flipped_by_mask(ys, mask & valid_steps(len(ys), seq_lengths))
     if not time_major:
         ys = jnp.moveaxis(ys, 0, -1 - features)
     return (back(state), ys) if return_carry else ys
