@@ -185,7 +185,7 @@ print("in Flax, batch first:", module(xs.swapaxes(0, 1)).shape)
 # %%
 choice = choose_engine(cell, num_steps=100, batch_shape=(4,), platform="cpu")
 print(f"{choice.engine}: {choice.reason}")
-for engine, why in choice.passed_over.items():
+for engine, why in choice.rejected.items():
     print(f"  not {engine}: {why}")
 
 # %% [markdown]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lstm_jax.cells.activations import ACTIVATIONS
-from lstm_jax.sequence.program import Equation, Name, Program
+from lstm_jax.sequence.fused.graph import Equation, StepGraph, Var
 
 ARGUMENT = "□"  # what a function is of, in its text
 
@@ -96,7 +96,7 @@ class Node(NamedTuple):
       names: what the equations call the value.
       inputs: in the order of the operands.
       note: what else is to be known of a layer, ``"conv"``.
-      value: where the cell's :class:`Program` has the value, and which part of its last axis.
+      value: where the cell's :class:`StepGraph` has the value, and which part of its last axis.
     """
 
     kind: str
@@ -104,7 +104,7 @@ class Node(NamedTuple):
     names: tuple[str, ...] = ()
     inputs: tuple[Edge, ...] = ()
     note: str = ""
-    value: tuple[Name, tuple[int, int] | None] | None = None
+    value: tuple[Var, tuple[int, int] | None] | None = None
 
 
 class Dataflow(NamedTuple):
@@ -112,11 +112,11 @@ class Dataflow(NamedTuple):
 
     Attributes:
       nodes: each after its inputs.
-      program: the step's equations.
+      graph: the step's equations.
     """
 
     nodes: tuple[Node, ...]
-    program: Program
+    graph: StepGraph
 
 
 def dataflow(step: Callable[..., Any], params: Any, state: Any, x: Any) -> Dataflow:
@@ -133,9 +133,9 @@ def dataflow(step: Callable[..., Any], params: Any, state: Any, x: Any) -> Dataf
     >>> [node.text for node in dataflow(step, params, jnp.ones(3), jnp.ones(2)).nodes]
     ['s', 'x', 'tanh', 's', 'y']
     """
-    program = Program(step, params, state, x)
-    reader = _Reader(program, (params, state, x))
-    return Dataflow(_Drawing(reader).nodes(), program)
+    graph = StepGraph(step, params, state, x)
+    reader = _Reader(graph, (params, state, x))
+    return Dataflow(_Drawing(reader).nodes(), graph)
 
 
 # ---- reading the equations ----
@@ -153,44 +153,44 @@ class _Value:
     terms: list[tuple[int, int]]
     text: str = ""
     names: tuple[str, ...] = ()
-    where: tuple[Name, tuple[int, int] | None] | None = None
+    where: tuple[Var, tuple[int, int] | None] | None = None
 
 
 Span = tuple[int, int] | None  # a part of the last axis; all of it
 
 
 class _Reader:
-    """Reads values of a program, each part of a split one by itself."""
+    """Reads values of a graph, each part of a split one by itself."""
 
-    def __init__(self, program: Program, examples: tuple[Any, Any, Any]):
-        params, state, x = program.inputs
-        self.program = program
+    def __init__(self, graph: StepGraph, examples: tuple[Any, Any, Any]):
+        params, state, x = graph.inputs
+        self.graph = graph
         self.values: list[_Value] = []
-        self._known: dict[tuple[Name, Span], int] = {}
+        self._known: dict[tuple[Var, Span], int] = {}
         self._computed: dict[Any, int] = {}
-        self._types = _types(program, examples)
+        self._types = _types(graph, examples)
         self._shapes = {name: tuple(np.shape(t)) for name, t in self._types.items()}
         self._sources = {name: label for label, name in labels(state, "s")}
         self._sources |= {name: label for label, name in labels(x, "x")}
         self._x = set(jax.tree.leaves(x))
-        self.data = program.depending_on(self._sources)
-        self._weights = program.depending_on(jax.tree.leaves(params)) - self.data
-        self._called: dict[Name, tuple[str, ...]] = {}
-        for label, name in program.called.items():
+        self.data = graph.depending_on(self._sources)
+        self._weights = graph.depending_on(jax.tree.leaves(params)) - self.data
+        self._called: dict[Var, tuple[str, ...]] = {}
+        for label, name in graph.labels.items():
             self._called[name] = (*self._called.get(name, ()), label)
         self._made_by = self._fused()
-        self._splits: dict[Name, bool] = {}
+        self._splits: dict[Var, bool] = {}
 
         for name in self._sources:
             self.read(name)
-        new_state, y = program.outputs
+        new_state, y = graph.outputs
         self.new_state = [(label, self.read(name)) for label, name in labels(new_state, "s")]
         self.y = [(label, self.read(name)) for label, name in labels(y, "y")]
         for name in self._called:
             if name in self.data:
                 self.read(name)
 
-    def read(self, name: Name, span: Span = None) -> int:
+    def read(self, name: Var, span: Span = None) -> int:
         """The value's place in ``values``."""
         shape = self._shapes[name]
         if shape and span == (0, shape[-1]):
@@ -214,7 +214,7 @@ class _Reader:
         self.values.append(_Value(kind, signed, text, where=where))
         return new
 
-    def _read(self, name: Name, span: Span) -> int:
+    def _read(self, name: Var, span: Span) -> int:
         where = (name, span)
         if name not in self.data:
             number = self.constant(name)
@@ -230,7 +230,7 @@ class _Reader:
         if inside is not None:
             return inside
         data = [n for n in equation.inputs if n in self.data]
-        primitive, _, label = equation.name.partition(" ")
+        primitive, _, label = equation.primitive.partition(" ")
         if primitive in PRODUCTS and len(data) == 1:
             return self._new("matrix", [self.read(data[0])], where, PRODUCTS[primitive])
         if primitive in OPERATORS:
@@ -246,7 +246,7 @@ class _Reader:
         text = OTHERS.get(primitive) or equation.params.get("name", primitive.replace("_", " "))
         return self._new("function", arguments, where, text)
 
-    def _argument(self, equation: Equation, argument: Name, span: Span) -> int:
+    def _argument(self, equation: Equation, argument: Var, span: Span) -> int:
         """An argument of a function of single elements, the part of it that is needed."""
         width = self._shapes[argument][-1:]
         return self.read(
@@ -254,7 +254,7 @@ class _Reader:
         )
 
     def _operator(self, equation: Equation, span: Span, where: Any) -> int:
-        sign = -1 if equation.name in ("sub", "div") else 1
+        sign = -1 if equation.primitive in ("sub", "div") else 1
         signs = [1, *(sign for _ in equation.inputs[1:])]
         known = [None if n in self.data else self.constant(n) for n in equation.inputs]
         parameters = any(
@@ -267,9 +267,9 @@ class _Reader:
             if n in self.data
         ]
         kind = {"add": "sum", "add_any": "sum", "sub": "sum", "mul": "product", "div": "product"}
-        kind = kind.get(equation.name, "operation")
+        kind = kind.get(equation.primitive, "operation")
         if len(terms) == len(equation.inputs):
-            return self._new(kind, terms, where, OPERATORS[equation.name])
+            return self._new(kind, terms, where, OPERATORS[equation.primitive])
         (_, argument), *_ = terms
         if parameters and len(terms) == 1 and kind == "sum":
             return self._new("sum", terms, where, "bias")
@@ -278,15 +278,15 @@ class _Reader:
         numbers = [c for c in known if c is not None and not np.ndim(c)]
         if len(terms) == 1 and len(numbers) == len(equation.inputs) - 1:
             return self._with_numbers(equation, numbers, argument, where)
-        return self._new("operation", terms, where, OPERATORS[equation.name])
+        return self._new("operation", terms, where, OPERATORS[equation.primitive])
 
     def _with_numbers(
         self, equation: Equation, numbers: list[Any], argument: int, where: Any
     ) -> int:
         """A function of one value and of numbers."""
-        if equation.name == "clamp":
+        if equation.primitive == "clamp":
             return self._new("curve", [argument], where, "clip(□)")
-        if equation.name == "select_n":
+        if equation.primitive == "select_n":
             return self._new("operation", [argument], where, "select")
         number = float(numbers[0])
         size, minus = f"{abs(number):.3g}", "−" if number < 0 else ""
@@ -294,31 +294,35 @@ class _Reader:
         same = {"add": 0.0, "add_any": 0.0, "mul": 1.0}
         if not first:
             same |= {"sub": 0.0, "div": 1.0, "pow": 1.0}
-        if equation.name in same and number == same[equation.name]:
+        if equation.primitive in same and number == same[equation.primitive]:
             return argument
-        if equation.name in ("add", "add_any"):
+        if equation.primitive in ("add", "add_any"):
             text = f"□{minus or '+'}{size}"
-        elif equation.name == "sub" and not first:
+        elif equation.primitive == "sub" and not first:
             text = f"□{'+' if minus else '−'}{size}"
-        elif equation.name == "mul" and 0 < abs(number) < 1 and (1 / number).is_integer():
+        elif equation.primitive == "mul" and 0 < abs(number) < 1 and (1 / number).is_integer():
             text = f"{minus}□/{abs(1 / number):.0f}"
-        elif equation.name == "mul":
+        elif equation.primitive == "mul":
             text = f"{minus}{size}□"
-        elif equation.name == "div":
+        elif equation.primitive == "div":
             text = f"{minus}{size}/□" if first else f"{minus}□/{size}"
-        elif equation.name in ("max", "min", "atan2", "nextafter", "rem"):
-            both = f"{minus}{size}, □" if first or equation.name in ("max", "min") else f"□, {size}"
-            text = f"{OPERATORS[equation.name]}({both})"
+        elif equation.primitive in ("max", "min", "atan2", "nextafter", "rem"):
+            both = (
+                f"{minus}{size}, □"
+                if first or equation.primitive in ("max", "min")
+                else f"□, {size}"
+            )
+            text = f"{OPERATORS[equation.primitive]}({both})"
         else:
-            sign = "^" if equation.name == "pow" else OPERATORS[equation.name]
+            sign = "^" if equation.primitive == "pow" else OPERATORS[equation.primitive]
             text = f"{minus}{size}{sign}□" if first else f"□{sign}{minus}{size}"
         return self._new("curve", [argument], where, text)
 
     # ---- parts of values ----
 
-    def _layout(self, equation: Equation, name: Name, span: Span) -> int | None:
+    def _layout(self, equation: Equation, name: Var, span: Span) -> int | None:
         """What a value that is only laid out otherwise is a part of; None if it is more."""
-        shape, primitive = self._shapes[name], equation.name
+        shape, primitive = self._shapes[name], equation.primitive
         if primitive == "split":
             n, axis = equation.outputs.index(name), equation.params["axis"]
             start = sum(equation.params["sizes"][:n])
@@ -346,7 +350,7 @@ class _Reader:
             return self._new("matrix", whole.terms, (name, span), whole.text)
         return None
 
-    def _joined(self, equation: Equation, name: Name, span: Span) -> int:
+    def _joined(self, equation: Equation, name: Var, span: Span) -> int:
         """Values side by side, or the one of them that the part is in."""
         start, stop = span or (0, self._shapes[name][-1])
         pieces, at = [], 0
@@ -359,41 +363,41 @@ class _Reader:
         found = [self.read(*piece) for piece in pieces]
         return found[0] if len(found) == 1 else self._new("join", found, (name, span))
 
-    def _splits_up(self, name: Name) -> bool:
+    def _splits_up(self, name: Var) -> bool:
         """Whether a part of a value can be had from parts of what it is made of."""
         if name not in self._splits:
             self._splits[name] = self._can_split(name)
         return self._splits[name]
 
-    def _can_split(self, name: Name) -> bool:
+    def _can_split(self, name: Var) -> bool:
         if name in self._called or name in self._sources:
             return False
         equation, shape = self._made_by[name], self._shapes[name]
         data = [n for n in equation.inputs if n in self.data]
         wide = [n for n in data if self._shapes[n][-1:] == shape[-1:]]
-        if equation.name in TRANSPARENT:
+        if equation.primitive in TRANSPARENT:
             inside = equation.inputs[equation.outputs.index(name)]
             if self._keeps_last_axis(equation, self._shapes[inside], shape):
                 return self._splits_up(inside)
             return self.values[self.read(inside)].kind == "matrix"
-        if equation.name in PRODUCTS:
+        if equation.primitive in PRODUCTS:
             return len(data) == 1
-        if equation.name in ("split", "slice"):
+        if equation.primitive in ("split", "slice"):
             return self._splits_up(data[0])
-        if equation.name == "concatenate":
+        if equation.primitive == "concatenate":
             return equation.params["dimension"] == len(shape) - 1
         elementwise = (*CURVES, *OPERATORS, "integer_pow", "function")
-        return equation.name.split()[0] in elementwise and all(map(self._splits_up, wide))
+        return equation.primitive.split()[0] in elementwise and all(map(self._splits_up, wide))
 
     def _keeps_last_axis(self, equation: Equation, inside: Any, shape: Any) -> bool:
-        if equation.name == "transpose":
+        if equation.primitive == "transpose":
             return equation.params["permutation"][-1] == len(shape) - 1
-        if equation.name == "broadcast_in_dim":
+        if equation.primitive == "broadcast_in_dim":
             axes = equation.params["broadcast_dimensions"]
             return axes[-1:] == (len(shape) - 1,) and inside[-1:] == shape[-1:]
         return inside[-1:] == shape[-1:]
 
-    def _part_text(self, name: Name, span: tuple[int, int]) -> str:
+    def _part_text(self, name: Var, span: tuple[int, int]) -> str:
         """A part of a last axis as Python has it, counted from the nearer end."""
         size = self._shapes[name][-1]
         start, stop = (n if 2 * n <= size else n - size for n in span)
@@ -401,23 +405,23 @@ class _Reader:
 
     # ---- constants ----
 
-    def _is_weight(self, name: Name) -> bool:
+    def _is_weight(self, name: Var) -> bool:
         return name in self._weights
 
-    def constant(self, name: Name) -> Any:
+    def constant(self, name: Var) -> Any:
         """A constant's value, a number if all its elements are one; None of what is none."""
         if name in self.data or self._is_weight(name):
             return None
-        value = np.asarray(self.program.evaluate(name, {}))
+        value = np.asarray(self.graph.evaluate(name, {}))
         same = value.size and (value == value.flat[0]).all()
         return value.flat[0] if same else value
 
     # ---- functions known by their values, normalisation ----
 
-    def _fused(self) -> dict[Name, Equation]:
+    def _fused(self) -> dict[Var, Equation]:
         """The equation of each value, those that compute one known function together as one."""
-        equations = [e for e in self.program.equations if not self.data.isdisjoint(e.outputs)]
-        kept = set(jax.tree.leaves(self.program.outputs)) | set(self._called)
+        equations = [e for e in self.graph.equations if not self.data.isdisjoint(e.outputs)]
+        kept = set(jax.tree.leaves(self.graph.outputs)) | set(self._called)
         for find in (self._known_function, self._normalisation):
             for name in [*self._sources, *(out for e in equations for out in e.outputs)]:
                 while found := next(self._found(find, name, equations, kept), None):
@@ -434,9 +438,9 @@ class _Reader:
     def _found(
         self,
         find: Callable[..., str | None],
-        name: Name,
+        name: Var,
         equations: list[Equation],
-        kept: set[Name],
+        kept: set[Var],
     ) -> Iterator[tuple[list[Equation], str]]:
         """Equations that are one function of a value, and the function's label."""
         for region in _regions(equations, name, self.data, kept):
@@ -444,9 +448,9 @@ class _Reader:
             if label is not None:
                 yield region, label
 
-    def _known_function(self, region: list[Equation], name: Name) -> str | None:
+    def _known_function(self, region: list[Equation], name: Var) -> str | None:
         """The known function of single elements that equations are together."""
-        primitives = [e.name for e in region if e.name not in TRANSPARENT]
+        primitives = [e.primitive for e in region if e.primitive not in TRANSPARENT]
         allowed = {*CURVES, *OPERATORS, "integer_pow", "custom_jvp_call"}
         plain = len(primitives) == 1 and primitives[0] in (*CURVES, "integer_pow")
         if not primitives or plain or not allowed.issuperset(primitives):
@@ -459,7 +463,7 @@ class _Reader:
         size = math.prod(shape)
         points = np.resize(POINTS, -(-len(POINTS) // size) * size).astype(dtype)
         computed = np.concatenate([
-            np.ravel(self.program.evaluate(last, {name: jnp.reshape(chunk, shape)}))
+            np.ravel(self.graph.evaluate(last, {name: jnp.reshape(chunk, shape)}))
             for chunk in points.reshape(-1, size)
         ])[: len(POINTS)]  # fmt: skip
         near = max(1e-5, 4 * float(jnp.finfo(dtype).eps))
@@ -470,9 +474,9 @@ class _Reader:
             return f"function clip({ARGUMENT})"
         return None
 
-    def _normalisation(self, region: list[Equation], name: Name) -> str | None:
+    def _normalisation(self, region: list[Equation], name: Var) -> str | None:
         """What equations are together that subtract a mean, divide by a norm or a sum."""
-        primitives = {e.name for e in region} - TRANSPARENT
+        primitives = {e.primitive for e in region} - TRANSPARENT
         if not primitives & set(REDUCTIONS) or not primitives <= NORMALISING:
             return None
         if self._shapes[name] != self._shapes[region[-1].outputs[0]]:
@@ -495,7 +499,7 @@ def _values_of_functions(dtype: Any) -> dict[str, np.ndarray]:
     }
 
 
-def labels(tree: Any, otherwise: str) -> list[tuple[str, Name]]:
+def labels(tree: Any, otherwise: str) -> list[tuple[str, Var]]:
     """The leaves of a tree with the names that their places give them."""
     found = []
     for path, name in jax.tree_util.tree_flatten_with_path(tree)[0]:
@@ -506,13 +510,13 @@ def labels(tree: Any, otherwise: str) -> list[tuple[str, Name]]:
     return found
 
 
-def _types(program: Program, examples: Any) -> dict[Name, Any]:
+def _types(graph: StepGraph, examples: Any) -> dict[Var, Any]:
     """The shape and type of every value."""
-    values = {n for e in program.equations for n in (*e.inputs, *e.outputs)}
-    values |= {*jax.tree.leaves(program.inputs), *jax.tree.leaves(program.outputs)}
+    values = {n for e in graph.equations for n in (*e.inputs, *e.outputs)}
+    values |= {*jax.tree.leaves(graph.inputs), *jax.tree.leaves(graph.outputs)}
     everything = {name: name for name in sorted(values)}
-    known = dict(zip(jax.tree.leaves(program.inputs), jax.tree.leaves(examples), strict=True))
-    return jax.eval_shape(lambda known: program.evaluate(everything, known), known)
+    known = dict(zip(jax.tree.leaves(graph.inputs), jax.tree.leaves(examples), strict=True))
+    return jax.eval_shape(lambda known: graph.evaluate(everything, known), known)
 
 
 def _shifted(span: Span, start: int, size: int) -> tuple[int, int]:
@@ -521,7 +525,7 @@ def _shifted(span: Span, start: int, size: int) -> tuple[int, int]:
 
 
 def _regions(
-    equations: list[Equation], name: Name, data: set[Name], kept: set[Name]
+    equations: list[Equation], name: Var, data: set[Var], kept: set[Var]
 ) -> Iterator[list[Equation]]:
     """Equations that together compute one value of another alone, the longest lists first.
 
@@ -531,11 +535,11 @@ def _regions(
     reached = {name}
     for e in equations:
         arguments = [n for n in e.inputs if n in data]
-        if arguments and set(arguments) <= reached and e.name not in PRODUCTS:
+        if arguments and set(arguments) <= reached and e.primitive not in PRODUCTS:
             inside.append(e)
             if kept.isdisjoint(e.outputs):
                 reached.update(e.outputs)
-    uses: dict[Name, list[Equation]] = {}
+    uses: dict[Var, list[Equation]] = {}
     for e in equations:
         for n in e.inputs:
             uses.setdefault(n, []).append(e)

@@ -14,8 +14,8 @@ from lstm_jax.cells.base import Params, State, check_size
 from lstm_jax.inspect.models import directions, functional, run_by, stepwise
 from lstm_jax.inspect.trace import field_names
 from lstm_jax.sequence import Bidirectional, BidirectionalState, initial_state, unroll
+from lstm_jax.sequence.fused.graph import StepGraph, bind
 from lstm_jax.sequence.layers import num_feature_axes
-from lstm_jax.sequence.program import Program, named
 from lstm_jax.sequence.protocol import Around
 
 Probes = dict[str, list[jax.Array]]  # by place, for each array of the state [T, ..., n]
@@ -193,10 +193,10 @@ class _Probed(Around):
 
     def step(self, params: Params, state: State, x: jax.Array) -> tuple[State, jax.Array]:
         beside, x = x, x[..., : self.size].astype(self.dtype)
-        program = Program(self.cell.step, params, state, x)
-        known = named(program.inputs, (params, state, x))
-        names, y = program.outputs
-        leaves, structure = jax.tree.flatten(program.evaluate(names, known))
+        graph = StepGraph(self.cell.step, params, state, x)
+        known = bind(graph.inputs, (params, state, x))
+        names, y = graph.outputs
+        leaves, structure = jax.tree.flatten(graph.evaluate(names, known))
         position = self.position
         for n, leaf in enumerate(leaves):
             if jnp.issubdtype(leaf.dtype, jnp.floating):
@@ -205,7 +205,7 @@ class _Probed(Around):
                 leaves[n] = leaf + probe.reshape(leaf.shape).astype(leaf.dtype)
                 position += size
         state = structure.unflatten(leaves)
-        return state, program.evaluate(y, {**known, **named(names, state)})
+        return state, graph.evaluate(y, {**known, **bind(names, state)})
 
 
 def _started(part: Any, params: Params, xs: jax.Array, state: Any) -> Any:

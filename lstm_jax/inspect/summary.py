@@ -1,5 +1,6 @@
 """What a model consists of, layer by layer, and what a step of it costs."""
 
+import functools
 import html
 import math
 from typing import Any, NamedTuple
@@ -11,8 +12,7 @@ from jax.extend.core import jaxprs_in_params
 from lstm_jax.cells.base import check_size
 from lstm_jax.inspect.models import NO_PARAMS, directions, functional, place
 from lstm_jax.sequence import LSTM, Stack
-from lstm_jax.sequence.deferred import linearized
-from lstm_jax.sequence.program import Program, named
+from lstm_jax.sequence.fused.scan import stored_values
 from lstm_jax.sequence.protocol import output_size
 
 # fmt: off
@@ -160,30 +160,12 @@ def _of_cell(cell: Any, shape: tuple[int, ...], name: str) -> LayerSummary:
 
 
 def _stored(cell: Any, params: Any, state: Any, x: Any) -> Any:
-    """What the engine ``"fused"`` stores of a step, with ``memory="full"``."""
-    params_leaves, params_tree = jax.tree.flatten(params)
-    leaves, tree = jax.tree.flatten(state)
+    """Shapes of what the engine ``"fused"`` stores for a step, with ``memory="full"``."""
 
-    def stored(params_leaves: list[Any], leaves: list[Any], x: Any) -> list[Any]:
-        params = params_tree.unflatten(params_leaves)
+    def stored(params: Any, state: Any, x: Any) -> Any:
+        return stored_values(functools.partial(cell.step, params), state, x)
 
-        def step(carry: list[Any], inputs: list[Any]) -> tuple[list[Any], list[Any]]:
-            state, y = cell.step(params, tree.unflatten(carry), *inputs)
-            return jax.tree.leaves(state), [y]
-
-        program = Program(step, leaves, [x])
-        program.gates_at_once()
-        consts = list(program.closed_over.values())
-        moving = [
-            [jnp.issubdtype(a.dtype, jnp.floating) for a in part] for part in (consts, leaves, [x])
-        ]
-        linear = linearized(program, consts, leaves, [x], moving)
-        loop = linear.loop
-        kept = dict.fromkeys([*loop.new, *loop.y, *linear.to_keep()])
-        known = named([loop.consts, loop.carry, loop.x], [consts, leaves, [x]])
-        return loop.program.evaluate(list(kept), known)
-
-    return jax.eval_shape(stored, params_leaves, leaves, x)
+    return jax.eval_shape(stored, params, state, x)
 
 
 def _bytes(tree: Any) -> int:

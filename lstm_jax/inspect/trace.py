@@ -14,7 +14,7 @@ from lstm_jax.cells.base import Params, State
 from lstm_jax.inspect.models import directions, functional, run_by, stepwise
 from lstm_jax.sequence import Bidirectional, unroll
 from lstm_jax.sequence.bidirectional import MERGES
-from lstm_jax.sequence.program import Name, Program, named
+from lstm_jax.sequence.fused.graph import StepGraph, Var, bind
 from lstm_jax.sequence.protocol import Around
 from lstm_jax.sequence.rows import valid_steps
 
@@ -174,28 +174,28 @@ class _Traced(Around):
     units: tuple[int, ...] | None
 
     def step(self, params: Params, state: State, x: jax.Array) -> tuple[State, Any]:
-        program = Program(self.cell.step, params, state, x)
-        shown = equation_names(program)
+        graph = StepGraph(self.cell.step, params, state, x)
+        shown = equation_names(graph)
         if self.names is not None:
             shown = {name: shown[name] for name in self.names}
         shown = OrderedDict(shown)  # which keeps its order as a pytree
-        known = named(program.inputs, (params, state, x))
-        state, y = program.outputs
-        state, y, shown = program.evaluate((state, y, shown), known)
+        known = bind(graph.inputs, (params, state, x))
+        state, y = graph.outputs
+        state, y, shown = graph.evaluate((state, y, shown), known)
         if self.units is not None:
             shown = jax.tree.map(lambda value: value[..., jnp.asarray(self.units)], shown)
         return state, (y, shown)
 
 
-def equation_names(program: Program) -> dict[str, Name]:
+def equation_names(graph: StepGraph) -> dict[str, Var]:
     """The values of a cell's step by their names in the equations, in their order.
 
     Args:
-      program: of ``cell.step(params, state, x)``.
+      graph: of ``cell.step(params, state, x)``.
     """
-    state, y = program.outputs
+    state, y = graph.outputs
     fields = dict(zip(field_names(state), jax.tree.leaves(state), strict=True))
-    shown = {**program.called, **fields}
+    shown = {**graph.labels, **fields}
     if y not in fields.values():
         shown["y"] = y
     return dict(sorted(shown.items(), key=lambda item: item[1]))  # as they are computed

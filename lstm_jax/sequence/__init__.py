@@ -1,8 +1,8 @@
 """Running cells over time: one cell, stacks of them, both directions, step by step."""
 
 from lstm_jax.sequence.bidirectional import MERGES, Bidirectional, BidirectionalState
-from lstm_jax.sequence.deferred import deferred_scan
 from lstm_jax.sequence.engines import ENGINES, MEMORIES, Choice, choose_engine
+from lstm_jax.sequence.fused import fused_scan
 from lstm_jax.sequence.layers import LSTM
 from lstm_jax.sequence.packing import Packed, pack, unpack
 from lstm_jax.sequence.protocol import Layer
@@ -35,8 +35,8 @@ __all__ = [
     "VariationalDropout",
     "Zoneout",
     "choose_engine",
-    "deferred_scan",
     "dropout",
+    "fused_scan",
     "initial_state",
     "pack",
     "resets_from_dones",

@@ -14,11 +14,11 @@ from lstm_jax.sequence.protocol import is_layer
 from lstm_jax.sequence.regularizers import noisy_step
 from lstm_jax.sequence.rows import counted_steps, where, with_masked_replaced
 
-loops_shown = jax.make_user_context(False)
-"""Whether loops can be told in what is traced, by who translates it into other operators.
+sequence_runner = jax.make_user_context(None)
+"""A function that :func:`unroll` calls instead of running an engine, where there is no key.
 
-Each is then a ``jax.lax.composite`` named ``lstm_jax.unroll``, with ``cell`` and ``reverse`` among
-its attributes and the plain scan within; it has no derivative.
+``with sequence_runner(run):`` has every sequence run by ``run(cell, params, xs, state,
+lengths=, mask=, resets=, reverse=)``.  An exporter translates whole sequences in this way.
 """
 
 
@@ -102,8 +102,9 @@ def unroll(
       >>> bool((ys[3:, 1] == 0).all()), bool((state.h[1] == ys[2, 1]).all())
       (True, True)
     """
-    if loops_shown.value and key is None:
-        return _shown(cell, params, xs, state, lengths, mask, resets, reverse=reverse)
+    if sequence_runner.value is not None and key is None:
+        rows = {"lengths": lengths, "mask": mask, "resets": resets}
+        return sequence_runner.value(cell, params, xs, state, **rows, reverse=reverse)
     engines.check_engine(engine)
     engines.check_memory(memory)
     params, xs = jax.tree.map(jnp.asarray, params), jnp.asarray(xs)
@@ -131,37 +132,11 @@ def unroll(
         xs = with_masked_replaced(xs, valid)
 
     engine = _engine(engine, cell, params, xs, batch_shape, mask, resets, memory)
-    halves = engine == "fused" and key is None and engines.in_halves(state, batch_shape)
+    split_batch = engine == "fused" and key is None and engines.splits_batch(state, batch_shape)
     # Compiled once for each cell, also where unroll is called by itself, outside of jit.
     run = _compiled_loop if _is_hashable(cell) else _loop
-    how = {"reverse": reverse, "engine": engine, "memory": memory, "halves": halves}
+    how = {"reverse": reverse, "engine": engine, "memory": memory, "split_batch": split_batch}
     return run(cell, params, xs, state, start, lengths, valid, resets, key, **how)
-
-
-def _shown(
-    cell: Cell,
-    params: Params,
-    xs: jax.Array,
-    state: State | None,
-    lengths: jax.Array | None,
-    mask: jax.Array | None,
-    resets: jax.Array | None,
-    *,
-    reverse: bool,
-) -> tuple[State, jax.Array]:
-    """:func:`unroll`, where :data:`loops_shown` asks for it."""
-    given = {"state": state, "lengths": lengths, "mask": mask, "resets": resets}
-
-    def loop(
-        params: Params, xs: jax.Array, given: Any, *, cell: Cell, reverse: bool, arguments: Any
-    ) -> tuple[State, jax.Array]:
-        with loops_shown(False):
-            return unroll(cell, params, xs, **given, reverse=reverse, engine="scan")
-
-    arguments = jax.tree.structure((params, xs, given))
-    return jax.lax.composite(loop, "lstm_jax.unroll")(
-        params, xs, given, cell=cell, reverse=reverse, arguments=arguments
-    )
 
 
 def _loop(
@@ -178,7 +153,7 @@ def _loop(
     reverse: bool,
     engine: str,
     memory: str,
-    halves: bool,
+    split_batch: bool,
 ) -> tuple[State, jax.Array]:
     """The loop, its arguments checked."""
     if engine == "associative":
@@ -209,12 +184,14 @@ def _loop(
 
     run_loop = engines.loop(engine, memory, reverse)
     inputs = (xs, valid, begins, noise)
-    if halves:
-        return _in_halves(run_loop, step_from, start, state, inputs)
+    if split_batch:
+        return _with_split_batch(run_loop, step_from, start, state, inputs)
     return run_loop(step_from(start), state, inputs)
 
 
-_compiled_loop = jax.jit(_loop, static_argnames=("cell", "reverse", "engine", "memory", "halves"))
+_compiled_loop = jax.jit(
+    _loop, static_argnames=("cell", "reverse", "engine", "memory", "split_batch")
+)
 
 
 def _is_hashable(cell: Any) -> bool:
@@ -225,29 +202,29 @@ def _is_hashable(cell: Any) -> bool:
     return True
 
 
-def _in_halves(
+def _with_split_batch(
     run_loop: engines.Loop,
     step_from: Callable[[State], Any],
     start: State,
     state: State,
     inputs: Any,
 ) -> tuple[State, jax.Array]:
-    """The loop over two halves of the rows side by side, so that two cores have work."""
+    """The loop over two parts of the batch side by side, so that two cores have work."""
 
-    def halves(tree: Any, axis: int) -> list[Any]:
+    def parts(tree: Any, axis: int) -> list[Any]:
         leaves, structure = jax.tree.flatten(tree)
         pairs = [jnp.split(leaf, 2, axis) for leaf in leaves]
         return [structure.unflatten([pair[n] for pair in pairs]) for n in range(2)]
 
-    steps = [step_from(half) for half in halves(start, 0)]
+    steps = [step_from(part) for part in parts(start, 0)]
 
     def both(states: Any, inputs: Any) -> tuple[Any, Any]:
         pairs = [f(s, x) for f, s, x in zip(steps, states, inputs, strict=True)]
         return [state for state, _ in pairs], [y for _, y in pairs]
 
-    states, ys = run_loop(both, halves(state, 0), halves(inputs, 1))
-    state = jax.tree.map(lambda *half: jnp.concatenate(half), *states)
-    return state, jax.tree.map(lambda *half: jnp.concatenate(half, 1), *ys)
+    states, ys = run_loop(both, parts(state, 0), parts(inputs, 1))
+    state = jax.tree.map(lambda *pair: jnp.concatenate(pair), *states)
+    return state, jax.tree.map(lambda *pair: jnp.concatenate(pair, 1), *ys)
 
 
 def _engine(

@@ -152,7 +152,7 @@ SAMPLES = 60
 
 @functools.cache
 def computed(name):
-    """A step's nodes, each one's values for many random states and inputs, and its program."""
+    """A step's nodes, each one's values for many random states and inputs, and its graph."""
     cell, random = CELLS[name](hidden_size=4), np.random.default_rng(0)
     batch = (SAMPLES, *(3,) * (cell.num_feature_axes - 1))
     shapes = jax.eval_shape(
@@ -164,15 +164,15 @@ def computed(name):
     if name == "layer_norm":
         params["b"] *= 0  # biases are not drawn, but for those of layers
     leaves = zip(
-        jax.tree.leaves(flow.program.inputs), jax.tree.leaves((params, *others)), strict=True
+        jax.tree.leaves(flow.graph.inputs), jax.tree.leaves((params, *others)), strict=True
     )
     known = {leaf: jnp.asarray(array, "float32") for leaf, array in leaves}
     names = {n: node.value[0] for n, node in enumerate(flow.nodes) if node.value is not None}
     values = {}
-    for n, array in flow.program.evaluate(names, known).items():
+    for n, array in flow.graph.evaluate(names, known).items():
         span = flow.nodes[n].value[1]
         values[n] = np.asarray(array if span is None else array[..., slice(*span)], np.float64)
-    return flow.nodes, values, flow.program
+    return flow.nodes, values, flow.graph
 
 
 OPERATIONS = {
@@ -241,9 +241,9 @@ def test_layers_are_functions_of_weights_times_their_inputs_alone(name):
 
 @pytest.mark.parametrize("name", CELLS)
 def test_names_are_those_of_the_equations_and_every_output_is_drawn(name):
-    nodes, _, program = computed(name)
+    nodes, _, graph = computed(name)
     labels = [label for node in nodes for label in node.names]
-    assert sorted(labels) == sorted(program.called)
+    assert sorted(labels) == sorted(graph.labels)
     assert [node[:4] for node in nodes] == [node[:4] for node in drawn(name).nodes]
     fields = jax.eval_shape(CELLS[name](hidden_size=4).zero_state)._fields
     for kind in ("state", "new state"):

@@ -170,7 +170,7 @@ def test_engines(engine):
 def test_halves_of_a_batch_side_by_side(monkeypatch):
     cell, params, xs = made("lstm")
     expected = trace(cell, params, xs, lengths=LENGTHS)
-    monkeypatch.setattr(engines, "in_halves", lambda state, batch_shape: True)
+    monkeypatch.setattr(engines, "splits_batch", lambda state, batch_shape: True)
     halves = trace(cell, params, xs, lengths=LENGTHS)
     chex.assert_trees_all_close(halves, expected, atol=ROUNDING, rtol=0)
 

@@ -1,6 +1,5 @@
 """Every engine and memory plan against the plain scan, for every cell and transform."""
 
-import dataclasses
 import functools
 
 import chex
@@ -18,10 +17,10 @@ from lstm_jax.sequence import (
     RecurrentDropout,
     VariationalDropout,
     Zoneout,
-    deferred,
     engines,
 )
 from lstm_jax.sequence.engines import ENGINES, MEMORIES
+from lstm_jax.sequence.fused import scan
 
 T, B, D, H = 7, 2, 3, 4
 SPACE = {"conv_lstm": (3, 2)}
@@ -38,7 +37,7 @@ over_cells = pytest.mark.parametrize("name", list(CELLS))
 def short_blocks():
     """Blocks of 3 steps, so that T=7 has several and a rest; elsewhere all is one block."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(deferred, "block_size", lambda steps, carry: min(steps, 3))
+        patch.setattr(scan, "block_size", lambda steps, carry: min(steps, 3))
         jax.clear_caches()  # loops traced before have the blocks that they had
         yield
     jax.clear_caches()
@@ -262,57 +261,6 @@ def test_a_cell_with_a_loop_of_its_own():
         chex.assert_trees_all_close(got, expected, rtol=1e-12, atol=1e-13)
 
 
-@dataclasses.dataclass(frozen=True)
-class Gates:
-    """A cell of one's own with gates that are not side by side, or not once each."""
-
-    kind: str
-    hidden_size: int = D
-
-    def init(self, key, input_size):
-        return {"w": jnp.eye(D) * 0.5, "r": jnp.array(0.3)}
-
-    def zero_state(self, batch_shape=()):
-        return jnp.zeros((*batch_shape, D))
-
-    def step(self, params, h, x):
-        z = x @ params["w"] + h
-        h = {
-            "two functions of one part": lambda: jax.nn.sigmoid(z) * jnp.tanh(z),
-            "one function twice": lambda: jax.nn.sigmoid(z) * jax.nn.silu(z),
-            "overlapping parts": lambda: jnp.pad(
-                jax.nn.sigmoid(z[..., :2]) * jnp.tanh(z[..., 1:]),
-                [(0, 0)] * (z.ndim - 1) + [(0, 1)],
-            ),
-            "a gap between": lambda: jnp.concatenate(
-                [jax.nn.sigmoid(z[..., :1]), z[..., 1:2], jnp.tanh(z[..., 2:])], -1
-            ),
-            "a scalar": lambda: jax.nn.sigmoid(params["r"]) * jnp.tanh(z),
-            "a number": lambda: jax.nn.silu(2.0) * jnp.tanh(z),
-        }[self.kind]()
-        return h, h
-
-
-@pytest.mark.parametrize(
-    "kind",
-    [
-        *("two functions of one part", "one function twice", "overlapping parts"),
-        *("a gap between", "a scalar", "a number"),
-    ],
-)
-def test_gates_of_any_shape(kind):
-    with jax.enable_x64(True):
-        xs = np.random.default_rng(0).normal(size=(T, B, D))
-        args = {"w": np.eye(D) * 0.5, "r": np.array(0.3)}, xs, np.ones((B, D))
-        got, expected = (
-            jax.jit(
-                jax.value_and_grad(functools.partial(loss, Gates(kind), engine=engine), (0, 1, 2))
-            )(*args)
-            for engine in ("fused", "scan")
-        )
-        chex.assert_trees_all_close(got, expected, rtol=1e-12, atol=1e-13)
-
-
 def primitives(jaxpr):
     """The names of all primitives within."""
     names = {eqn.primitive.name for eqn in jaxpr.eqns}
@@ -333,7 +281,7 @@ def scans(jaxpr, depth=0):
 
 
 @pytest.mark.parametrize("name", ["lstm", "layer_norm"])
-def test_gates_are_written_over_what_was_computed_ahead(name):
+def test_gates_overwrite_precomputed_values(name):
     """Of a first derivative alone: what is overwritten cannot be differentiated again."""
     cell, params, xs, state = arguments(name, dtype=np.float32)
     grad = jax.grad(lambda params, engine: loss(cell, params, xs, state, engine=engine))
@@ -417,8 +365,8 @@ class TestChoice:
     def test_auto_takes_the_fused_engine(self):
         choice = choose_engine(LSTMCell(H), T, (B,), platform="cpu")
         assert choice.engine == "fused"
-        assert set(choice.passed_over) == set(ENGINES) - {"auto", "fused"}
-        assert all(choice.passed_over.values())
+        assert set(choice.rejected) == set(ENGINES) - {"auto", "fused"}
+        assert all(choice.rejected.values())
         assert choice.reason
 
     @pytest.mark.parametrize("name", list(CELLS))
@@ -446,7 +394,7 @@ class TestChoice:
         assert choose_engine(cell, T, (B,), platform="gpu").engine == "associative"
         choice = choose_engine(cell, T, (B,), platform="cpu")
         assert choice.engine == "fused"
-        assert "processors" in choice.passed_over["associative"]
+        assert "processors" in choice.rejected["associative"]
 
     @pytest.mark.parametrize(
         ("cell", "options", "words"),
@@ -464,7 +412,7 @@ class TestChoice:
     )
     def test_why_not_cudnn(self, cell, options, words):
         options = {"batch_shape": (B,), "platform": "gpu"} | options
-        assert words in choose_engine(cell, T, **options).passed_over["cudnn"]
+        assert words in choose_engine(cell, T, **options).rejected["cudnn"]
 
 
 class TestErrors:
@@ -493,7 +441,7 @@ class TestErrors:
 
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("name", ["lstm", "conv_lstm", "slstm"])
-def test_halves_of_a_batch_side_by_side(monkeypatch, name, reverse):
+def test_a_split_batch(monkeypatch, name, reverse):
     """Which is done with one CPU device, and here with two in order to see it."""
     with jax.enable_x64(True):
         cell, *args = arguments(name)
@@ -502,16 +450,16 @@ def test_halves_of_a_batch_side_by_side(monkeypatch, name, reverse):
             jax.value_and_grad(functools.partial(loss, cell, engine=engine, **how), (0, 1, 2))
         )(*args)
         expected = run("scan")
-        monkeypatch.setattr(engines, "in_halves", lambda state, batch_shape: True)
+        monkeypatch.setattr(engines, "splits_batch", lambda state, batch_shape: True)
         chex.assert_trees_all_close(run("fused"), expected, rtol=1e-11, atol=1e-12)
 
 
 @over_cells
-def test_factors_ahead_of_the_loop_back(monkeypatch, name):
+def test_precomputed_factors(monkeypatch, name):
     """As on a CPU of one device; two have them in the loop, and are tested everywhere else."""
     with jax.enable_x64(True):
         cell, params, xs, state = arguments(name)
-        monkeypatch.setattr(deferred, "has_all_cores", lambda: True)
+        monkeypatch.setattr(scan, "has_all_cores", lambda: True)
         jax.clear_caches()
         f = functools.partial(loss, cell, lengths=LENGTHS, resets=RESETS)
         for memory in ("full", "recompute"):
@@ -523,17 +471,17 @@ def test_factors_ahead_of_the_loop_back(monkeypatch, name):
         jax.clear_caches()
 
 
-def test_which_cells_have_factors_ahead(monkeypatch):
+def test_which_cells_have_precomputed_factors(monkeypatch):
     """Those whose loop then reads no more than before."""
     chosen = []
-    known = deferred.Linear.factors_apart
+    known = scan.LinearizedStep.with_factors
 
     def noted(linear):
-        chosen.append(known(linear).is_apart)
+        chosen.append(known(linear).has_factors)
         return known(linear)
 
-    monkeypatch.setattr(deferred, "has_all_cores", lambda: True)
-    monkeypatch.setattr(deferred.Linear, "factors_apart", noted)
+    monkeypatch.setattr(scan, "has_all_cores", lambda: True)
+    monkeypatch.setattr(scan.LinearizedStep, "with_factors", noted)
     jax.clear_caches()
     for name in ("lstm", "peephole", "coupled", "layer_norm"):
         cell, params, xs, state = arguments(name, dtype=np.float32)
@@ -542,14 +490,14 @@ def test_which_cells_have_factors_ahead(monkeypatch):
     jax.clear_caches()
 
 
-def test_when_there_are_halves(monkeypatch):
+def test_when_the_batch_is_split(monkeypatch):
     state = jnp.zeros((32, 256))
-    assert not engines.in_halves(state, (32,)), "two devices share the batch"
+    assert not engines.splits_batch(state, (32,)), "two devices share the batch"
     monkeypatch.setattr(jax, "local_device_count", lambda: 1)
-    assert engines.in_halves(state, (32,))
-    assert not engines.in_halves(state, ())
-    assert not engines.in_halves(state[:31], (31,))
-    assert not engines.in_halves(state[:2], (2,)), "too small"
+    assert engines.splits_batch(state, (32,))
+    assert not engines.splits_batch(state, ())
+    assert not engines.splits_batch(state[:31], (31,))
+    assert not engines.splits_batch(state[:2], (2,)), "too small"
 
 
 @pytest.mark.parametrize("engine", ["scan", "fused"])

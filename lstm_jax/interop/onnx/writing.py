@@ -24,7 +24,7 @@ from lstm_jax.interop.onnx.primitives import TRANSLATIONS, dtype_of, is_narrow, 
 from lstm_jax.interop.onnx.recurrent import obstacle, operator_of
 from lstm_jax.sequence import initial_state, unroll
 from lstm_jax.sequence.protocol import check_cell_or_layer, input_size, is_layer
-from lstm_jax.sequence.unroll import loops_shown
+from lstm_jax.sequence.unroll import sequence_runner
 
 CALLS = {
     "closed_call": "call_jaxpr",
@@ -153,7 +153,7 @@ def function_to_onnx(
         names[:] = results
         return list(results.values())
 
-    with loops_shown(True):
+    with sequence_runner(_unroll_as_composite):
         closed, shapes = jax.make_jaxpr(run, return_shape=True)(params, *inputs.values())
     g = Builder()
     known = []
@@ -189,6 +189,34 @@ def function_to_onnx(
         producer_name="lstm_jax",
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=IR_VERSION,
+    )
+
+
+def _unroll_as_composite(
+    cell: Any,
+    params: Any,
+    xs: Any,
+    state: Any,
+    *,
+    lengths: Any,
+    mask: Any,
+    resets: Any,
+    reverse: bool,
+) -> Any:
+    """:func:`unroll` as one equation of the traced function, which :func:`recurrence` translates.
+
+    It is a ``jax.lax.composite`` named ``lstm_jax.unroll``, with ``cell`` and ``reverse`` among its
+    attributes.  Its body is the plain scan, for cells that have no operator of their own.
+    """
+    given = {"state": state, "lengths": lengths, "mask": mask, "resets": resets}
+
+    def loop(params: Any, xs: Any, given: Any, *, cell: Any, reverse: bool, arguments: Any) -> Any:
+        with sequence_runner(None):
+            return unroll(cell, params, xs, **given, reverse=reverse, engine="scan")
+
+    arguments = jax.tree.structure((params, xs, given))
+    return jax.lax.composite(loop, "lstm_jax.unroll")(
+        params, xs, given, cell=cell, reverse=reverse, arguments=arguments
     )
 
 

@@ -1,0 +1,73 @@
+"""The fused scan against ``jax.lax.scan``, on steps that are not cells."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lstm_jax.sequence.fused import ScanConfig, block_size, fused_scan
+from lstm_jax.sequence.fused.scan import in_blocks, in_chunks, joined, stored_values
+
+
+def step(scale, carry, x):
+    """A step with integers, a dict as carry, and an input that is not used in the carry."""
+    h = jnp.tanh(scale @ carry["h"] + x["a"]) * jnp.where(carry["count"] > 2, 0.5, 1.0)
+    return {"h": h, "count": carry["count"] + 1}, {"y": h * x["b"], "count": carry["count"]}
+
+
+def total(scan, scale, h, xs, **how):
+    init = {"h": h, "count": jnp.zeros((), jnp.int32)}
+    carry, ys = scan(lambda c, x: step(scale, c, x), init, xs, **how)
+    return jnp.sin(carry["h"]).sum() + (ys["y"] * jnp.cos(ys["count"])[:, None]).sum()
+
+
+@pytest.mark.parametrize("block", [1, 3, 7, 20])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("save_residuals", [True, False])
+def test_any_pytree_and_any_block(block, reverse, save_residuals):
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        xs = {"a": rng.normal(size=(7, 4)), "b": rng.normal(size=(7, 4))}
+        args = 0.5 * rng.normal(size=(4, 4)), rng.normal(size=4), xs
+        how = {"block": block, "save_residuals": save_residuals, "reverse": reverse}
+
+        def run(scan, **how):
+            return jax.value_and_grad(lambda *a: total(scan, *a, **how), (0, 1, 2))(*args)
+
+        got, expected = jax.jit(
+            lambda: (run(fused_scan, **how), run(jax.lax.scan, reverse=reverse))
+        )()
+        chex.assert_trees_all_close(got, expected, rtol=1e-12, atol=1e-13)
+
+
+def test_block_sizes():
+    state = [jnp.zeros((32, 256))]
+    assert block_size(16, state) == 16, "small: one block"
+    assert block_size(128, state) == 16, "512 rows"
+    assert 128 % block_size(128, [jnp.zeros((24, 4096))]) == 0, "a divisor of T"
+    assert block_size(10_007, state) == 16, "a prime T has a shorter last block"
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_blocks_and_chunks(reverse):
+    config = ScanConfig(7, 3, reverse, save_residuals=True, offload=False)
+    after = jnp.arange(1.0, 8.0)
+    chunks = in_blocks({0: after}, config)
+    assert [chunk[0].shape for chunk in chunks] == [(2, 3), (1, 1)]
+    assert joined([chunk[0] for chunk in chunks]).tolist() == after.tolist()
+    # The carry before a block is the one after the block before it, in the direction of time.
+    starts = [s.tolist() for _, (s,) in in_chunks({0: after}, [jnp.array(0.0)], [0], config)]
+    assert starts == ([[4.0, 7.0], [0.0]] if reverse else [[0.0, 3.0], [6.0]])
+
+
+def test_what_is_stored_of_an_lstm_step():
+    """h, c and one tanh of all gates: 6 H."""
+    from lstm_jax import LSTMCell
+
+    cell = LSTMCell(8)
+    params = cell.init(jax.random.key(0), 3)
+    stored = stored_values(
+        lambda state, x: cell.step(params, state, x), cell.zero_state((2,)), jnp.ones((2, 3))
+    )
+    assert sum(value.size for value in stored) == 2 * 6 * 8
