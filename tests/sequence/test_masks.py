@@ -379,7 +379,7 @@ def test_cudnn_takes_lengths_and_no_mask():
     assert obstacle("cudnn", cell, 5, (4,), mask=False, **how) is None
     choice = choose_engine(cell, 5, (4,), mask=True, platform="gpu")
     assert choice.engine == "fused"
-    assert choice.passed_over["cudnn"] == "takes lengths, not a mask"
+    assert choice.rejected["cudnn"] == "takes lengths, not a mask"
     assert choose_engine(MinGRUCell(4), 5, (4,), mask=True, platform="gpu").engine == "associative"
 
 
