@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import linen, nnx
 
+from lstm_jax import unroll
 from lstm_jax.cells import (
     ConvLSTMCell,
     GRUCell,
@@ -16,6 +17,7 @@ from lstm_jax.cells import (
     RNNState,
 )
 from lstm_jax.interop import from_flax, to_flax
+from lstm_jax.interop.weights import flattened
 from tests.interop.comparison import NUMBER, assert_cells_agree, draw, draw_like, sizes
 
 T, B = 3, 2
@@ -145,8 +147,31 @@ def dense(*shape, bias=None):
 
 
 LSTM = {f"{a}{g}": dense(2 if a == "i" else 3, 3) for a in "ih" for g in "ifgo"}
+WAYS = ("forward", "backward")
 WRONG = [
-    ({"cell": {"ii": dense(2, 3)}}, "^dense_h/kernel is missing from the arrays of flax, got cell"),
+    ({"rnn": dense(2, 3)}, "^dense_h/kernel is missing from the arrays of flax, got rnn/kernel"),
+    ({"cell": {"ii": dense(2, 3)}}, "^cell/hi/kernel is missing from the arrays of flax, got cell"),
+    (
+        {"cell": LSTM, "head": dense(3, 1)},
+        "^head/kernel is no array of a recurrent layer of flax; pass the part cell$",
+    ),
+    (
+        {"params": {"encoder": {"cell": LSTM}, "LSTMCell_0": LSTM, "head": dense(3, 1)}},
+        "^params must be those of one cell, RNN or Bidirectional of flax, got a larger model; "
+        "pass one of its parts: encoder, LSTMCell_0$",
+    ),
+    (
+        {"layers": {n: {f"{way}_rnn": {"cell": LSTM} for way in WAYS} for n in (0, 1)}},
+        "got a larger model; pass one of its parts: layers/0, layers/1$",
+    ),
+    (
+        {"forward_rnn": {"cell": LSTM}, "backward_rnn": {"cell": {"ii": dense(2, 3)}}},
+        "^backward_rnn/cell/hi/kernel is missing",
+    ),
+    (
+        {"forward_rnn": {"cell": LSTM}, "other_rnn": {"cell": LSTM}},
+        "pass one of its parts: forward_rnn, other_rnn$",
+    ),
     ({"ii": dense(2, 3), "if": dense(2, 3)}, "^hi/kernel is missing"),
     (
         {f"{a}{g}": dense(2 if a == "i" else 3, 3) for a in "ih" for g in "ifgo"}
@@ -173,3 +198,73 @@ WRONG = [
 def test_wrong_arrays_are_named(arrays, message):
     with pytest.raises(ValueError, match=message):
         from_flax(arrays)
+
+
+XS = jax.random.normal(jax.random.key(1), (B, T, 2))
+
+
+@pytest.mark.parametrize("kind", LINEN)
+def test_whole_modules_of_linen(kind):
+    """RNN and Bidirectional, as variables, as their parameters and in files."""
+    options = {"kernel_size": (3, 1)} if kind == "ConvLSTMCell" else {}
+    xs = XS[..., None, None, :] + jnp.arange(3.0)[:, None] if options else XS
+    first, second = (linen.RNN(getattr(linen, kind)(3, **options)) for _ in WAYS)
+    ys, variables = first.init_with_output(jax.random.key(0), xs)
+    cell, params = from_flax(variables["params"]["cell"])
+    for arrays in (variables, variables["params"], dict(flattened(variables))):
+        again, weights = from_flax(arrays)
+        assert again == cell
+        jax.tree.map(np.testing.assert_array_equal, weights, params)
+    _, zs = unroll(cell, params, xs.swapaxes(0, 1))
+    np.testing.assert_allclose(zs.swapaxes(0, 1), ys, atol=1e-5)
+
+    both = linen.Bidirectional(first, second, merge_fn=jnp.add)
+    ys, variables = both.init_with_output(jax.random.key(0), xs)
+    layer, params = from_flax(variables, merge="sum")
+    _, zs = layer.apply(params, xs.swapaxes(0, 1))
+    np.testing.assert_allclose(zs.swapaxes(0, 1), ys, atol=1e-5)
+    if not options:  # whose forget bias is rounded
+        again = {"params": to_flax(layer, params)}
+        jax.tree.map(np.testing.assert_array_equal, again, variables)
+
+
+@pytest.mark.parametrize("kind", LINEN[:4])
+def test_whole_modules_of_nnx(kind):
+    """RNN and Bidirectional: their whole state, with random streams, and their parameters."""
+    first, second = (nnx.RNN(getattr(nnx, kind)(2, 3, rngs=nnx.Rngs(n))) for n in (0, 1))
+    cell, params = from_flax(nnx.state(first.cell, nnx.Param))
+    assert jax.tree.leaves(nnx.state(first, nnx.RngState))
+    for arrays in (
+        nnx.state(first),
+        nnx.state(first, nnx.Param),
+        nnx.to_pure_dict(nnx.state(first)),
+    ):
+        again, weights = from_flax(arrays)
+        assert again == cell
+        jax.tree.map(np.testing.assert_array_equal, weights, params)
+
+    both = nnx.Bidirectional(first, second)
+    layer, params = from_flax(nnx.state(both))
+    _, ys = layer.apply(params, XS.swapaxes(0, 1))
+    np.testing.assert_allclose(ys.swapaxes(0, 1), both(XS), atol=1e-5)
+    optimized = kind.startswith("Optimized")
+    again = to_flax(layer, params, api="nnx", optimized=optimized)
+    jax.tree.map(np.testing.assert_array_equal, again, nnx.to_pure_dict(nnx.state(both, nnx.Param)))
+    nnx.update(both, again)
+
+
+def test_models_of_nnx_name_their_parts():
+    class Model(nnx.Module):
+        def __init__(self, rngs):
+            self.head = nnx.Linear(3, 1, rngs=rngs)
+            self.layers = nnx.List(nnx.RNN(nnx.GRUCell(3, 3, rngs=rngs)) for _ in range(2))
+
+    state = nnx.state(Model(nnx.Rngs(0)))
+    with pytest.raises(ValueError, match=r"pass one of its parts: layers/0, layers/1$"):
+        from_flax(state)
+    assert from_flax(state["layers"][1])[0] == GRUCell(3, reset_after=True)
+
+
+def test_merge_is_for_both_directions():
+    with pytest.raises(ValueError, match="merge is an option of Bidirectional, got one cell"):
+        from_flax(LSTM, merge="sum")
