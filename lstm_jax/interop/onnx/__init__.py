@@ -7,7 +7,8 @@ except ImportError as error:
         "lstm_jax.interop.onnx needs the package onnx: pip install 'lstm_jax[interop]'"
     ) from error
 
-from lstm_jax.interop.onnx.reading import GraphFunction, from_onnx, layers_from_onnx
+from lstm_jax.interop.onnx.layers import layers_from_onnx
+from lstm_jax.interop.onnx.reading import GraphFunction, from_onnx
 from lstm_jax.interop.onnx.recurrent import Operator, layer_from_onnx, layer_to_onnx
 from lstm_jax.interop.onnx.writing import function_to_onnx, to_onnx
 

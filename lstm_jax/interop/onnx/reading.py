@@ -1,7 +1,7 @@
 """A graph of ONNX as a pure JAX function."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,13 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 import onnx
 import onnx.inliner
-from google.protobuf.message import DecodeError
 
-from lstm_jax.errors import UserError
+from lstm_jax.interop.onnx.models import (
+    MOST_NODES,
+    Functions,
+    array_of,
+    attribute_of,
+    check_computed,
+    loaded,
+    naming,
+)
 from lstm_jax.interop.onnx.operators import cast_to, dtype_of, known, operator_at
 from lstm_jax.interop.onnx.recurrent import DEFAULTS as RECURRENT
-from lstm_jax.interop.onnx.recurrent import layer_from_onnx, run_node
-from lstm_jax.sequence import Stack
+from lstm_jax.interop.onnx.recurrent import run_node
 from lstm_jax.sequence.engines import check_engine
 
 Values = dict[str, Any]  # arrays by the names that a graph gives them
@@ -71,6 +77,9 @@ class GraphFunction:
         self._engine = engine
         self._opset = _opset(model)
         if model.functions:
+            count = Functions(model).count(model.graph.node)
+            if count > MOST_NODES:
+                raise ValueError(f"the model has {count} nodes; expected at most {MOST_NODES}")
             model = onnx.inliner.inline_local_functions(model)
         self._graph = read_graph(model.graph, self._opset)
         constants = self._graph.constants
@@ -116,15 +125,6 @@ class GraphFunction:
         results = run_graph(self._graph, values, self._opset, self._engine)
         return dict(zip(self.outputs, map(jnp.asarray, results), strict=True))
 
-    def known_values(self) -> Iterator[tuple[Node, Values]]:
-        """Each node, and what is known before it of constants alone."""
-        values: Values = {"": None, **self._graph.constants}
-        for node in self._graph.nodes:
-            yield node, values
-            plain = node.operator not in RECURRENT and node.operator not in WITH_GRAPHS
-            if plain and all(name in values for name in node.inputs):
-                values |= _outputs(node, values, self._opset, self._engine)
-
 
 def from_onnx(model: onnx.ModelProto | str | os.PathLike, *, engine: str = "auto") -> GraphFunction:
     """A model as a pure JAX function, with LSTM, GRU and RNN run by our cells.
@@ -140,9 +140,10 @@ def from_onnx(model: onnx.ModelProto | str | os.PathLike, *, engine: str = "auto
       ``f``; ``f(**inputs)`` returns a dict of outputs by name.
 
     Raises:
-      ValueError: the model has an operator that is not known here; the message names it.
-      UserError: the file is damaged.
-      TypeError, OSError: ``model`` is neither, or there is no such file.
+      ValueError: the model has an operator that is not known here, which the message names, or it
+        is damaged, or its numbers are in another file.
+      UserError: the same for a model from a file, which the message names.
+      TypeError: ``model`` is neither a model nor a path.
 
     Example:
       >>> import jax, numpy as np
@@ -156,63 +157,8 @@ def from_onnx(model: onnx.ModelProto | str | os.PathLike, *, engine: str = "auto
       >>> outputs["ys"].shape, outputs["new_state.layer_0.c"].shape
       ((7, 5, 4), (5, 4))
     """
-    return GraphFunction(_loaded(model), engine)
-
-
-def _loaded(model: onnx.ModelProto | str | os.PathLike) -> onnx.ModelProto:
-    if isinstance(model, onnx.ModelProto):
-        return model
-    if not isinstance(model, str | os.PathLike):
-        raise TypeError(f"model must be a ModelProto or a path, got {type(model).__name__}")
-    try:
-        proto = onnx.load(model)
-    except DecodeError as error:
-        raise UserError(f"{model}: no readable ONNX model: {error}") from error
-    if not proto.HasField("graph"):  # as in an empty file
-        raise UserError(f"{model}: no readable ONNX model: it has no graph")
-    return proto
-
-
-def layers_from_onnx(
-    model: onnx.ModelProto | str | os.PathLike,
-) -> dict[str, tuple[Stack, dict[str, Any]]]:
-    """The recurrent layers of a model with their weights, whatever stands around them.
-
-    Args:
-      model: of ONNX, or the path of one.
-
-    Returns:
-      ``(layer, params)`` as from :func:`layer_from_onnx` by the names of the nodes, in their
-      order; a node of no name is called by its operator and number, ``"LSTM_0"``.
-
-    Raises:
-      ValueError: there is no such layer, or its weights are computed from the model's inputs.
-
-    Example:
-      >>> import jax
-      >>> from lstm_jax import LSTM
-      >>> from lstm_jax.interop.onnx import to_onnx
-      >>> lstm = LSTM(4, num_layers=2)
-      >>> model = to_onnx(lstm, lstm.init(jax.random.key(0), input_size=3))
-      >>> layers = layers_from_onnx(model)
-      >>> list(layers), layers["LSTM_1"][1]["layer_0"]["w_ih"].shape
-      (['LSTM_0', 'LSTM_1'], (4, 16))
-    """
-    f = from_onnx(model)
-    layers: dict[str, tuple[Stack, dict[str, Any]]] = {}
-    for node, values in f.known_values():
-        if node.operator in RECURRENT:
-            name = node.name or f"{node.operator}_{len(layers)}"
-            given = dict(zip(("X", "W", "R", "B", "", "", "", "P"), node.inputs, strict=False))
-            arrays = {key: given[key] for key in ("W", "R", "B", "P") if given.get(key)}
-            for key, array in arrays.items():
-                if array not in values:
-                    raise ValueError(f"{key} of node {name!r} is computed from the model's inputs")
-            arrays = {key: values[array] for key, array in arrays.items()}
-            layers[name] = layer_from_onnx(node.operator, arrays, node.attributes)
-    if not layers:
-        raise ValueError(f"the model has no {', '.join(RECURRENT)}")
-    return layers
+    with naming(model):
+        return GraphFunction(loaded(model), engine)
 
 
 # ---- reading ----
@@ -250,23 +196,32 @@ def read_graph(graph: onnx.GraphProto, opset: int) -> Graph:
     return Graph(
         inputs=tuple(value.name for value in graph.input),
         outputs=tuple(value.name for value in graph.output),
-        constants={tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer},
-        nodes=tuple(nodes),
+        constants={tensor.name: array_of(tensor) for tensor in graph.initializer},
+        nodes=_needed(nodes, [value.name for value in graph.output]),
     )
 
 
 def _attribute(attribute: onnx.AttributeProto, opset: int) -> Any:
-    """Numbers, texts and lists of them; tensors as NumPy arrays, graphs as :class:`Graph`."""
-    value = onnx.helper.get_attribute_value(attribute)
-    if isinstance(value, onnx.TensorProto):
-        return onnx.numpy_helper.to_array(value)
-    if isinstance(value, onnx.GraphProto):
-        return read_graph(value, opset)
-    if isinstance(value, bytes):
-        return value.decode()
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [item.decode() if isinstance(item, bytes) else item for item in value]
-    return value
+    """An attribute as Python has it; a graph as :class:`Graph`."""
+    value = attribute_of(attribute)
+    return read_graph(value, opset) if isinstance(value, onnx.GraphProto) else value
+
+
+def _needed(nodes: list[Node], outputs: Sequence[str]) -> tuple[Node, ...]:
+    """The nodes that contribute to these outputs, in their order."""
+    needed, kept = set(outputs), []
+    for node in reversed(nodes):
+        if needed.intersection(node.outputs):
+            kept.append(node)
+            needed |= _read_by(node)
+    return tuple(kept[::-1])
+
+
+def _read_by(node: Node) -> set[str]:
+    """The values that a node reads, also those that graphs within it read."""
+    graphs = [value for value in node.attributes.values() if isinstance(value, Graph)]
+    inner = (_read_by(one) | set(graph.outputs) for graph in graphs for one in graph.nodes)
+    return set(node.inputs).union(*inner, *(graph.outputs for graph in graphs))
 
 
 def _input(value: onnx.ValueInfoProto) -> Input:
@@ -316,6 +271,9 @@ def _outputs(node: Node, values: Values, opset: int, engine: str) -> Values:
         return run_graph(graph, {**values, **graph.constants, **given}, opset, engine)
 
     try:
+        plain = node.function is not None
+        if plain and all(x is None or isinstance(x, np.ndarray | np.generic) for x in inputs):
+            check_computed(node.operator, inputs, node.attributes)
         if node.operator in RECURRENT:
             results = run_node(node.operator, *inputs, engine=engine, **node.attributes)
         elif node.operator in WITH_GRAPHS:
