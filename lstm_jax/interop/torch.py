@@ -22,7 +22,8 @@ from lstm_jax.sequence.bidirectional import Bidirectional
 from lstm_jax.sequence.stack import Stack
 
 HAS = "LSTM, with proj_size or not, GRU (reset_after=True) and RNN"
-NAME = re.compile(r"(?:weight_ih|weight_hh|weight_hr|bias_ih|bias_hh)(?:_l(\d+)(_reverse)?)?")
+NAME = re.compile(r"(?:weight_ih|weight_hh|weight_hr|bias_ih|bias_hh)(?:_l([0-9]+)(_reverse)?)?")
+LENGTH, DIRECTION = "g", "v"  # of a weight that weight norm has in two parts
 KINDS = {4: "lstm", 3: "gru", 1: "rnn"}
 
 
@@ -31,14 +32,16 @@ def from_torch(
 ) -> tuple[Any, Params]:
     """Weights of ``torch.nn.LSTM``, ``GRU``, ``RNN`` or their cells as a layer of ours.
 
-    The two biases become their sum (the candidate's in a GRU stay apart, as ``b`` and ``b_hg``);
-    without bias ours is zero.  ``batch_first`` changes no array; time leads here.  ``dropout``
-    is in no array either: ``dataclasses.replace(layer, dropout=0.2)``.
+    Weight norm (``weight_hh_l0_g`` and ``_v``, or ``parametrizations.weight_hh_l0.original0`` and
+    ``1``) and the ``weight_hh_l0_raw`` of AWD-LSTM's weight drop become the weights that torch
+    computes of them in evaluation.  The two biases become their sum (the candidate's in a GRU stay
+    separate, as ``b`` and ``b_hg``); without bias ours is zero.  ``batch_first`` changes no array;
+    time leads here.  ``dropout`` is not in the arrays: ``dataclasses.replace(layer, dropout=0.2)``.
 
     Args:
       state_dict: ``module.state_dict()``: NumPy, JAX or torch tensors by name, such as
-        ``weight_ih_l0_reverse`` ``(4H, D)``; whether it is an LSTM, GRU or RNN is told by the
-        shapes.  May be traced.
+        ``weight_ih_l0_reverse`` ``(4H, D)``, or nested lists of numbers, as JSON has them; the
+        shapes tell an LSTM, GRU or RNN.  May be traced.
       prefix: where they stand in the state dict of a whole model: ``"encoder.lstm."``.
       nonlinearity: of an RNN, ``"tanh"`` or ``"relu"``, as torch's.
 
@@ -59,7 +62,7 @@ def from_torch(
     """
     if nonlinearity not in ("tanh", "relu"):
         raise ValueError(f"nonlinearity must be 'tanh' or 'relu', got {nonlinearity!r}")
-    arrays = Arrays(state_dict, "torch", prefix)
+    arrays = _plain(Arrays(state_dict, "torch", prefix), prefix)
     matches = {name: NAME.fullmatch(name[len(prefix) :]) for name in arrays}
     for name, match in matches.items():
         if match is None:
@@ -99,6 +102,62 @@ def from_torch(
             params[f"layer_{n}"] = {"forward": forward[1], "backward": backward[1]}
     arrays.check_all_taken()
     return Stack(layers), as_params(params)
+
+
+def _plain(arrays: Arrays, prefix: str) -> Arrays:
+    """The arrays under the names of a plain module: wrappers and parametrizations resolved.
+
+    Raises:
+      ValueError: a weight has a parametrization other than weight norm, or only a part of one.
+    """
+    plain, raw = {}, {}
+    parts: dict[str, dict[str, str]] = {}
+    for name in arrays:
+        short = name[len(prefix) :].removeprefix("module.")  # as wrappers put it before
+        norm = re.fullmatch(r"(.*)_([gv])", short)
+        parametrized = re.fullmatch(r"parametrizations\.([^.]+)\.(.*)", short)
+        if parametrized:
+            kind = {"original0": LENGTH, "original1": DIRECTION}.get(parametrized[2])
+            if kind is None:
+                raise ValueError(
+                    f"{name} belongs to a parametrization other than weight norm; remove it first: "
+                    "torch.nn.utils.parametrize.remove_parametrizations"
+                )
+            parts.setdefault(parametrized[1], {})[kind] = name
+        elif norm:
+            parts.setdefault(norm[1], {})[norm[2]] = name
+        elif short.endswith("_raw"):
+            raw[prefix + short.removesuffix("_raw")] = arrays[name]
+        else:
+            plain[prefix + short] = arrays.given[name]
+    for short, names in parts.items():
+        if len(names) < 2:
+            (name,) = names.values()
+            raise ValueError(
+                f"{name} is one part of a weight with weight norm; the other is missing"
+            )
+        raw[prefix + short] = _normed(
+            names[LENGTH], arrays[names[LENGTH]], arrays[names[DIRECTION]]
+        )
+    return Arrays({**plain, **raw}, "torch", prefix)
+
+
+def _normed(name: str, g: Any, v: Any) -> Any:
+    """A weight of length ``g`` along the direction ``v``, ``g v / |v|`` for each index of ``g``."""
+    sizes = (1,) * v.ndim if g.ndim == 0 else g.shape
+    summed = tuple(axis for axis, size in enumerate(sizes) if size == 1)
+    fits = len(sizes) == v.ndim and all(
+        size in (1, whole) for size, whole in zip(sizes, v.shape, strict=True)
+    )
+    if not fits or not summed:
+        raise ValueError(
+            f"{name} must have the shape of its direction, {v.shape}, with size 1 along each axis "
+            f"that the norm is over, got {g.shape}"
+        )
+    xp = v.__array_namespace__()
+    wide = v.astype(xp.promote_types(v.dtype, "float32"))
+    norm = xp.sqrt(xp.sum(wide * wide, axis=summed, keepdims=True))
+    return (wide * (g.reshape(sizes) / norm)).astype(v.dtype)
 
 
 def _read(arrays: Arrays, prefix: str, suffix: str, nonlinearity: str) -> tuple[BaseCell, Params]:

@@ -116,18 +116,22 @@ def nested(arrays: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_array(name: str, given: Any) -> Any:
-    """A NumPy array of what any library calls an array; a traced one as it is.
+    """A NumPy array of what any library calls an array, or of nested lists; a traced one as it is.
 
     Raises:
       TypeError: it is no array, or not of floating numbers.
       ValueError: it is float64, and JAX would round it.
 
-    >>> as_array("w", [1.0, 2.0]).dtype
+    >>> as_array("w", [1.0, 2.0])
+    array([1., 2.], dtype=float32)
+    >>> as_array("w", "1.0, 2.0")
     Traceback (most recent call last):
-    TypeError: w must be an array of floating numbers, got list
+    TypeError: w must be an array of floating numbers, got str
     """
     if isinstance(given, jax.core.Tracer):
         return given
+    if isinstance(given, list | tuple):
+        given = _from_lists(name, given)
     array = given.__jax_array__() if hasattr(given, "__jax_array__") else given
     if isinstance(array, jax.core.Tracer):
         return array
@@ -147,6 +151,20 @@ def as_array(name: str, given: Any) -> Any:
             "jax_enable_x64"
         )
     return array
+
+
+def _from_lists(name: str, given: Any) -> np.ndarray:
+    """Nested lists of numbers, which have no type, in JAX's default one."""
+    try:
+        wide = np.asarray(given)
+    except ValueError as error:
+        raise ValueError(f"{name} must be lists of equal lengths: {error}") from error
+    if wide.dtype.kind not in "fiu":
+        raise TypeError(f"{name} must be lists of numbers, got {wide.dtype}")
+    dtype = jax.dtypes.canonicalize_dtype(np.float64)
+    if np.isfinite(wide).all() and np.abs(wide).max(initial=0) > jnp.finfo(dtype).max:
+        raise ValueError(f"{name} has numbers beyond those of {dtype}")
+    return wide.astype(dtype)
 
 
 def as_params(tree: Any) -> Any:

@@ -1,5 +1,7 @@
 """Weights to and from PyTorch, against its own modules in values and gradients."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -316,3 +318,133 @@ def test_parameters_of_another_layer_are_refused():
         to_torch(LSTM(3), random_params(LSTM(2)))
     with pytest.raises(TypeError, match="layer must be a cell, Stack"):
         to_torch("lstm", {})
+
+
+# ---- weights that torch computes of others ----
+
+
+@pytest.fixture
+def torch():
+    return pytest.importorskip("torch", reason="needs the peer torch")
+
+
+def outputs(torch, module, xs):
+    with torch.no_grad():
+        return module(torch.tensor(xs))[0].numpy()
+
+
+SEQUENCE = np.random.default_rng(0).normal(size=(4, 2, 3)).astype("float32")
+
+
+def assert_computes(state_dict, expected, prefix=""):
+    layer, params = from_torch(state_dict, prefix=prefix)
+    np.testing.assert_allclose(layer.apply(params, SEQUENCE)[1], expected, atol=1e-6)
+    return layer, params
+
+
+@pytest.mark.peers
+@pytest.mark.filterwarnings("ignore")  # torch advises its newer weight norm
+@pytest.mark.parametrize("dim", [0, 1, None])
+@pytest.mark.parametrize("new", [False, True])
+def test_weight_norm_becomes_plain_weights(new, dim, torch):
+    utils = torch.nn.utils
+    norm = utils.parametrizations.weight_norm if new else utils.weight_norm
+    module = torch.nn.LSTM(3, 4, 2, bidirectional=True)
+    for name in ("weight_hh_l0", "weight_ih_l1_reverse"):
+        norm(module, name, dim=dim)
+    names = list(module.state_dict())
+    assert any("original0" in name if new else name.endswith("_g") for name in names)
+    with torch.no_grad():
+        for name, array in module.named_parameters():
+            if name.endswith(("_g", "original0")):
+                array *= torch.rand(array.shape) + 0.5
+    expected = outputs(torch, module, SEQUENCE)
+    assert_computes(module.state_dict(), expected)
+    assert_computes({f"a.{n}": a for n, a in module.state_dict().items()}, expected, "a.")
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("where", ["", "module."])
+def test_weight_drop_has_its_raw_weights(where, torch):
+    """AWD-LSTM's, beside the dropped copy of the last step, which is not the weight."""
+    module = torch.nn.LSTM(3, 4)
+    expected = outputs(torch, module, SEQUENCE)
+    state = {f"rnns.0.module.{name}": a for name, a in module.state_dict().items()}
+    state[f"rnns.0.{where}weight_hh_l0_raw"] = state["rnns.0.module.weight_hh_l0"]
+    state["rnns.0.module.weight_hh_l0"] = 0 * state["rnns.0.module.weight_hh_l0"]
+    assert_computes(state, expected, "rnns.0.")
+    del state["rnns.0.module.weight_hh_l0"]
+    assert_computes(state, expected, "rnns.0.")
+
+
+@pytest.mark.peers
+def test_gradients_come_out_under_the_names_of_weight_norm(torch):
+    module = torch.nn.LSTM(3, 4)
+    torch.nn.utils.parametrizations.weight_norm(module, "weight_hh_l0")
+    module(torch.tensor(SEQUENCE))[0].square().sum().backward()
+
+    def loss(arrays):
+        layer, params = from_torch(arrays)
+        return (layer.apply(params, SEQUENCE)[1] ** 2).sum()
+
+    arrays = {name: jnp.asarray(a.detach().numpy()) for name, a in module.named_parameters()}
+    with jax.disable_jit():
+        gradients = jax.grad(loss)(arrays)
+    for name, array in module.named_parameters():
+        np.testing.assert_allclose(gradients[name], array.grad, atol=1e-5)  # sums of 8 steps
+
+
+@pytest.mark.peers
+def test_a_state_dict_that_went_through_json(torch):
+    module = torch.nn.GRU(3, 4)
+    text = json.dumps({name: array.tolist() for name, array in module.state_dict().items()})
+    _, params = assert_computes(json.loads(text), outputs(torch, module, SEQUENCE))
+    _, wanted = from_torch(module.state_dict())
+    jax.tree.map(np.testing.assert_array_equal, params, wanted)
+
+
+def listed(**changes):
+    arrays = {"weight_ih_l0": np.ones((8, 1)).tolist(), "weight_hh_l0": np.ones((8, 2)).tolist()}
+    return {**arrays, **changes}
+
+
+def array(*shape):
+    return np.ones(shape, "float32")
+
+
+PARTS = {
+    "weight_ih_l0": array(8, 1),
+    "weight_hh_l0_g": array(8, 1),
+    "weight_hh_l0_v": array(8, 2),
+}
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        (
+            listed(weight_hh_l0=[[1.0], [1.0, 2.0]]),
+            "^weight_hh_l0 must be lists of equal lengths: ",
+        ),
+        (listed(weight_hh_l0=["a"]), "^weight_hh_l0 must be lists of numbers, got <U1"),
+        (
+            listed(weight_hh_l0=[[1e39] * 2] * 8),
+            "^weight_hh_l0 has numbers beyond those of float32",
+        ),
+        (listed(weight_hh_l0=[True]), "^weight_hh_l0 must be lists of numbers, got bool"),
+        (
+            {n: a for n, a in PARTS.items() if not n.endswith("_v")},
+            "^weight_hh_l0_g is one part of a weight with weight norm; the other is missing",
+        ),
+        ({**PARTS, "weight_hh_l0_g": array(4, 1)}, r"^weight_hh_l0_g must have the shape of its"),
+        ({**PARTS, "weight_hh_l0_g": array(8, 2)}, r"^weight_hh_l0_g must have the shape of its"),
+        ({**PARTS, "weight_hh_l0_g": array(8)}, r"with size 1 along each axis .* got \(8,\)"),
+        (
+            {"parametrizations.weight_hh_l0.original": array(8, 2)},
+            "belongs to a parametrization other than weight norm; remove it first: torch.nn.utils",
+        ),
+    ],
+)
+def test_parts_of_weights_that_do_not_fit_are_named(arrays, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        from_torch(arrays)
