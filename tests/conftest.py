@@ -1,6 +1,20 @@
 """What all tests share."""
 
+import gc
+
+import jax
 import pytest
+
+
+@pytest.fixture
+def checking_leaks():
+    """``jax.checking_leaks``, which then does not search objects that are older than the test.
+
+    JAX collects garbage once for each trace, which takes a second where a process holds much.
+    """
+    gc.freeze()
+    yield jax.checking_leaks
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

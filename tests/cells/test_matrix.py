@@ -337,11 +337,17 @@ def test_transformations_change_nothing(case):
         assert single._cache_size() == 1
 
 
+def test_a_leaked_tracer_is_found(checking_leaks):
+    leaked = []
+    with checking_leaks(), pytest.raises(Exception, match="Leaked trace"):
+        jax.eval_shape(jax.jit(lambda x: leaked.append(x + 1)), 1.0)
+
+
 @over_structures
-def test_tracing_leaks_nothing_and_promotes_nothing(case):
+def test_tracing_leaks_nothing_and_promotes_nothing(case, checking_leaks):
     cell, params, xs, state = arguments(case, np.float32)
     run = jax.value_and_grad(functools.partial(loss, cell), (0, 1, 2))
-    with jax.checking_leaks():
+    with checking_leaks():
         jax.eval_shape(jax.jit(run), params, xs, state)
     with jax.numpy_dtype_promotion("strict"):
         new, y = jax.eval_shape(cell.step, params, state, xs[0])

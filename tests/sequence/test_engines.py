@@ -127,60 +127,57 @@ def test_memory_plans_give_the_same_gradients(engine, memory, steps):
     chex.assert_trees_all_close(run(engine, memory), run("scan", "full"), rtol=1e-4, atol=1e-4)
 
 
+def reverse_over_reverse(f, args, tangent):
+    grad = jax.grad(lambda a: f(*a))
+    return jax.grad(lambda a: sum(jnp.sin(g).sum() for g in jax.tree.leaves(grad(a))))(args)
+
+
+def ensemble(f, args, tangent):
+    params, xs, state = args
+    members = jax.tree.map(lambda a: jnp.stack([a, 0.5 * a]), params)
+    return jax.vmap(jax.grad(f), (0, None, None))(members, xs, state)
+
+
+def per_example(f, args, tangent):
+    def of_row(params, xs, state):
+        return f(params, xs[:, None], jax.tree.map(lambda a: a[None], state))
+
+    return jax.vmap(jax.grad(of_row), (None, 1, 0))(*args)
+
+
+TRANSFORMS = {
+    "jvp": lambda f, args, tangent: jax.jvp(lambda a: f(*a), (args,), (tangent,)),
+    "forward over reverse": lambda f, args, tangent: jax.jvp(
+        jax.grad(lambda a: f(*a)), (args,), (tangent,)
+    ),
+    "reverse over reverse": reverse_over_reverse,
+    "reverse over forward": lambda f, args, tangent: jax.grad(
+        lambda a: jax.jvp(lambda b: f(*b), (a,), (tangent,))[1]
+    )(args),
+    "ensemble": ensemble,
+    "per-example gradients": per_example,
+}
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize(
     ("name", "memory"),
     [("lstm", "full"), ("lstm", "recompute"), ("gru", "sqrt"), ("peephole", "full")],
 )
-def test_every_transform_of_the_fused_engine(name, memory):
+def test_every_transform_of_the_fused_engine(name, memory, transform):
     with jax.enable_x64(True):
-        cell, params, xs, state = arguments(name, steps=5)
-        both = [
-            functools.partial(loss, cell, engine=engine, memory=m, lengths=np.array([5, 2]))
-            for engine, m in (("fused", memory), ("scan", "full"))
-        ]
-        close = functools.partial(chex.assert_trees_all_close, rtol=1e-10, atol=1e-11)
-        args = params, xs, state
-        tangent = jax.tree.map(np.cos, args)
-
-        def derivatives(f):
-            grad = jax.grad(lambda a: f(*a))
-            return {
-                "jvp": jax.jvp(lambda a: f(*a), (args,), (tangent,)),
-                "forward over reverse": jax.jvp(grad, (args,), (tangent,)),
-                "reverse over reverse": jax.grad(
-                    lambda a: sum(jnp.sin(g).sum() for g in jax.tree.leaves(grad(a)))
-                )(args),
-                "reverse over forward": jax.grad(
-                    lambda a: jax.jvp(lambda b: f(*b), (a,), (tangent,))[1]
-                )(args),
-            }
-
-        ours, theirs = (quick_jit(lambda f=f: derivatives(f))() for f in both)
-        for what in ours:
-            close(ours[what], theirs[what], custom_message=what)
-
-        members = jax.tree.map(lambda a: np.stack([a, 0.5 * a]), params)
-        ensembles = [
-            quick_jit(jax.vmap(jax.grad(f), (0, None, None)))(members, xs, state) for f in both
-        ]
-        close(*ensembles, custom_message="ensemble")
-
-        one = [
-            functools.partial(loss, cell, engine=engine, memory=m)
-            for engine, m in (("fused", memory), ("scan", "full"))
-        ]
-        per_example = [
-            quick_jit(
-                jax.vmap(
-                    jax.grad(
-                        lambda p, x, s, f=f: f(p, x[:, None], jax.tree.map(lambda a: a[None], s))
-                    ),
-                    (None, 1, 0),
-                )
-            )(params, xs, state)
-            for f in one
-        ]
-        close(*per_example, custom_message="per-example gradients")
+        cell, *args = arguments(name, steps=5)
+        # Lengths are of a whole batch, of which per-example gradients see one row.
+        how = {} if transform == "per-example gradients" else {"lengths": np.array([5, 2])}
+        tangent = jax.tree.map(np.cos, tuple(args))
+        ours, theirs = (
+            quick_jit(functools.partial(TRANSFORMS[transform], f))(tuple(args), tangent)
+            for f in (
+                functools.partial(loss, cell, engine="fused", memory=memory, **how),
+                functools.partial(loss, cell, engine="scan", **how),
+            )
+        )
+        chex.assert_trees_all_close(ours, theirs, rtol=1e-10, atol=1e-11)
 
 
 @pytest.mark.parametrize(

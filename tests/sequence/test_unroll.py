@@ -301,8 +301,8 @@ class TestTransforms:
         compiled(PARAMS, 2 * XS, LENGTHS - LENGTHS)
         assert compiled._cache_size() == 1
 
-    def test_no_tracer_leaks(self):
-        with jax.checking_leaks():
+    def test_no_tracer_leaks(self, checking_leaks):
+        with checking_leaks():
             jax.jit(jax.grad(loss))(PARAMS, XS, random_state(), LENGTHS)
 
     def test_inside_shard_map_without_a_state(self):
