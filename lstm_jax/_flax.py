@@ -422,7 +422,7 @@ def over_sequence(
         elif seq_lengths is None:
             ys = flipped_by_mask(ys, mask)
         else:
-            ys = flipped_by_mask(ys, mask & valid_steps(len(ys), seq_lengths))
+            ys = flipped_by_mask(ys, mask & valid_steps(ys.shape[0], seq_lengths))
     if not time_major:
         ys = jnp.moveaxis(ys, 0, -1 - features)
     return (back(state), ys) if return_carry else ys

@@ -64,11 +64,18 @@ def _from_onnx(path: str | pathlib.Path, prefix: str = "") -> Any:
     return Stack(cells, reverse=reverse), params
 
 
-def _to_onnx(layer: Any, params: Any, *, streaming: bool = False, lengths: bool = False) -> Any:
+def _to_onnx(
+    layer: Any,
+    params: Any,
+    *,
+    streaming: bool = False,
+    lengths: bool = False,
+    mask: bool = False,
+) -> Any:
     """A layer as a model of ONNX."""
     from lstm_jax.interop.onnx import to_onnx
 
-    return to_onnx(layer, params, streaming=streaming, lengths=lengths)
+    return to_onnx(layer, params, streaming=streaming, lengths=lengths, mask=mask)
 
 
 LIBRARIES = {

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lstm_jax.sequence.rows import counted_steps
+from lstm_jax.sequence.rows import valid_steps
 
 
 def resets_from_dones(dones: jax.Array, previous_done: jax.Array) -> jax.Array:
@@ -131,18 +131,21 @@ def reversed_resets(
             raise ValueError(
                 f"mask must have the shape of resets, {resets.shape}, got shape {mask.shape}"
             )
-    valid = counted_steps(len(resets), lengths, mask)
-    if valid is None:
-        return jnp.concatenate([resets[1:], jnp.zeros_like(resets[:1])])
-    # The smallest code at or after t belongs to the next valid step, and is odd where that resets.
-    code = jnp.where(valid, 2 * _times(resets) + resets, 2 * len(resets))
-    following = jnp.concatenate([code[1:], jnp.full_like(code[:1], 2 * len(resets))])
-    return valid & (jax.lax.cummin(following, 0, reverse=True) % 2 == 1)
+    if mask is None:
+        ends = jnp.concatenate([resets[1:], jnp.zeros_like(resets[:1])])
+        if lengths is None:
+            return ends
+        following = jnp.arange(1, resets.shape[0] + 1).reshape(-1, *[1] * (resets.ndim - 1))
+        return ends & (following < jnp.asarray(lengths))
+    valid = mask if lengths is None else mask & valid_steps(resets.shape[0], lengths)
 
+    def step(next_begins: jax.Array, now: tuple[jax.Array, jax.Array]) -> Any:
+        valid, reset = now
+        return jnp.where(valid, reset, next_begins), valid & next_begins
 
-def _times(flags: jax.Array) -> jax.Array:
-    """The time of each step, ``[T, 1, ...]``, with as many axes as ``flags``."""
-    return jnp.arange(flags.shape[0]).reshape(-1, *[1] * (flags.ndim - 1))
+    none = (resets[:1] & valid[:1] & False).any(0)  # sharded as the flags are
+    _, ends = jax.lax.scan(step, none, (valid, resets), reverse=True)
+    return ends
 
 
 def _check_flags(name: str, flags: Any) -> None:

@@ -60,7 +60,7 @@ def with_masked_replaced(xs: jax.Array, valid: jax.Array) -> jax.Array:
     >>> with_masked_replaced(xs, jnp.array([False, True, False])).ravel().tolist()
     [2.0, 2.0, 2.0]
     """
-    if len(xs) == 0:
+    if xs.shape[0] == 0:
         return xs
     valid = valid.reshape(valid.shape + (1,) * (xs.ndim - valid.ndim))
     first = jnp.take_along_axis(xs, jnp.argmax(valid, 0, keepdims=True), 0)
@@ -92,5 +92,5 @@ def flipped_by_mask(xs: jax.Array, valid: jax.Array) -> jax.Array:
     rank = jnp.cumsum(valid, 0) - 1
     place = jnp.argsort(~valid, axis=0)  # stable: the places of valid steps, in order, come first
     source = jnp.take_along_axis(place, jnp.maximum(rank[-1:] - rank, 0), 0)
-    source = jnp.where(valid, source, jnp.arange(len(xs)).reshape(-1, *[1] * (valid.ndim - 1)))
+    source = jnp.where(valid, source, jnp.arange(xs.shape[0]).reshape(-1, *[1] * (valid.ndim - 1)))
     return jnp.take_along_axis(xs, source.reshape(source.shape + (1,) * (xs.ndim - source.ndim)), 0)

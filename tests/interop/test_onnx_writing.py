@@ -147,6 +147,46 @@ def test_layers_run_in_onnxruntime(name):
         close(array, theirs[key], what=key)
 
 
+MASK = np.array([[0, 1, 0], [0, 1, 0], [1, 0, 0], [1, 1, 0], [1, 1, 0]], bool)
+
+
+@pytest.mark.parametrize("name", ["two layers", "own merge", "reverse scan", "mixed"])
+def test_masks_run_in_onnxruntime(name):
+    """Padding in front, a gap, and a row without steps; whatever masked steps hold."""
+    layer, _ = LAYERS[name]
+    params = random_params(layer)
+    model = to_onnx(layer, params, mask=True, streaming=name == "two layers")
+    assert set(operators(model)) == {"Scan"}
+    xs = np.where(MASK[..., None], random_like(jnp.zeros((T, B, D))), np.float32(np.nan))
+    start = random_like(layer.zero_state((B,))) if name == "two layers" else None
+    state, ys = quickly(layer.apply)(params, xs, start, mask=MASK)
+    theirs = run(
+        model, {"xs": xs, "mask": MASK, **({} if start is None else named("state", start))}
+    )
+    close(ys, theirs["ys"])
+    for key, array in named("new_state", state).items():
+        close(array, theirs[key], what=key)
+
+
+def test_masks_with_lengths_and_documents():
+    layer = LSTM(H, bidirectional=True)
+    params, xs = random_params(layer), random_like(jnp.zeros((T, B, D)))
+    how = {"lengths": np.array([5, 4, 2], np.int32), "mask": MASK, "resets": MASK[::-1].copy()}
+    steps, batch = jax.export.symbolic_shape("T, B")
+    shapes = {"xs": (steps, batch, D), "lengths": (batch,)} | dict.fromkeys(
+        ("mask", "resets"), (steps, batch)
+    )
+    inputs = {
+        name: jax.ShapeDtypeStruct(shapes[name], array.dtype)
+        for name, array in {"xs": xs, **how}.items()
+    }
+    model = function_to_onnx(
+        lambda params, xs, **how: {"ys": layer.apply(params, xs, **how)[1]}, params, inputs
+    )
+    _, ys = quickly(layer.apply)(params, xs, **how)
+    close(ys, run(model, {"xs": xs, **how})["ys"])
+
+
 @pytest.mark.parametrize("batch", [(), (2, 3)])
 @pytest.mark.parametrize("cell", ["gru", "mgu"])
 def test_any_number_of_batch_axes(batch, cell):
@@ -276,7 +316,7 @@ FUNCTIONS = {
     "add_any": (jax.grad(lambda x: (jnp.sin(x) * x).sum()), of(3)),
     "and": (lambda a: (a & ~a, a | a, a ^ ~a), TRUTH),
     "and of bits": (lambda a: (a & 3, a | 4, a ^ 5, ~a), WHOLE),
-    "argmax": (lambda x: (x.argmax(1), x.argmin(0)), of(3, 4)),
+    "argmax": (lambda x: (x.argmax(1), x.argmin(0), (x > 0).argmax(0)), of(3, 4)),
     "asin": (jnp.arcsin, np.tanh(of(3, 4))),
     "asinh": (jax.lax.asinh, of(3, 4)),
     "atan": (jnp.arctan, of(3, 4)),

@@ -393,6 +393,8 @@ def reduce_logical(g: Builder, eqn: Any, x: Value) -> str:
 @primitive("argmax", "argmin")
 def argmax(g: Builder, eqn: Any, x: Value) -> str:
     operator = {"argmax": "ArgMax", "argmin": "ArgMin"}[eqn.primitive.name]
+    if is_bool(eqn.invars[0]):
+        x = g.add("Cast", x, to=type_code(np.int32))
     found = g.add(operator, x, axis=eqn.params["axes"][0], keepdims=0)
     return g.add("Cast", found, to=type_code(eqn.params["index_dtype"]))
 

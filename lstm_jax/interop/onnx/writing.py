@@ -44,6 +44,7 @@ def to_onnx(
     *,
     streaming: bool = False,
     lengths: bool = False,
+    mask: bool = False,
     batch_shape: tuple[int | str, ...] = ("B",),
     num_steps: int | str = "T",
     size: int | None = None,
@@ -59,13 +60,16 @@ def to_onnx(
       streaming: whether the state is an input, too, so that a sequence can come in parts, be it
         step by step.
       lengths: whether there is an input ``lengths``, int32 ``[B]``, as in :func:`unroll`.
+      mask: whether there is an input ``mask``, booleans ``[T, B]``, as in :func:`unroll`.  ONNX's
+        LSTM, GRU and RNN take lengths alone, so that every cell becomes a Scan.
       batch_shape: the axes between time and features; a name stands for any size.
       num_steps: T, a number or a name.
       size: D, where the layer cannot tell it from its parameters.
 
     Returns:
-      A model with the input ``xs`` ``[T, *batch_shape, D]``, and where asked for ``lengths`` and
-      ``state.*``; its outputs are ``ys`` and ``new_state.*``, the state after the last step.
+      A model with the input ``xs`` ``[T, *batch_shape, D]``, and where asked for ``lengths``,
+      ``mask`` and ``state.*``; its outputs are ``ys`` and ``new_state.*``, the state after the
+      last step.
 
     Raises:
       TypeError: it is neither a cell nor a layer.
@@ -93,6 +97,8 @@ def to_onnx(
     }
     if lengths:
         inputs["lengths"] = jax.ShapeDtypeStruct(tuple(batch), jnp.int32)
+    if mask:
+        inputs["mask"] = jax.ShapeDtypeStruct((steps, *batch), bool)
     if streaming:
         shape: Any = tuple(batch)
         inputs["state"] = jax.eval_shape(lambda params: initial_state(layer, params, shape), params)
@@ -316,7 +322,7 @@ def recurrence(g: Builder, eqn: Any, inputs: list[Value]) -> list[Value] | None:
     start = len(inputs) - arguments.num_leaves  # before them stands what the cell closes over
     params, xs, given = arguments.unflatten(inputs[start:])
     _, of_xs, of_given = arguments.unflatten([v.aval for v in eqn.invars[start:]])
-    if obstacle(cell) or given["resets"] is not None:
+    if obstacle(cell) or given["mask"] is not None or given["resets"] is not None:
         return None
     types = {dtype_of(v) for v in eqn.invars[start:]} - {np.dtype(np.int32), np.dtype(np.int64)}
     if types != {np.dtype(np.float32)}:  # ONNX Runtime has these operators for no other type
