@@ -391,7 +391,8 @@ def dropout(xs: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     """
     if key is None or rate == 0.0:
         return xs
-    return _kept(xs, jax.random.bernoulli(key, 1.0 - rate, xs.shape), rate)
+    sharding = jax.typeof(xs).sharding  # each device of an explicit mesh makes its part of the mask
+    return _kept(xs, jax.random.bernoulli(key, 1.0 - rate, xs.shape, out_sharding=sharding), rate)
 
 
 def _kept(array: jax.Array, keep: jax.Array, rate: float) -> jax.Array:

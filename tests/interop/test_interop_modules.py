@@ -31,6 +31,7 @@ def test_sequence_modules_compute_what_was_read(params):
     module = lstm_jax.nnx.LSTM(3, 4, 2, bidirectional=True, dropout=0.3, rngs=nnx.Rngs(0))
     read = from_torch(to_torch(LAYER, params))
     fill(module, *read)
+    module.eval()
     np.testing.assert_allclose(module(XS), expected(LAYER, params), atol=1e-6)
     linen = lstm_jax.linen.LSTM(4, 2, bidirectional=True)
     ys = linen.apply(fill(linen, *from_keras(to_keras(LAYER, params))), XS)

@@ -5,6 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from lstm_jax import CELLS, LSTM, Bidirectional, LSTMCell, Stack
 from lstm_jax.cells import RNNCell
@@ -145,6 +147,15 @@ class TestDropout:
     def test_is_off_without_a_key(self):
         plain = LSTM(H, num_layers=2).apply(self.params, XS)
         chex.assert_trees_all_equal(self.lstm.apply(self.params, XS), plain)
+
+    def test_each_device_of_an_explicit_mesh_makes_its_part_of_the_mask(self):
+        mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,))
+        xs = jax.device_put(jnp.ones((T, 4, H)), NamedSharding(mesh, P(None, "data")))
+        run = jax.jit(lambda xs: dropout(xs, 0.5, jax.random.key(0)))
+        assert jax.typeof(run(xs)).sharding.spec == P(None, "data", None)
+        np.testing.assert_array_equal(run(xs), run(jnp.ones((T, 4, H))))
+        text = run.lower(xs).compile().as_text()
+        assert f"pred[{T},2,{H}]" in text and f"[{T},4,{H}]" not in text
 
     def test_with_a_key_touches_the_way_up_alone(self):
         plain, _ = self.lstm.apply(self.params, XS)
