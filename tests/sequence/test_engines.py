@@ -67,23 +67,31 @@ def loss(cell, params, xs, state, **how):
     )
 
 
+def value_and_gradients(name, reverse=False, **how):
+    """Of :func:`loss` with lengths and resets, by parameters, inputs and state."""
+    cell, *args = arguments(name)
+    f = functools.partial(loss, cell, lengths=LENGTHS, resets=RESETS, reverse=reverse, **how)
+    return quick_jit(jax.value_and_grad(f, (0, 1, 2)))(*args)
+
+
+@functools.cache
+def by_scan(name, reverse=False):
+    return value_and_gradients(name, reverse, engine="scan")
+
+
+# Float64, T steps of sums of some 10 terms of order 1, each rounded at 1e-16; the slopes of layer
+# normalisation and of the sLSTM's quotient are up to some hundred.
+close_to_scan = functools.partial(chex.assert_trees_all_close, rtol=1e-11, atol=1e-12)
+
+
 @over_cells
-@pytest.mark.parametrize("how", ["forwards", "reverse"])
-def test_fused_equals_scan_with_lengths_and_resets(name, how):
+@pytest.mark.parametrize("reverse", [False, True], ids=["forwards", "reverse"])
+def test_fused_equals_scan_with_lengths_and_resets(name, reverse):
+    memories = ("full", "recompute", "sqrt") if name in ("lstm", "slstm", "gru") else ("full",)
     with jax.enable_x64(True):
-        cell, *args = arguments(name)
-        options = {"lengths": LENGTHS, "resets": RESETS, "reverse": how == "reverse"}
-        memories = ("full", "recompute", "sqrt") if name in ("lstm", "slstm", "gru") else ("full",)
-
-        def run(engine, memory):
-            f = functools.partial(loss, cell, engine=engine, memory=memory, **options)
-            return quick_jit(jax.value_and_grad(f, (0, 1, 2)))(*args)
-
-        expected = run("scan", "full")
         for memory in memories:
-            # Float64, T steps of sums of some 10 terms of order 1, each rounded at 1e-16; the
-            # slopes of layer normalisation and of the sLSTM's quotient are up to some hundred.
-            chex.assert_trees_all_close(run("fused", memory), expected, rtol=1e-11, atol=1e-12)
+            got = value_and_gradients(name, reverse, engine="fused", memory=memory)
+            close_to_scan(got, by_scan(name, reverse))
 
 
 @hypothesis.settings(deadline=None, max_examples=8)
@@ -100,10 +108,11 @@ def test_any_length_with_any_plan(name, steps, memory, reverse, data):
     resets = np.random.default_rng(flags).random((steps, B)) < 0.1
     with jax.enable_x64(True):
         cell, *args = arguments(name, steps)
-        how = {"lengths": lengths, "resets": resets, "reverse": reverse}
-        run = lambda engine, memory: quick_jit(  # noqa: E731
-            jax.value_and_grad(functools.partial(loss, cell, engine=engine, memory=memory, **how))
-        )(*args)
+
+        def run(engine, memory):
+            f = functools.partial(loss, cell, engine=engine, memory=memory, reverse=reverse)
+            return quick_jit(jax.value_and_grad(f))(*args, lengths=lengths, resets=resets)
+
         expected = run("scan", "full")
         scale = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
         # At most 70 steps, as above.
@@ -111,20 +120,24 @@ def test_any_length_with_any_plan(name, steps, memory, reverse, data):
         chex.assert_trees_all_close(got, expected, rtol=1e-10, atol=1e-12 * max(scale, 1.0))
 
 
+@functools.cache
+def of_lstm(engine, memory, steps):
+    cell, *args = arguments("lstm", steps, np.float32)
+    f = functools.partial(loss, cell, engine=engine, memory=memory)
+    return quick_jit(jax.value_and_grad(f, (0, 1, 2)))(*args)
+
+
 @pytest.mark.parametrize("engine", ["scan", "fused"])
 @pytest.mark.parametrize("memory", MEMORIES)
 @pytest.mark.parametrize("steps", [1, 33])
 def test_memory_plans_give_the_same_gradients(engine, memory, steps):
-    cell, *args = arguments("lstm", steps, np.float32)
-    run = lambda engine, memory: quick_jit(  # noqa: E731
-        jax.value_and_grad(functools.partial(loss, cell, engine=engine, memory=memory), (0, 1, 2))
-    )(*args)
     if (engine, memory) == ("scan", "offload"):
         with pytest.raises(ValueError, match="engine 'scan' cannot offload"):
-            run(engine, memory)
+            of_lstm(engine, memory, steps)
         return
     # 33 steps, some hundred roundings of 6e-8 in numbers of order 10.
-    chex.assert_trees_all_close(run(engine, memory), run("scan", "full"), rtol=1e-4, atol=1e-4)
+    got, expected = of_lstm(engine, memory, steps), of_lstm("scan", "full", steps)
+    chex.assert_trees_all_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
 def reverse_over_reverse(f, args, tangent):
@@ -441,30 +454,20 @@ class TestErrors:
 def test_a_split_batch(monkeypatch, name, reverse):
     """Which is done with one CPU device, and here with two in order to see it."""
     with jax.enable_x64(True):
-        cell, *args = arguments(name)
-        how = {"lengths": LENGTHS, "resets": RESETS, "reverse": reverse}
-        run = lambda engine: quick_jit(  # noqa: E731
-            jax.value_and_grad(functools.partial(loss, cell, engine=engine, **how), (0, 1, 2))
-        )(*args)
-        expected = run("scan")
+        expected = by_scan(name, reverse)
         monkeypatch.setattr(engines, "splits_batch", lambda state, batch_shape: True)
-        chex.assert_trees_all_close(run("fused"), expected, rtol=1e-11, atol=1e-12)
+        close_to_scan(value_and_gradients(name, reverse, engine="fused"), expected)
 
 
 @over_cells
 def test_precomputed_factors(monkeypatch, name):
     """As on a CPU of one device; two have them in the loop, and are tested everywhere else."""
     with jax.enable_x64(True):
-        cell, params, xs, state = arguments(name)
+        expected = by_scan(name)
         monkeypatch.setattr(scan, "has_all_cores", lambda: True)
         jax.clear_caches()
-        f = functools.partial(loss, cell, lengths=LENGTHS, resets=RESETS)
         for memory in ("full", "recompute"):
-            got, expected = (
-                quick_jit(jax.grad(functools.partial(f, **how), (0, 1, 2)))(params, xs, state)
-                for how in ({"engine": "fused", "memory": memory}, {"engine": "scan"})
-            )
-            chex.assert_trees_all_close(got, expected, rtol=1e-11, atol=1e-12)
+            close_to_scan(value_and_gradients(name, engine="fused", memory=memory), expected)
         jax.clear_caches()
 
 
