@@ -11,8 +11,8 @@ from lstm_jax.interop.equinox import from_equinox, to_equinox
 from lstm_jax.interop.files import read_arrays, write_arrays
 from lstm_jax.interop.flax import from_flax, to_flax
 from lstm_jax.interop.haiku import from_haiku, to_haiku
-from lstm_jax.interop.keras import from_keras, hard_sigmoid_of_keras_2, to_keras
-from lstm_jax.interop.keras_files import keras_options
+from lstm_jax.interop.keras import from_keras, hard_sigmoid_of_keras_2, keras_mask, to_keras
+from lstm_jax.interop.keras_files import keras_mask_value, keras_options
 from lstm_jax.interop.modules import fill
 from lstm_jax.interop.native import from_lstm_jax, to_lstm_jax
 from lstm_jax.interop.torch import from_torch, to_torch
@@ -27,6 +27,8 @@ __all__ = [
     "from_lstm_jax",
     "from_torch",
     "hard_sigmoid_of_keras_2",
+    "keras_mask",
+    "keras_mask_value",
     "keras_options",
     "read_arrays",
     "to_cudnn",

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells import ConvLSTMCell, GRUCell, LSTMCell, RNNCell
@@ -133,6 +134,30 @@ def from_keras(
         layers[f"layer_{n}"], params[f"layer_{n}"] = layer, weights
     given.check_all_taken("; leave out what belongs to other layers")
     return Stack(layers), as_params(params)
+
+
+def keras_mask(xs: Any, mask_value: float = 0.0) -> jax.Array:
+    """The mask that Keras's ``Masking`` layer makes of a sequence.
+
+    ::
+
+        mask_t = any_d(x_{t, d} != mask_value)
+
+    An ``Embedding`` with ``mask_zero=True`` masks where its integers are zero: ``tokens != 0``.
+
+    Args:
+      xs: ``[..., D]``, time in any place.
+      mask_value: that of the layer; :func:`keras_mask_value` reads it from a saved model.
+
+    Returns:
+      Booleans ``[...]`` for ``mask=`` of a layer or module.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> keras_mask(jnp.array([[0.0, 0.0], [0.0, 1.0]])).tolist()
+      [False, True]
+    """
+    return (jnp.asarray(xs) != mask_value).any(-1)
 
 
 def _options(

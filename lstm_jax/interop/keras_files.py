@@ -249,6 +249,48 @@ def keras_options(path: str | pathlib.Path, prefix: str = "") -> dict[str, Any]:
         return _options_of(path, cells, prefix, version.startswith(("1.", "2.")))
 
 
+def keras_mask_value(path: str | pathlib.Path) -> float | None:
+    """The ``mask_value`` of the ``Masking`` layer of a saved model, for :func:`keras_mask`.
+
+    Args:
+      path: a ``.keras`` file, or an ``.h5`` or ``.hdf5`` file.
+
+    Returns:
+      The number; None where the model has no such layer, or the file holds weights alone.
+
+    Raises:
+      UserError: the file cannot be read, or its layers have several values.
+
+    >>> import tempfile
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "model.keras"
+    >>> layer = {"class_name": "Masking", "config": {"name": "masking", "mask_value": -1.0}}
+    >>> with zipfile.ZipFile(path, "w") as file:
+    ...     file.writestr("config.json", json.dumps({"config": {"layers": [layer]}}))
+    >>> keras_mask_value(path)
+    -1.0
+    """
+    path = pathlib.Path(path)
+    with readable(path, f"{path.suffix} file"):
+        config, _ = _saved_config(path)
+        values = set() if config is None else {*_mask_values(config)}
+    if len(values) > 1:
+        raise UserError(
+            f"{path}: Masking layers must have one mask_value, got "
+            f"{', '.join(map(str, sorted(values)))}"
+        )
+    return values.pop() if values else None
+
+
+def _mask_values(config: Any) -> Iterator[float]:
+    """The ``mask_value`` of each Masking layer of a model, and of models within it."""
+    for layer in _layers_in(config):
+        kind, inner = _part(layer, "class_name", str), layer.get("config")
+        if kind == "Masking":
+            yield float(_part(inner, "mask_value", int | float, 0.0))
+        elif isinstance(inner, list) or (isinstance(inner, dict) and "layers" in inner):
+            yield from _mask_values(layer)
+
+
 def _saved_config(path: pathlib.Path) -> tuple[Any, str]:
     """The saved config of a model, None where there is none, and Keras's version."""
     if path.suffix == ".keras":
@@ -267,12 +309,13 @@ def _config_of(file: zipfile.ZipFile) -> Any:
     return json.loads(file.read(_member(file, "config.json")))
 
 
-def _part(tree: Any, name: str, kind: type, default: Any = None) -> Any:
+def _part(tree: Any, name: str, kind: Any, default: Any = None) -> Any:
     """An entry of a JSON object that must be of a kind; required where there is no default."""
     found = tree.get(name, default) if isinstance(tree, dict) else None
     if not isinstance(found, kind):
+        wanted = getattr(kind, "__name__", kind)
         raise ValueError(
-            f"the config must have {name}, of type {kind.__name__}, got {type(found).__name__}"
+            f"the config must have {name}, of type {wanted}, got {type(found).__name__}"
         )
     return found
 

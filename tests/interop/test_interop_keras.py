@@ -12,7 +12,7 @@ import pytest
 from lstm_jax import LSTM, Bidirectional, LSTMCell, Stack
 from lstm_jax.cells import ACTIVATIONS as OURS
 from lstm_jax.cells import CELLS, ConvLSTMCell, GRUCell, LSTMState, PeepholeLSTMCell, RNNCell
-from lstm_jax.interop import from_keras, to_keras
+from lstm_jax.interop import from_keras, keras_mask, to_keras
 from lstm_jax.interop.keras import ACTIVATIONS
 from tests.interop.comparison import (
     NUMBER,
@@ -135,6 +135,58 @@ def test_values_and_gradients_agree_with_keras(seed, keras):
 
 
 @pytest.mark.peers
+@pytest.mark.peers
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "Bidirectional"])
+def test_masked_steps_are_skipped_as_keras_does(kind, keras):
+    """Padding in front, gaps, and a row without steps, in values and gradients."""
+    rng = np.random.default_rng(0)
+    num_steps, batch, D, H = 6, 4, 3, 2
+    options = {"return_sequences": True, "return_state": True, "use_cudnn": False}
+    layer = getattr(keras.layers, "GRU" if kind == "GRU" else "LSTM")(H, **options)
+    layer = keras.layers.Bidirectional(layer) if kind == "Bidirectional" else layer
+    xs = draw(rng, batch, num_steps, D)
+    mask = rng.random((batch, num_steps)) < 0.6
+    mask[0] = np.arange(num_steps) >= 2
+    mask[1] = False
+    xs[~mask] = -1.0
+    masking = keras.layers.Masking(mask_value=-1.0)
+    np.testing.assert_array_equal(masking.compute_mask(xs), mask)
+    np.testing.assert_array_equal(keras_mask(xs, -1.0), mask)
+    layer.build(xs.shape)
+    arrays = {w.path: draw(rng, *w.shape) for w in layer.weights}
+    fixed = [v.value for v in layer.non_trainable_variables]
+    weigh_by = draw(rng, num_steps, batch, H * (2 if kind == "Bidirectional" else 1))
+
+    def total(ys, states):
+        return (weigh_by * ys).sum() + sum(
+            jnp.cos(state + n).sum() for n, state in enumerate(states)
+        )
+
+    def theirs(arrays, xs):
+        weights = [arrays[w.path] for w in layer.weights]
+        ys, *last = layer.stateless_call(weights, fixed, xs, mask=mask)[0]
+        ys = jnp.where(mask.T[..., None], ys.swapaxes(0, 1), 0)  # a gap repeats the last output
+        return total(ys, last), (ys, last)
+
+    def ours(arrays, xs):
+        functional, params = from_keras(arrays)
+        last, ys = functional.apply(params, xs.swapaxes(0, 1), mask=mask.T)
+        last = [part for cell in jax.tree.leaves(last, is_leaf=is_state) for part in cell]
+        return total(ys, last), (ys, last)
+
+    results = [
+        jax.jit(jax.value_and_grad(function, (0, 1), has_aux=True))(arrays, jnp.asarray(xs))
+        for function in (ours, theirs)
+    ]
+    ((_, values), gradients), ((_, expected), expected_gradients) = results
+    for one, other in zip(jax.tree.leaves(values), jax.tree.leaves(expected), strict=True):
+        assert_close(one, other, 8 * xs.size)
+    for name in arrays:
+        assert_close(gradients[0][name], expected_gradients[0][name], 8 * xs.size, name)
+    assert_close(gradients[1], expected_gradients[1], 8 * xs.size, "xs")
+    assert (np.asarray(gradients[1])[~mask] == 0).all()
+
+
 def test_paths_are_those_of_a_model(keras):
     keras.utils.clear_session()
     layers = [

@@ -16,6 +16,7 @@ from lstm_jax.errors import UserError
 from lstm_jax.interop import (
     from_keras,
     hard_sigmoid_of_keras_2,
+    keras_mask_value,
     keras_options,
     read_arrays,
     to_keras,
@@ -490,3 +491,37 @@ def test_big_endian_weights(tmp_path):
     (tmp_path / "a.npz").write_bytes(file.getvalue())
     for name, array in zip(GOOD, read_arrays(tmp_path / "a.npz").values(), strict=True):
         np.testing.assert_array_equal(array, GOOD[name], strict=True)
+
+
+# ---- masks ----
+
+
+def test_the_value_of_a_masking_layer(keras, tmp_path):
+    path = tmp_path / "model.keras"
+    inner = keras.Sequential([keras.Input((None, 3)), keras.layers.Masking(mask_value=-2)])
+    keras.Sequential([keras.Input((None, 3)), inner, keras.layers.LSTM(2)]).save(path)
+    assert keras_mask_value(path) == -2.0
+    keras.Sequential([keras.Input((None, 3)), keras.layers.LSTM(2)]).save(path)
+    assert keras_mask_value(path) is None
+
+
+def test_several_values_of_masking_layers(keras, tmp_path):
+    path = tmp_path / "model.keras"
+    layers = [keras.layers.Masking(mask_value=value) for value in (0.0, 1.0)]
+    keras.Sequential([keras.Input((None, 3)), *layers, keras.layers.LSTM(2)]).save(path)
+    with pytest.raises(UserError, match=r"Masking layers must have one mask_value, got 0\.0, 1\.0"):
+        keras_mask_value(path)
+
+
+def test_a_masking_layer_of_keras_2(tmp_path):
+    path = tmp_path / "model.h5"
+    layer = {"class_name": "Masking", "config": {"name": "masking", "mask_value": 0.5}}
+    with h5py.File(path, "w") as file:
+        file.attrs["model_config"] = json.dumps({"class_name": "Sequential", "config": [layer]})
+    assert keras_mask_value(path) == 0.5
+    with h5py.File(path, "w") as file:
+        file.attrs["model_config"] = json.dumps(
+            {"class_name": "Sequential", "config": [layer | {"config": {"mask_value": "x"}}]}
+        )
+    with pytest.raises(UserError, match=r"must have mask_value, of type int \| float, got str"):
+        keras_mask_value(path)
