@@ -83,9 +83,22 @@ def test_a_model_of_onnx_is_a_file_too(tmp_path, capsys):
     assert capsys.readouterr().err.startswith("lstm-jax: error: none.onnx: ")
 
 
+def test_both_directions_go_through_onnx(tmp_path):
+    pytest.importorskip("onnx")
+    lstm = LSTM(4, 2, bidirectional=True)
+    arrays = to_torch(lstm, lstm.init(jax.random.key(0), 3))
+    a, b, c = (str(tmp_path / name) for name in ("a.npz", "b.onnx", "c.npz"))
+    write_arrays(a, arrays)
+    assert main(["convert", a, b, "--from", "torch"]) == 0
+    assert main(["convert", b, c, "--to", "torch"]) == 0
+    back = read_arrays(c)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(back[name], array, strict=True)
+
+
 def test_directions_apart_are_no_stack(tmp_path, capsys):
     pytest.importorskip("onnx")
-    both = LSTM(4, bidirectional=True)  # an operator a direction
+    both = LSTM(4, bidirectional=True, merge="sum")  # an operator a direction
     write_layer(tmp_path / "b.onnx", "onnx", both, both.init(jax.random.key(0), 3))
     convert = ["convert", str(tmp_path / "b.onnx"), str(tmp_path / "c.npz"), "--to", "torch"]
     assert main(convert) == 1

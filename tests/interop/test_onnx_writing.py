@@ -12,7 +12,12 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="needs the peer onnxrunt
 
 from lstm_jax import CELLS, LSTM, Bidirectional, LSTMCell, Stack, unroll  # noqa: E402
 from lstm_jax.cells import GRUCell, PeepholeLSTMCell, SLSTMCell  # noqa: E402
-from lstm_jax.interop.onnx import from_onnx, function_to_onnx, to_onnx  # noqa: E402
+from lstm_jax.interop.onnx import (  # noqa: E402
+    from_onnx,
+    function_to_onnx,
+    layers_from_onnx,
+    to_onnx,
+)
 from lstm_jax.interop.onnx.primitives import TRANSLATIONS  # noqa: E402
 from lstm_jax.sequence import Zoneout  # noqa: E402
 
@@ -111,7 +116,7 @@ def test_every_cell_streams_in_onnxruntime_and_is_read_back(name):
 
 LAYERS = {
     "two layers": (LSTM(H, num_layers=2), ["LSTM", "LSTM"]),
-    "both directions": (LSTM(H, bidirectional=True), ["LSTM", "LSTM"]),
+    "both directions": (LSTM(H, bidirectional=True), ["LSTM"]),
     "mean": (LSTM(H, bidirectional=True, merge="mean", cell="gru"), ["GRU", "GRU"]),
     "own merge": (Bidirectional(LSTMCell(H), merge=jnp.maximum), ["LSTM", "LSTM"]),
     "reverse": (LSTM(H, reverse=True, cell="rnn"), ["RNN"]),
@@ -123,7 +128,7 @@ LAYERS = {
     "skip": (LSTM((H, 3), connections="skip"), ["LSTM", "LSTM"]),
     "mixed": (
         Stack({"a": Bidirectional(PeepholeLSTMCell(H)), "b": SLSTMCell(H, num_heads=2)}),
-        ["LSTM", "LSTM", "Scan"],
+        ["LSTM", "Scan"],
     ),
     "zoneout": (Stack([Zoneout(LSTMCell(H))]), ["Scan"]),
     "cell clip": (Stack([LSTMCell(H, cell_clip=0.3)]), ["Scan"]),
@@ -185,6 +190,65 @@ def test_masks_with_lengths_and_documents():
     )
     _, ys = quickly(layer.apply)(params, xs, **how)
     close(ys, run(model, {"xs": xs, **how})["ys"])
+
+
+BOTH = {
+    "three layers": LSTM(H, 3, bidirectional=True),
+    "gru": LSTM(H, bidirectional=True, cell="gru"),
+    "peepholes in one": Stack([Bidirectional(PeepholeLSTMCell(H), LSTMCell(H))]),
+    "functions": Stack([Bidirectional(LSTMCell(H), LSTMCell(H, activation_fn="relu"))]),
+}
+
+
+@pytest.mark.parametrize("batch", [("B",), (), ("A", "B")])
+@pytest.mark.parametrize("name", BOTH)
+def test_both_directions_are_one_operator_and_come_back_as_one_layer(name, batch):
+    layer = BOTH[name]
+    params = random_params(layer)
+    rows = (2, 3)[: len(batch)]
+    xs, start = random_like(jnp.zeros((T, *rows, D))), random_like(layer.zero_state(rows))
+    model = to_onnx(layer, params, streaming=True, batch_shape=batch)
+    onnx.checker.check_model(model, full_check=True)
+    assert operators(model) == ["GRU" if name == "gru" else "LSTM"] * len(layer.layers)
+    state, ys = quickly(layer.apply)(params, xs, start)
+    theirs = run(model, {"xs": xs, **named("state", start)})
+    close(ys, theirs["ys"])
+    for key, array in named("new_state", state).items():
+        close(array, theirs[key], what=key)
+    for (one, _), (found, weights) in zip(
+        layer.layers, layers_from_onnx(model).values(), strict=True
+    ):
+        assert isinstance(found.layers[0][1], Bidirectional)
+        if name != "peepholes in one":  # which get some that are zero
+            jax.tree.map(np.testing.assert_array_equal, weights["layer_0"], params[one])
+
+
+def test_directions_that_are_no_layer_stay_two_operators():
+    """Another sequence, order or axis, or a start that follows from the other's end."""
+    cell = LSTMCell(H)
+    forward, backward = random_params(cell), random_params(cell)
+
+    def function(params, xs, zs):
+        end, ys = unroll(cell, params[0], xs)
+        _, of_end = unroll(cell, params[1], xs, end, reverse=True)
+        _, of_other = unroll(cell, params[1], zs, reverse=True)
+        return {
+            "end": jnp.concatenate([ys, of_end], -1),
+            "other": jnp.concatenate([ys, of_other], -1),
+            "order": jnp.concatenate([of_other, ys], -1),
+            "axis": jnp.concatenate([ys, of_other], 0),
+            "three": jnp.concatenate([ys, of_other, ys], -1),
+        }
+
+    axes = jax.export.symbolic_shape("T, B")
+    spec = jax.ShapeDtypeStruct((*axes, D), np.float32)
+    model = function_to_onnx(function, [forward, backward], {"xs": spec, "zs": spec})
+    assert operators(model) == ["LSTM"] * 3
+    xs, zs = (random_like(jnp.zeros((T, B, D))) for _ in range(2))
+    wanted = quickly(function)([forward, backward], xs, zs)
+    theirs = run(model, {"xs": xs, "zs": zs})
+    for key, array in wanted.items():
+        close(array, theirs[key], what=key)
 
 
 @pytest.mark.parametrize("batch", [(), (2, 3)])

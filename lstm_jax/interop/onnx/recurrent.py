@@ -380,7 +380,7 @@ def layer_to_onnx(layer: Any, params: Any) -> Operator:
             cell_to_onnx(layer.forward, params["forward"]),
             cell_to_onnx(layer.backward, params["backward"]),
         ]
-        return _both(*directions)
+        return both_directions(*directions)
     return cell_to_onnx(layer, params, reverse=reverse)
 
 
@@ -482,8 +482,8 @@ def _uncoupled(cell: Any, of: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return full
 
 
-def _both(forward: Operator, backward: Operator) -> Operator:
-    """Two directions in one operator."""
+def both_directions(forward: Operator, backward: Operator) -> Operator:
+    """Two directions in one operator; neither says which one it is."""
     lists = ("activations", "activation_alpha", "activation_beta")
     plain = [
         {name: value for name, value in one.attributes.items() if name not in lists}

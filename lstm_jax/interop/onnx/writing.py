@@ -11,6 +11,7 @@ import onnx
 from jax.extend.core import Literal
 from onnx import helper
 
+from lstm_jax.interop.onnx.directions import join_directions
 from lstm_jax.interop.onnx.graphs import (
     IR_VERSION,
     OPSET,
@@ -183,6 +184,7 @@ def function_to_onnx(
         if dtype != leaf.dtype:
             value = g.add("Cast", value, to=type_code(dtype))
         outputs[name] = value, jax.ShapeDtypeStruct(leaf.shape, dtype)
+    join_directions(g)
     graph = g.graph("lstm_jax", specs, outputs)
     read = {name for node in graph.node for name in names_read(node)}
     graph.initializer.extend(
