@@ -1,5 +1,6 @@
 """Both directions of a layer as one operator, where a graph lays their outputs side by side."""
 
+from functools import partial
 from typing import Any
 
 import onnx
@@ -104,15 +105,15 @@ def _same(made: dict[str, Any], one: str, other: str) -> bool:
     """Whether two values are computed in the same way."""
     if one == other:
         return True
-    nodes = made.get(one), made.get(other)
-    if None in nodes or nodes[0].op_type != nodes[1].op_type:
+    first, second = made.get(one), made.get(other)
+    if first is None or second is None:
         return False
-    if list(nodes[0].attribute) != list(nodes[1].attribute):
-        return False
-    place = [list(node.output).index(name) for node, name in zip(nodes, (one, other), strict=True)]
-    pairs = zip(nodes[0].input, nodes[1].input, strict=False)
-    alike = len(nodes[0].input) == len(nodes[1].input) and place[0] == place[1]
-    return alike and all(_same(made, *pair) for pair in pairs)
+    for field in ("op_type", "attribute"):
+        if getattr(first, field) != getattr(second, field):
+            return False
+    alike = len(first.input) == len(second.input)
+    alike = alike and list(first.output).index(one) == list(second.output).index(other)
+    return alike and all(map(partial(_same, made), first.input, second.input))
 
 
 def _operator(g: Builder, node: onnx.NodeProto, names: list[str]) -> Operator:
