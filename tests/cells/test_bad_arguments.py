@@ -9,7 +9,7 @@ import pytest
 
 from lstm_jax import unroll
 from lstm_jax.cells import CELLS
-from lstm_jax.cells.base import LSTMFamilyCell
+from lstm_jax.cells.base import BaseCell, LSTMFamilyCell
 
 T, B, D, H = 4, 2, 3, 5
 SPACE = {"conv_lstm": (3, 2)}
@@ -19,6 +19,37 @@ GATED = sorted(name for name in CELLS if hasattr(CELLS[name](hidden_size=H), "ga
 ones = jax.nn.initializers.ones
 
 over_cells = pytest.mark.parametrize("name", CELLS)
+
+
+def definitions(name, methods):
+    """The class that defines each of a cell's methods."""
+    kinds = type(CELLS[name](hidden_size=H)).__mro__
+    return tuple(next(kind for kind in kinds if method in vars(kind)) for method in methods)
+
+
+def over_definitions(*methods):
+    """Runs a test over one cell of each set of classes that define these methods."""
+    cells = {definitions(name, methods): name for name in reversed(CELLS)}
+    return pytest.mark.parametrize("name", sorted(cells.values()))
+
+
+# What checks the arguments of a step, and what the checks read of a cell.
+CHECKS = ("step", "prepared", "check_params", "check_x", "check_state", "init")
+READ = ("num_feature_axes", "all_parameters", "input_size", "zero_state")
+
+over_steps = over_definitions(*CHECKS, *READ)
+over_sequences = over_definitions("num_feature_axes", "zero_state")
+
+
+def test_cells_check_by_code_that_is_written_once():
+    """A cell that has a check of its own is a case of ``over_steps``, and is named here."""
+    own = {
+        (name, method)
+        for name in CELLS
+        for method in CHECKS
+        if definitions(name, [method]) != (BaseCell,)
+    }
+    assert own == {("conv_lstm", "check_x"), ("conv_lstm", "check_state")}
 
 
 def fitting(name):
@@ -37,14 +68,14 @@ def refused(error, *parts):
 # ---- a step ----
 
 
-@over_cells
+@over_steps
 def test_x_without_axes(name):
     cell, params, _, state = fitting(name)
     with refused(ValueError, "x must be [..., ", "D]", "got shape ()"):
         cell.step(params, state, jnp.float32(1.0))
 
 
-@over_cells
+@over_steps
 def test_x_of_another_feature_size(name):
     cell, params, x, state = fitting(name)
     x = jnp.concatenate([x, x], -1)
@@ -52,7 +83,7 @@ def test_x_of_another_feature_size(name):
         cell.step(params, state, x)
 
 
-@over_cells
+@over_steps
 def test_complex_x(name):
     cell, params, x, state = fitting(name)
     with refused(TypeError, "x must be real, got complex64"):
@@ -65,7 +96,7 @@ def test_x_without_the_spatial_axes():
         cell.step(params, state, x[0, 0, 0])
 
 
-@over_cells
+@over_steps
 def test_state_of_another_structure(name):
     cell, params, x, state = fitting(name)
     kind = type(state).__name__
@@ -75,7 +106,7 @@ def test_state_of_another_structure(name):
             cell.step(params, other, x)
 
 
-@over_cells
+@over_steps
 def test_state_of_another_size(name):
     cell, params, x, state = fitting(name)
     for field in state._fields:
@@ -87,7 +118,7 @@ def test_state_of_another_size(name):
             cell.step(params, state._replace(**{field: short}), x)
 
 
-@over_cells
+@over_steps
 def test_state_without_axes(name):
     cell, params, x, state = fitting(name)
     with refused(ValueError, "state.h must be [...", "got shape ()"):
@@ -102,7 +133,7 @@ def test_state_without_the_spatial_axes():
         cell.step(params, cell.zero_state((B,)), x)
 
 
-@over_cells
+@over_steps
 def test_integer_state(name):
     cell, params, x, state = fitting(name)
     for field in state._fields:
@@ -111,7 +142,7 @@ def test_integer_state(name):
             cell.step(params, whole, x)
 
 
-@over_cells
+@over_steps
 def test_a_missing_parameter(name):
     cell, params, x, state = fitting(name)
     for missing in params.keys() - {"w_ih"}:
@@ -120,7 +151,7 @@ def test_a_missing_parameter(name):
             cell.step(fewer, state, x)
 
 
-@over_cells
+@over_steps
 def test_without_the_parameter_that_tells_the_input_size(name):
     cell, params, x, state = fitting(name)
     fewer = {key: array for key, array in params.items() if key != "w_ih"}
@@ -131,7 +162,7 @@ def test_without_the_parameter_that_tells_the_input_size(name):
         unroll(cell, fewer, jnp.stack([x] * T))
 
 
-@over_cells
+@over_steps
 def test_a_parameter_too_many(name):
     cell, params, x, state = fitting(name)
     with refused(TypeError, f"params of {type(cell).__name__} must have", "got", "surplus"):
@@ -150,7 +181,7 @@ def test_parameters_of_another_cell(name):
             cell.step(theirs, state, x)
 
 
-@over_cells
+@over_steps
 def test_parameters_of_another_hidden_size(name):
     cell, _, x, state = fitting(name)
     params = CELLS[name](hidden_size=2 * H).init(jax.random.key(0), D)
@@ -168,7 +199,7 @@ def sequence(name):
     return cell, params, jnp.stack([x] * T), state
 
 
-@over_cells
+@over_sequences
 def test_xs_without_a_time_axis(name):
     cell, params, x, _ = fitting(name)
     row = x[0]  # features (and space) alone
@@ -176,14 +207,14 @@ def test_xs_without_a_time_axis(name):
         unroll(cell, params, row)
 
 
-@over_cells
+@over_sequences
 def test_xs_of_another_feature_size(name):
     cell, params, xs, _ = sequence(name)
     with refused(ValueError, "xs must be [T, ..., ", f"D={D}", f"got shape {xs[..., 1:].shape}"):
         unroll(cell, params, xs[..., 1:])
 
 
-@over_cells
+@over_sequences
 def test_state_of_another_batch(name):
     cell, params, xs, _ = sequence(name)
     space = SPACE.get(name, ())
@@ -193,7 +224,7 @@ def test_state_of_another_batch(name):
         unroll(cell, params, xs, state)
 
 
-@over_cells
+@over_sequences
 def test_a_whole_state_of_another_kind(name):
     cell, params, xs, state = sequence(name)
     with refused(TypeError, "state must have the structure of cell.zero_state()", "got"):
@@ -202,7 +233,7 @@ def test_a_whole_state_of_another_kind(name):
         unroll(cell, params, xs, state._replace(h=state.h.astype("int32")))
 
 
-@over_cells
+@over_sequences
 @pytest.mark.parametrize(
     ("lengths", "error", "parts"),
     [
@@ -225,7 +256,7 @@ def test_lengths(name, lengths, error, parts):
         unroll(cell, params, xs, lengths=lengths)
 
 
-@over_cells
+@over_sequences
 @pytest.mark.parametrize(
     ("resets", "error", "parts"),
     [
@@ -275,7 +306,7 @@ def test_the_associative_engine_checks_as_a_step_does(name, options):
 # ---- options ----
 
 
-@over_cells
+@over_definitions("__post_init__")
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -299,19 +330,19 @@ def test_options_of_every_cell(name, options, error, message):
         CELLS[name](**{"hidden_size": H} | options)
 
 
-@over_cells
+@over_definitions("__init__")
 def test_an_unknown_option(name):
     with refused(TypeError, "unexpected keyword argument 'colour'"):
         CELLS[name](hidden_size=H, colour="red")
 
 
-@over_cells
+@over_definitions("__init__")
 def test_options_by_position(name):
     with refused(TypeError, "positional argument"):
         CELLS[name](H, "bfloat16")
 
 
-@over_cells
+@over_definitions("init", "all_parameters")
 @pytest.mark.parametrize(("size", "error"), [(0, ValueError), (-1, ValueError), (2.5, TypeError)])
 def test_impossible_input_size(name, size, error):
     with refused(error, "input_size must be", f"got {size}"):

@@ -1,6 +1,7 @@
 """Every engine and memory plan against the plain scan, for every cell and transform."""
 
 import functools
+import itertools
 
 import chex
 import hypothesis
@@ -379,14 +380,13 @@ class TestChoice:
         assert all(choice.rejected.values())
         assert choice.reason
 
-    @pytest.mark.parametrize("name", list(CELLS))
-    @pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
-    @pytest.mark.parametrize("memory", MEMORIES)
-    @pytest.mark.parametrize("steps", [0, 5])
-    def test_auto_never_fails(self, name, platform, memory, steps):
+    @over_cells
+    def test_auto_never_fails(self, name):
         cell = CELLS[name](H)
-        choice = choose_engine(cell, steps, (B,), memory=memory, platform=platform, resets=True)
-        assert choice.engine in ENGINES[1:]
+        cases = itertools.product(MEMORIES, ["cpu", "gpu", "tpu"], [0, 5])
+        for memory, platform, steps in cases:
+            choice = choose_engine(cell, steps, (B,), memory=memory, platform=platform, resets=True)
+            assert choice.engine in ENGINES[1:], (memory, platform, steps)
 
     def test_no_steps(self):
         for memory in MEMORIES:
