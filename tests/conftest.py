@@ -17,6 +17,22 @@ def checking_leaks():
     gc.unfreeze()
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--fuzz",
+        type=int,
+        default=40,
+        metavar="N",
+        help="hostile inputs of each kind that tests/robustness tries (default: 40)",
+    )
+
+
+@pytest.fixture(scope="session")
+def fuzz_budget(pytestconfig):
+    """How many hostile inputs of each kind are tried."""
+    return pytestconfig.getoption("--fuzz")
+
+
 @pytest.fixture(scope="session")
 def public_data():
     """Fetches a registered file, or skips the test where neither cache nor network has it."""
