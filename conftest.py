@@ -17,3 +17,8 @@ jax.devices()
 def pytest_sessionstart(session):
     if not hasattr(session.config, "workerinput"):  # once, before pytest-xdist starts its workers
         compiled.limit()
+
+
+def pytest_collection_modifyitems(items):
+    """The longest tests come first, so that no worker is left alone with one at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
