@@ -134,7 +134,10 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
     with zipfile.ZipFile(path) as file:
-        names = [name for name in zip_members(file) if name.endswith(".npy")]
+        names = zip_members(file)
+        for name in names:
+            if not name.endswith(".npy"):
+                raise ValueError(f"{name} is not an array; expected members that end in .npy")
         return {name[: -len(".npy")]: _npy(name, file.read(name)) for name in names}
 
 

@@ -231,6 +231,57 @@ def test_pickles_are_refused(tmp_path):
         read_arrays(tmp_path / "a.npz")
 
 
+def test_headers_of_npz_must_fit(tmp_path):
+    path = tmp_path / "a.npz"
+
+    def header(shape, descr="<f4"):
+        text = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+        return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+    for name, content, message in (
+        ("w", header((2, 3)) + bytes(24), "w is not an array; expected members that end in .npy"),
+        ("w.npy", header((2, 3)) + bytes(20), r"must hold 24 bytes for shape \(2, 3\) of .*got 20"),
+        ("w.npy", header((2**40, 2**40)), "must hold 4835703278458516698824704 bytes for shape"),
+        ("w.npy", header((-1, 3)) + bytes(24), r"w.npy has shape \(-1, 3\); expected no negative"),
+        ("w.npy", header((1,), "|O") + bytes(8), "w.npy holds Python objects, that is a pickle"),
+        ("w.npy", b"\x93NUMPY\x09\x00", r"w.npy has format version \(9, 0\); expected one of"),
+    ):
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr(name, content)
+        with pytest.raises(UserError, match=rf"a\.npz: not a readable \.npz file: .*{message}"):
+            read_arrays(path)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("w.npy", header((2**27,)) + bytes(2**29))
+    with pytest.raises(UserError, match=r"a file of .* bytes declares 536.* bytes of arrays; exp"):
+        read_arrays(path)
+
+
+def test_a_file_is_replaced_when_the_new_one_is_complete(tmp_path, monkeypatch):
+    path = tmp_path / "a.npz"
+    write_arrays(path, ARRAYS)
+    before = path.read_bytes()
+
+    def full(self, content):
+        with self.open("wb") as file:
+            file.write(content[:10])
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.write_bytes", full)
+        with pytest.raises(UserError, match=r"a\.npz: cannot be written: No space left on device"):
+            write_arrays(path, {"w": np.ones(3)})
+    assert path.read_bytes() == before and [*tmp_path.iterdir()] == [path]
+    with pytest.raises(UserError, match=r"b\.npz: cannot be written: it is not a regular file"):
+        (tmp_path / "b.npz").mkdir()
+        write_arrays(tmp_path / "b.npz", ARRAYS)
+    with pytest.raises(UserError, match=r"b\.npz: is a folder; expected a \.npz file"):
+        read_arrays(tmp_path / "b.npz")
+    link = tmp_path / "link.npz"
+    link.symlink_to(path)
+    write_arrays(link, {"w": np.ones(3)})
+    assert link.is_symlink() and list(read_arrays(path)) == ["w"]
+
+
 def test_damaged_missing_and_unknown_files_are_named(tmp_path):
     for suffix in (".npz", ".safetensors", ".h5", ".keras"):
         path = tmp_path / f"a{suffix}"

@@ -87,13 +87,17 @@ def same(arrays, others):
 
 def held_by_npz(path, arrays):
     with np.load(path) as file:
+        assert set(arrays) == set(file.files)
         same(arrays, file)
 
 
 def held_by_safetensors(path, arrays):
     from safetensors.numpy import load_file
 
-    same({n: a for n, a in arrays.items() if a.dtype != jax.numpy.bfloat16}, load_file(path))
+    held = load_file(path)
+    floats = {name for name, array in held.items() if np.issubdtype(array.dtype, np.floating)}
+    assert floats <= set(arrays)
+    same({n: a for n, a in arrays.items() if a.dtype != jax.numpy.bfloat16}, held)
 
 
 def held_by_h5(path, arrays):
