@@ -1,5 +1,7 @@
 """The weight buffer of ``jax.experimental.rnn``, against the reference that JAX has for it."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,16 +11,41 @@ from jax.experimental import rnn
 from lstm_jax import LSTM, Bidirectional, LSTMCell, LSTMState, Stack
 from lstm_jax.cells import CELLS
 from lstm_jax.interop import from_cudnn, to_cudnn
-from tests.interop.comparison import (
-    NUMBER,
-    assert_close,
-    draw,
-    draw_like,
-    sizes,
-    value_and_gradients,
-)
+from tests.interop.comparison import NUMBER, assert_close, draw, draw_like, run, sizes
 
 T, B = 3, 2
+
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def theirs(given, weights, xs, h, c):
+    D, H, L, both = given
+    parts = rnn.unpack_lstm_weights(weights, *given)
+    lengths = np.full(B, T, "int32")
+    batch_first = jnp.swapaxes(xs, 0, 1)
+    ys, h, c = rnn.lstm_ref(batch_first, h, c, *parts, lengths, D, H, L, 0.0, both)
+    return jnp.swapaxes(ys, 0, 1), h, c
+
+
+def ours(given, weights, xs, h, c):
+    layer, params = from_cudnn(weights, *given)
+    is_state = lambda leaf: isinstance(leaf, LSTMState)  # noqa: E731
+    cells, tree = jax.tree.flatten(layer.zero_state((B,)), is_leaf=is_state)
+    state = jax.tree.unflatten(tree, [LSTMState(h=h[n], c=c[n]) for n in range(len(cells))])
+    last, ys = run(layer, params, xs, state)
+    cells = jax.tree.leaves(last, is_leaf=is_state)
+    return ys, jnp.stack([cell.h for cell in cells]), jnp.stack([cell.c for cell in cells])
+
+
+@functools.cache
+def value_and_gradients(function, given):
+    """Compiled once for each kind of layer: results, and gradients of a weighted sum of them."""
+
+    def loss(args, weigh_by):
+        results = function(given, *args)
+        return sum((w * r).sum() for w, r in zip(weigh_by, results, strict=True)), results
+
+    return quick_jit(jax.value_and_grad(loss, has_aux=True))
 
 
 @pytest.mark.parametrize("seed", range(NUMBER))
@@ -30,38 +57,15 @@ def test_values_and_gradients_agree_with_jax(seed):
     weights = draw(rng, rnn.get_num_params_in_lstm(*given))
     xs, h, c = draw(rng, T, B, D), draw(rng, L * ends, B, H), draw(rng, L * ends, B, H)
     weigh_by = draw(rng, T, B, ends * H), draw(rng, *h.shape), draw(rng, *c.shape)
-    lengths = np.full(B, T, "int32")
 
-    def theirs(weights, xs, h, c):
-        parts = rnn.unpack_lstm_weights(weights, *given)
-        batch_first = jnp.swapaxes(xs, 0, 1)
-        ys, h, c = rnn.lstm_ref(batch_first, h, c, *parts, lengths, D, H, L, 0.0, both)
-        results = jnp.swapaxes(ys, 0, 1), h, c
-        return sum((w * r).sum() for w, r in zip(weigh_by, results, strict=True)), results
-
-    with jax.disable_jit():
-        graded = jax.value_and_grad(theirs, (0, 1, 2, 3), has_aux=True)
-        (_, results), gradients = graded(weights, xs, h, c)
-
-    layer, _ = from_cudnn(weights, *given)
-    cells, tree = jax.tree.flatten(
-        layer.zero_state((B,)), is_leaf=lambda leaf: isinstance(leaf, LSTMState)
+    got, expected = (
+        value_and_gradients(function, given)((weights, xs, h, c), weigh_by)
+        for function in (ours, theirs)
     )
-    state = jax.tree.unflatten(tree, [LSTMState(h=h[n], c=c[n]) for n in range(len(cells))])
-
-    def stacked(state):
-        cells = jax.tree.leaves(state, is_leaf=lambda leaf: isinstance(leaf, LSTMState))
-        return jnp.stack([cell.h for cell in cells]), jnp.stack([cell.c for cell in cells])
-
-    def weigh(ys, last):
-        ours = ys, *stacked(last)
-        return sum((w * r).sum() for w, r in zip(weigh_by, ours, strict=True))
-
-    (ys, last), (by_weights, by_xs, by_state) = value_and_gradients(
-        lambda weights: from_cudnn(weights, *given), jnp.asarray(weights), xs, state, None, weigh
-    )
-    ours = (ys, *stacked(last), by_weights, by_xs, *stacked(by_state))
-    for one, other in zip(ours, (*results, *gradients), strict=True):
+    (_, got_results), got_gradients = got
+    (_, results), gradients = expected
+    pairs = zip((*got_results, *got_gradients), (*results, *gradients), strict=True)
+    for one, other in pairs:
         assert_close(one, other, 8 * T * B * H)
 
 
