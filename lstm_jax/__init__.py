@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lstm_jax import cells as cells
     from lstm_jax import cli as cli
+    from lstm_jax import config as config
     from lstm_jax import data as data
     from lstm_jax import errors as errors
+    from lstm_jax import export as export
     from lstm_jax import inspect as inspect
     from lstm_jax import interop as interop
     from lstm_jax import linen as linen
+    from lstm_jax import models as models
     from lstm_jax import nnx as nnx
     from lstm_jax import sequence as sequence
     from lstm_jax import tasks as tasks

@@ -74,8 +74,10 @@ def run(options: argparse.Namespace) -> None:
 
 def _layer_of_run(options: argparse.Namespace) -> tuple:
     """The recurrent layers of a run and their best parameters."""
-    from lstm_jax.tasks.recurrent import RecurrentModel
-    from lstm_jax.train import best_params, load_workdir
+    from flax import nnx
+
+    from lstm_jax.nnx import Stack
+    from lstm_jax.train import load_run
 
     files_only = {
         "--from": options.from_library,
@@ -85,8 +87,8 @@ def _layer_of_run(options: argparse.Namespace) -> tuple:
     for flag, given in files_only.items():
         if given:
             raise UserError(f"{flag}: is for files, not for a run's folder, got {given}")
-    config = load_workdir(options.source)
-    if not isinstance(config.model, RecurrentModel):
-        raise UserError(f"{options.source}: task {config.task} has no recurrent layers")
-    params, _ = best_params(config, config.build_task(), options.source)
-    return config.model.layers, params["lstm"]
+    run = load_run(options.source)
+    layers = [node for _, node in nnx.iter_graph(run.model.module) if isinstance(node, Stack)]
+    if not layers:
+        raise UserError(f"{options.source}: task {run.config.task} has no recurrent layers")
+    return layers[0].layer, layers[0].params

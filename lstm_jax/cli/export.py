@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from lstm_jax.cli.parser import Parser, add_section
 from lstm_jax.cli.process import add_process_options, add_run, set_up
-from lstm_jax.tasks.options import Section, option
+from lstm_jax.config import Section, option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,8 @@ def configure(parser: Parser, words: Sequence[str]) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Writes the model, and prints its metrics, sizes and times."""
-    from lstm_jax.train import Report, export_run, load_workdir
+    from lstm_jax.export.trained import export_run
+    from lstm_jax.train import Report, load_workdir
 
     config = load_workdir(options.run_folder)
     set_up(options)

@@ -2,13 +2,14 @@
 
 import argparse
 import dataclasses
+import pathlib
 import sys
 from collections.abc import Sequence
 
 from lstm_jax.cli.parser import Parser, add_section
 from lstm_jax.cli.process import add_process_options, add_run, keep_programs
 from lstm_jax.errors import UserError
-from lstm_jax.tasks.options import Section, option
+from lstm_jax.config import Section, option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,15 +32,19 @@ def configure(parser: Parser, words: Sequence[str]) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Prints the text."""
-    from lstm_jax.tasks import Samples
-    from lstm_jax.train import best_params, load_workdir
+    """Prints the text as it is generated, and writes generated files to the current folder."""
+    from lstm_jax.tasks.base import File, Generates
+    from lstm_jax.train import load_run
 
-    config = load_workdir(options.run_folder)
     keep_programs(options)
-    task = config.build_task()
-    if not isinstance(task, Samples):
-        raise UserError(f"{options.run_folder}: task {config.task} writes nothing")
-    params, _ = best_params(config, task, options.run_folder)
-    text = task.sample(params, options.prompt, options.length, options.temperature, options.seed)
-    sys.stdout.write(text + "\n")
+    run = load_run(options.run_folder)
+    if not isinstance(run.task, Generates):
+        raise UserError(f"{options.run_folder}: task {run.config.task} does not generate")
+    sampling = {field.name: getattr(options, field.name) for field in dataclasses.fields(Sampling)}
+    for piece in run.task.generate(run.model, **sampling):
+        if isinstance(piece, File):
+            pathlib.Path(piece.name).write_bytes(piece.content)
+            piece = f"wrote {piece.name}"
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")

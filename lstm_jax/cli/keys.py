@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from lstm_jax.cli.parser import meaning, metavar, shown
 from lstm_jax.cli.process import FLAGS
-from lstm_jax.tasks.options import Section
+from lstm_jax.config import Section
 
 
 def find_source(words: Sequence[str]) -> pathlib.Path | None:

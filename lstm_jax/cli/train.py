@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from lstm_jax.cli.keys import add_keys, find_source, overrides
 from lstm_jax.cli.parser import Parser
 from lstm_jax.cli.process import add_process_options, set_up
+from lstm_jax.config import SHARED_SECTIONS, Config, config_from, load_config
 from lstm_jax.errors import UserError
-from lstm_jax.train.config import SHARED_SECTIONS, Config, config_from, load_config
-from lstm_jax.train.workdir import load_workdir
 
 
 def configure(parser: Parser, words: Sequence[str]) -> None:
@@ -43,7 +42,11 @@ def configure(parser: Parser, words: Sequence[str]) -> None:
 
 
 def _config(source: pathlib.Path) -> Config:
-    return load_workdir(source) if source.is_dir() else load_config(source)
+    if not source.is_dir():
+        return load_config(source)
+    from lstm_jax.train.workdir import load_workdir
+
+    return load_workdir(source)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -100,6 +100,30 @@ class LabelledSequences(NamedTuple):
     labels: np.ndarray
     classes: tuple[str, ...]
 
+    def rows(self, chosen: np.ndarray) -> "LabelledSequences":
+        """Some of the sequences, by booleans ``[N]`` or positions."""
+        return self._replace(
+            xs=self.xs[chosen], lengths=self.lengths[chosen], labels=self.labels[chosen]
+        )
+
+    @property
+    def steps(self) -> np.ndarray:
+        """The steps of all sequences without padding, ``[sum of lengths, D]``."""
+        return self.xs[np.arange(self.xs.shape[1]) < self.lengths[:, None]]
+
+
+def last_of_each(labels: np.ndarray, fraction: float) -> np.ndarray:
+    """Booleans ``[N]``, true for the last rows of each label, a share ``fraction`` of them.
+
+    >>> last_of_each(np.array([0, 1, 0, 1, 1]), 0.4).tolist()
+    [False, False, True, False, True]
+    """
+    chosen = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        chosen[rows[len(rows) - round(len(rows) * fraction) :]] = True
+    return chosen
+
 
 def read_ts(path: str | pathlib.Path) -> LabelledSequences:
     """A .ts file: multivariate sequences of different lengths with class labels.

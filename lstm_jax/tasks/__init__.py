@@ -1,24 +1,25 @@
-"""What is learned: data, model, loss and metrics, one file a task."""
+"""What is learned: data, loss and metrics, one file a task.
 
-from lstm_jax.tasks.base import Samples, Task
+The built-in tasks are in ``lstm_jax.config.TASKS``; :func:`lstm_jax.config.task_class` loads one.
+"""
+
+from lstm_jax.config import TASKS, Section, option
+from lstm_jax.tasks.base import Batch, Columns, File, Generates, Metrics, Predicts, Task
 from lstm_jax.tasks.classification import Classification
 from lstm_jax.tasks.forecasting import Forecasting
 from lstm_jax.tasks.next_character import NextCharacter
-from lstm_jax.tasks.options import Section, option
-
-TASKS: dict[str, type] = {
-    "next_character": NextCharacter,
-    "forecasting": Forecasting,
-    "classification": Classification,
-}
-"""Task classes by the name that a config gives them as ``task``."""
 
 __all__ = [
     "TASKS",
+    "Batch",
     "Classification",
+    "Columns",
+    "File",
     "Forecasting",
+    "Generates",
+    "Metrics",
     "NextCharacter",
-    "Samples",
+    "Predicts",
     "Section",
     "Task",
     "option",

@@ -1,180 +1,204 @@
-"""What a task must give, and nothing else: the training loop knows tasks by this alone."""
+"""What a task is: data, loss and metrics.  The training loop knows tasks only by this class."""
 
 import dataclasses
 import functools
+import hashlib
+import json
+import pathlib
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax
+import numpy as np
+from flax import nnx
 
-from lstm_jax.interop.deploy import Function
+from lstm_jax.config import Section
 
 if TYPE_CHECKING:
     import grain
     from matplotlib.figure import Figure
 
-Params = Any
-Carry = Any  # a pytree of arrays [B, ...]; () where batches have nothing to do with one another
-State = Any  # a pytree of arrays [B, ...]: what a model hands from one step in time to the next
-Batch = Mapping[str, Any]  # arrays [B, ...]
-Outputs = dict[str, Any]  # arrays [B, ...] by name
-Figures = dict[str, float]  # figures of merit by name
-
-
-class Model(Protocol):
-    """What computes a task's outputs: the task with its parameters, or what was exported of it."""
-
-    def initial_state(self, rows: int) -> State:
-        """The state where so many sequences begin."""
-        ...
-
-    def sequence(self, state: State, **inputs: Any) -> tuple[State, Outputs]:
-        """The state after a stretch of each sequence, and the outputs."""
-        ...
-
-
-class Task(Protocol):
-    """Something to learn: data, model, loss and metrics.
-
-    A task is a frozen dataclass of config sections (``data``, ``model``); it reads its data
-    when it is made.  One file a task; ``TASKS`` lists them.
-    """
-
-    loss_unit: str  # of the loss, for the axis of its curve
-    unit: str  # what is counted in "per second": "characters", "windows", "sequences"
-    splits: tuple[str, ...]  # what `evaluate` knows; "validation", if there, picks the best
-
-    @property
-    def batch_size(self) -> int:
-        """B, the rows of a training batch."""
-        ...
-
-    @property
-    def units_per_step(self) -> int:
-        """How many of ``unit`` a training batch holds."""
-        ...
-
-    @property
-    def fingerprint(self) -> str:
-        """A digest of the data: a run goes on only where it is what the run began with."""
-        ...
-
-    def batches(self, seed: int) -> "grain.MapDataset":
-        """An endless data set of training batches, the k-th a function of k and the seed."""
-        ...
-
-    def init(self, key: jax.Array) -> Params:
-        """New parameters."""
-        ...
-
-    def initial_carry(self) -> Carry:
-        """What the first training step is handed; each later one gets what the last returned."""
-        ...
-
-    def loss(
-        self, params: Params, carry: Carry, batch: Batch, key: jax.Array
-    ) -> tuple[jax.Array, Carry]:
-        """Mean training loss of a batch (or of a part of its rows), and the new carry."""
-        ...
-
-    @property
-    def functions(self) -> dict[str, Function]:
-        """What the model computes, as it can run alone: ``sequence``, and ``step`` for a stream."""
-        ...
-
-    def initial_state(self, params: Params, rows: int) -> State:
-        """The state where so many sequences begin, arrays ``[rows, ...]``."""
-        ...
-
-    def about(self) -> dict[str, Any]:
-        """What else is needed to run the model alone, as plain values for a JSON file.
-
-        ``scaling`` has, by the name of an input or output, the ``mean`` and ``deviation`` of its
-        last axis; all other entries are the task's own.
-        """
-        ...
-
-    def evaluate(self, params: Params, split: str) -> Figures:
-        """Figures over a whole split; ``"loss"`` is the one by which the best is chosen."""
-        ...
-
-    def score(self, model: Model, split: str) -> Figures:
-        """The figures of :meth:`evaluate` for whatever computes the outputs."""
-        ...
-
-    def baselines(self, split: str) -> dict[str, Figures]:
-        """What simple methods reach on the same split, by their names."""
-        ...
-
-    def pictures(self, params: Params) -> Iterator[tuple[str, "Figure"]]:
-        """Pictures of what was learned, with file names; none is fine."""
-        ...
+Batch = Mapping[str, Any]  # arrays [B, ...] by name
+Metrics = dict[str, float]  # by name
+Columns = dict[str, Any]  # sequences of equal length by name
 
 
 @dataclasses.dataclass(frozen=True)
-class Trained:
-    """A task's model with its parameters."""
+class Task:
+    """Something to learn: a frozen dataclass of config sections.
 
-    task: Any
-    params: Params
+    A subclass defines :meth:`build`, :meth:`batches`, :meth:`loss` and :meth:`evaluate`; the rest
+    has defaults.  The models that it receives are called as the module that it builds: in
+    :meth:`loss` that module in training mode, elsewhere the trained model in evaluation mode with
+    its calls compiled (:class:`lstm_jax.models.Compiled`), or an exported one.
 
-    def initial_state(self, rows: int) -> State:
-        return self.task.initial_state(self.params, rows)
+    A task can also define what :class:`Predicts` and :class:`Generates` ask for.
 
-    def sequence(self, state: State, **inputs: Any) -> tuple[State, Outputs]:
-        return _sequence(self.task, self.params, state, inputs)
+    Attributes:
+      data: the section ``[data]`` of a config.
+      model: the section ``[model]``.
+      unit: what is counted per second, such as ``"characters"``.
+      loss_unit: unit of the loss, for the axis of its curve.
+      splits: what :meth:`evaluate` accepts.  ``"validation"``, if there, chooses the best
+        checkpoint.
 
+    Example:
+      >>> import grain, optax
+      >>> class Parity(Task):
+      ...     unit = "sequences"
+      ...     batch_size = 4
+      ...     def build(self, rngs):
+      ...         return nnx.Linear(2, 1, rngs=rngs)
+      ...     def batches(self, seed):
+      ...         bits = np.random.default_rng(seed).integers(0, 2, (100, 2))
+      ...         rows = {"bits": bits.astype(np.float32), "parity": bits.sum(1) % 2}
+      ...         source = grain.MapDataset.range(100).repeat()
+      ...         return source.map(lambda n: {k: v[n] for k, v in rows.items()}).batch(4)
+      ...     def loss(self, model, carry, batch, rngs):
+      ...         scores = model(batch["bits"])[:, 0]
+      ...         losses = optax.sigmoid_binary_cross_entropy(scores, batch["parity"])
+      ...         return losses.mean(), carry
+      ...     def evaluate(self, model, split):
+      ...         return {"loss": float(self.loss(model, (), self.batches(1)[0], None)[0])}
+      >>> task = Parity()
+      >>> sorted(task.evaluate(task.build(nnx.Rngs(0)), "validation"))
+      ['loss']
+    """
 
-@functools.partial(jax.jit, static_argnames="task")
-def _sequence(
-    task: Any, params: Params, state: State, inputs: dict[str, Any]
-) -> tuple[State, Outputs]:
-    return task.functions["sequence"].apply(params, state, **inputs)
+    data: Section = dataclasses.field(default_factory=Section)
+    model: Section = dataclasses.field(default_factory=Section)
+    unit: ClassVar[str] = "rows"
+    loss_unit: ClassVar[str] = "training objective"
+    splits: ClassVar[tuple[str, ...]] = ("validation",)
+
+    # ---- what a subclass defines ----
+
+    def build(self, rngs: nnx.Rngs) -> nnx.Module:
+        """A new module: a :class:`lstm_jax.models.Model`, or any other."""
+        raise NotImplementedError(f"{type(self).__name__} does not define build")
+
+    def batches(self, seed: int) -> "grain.MapDataset":
+        """An endless data set of training batches, the k-th a function of k and the seed."""
+        raise NotImplementedError(f"{type(self).__name__} does not define batches")
+
+    def loss(self, model: Any, carry: Any, batch: Batch, rngs: nnx.Rngs) -> tuple[jax.Array, Any]:
+        """Mean loss over the rows of a batch (or of one device's part of it), and the new carry.
+
+        Args:
+          model: the module, in training mode.
+          carry: the model's initial carry at the first step (``()`` where it has none), then
+            what the last step returned.
+          batch: arrays ``[B, ...]``.
+          rngs: random streams of this step and device.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define loss")
+
+    def evaluate(self, model: Any, split: str) -> Metrics:
+        """Metrics over a whole split; ``"loss"`` chooses the best checkpoint."""
+        raise NotImplementedError(f"{type(self).__name__} does not define evaluate")
+
+    # ---- what has a default ----
+
+    @property
+    def batch_size(self) -> int:
+        """B, the rows of a training batch; by default ``data.batch_size``."""
+        return self.data.batch_size  # type: ignore[attr-defined]
+
+    @property
+    def units_per_step(self) -> int:
+        """How many of ``unit`` a training batch holds; by default its rows."""
+        return self.batch_size
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of the data: a run resumes only with the data that it began with.
+
+        By default that of the first batch.
+        """
+        digest, first = hashlib.sha256(), self.batches(0)[0]
+        for name, array in sorted(first.items()):  # type: ignore[missing-attribute]
+            digest.update(f"{name} {array.dtype} {array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+    def baselines(self, split: str) -> dict[str, Metrics]:
+        """Metrics that simple methods reach on the same split, by their names."""
+        return {}
+
+    def plots(self, model: Any) -> Iterator[tuple[str, "Figure"]]:
+        """Plots of what was learned, with their file names."""
+        return iter(())
+
+    def metadata(self) -> dict[str, Any]:
+        """What building the model and predicting need to know of the data; plain JSON values.
+
+        It is stored in the run's folder and beside an exported model.  ``scaling`` has, by the
+        name of an input or output, the ``mean`` and ``deviation`` of its last axis; all other
+        entries are the task's own.
+        """
+        return {}
+
+    # ---- what the library does with it ----
+
+    @functools.cached_property
+    def known(self) -> dict[str, Any]:
+        """The metadata: taken from the data, or as a run's folder has stored them.
+
+        A task that reads them here predicts where its training data no longer exist.
+        """
+        return json.loads(json.dumps(self.metadata()))
+
+    @classmethod
+    def restored(cls, known: Mapping[str, Any], **sections: Section) -> Any:
+        """The task of a run from its sections and stored metadata, without reading its data."""
+        task = object.__new__(cls)
+        for name, value in {**sections, "known": dict(known)}.items():
+            object.__setattr__(task, name, value)
+        return task
 
 
 @runtime_checkable
-class Samples(Protocol):
-    """A task that can also write something of its own."""
+class Predicts(Protocol):
+    """A task that predicts on new data."""
 
-    def sample(
-        self, params: Params, prompt: str, length: int, temperature: float, seed: int
-    ) -> str:
-        """The prompt carried on by ``length`` units; of length 0, it is only checked.
+    def predict(self, model: Any, source: pathlib.Path) -> Columns:
+        """Predictions for a file in the format of the training data, as columns of a table.
 
         Raises:
-          UserError: the prompt is none that the task could carry on.
+          UserError: the file is missing or does not fit the training data.
         """
         ...
 
 
-class Inspected(NamedTuple):
-    """What a task's recurrent layers read, to be looked into.
+class File(NamedTuple):
+    """A file that a task has generated.
 
     Attributes:
-      layer: the layers.
-      params: their parameters.
-      xs: their inputs, ``[T, B, D]``.
-      what: what these are, in words.
-      lengths: integers ``[B]``, where rows end early.
-      text: the character behind each input of row 0, where there are characters.
+      name: its name, such as ``"tune.mid"``.
+      content: its bytes.
     """
 
-    layer: Any
-    params: Params
-    xs: jax.Array
-    what: str
-    lengths: Any = None
-    text: str | None = None
+    name: str
+    content: bytes
 
 
 @runtime_checkable
-class Inspects(Protocol):
-    """A task whose recurrent layers can be looked into."""
+class Generates(Protocol):
+    """A task that generates new samples: text, or files."""
 
-    def inspected(self, params: Params, text: str | None = None) -> Inspected:
-        """What the layers read of a text, or of some validation data.
+    def generate(
+        self, model: Any, *, prompt: str, length: int, temperature: float, seed: int
+    ) -> Iterator[str | File]:
+        """A new sample piece by piece, as soon as each is known.
+
+        Args:
+          model: the trained model.
+          prompt: what the sample begins with.
+          length: how many units follow it.
+          temperature: below 1 likelier, above 1 bolder; 0 always takes the likeliest.
+          seed: decides the random choices.
 
         Raises:
-          UserError: the task reads no text, or none such.
+          UserError: the model cannot continue this prompt; raised by the call itself.
         """
         ...

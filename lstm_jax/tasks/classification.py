@@ -1,47 +1,50 @@
-"""Sequence classification: one label for a whole sequence, of whatever length."""
+"""Sequence classification: one label for a whole sequence of any length."""
 
 import dataclasses
 import functools
 import hashlib
+import pathlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import grain
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
 
-from lstm_jax.data import LabelledSequences, fetch, read_ts, shuffled
+from lstm_jax.config import RecurrentConfig, Section, option
+from lstm_jax.data import LabelledSequences, fetch, last_of_each, read_ts, shuffled
 from lstm_jax.errors import UserError
-from lstm_jax.interop.deploy import Function
-from lstm_jax.sequence import LSTM, dropout
-from lstm_jax.sequence.layers import LSTMStates
-from lstm_jax.tasks.base import Batch, Figures, Inspected, Model, Outputs, Params, Trained
-from lstm_jax.tasks.options import Section, option
-from lstm_jax.tasks.recurrent import RecurrentModel
+from lstm_jax.models import Classifier
+from lstm_jax.tasks.base import Batch, Columns, Metrics, Task
+from lstm_jax.tasks.plots import confusion_matrix
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-INSPECTED_SEQUENCES = 32
 
 
 @dataclasses.dataclass(frozen=True)
 class SequencesData(Section):
     """Section ``[data]`` of task ``classification``."""
 
-    train: str = option("japanese_vowels", "japanese_vowels, or the path of a .ts file")
-    test: str = option("japanese_vowels", "japanese_vowels, or the path of a .ts file")
+    train: str = option(
+        "japanese_vowels", "japanese_vowels, or the path of a .ts file",
+        path_or=("japanese_vowels",),
+    )  # fmt: skip
+    test: str = option(
+        "japanese_vowels", "japanese_vowels, or the path of a .ts file",
+        path_or=("japanese_vowels",),
+    )  # fmt: skip
     validation_fraction: float = option(
-        0.0, "share of each class kept from training to choose the best checkpoint by",
+        0.0, "share of each class held out from training to choose the best checkpoint",
         at_least=0, below=1,
     )  # fmt: skip
     batch_size: int = option(32, "sequences a training step", at_least=1)
 
 
 @dataclasses.dataclass(frozen=True)
-class ClassifierModel(RecurrentModel):
+class ClassifierConfig(RecurrentConfig):
     """Section ``[model]`` of task ``classification``."""
 
     pooling: str = option(
@@ -58,27 +61,11 @@ class ClassifierModel(RecurrentModel):
     )
 
 
-class ClassifierState(NamedTuple):
-    """What is known of a sequence after some of its steps.
-
-    Attributes:
-      lstm: the state of each layer.
-      read: what is read of the top layer's outputs so far, their sum or the last; ``[B, H]``.
-      steps: how many steps there were, int32 ``[B]``.
-    """
-
-    lstm: LSTMStates
-    read: jax.Array
-    steps: jax.Array
-
-
 @dataclasses.dataclass(frozen=True)
-class Classification:
-    """Tells the class of a sequence; rows of a batch have their own lengths.
+class Classification(Task):
+    """Predicts the class of a sequence; rows of a batch have lengths of their own.
 
-    Features are standardised with mean and deviation over all training steps.  The top
-    layer's outputs are averaged over a sequence's own steps (or the last of them taken) and
-    mapped to one score a class.
+    Features are standardised with mean and deviation over all training steps.
 
     Raises:
       UserError: a file is missing or broken, or the two files do not fit each other.
@@ -90,22 +77,13 @@ class Classification:
     """
 
     data: SequencesData
-    model: ClassifierModel
+    model: ClassifierConfig
     unit = "sequences"
     loss_unit = "nats a sequence"
 
     def __post_init__(self) -> None:
         train, test = self._files
-        if train.xs.shape[-1] != test.xs.shape[-1]:
-            raise UserError(
-                f"data.test: {self.data.test}: expected {train.xs.shape[-1]} dimensions as in "
-                f"the training file, got {test.xs.shape[-1]}"
-            )
-        if train.classes != test.classes:
-            raise UserError(
-                f"data.test: {self.data.test}: expected the classes {', '.join(train.classes)} "
-                f"of the training file, got {', '.join(test.classes)}"
-            )
+        self._check_format(test, f"data.test: {self.data.test}")
         rows = int((~self._held_out).sum())
         if rows < self.data.batch_size:
             raise UserError(
@@ -114,7 +92,7 @@ class Classification:
             )
         if self.data.validation_fraction and not self._held_out.any():
             raise UserError(
-                f"data.validation_fraction: expected a share that keeps at least one of "
+                f"data.validation_fraction: expected a share that holds out at least one of "
                 f"{len(train.labels)} sequences, got {self.data.validation_fraction}"
             )
         constant = np.flatnonzero(self._moments[1] == 0)
@@ -122,8 +100,10 @@ class Classification:
             raise UserError(f"data.train: {self.data.train}: dimension {constant[0]} is constant")
         self.model.check_layers(train.xs.shape[-1])
 
+    # ---- data ----
+
     @property
-    def splits(self) -> tuple[str, ...]:
+    def splits(self) -> tuple[str, ...]:  # type: ignore[override]
         return ("validation", "test") if self.data.validation_fraction else ("test",)
 
     @functools.cached_property
@@ -138,44 +118,44 @@ class Classification:
     @functools.cached_property
     def _held_out(self) -> np.ndarray:
         """Which sequences of the training file are for validation: the last of each class."""
-        labels = self._files[0].labels
-        held_out = np.zeros(len(labels), bool)
-        for label in np.unique(labels):
-            rows = np.flatnonzero(labels == label)
-            held_out[rows[len(rows) - round(len(rows) * self.data.validation_fraction) :]] = True
-        return held_out
+        return last_of_each(self._files[0].labels, self.data.validation_fraction)
 
-    @functools.cached_property
+    def metadata(self) -> dict[str, Any]:
+        """``classes`` in the order of the logits, and the ``scaling`` of the features."""
+        train = self._files[0]
+        steps = train.rows(~self._held_out).steps.astype(np.float64)
+        mean, deviation = steps.mean(0), np.where(np.ptp(steps, 0) > 0, steps.std(0), 0.0)
+        scaling = {"xs": {"mean": mean.tolist(), "deviation": deviation.tolist()}}
+        return {"classes": list(train.classes), "scaling": scaling}
+
+    @property
     def _moments(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and deviation of each dimension, over all steps to train on."""
-        train = self._files[0]
-        valid = np.arange(train.xs.shape[1]) < train.lengths[:, None]
-        steps = train.xs[valid & ~self._held_out[:, None]].astype(np.float64)
-        return steps.mean(0), np.where(np.ptp(steps, 0) > 0, steps.std(0), 0.0)
+        scaling = self.known["scaling"]["xs"]
+        return np.array(scaling["mean"]), np.array(scaling["deviation"])
+
+    def _check_format(self, sequences: LabelledSequences, name: str) -> None:
+        size, classes = len(self._moments[0]), self.known["classes"]
+        if sequences.xs.shape[-1] != size:
+            raise UserError(
+                f"{name}: expected {size} dimensions as in the training file, "
+                f"got {sequences.xs.shape[-1]}"
+            )
+        if list(sequences.classes) != classes:
+            raise UserError(
+                f"{name}: expected the classes {', '.join(classes)} of the training file, "
+                f"got {', '.join(sequences.classes)}"
+            )
+
+    def _standardised(self, sequences: LabelledSequences) -> LabelledSequences:
+        mean, deviation = self._moments
+        return sequences._replace(xs=((sequences.xs - mean) / deviation).astype(np.float32))
 
     @functools.cached_property
     def _splits(self) -> dict[str, LabelledSequences]:
         train, test = self._files
-        mean, deviation = self._moments
-
-        def rows(sequences: LabelledSequences, chosen: np.ndarray) -> LabelledSequences:
-            return sequences._replace(
-                xs=sequences.xs[chosen],
-                lengths=sequences.lengths[chosen],
-                labels=sequences.labels[chosen],
-            )
-
-        return {
-            name: split._replace(xs=((split.xs - mean) / deviation).astype(np.float32))
-            for name, split in {
-                "train": rows(train, ~self._held_out),
-                "validation": rows(train, self._held_out),
-                "test": test,
-            }.items()
-        }
-
-    def _split(self, name: str) -> LabelledSequences:
-        return self._splits[name]
+        splits = {"train": train.rows(~self._held_out), "validation": train.rows(self._held_out)}
+        return {name: self._standardised(x) for name, x in {**splits, "test": test}.items()}
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -185,170 +165,67 @@ class Classification:
                 digest.update(array.tobytes())
         return digest.hexdigest()
 
-    @property
-    def batch_size(self) -> int:
-        return self.data.batch_size
-
-    @property
-    def units_per_step(self) -> int:
-        return self.data.batch_size
-
-    @property
-    def _lstm(self) -> LSTM:
-        return self.model.layers
-
     def batches(self, seed: int) -> grain.MapDataset:
-        train = self._split("train")
+        train = self._splits["train"]
         arrays = {"xs": train.xs, "lengths": train.lengths, "labels": train.labels}
         return shuffled(arrays, self.data.batch_size, seed)
 
-    def init(self, key: jax.Array) -> Params:
-        """``lstm``, ``w`` ``(H, classes)``, ``b``."""
-        lstm_key, key = jax.random.split(key)
-        train = self._split("train")
-        shape = (self._lstm.output_size, len(train.classes))
-        return {
-            "lstm": self._lstm.init(lstm_key, train.xs.shape[-1]),
-            "w": jax.nn.initializers.glorot_uniform()(key, shape),
-            "b": jnp.zeros(shape[-1]),
-        }
+    # ---- model and loss ----
 
-    def initial_carry(self) -> tuple:
-        return ()
+    def build(self, rngs: nnx.Rngs) -> Classifier:
+        options = self.model
+        return Classifier(
+            len(self._moments[0]), len(self.known["classes"]), options.hidden_size,
+            options.num_layers, cell=options.cell_factory, pooling=options.pooling,
+            dropout=options.dropout, dtype=options.dtype, rngs=rngs,
+        )  # fmt: skip
 
-    def logits(
-        self, params: Params, xs: jax.Array, lengths: jax.Array, key: jax.Array | None = None
-    ) -> jax.Array:
-        """Scores of the classes.
-
-        Args:
-          params: as from :meth:`init`.
-          xs: standardised, ``[B, T, D]``; what lies past a row's length has no influence.
-          lengths: integers from 1 to T, ``[B]``.
-          key: random key for noise and dropout; None for neither.
-
-        Returns:
-          ``[B, classes]``.
-        """
-        state = self.initial_state(params, len(xs))
-        return self.read(params, state, xs, lengths, key)[1]["logits"]
-
-    def initial_state(self, params: Params, rows: int) -> ClassifierState:
-        """The state of sequences of which nothing was read."""
-        return ClassifierState(
-            lstm=self._lstm.initial_state(params["lstm"], (rows,)),
-            read=jnp.zeros((rows, self._lstm.output_size)),
-            steps=jnp.zeros(rows, jnp.int32),
-        )
-
-    def read(
-        self,
-        params: Params,
-        state: ClassifierState,
-        xs: jax.Array,
-        lengths: jax.Array,
-        key: jax.Array | None = None,
-    ) -> tuple[ClassifierState, Outputs]:
-        """Some more steps of each sequence: the state after them, and ``logits`` of all so far.
-
-        Arguments are those of :meth:`logits`, lengths from 0 to T.
-        """
-        noise_key, lstm_key, key = [None] * 3 if key is None else jax.random.split(key, 3)
-        if noise_key is not None:
-            xs = xs + self.model.input_noise * jax.random.normal(noise_key, xs.shape)
-        lstm, ys = self._lstm.apply(
-            params["lstm"], xs.swapaxes(0, 1), state.lstm, lengths=lengths, key=lstm_key
-        )
-        ys, steps = ys.astype(jnp.float32), state.steps + lengths
-        if self.model.pooling == "mean":
-            read = state.read + ys.sum(0)  # outputs past a row's end are zero
-            pooled = read / jnp.maximum(steps, 1)[:, None]
-        else:
-            last = jnp.take_along_axis(ys, jnp.maximum(lengths - 1, 0)[None, :, None], 0)[0]
-            pooled = read = jnp.where(lengths[:, None] > 0, last, state.read)
-        logits = dropout(pooled, self.model.dropout, key) @ params["w"] + params["b"]
-        return ClassifierState(lstm, read, steps), {"logits": logits}
-
-    def loss(
-        self, params: Params, carry: tuple, batch: Batch, key: jax.Array
-    ) -> tuple[jax.Array, tuple]:
-        logits = self.logits(params, batch["xs"], batch["lengths"], key)
-        targets = jax.nn.one_hot(batch["labels"], logits.shape[-1])
+    def loss(self, model: Any, carry: Any, batch: Batch, rngs: nnx.Rngs) -> tuple[jax.Array, Any]:
+        xs, lengths, labels = batch["xs"], batch["lengths"], batch["labels"]
+        xs = xs + self.model.input_noise * jax.random.normal(rngs.noise(), xs.shape)
+        first = model.initial_carry(len(xs))
+        _, outputs = model(first, xs=xs, lengths=lengths, rngs=rngs)
+        targets = jax.nn.one_hot(labels, len(self.known["classes"]))
         targets = optax.smooth_labels(targets, self.model.label_smoothing)
-        return optax.softmax_cross_entropy(logits, targets).mean(), carry
+        return optax.softmax_cross_entropy(outputs["logits"], targets).mean(), carry
 
-    @property
-    def functions(self) -> dict[str, Function]:
-        size = self._split("train").xs.shape[-1]
-        return {
-            name: Function(
-                self.read, {"xs": (f"b, {steps}, {size}", "float32"), "lengths": ("b", "int32")}
-            )
-            for name, steps in {"step": "1", "sequence": "t"}.items()
-        }
+    # ---- metrics ----
 
-    def about(self) -> dict[str, Any]:
-        """``classes`` in the order of the logits, and the ``scaling`` of what is read."""
-        mean, deviation = self._moments
-        scaling = {"xs": {"mean": mean.tolist(), "deviation": deviation.tolist()}}
-        return {"classes": list(self._split("train").classes), "scaling": scaling}
-
-    def evaluate(self, params: Params, split: str) -> Figures:
+    def evaluate(self, model: Any, split: str) -> Metrics:
         """``loss`` in nats and ``accuracy`` in percent."""
-        return self.score(Trained(self, params), split)
-
-    def score(self, model: Model, split: str) -> Figures:
-        sequences = self._split(split)
+        sequences = self._splits[split]
         logits = _logits(model, sequences)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, sequences.labels)
         right = logits.argmax(-1) == sequences.labels
         return {"loss": float(losses.mean()), "accuracy": 100.0 * float(right.mean())}
 
-    def baselines(self, split: str) -> dict[str, Figures]:
-        commonest = np.bincount(self._split("train").labels).argmax()
-        share = float((self._split(split).labels == commonest).mean())
+    def predict(self, model: Any, source: pathlib.Path) -> Columns:
+        """The likeliest class of each sequence of a .ts file, and the probability of each class."""
+        sequences = read_ts(source)
+        self._check_format(sequences, str(source))
+        logits = _logits(model, self._standardised(sequences))
+        probabilities = np.asarray(jax.nn.softmax(logits))
+        classes = self.known["classes"]
+        return {
+            "sequence": np.arange(1, len(logits) + 1),
+            "class": [classes[n] for n in logits.argmax(-1)],
+            **{f"probability {c}": probabilities[:, n] for n, c in enumerate(classes)},
+        }
+
+    def baselines(self, split: str) -> dict[str, Metrics]:
+        commonest = np.bincount(self._splits["train"].labels).argmax()
+        share = float((self._splits[split].labels == commonest).mean())
         return {"always the commonest class": {"accuracy": 100.0 * share}}
 
-    def inspected(self, params: Params, text: str | None = None) -> Inspected:
-        """The first sequences of the validation split, or of the test split."""
-        if text is not None:
-            raise UserError("--text: task classification reads no text")
-        sequences = self._split(self.splits[0])
-        lengths = sequences.lengths[:INSPECTED_SEQUENCES]
-        xs = jnp.asarray(sequences.xs[: len(lengths)]).swapaxes(0, 1)
-        what = f"{len(lengths)} sequences of the {self.splits[0]} split"
-        return Inspected(self._lstm, params["lstm"], xs, what, lengths=lengths)
-
-    def pictures(self, params: Params) -> Iterator[tuple[str, "Figure"]]:
+    def plots(self, model: Any) -> Iterator[tuple[str, "Figure"]]:
         """The confusion matrix of the test split."""
-        from matplotlib.figure import Figure
-
-        test = self._split("test")
-        guesses = _logits(Trained(self, params), test).argmax(-1)
+        test = self._splits["test"]
         counts = np.zeros((len(test.classes),) * 2, int)
-        np.add.at(counts, (test.labels, guesses), 1)
-        shares = counts / counts.sum(1, keepdims=True).clip(min=1)
-        figure = Figure(figsize=(6, 5.4), layout="constrained")
-        axes = figure.subplots()
-        image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-        for (row, column), count in np.ndenumerate(counts):
-            if count:
-                dark = shares[row, column] > 0.5
-                axes.text(
-                    column, row, str(count), ha="center", va="center",
-                    color="white" if dark else "black",
-                )  # fmt: skip
-        axes.set_xticks(range(len(test.classes)), test.classes)
-        axes.set_yticks(range(len(test.classes)), test.classes)
-        axes.set_xlabel("told class")
-        axes.set_ylabel("true class")
-        right = 100 * np.trace(counts) / counts.sum()
-        axes.set_title(f"test split: {right:.2f} % of {counts.sum()} sequences right")
-        figure.colorbar(image, label="share of the true class")
-        yield "confusion", figure
+        np.add.at(counts, (test.labels, _logits(model, test).argmax(-1)), 1)
+        yield "confusion", confusion_matrix(counts, test.classes)
 
 
-def _logits(model: Model, sequences: LabelledSequences) -> np.ndarray:
-    state = model.initial_state(len(sequences.labels))
-    _, outputs = model.sequence(state, xs=sequences.xs, lengths=sequences.lengths)
+def _logits(model: Any, sequences: LabelledSequences) -> np.ndarray:
+    first = model.initial_carry(len(sequences.labels))
+    _, outputs = model(first, xs=sequences.xs, lengths=sequences.lengths)
     return np.asarray(outputs["logits"])

@@ -1,7 +1,6 @@
-"""Training from a config: the loop, its optimizer, checkpoints and figures."""
+"""Training: the loop, its optimizer, checkpoints and metrics."""
 
-from lstm_jax.train.checkpoint import Checkpoints
-from lstm_jax.train.config import (
+from lstm_jax.config import (
     Config,
     OptimizerConfig,
     TrainConfig,
@@ -10,13 +9,14 @@ from lstm_jax.train.config import (
     sections_for,
     write_config,
 )
+from lstm_jax.train.checkpoint import Checkpoints
 from lstm_jax.train.devices import data_mesh
-from lstm_jax.train.export import export_run
 from lstm_jax.train.inspection import inspect_run
-from lstm_jax.train.loop import Stopped, best_params, evaluate, train
+from lstm_jax.train.loop import Stopped, best_model, config_of, evaluate, train
 from lstm_jax.train.metrics import read_metrics
 from lstm_jax.train.optimizer import build_optimizer, build_schedule
 from lstm_jax.train.report import Report
+from lstm_jax.train.run import Run, load_run
 from lstm_jax.train.step import TrainState, build_step, init_state
 from lstm_jax.train.workdir import load_workdir
 
@@ -25,20 +25,22 @@ __all__ = [
     "Config",
     "OptimizerConfig",
     "Report",
+    "Run",
     "Stopped",
     "TrainConfig",
     "TrainState",
-    "best_params",
+    "best_model",
     "build_optimizer",
     "build_schedule",
     "build_step",
+    "config_of",
     "data_mesh",
     "differing_keys",
     "evaluate",
-    "export_run",
     "init_state",
     "inspect_run",
     "load_config",
+    "load_run",
     "load_workdir",
     "read_metrics",
     "sections_for",

@@ -1,24 +1,30 @@
 """A report on what the layers of a trained run do."""
 
+import contextlib
 import html
 import pathlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
+from flax import nnx
 
-from lstm_jax.data import read_text
+from lstm_jax.config import Config
 from lstm_jax.errors import UserError
 from lstm_jax.inspect.report import Section, facts, look_into, page, picture
-from lstm_jax.tasks.base import Inspects, Task
-from lstm_jax.train.config import Config
-from lstm_jax.train.loop import best_params
+from lstm_jax.nnx import Stack
+from lstm_jax.tasks.base import Predicts, Task
+from lstm_jax.train.loop import best_model
 from lstm_jax.train.metrics import loss_curve, read_metrics
 from lstm_jax.train.workdir import CONFIG_FILE
 
 REPORT_FILE = "inspect.html"
+ROWS, STEPS = 32, 4000  # of what a layer reads, in a report
 
 
 def inspect_run(
-    config: Config, task: Task, workdir: pathlib.Path, text: pathlib.Path | None = None
+    config: Config, task: Task, workdir: pathlib.Path, file: pathlib.Path | None = None
 ) -> pathlib.Path:
     """Writes ``inspect.html`` into a run's folder: one page that needs no other file.
 
@@ -26,32 +32,32 @@ def inspect_run(
       config: the run.
       task: its task.
       workdir: its folder.
-      text: a UTF-8 file for a task that reads text; None for some of its validation data.
+      file: data for the task's ``predict``; None for some of its first evaluation split.
 
     Returns:
       The path of the page.
 
     Raises:
-      UserError: there is no checkpoint, matplotlib is not installed, the task cannot be looked
-        into or reads no text, or the text is too short or has unknown characters.
+      UserError: there is no checkpoint, matplotlib is not installed, the model has no recurrent
+        layers of this library, or the task cannot read the file.
     """
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise UserError(
-            "inspect draws pictures, but matplotlib is not installed (pip install 'lstm_jax[plot]')"
+            "inspect draws plots, but matplotlib is not installed (pip install 'lstm_jax[plot]')"
         ) from error
-    if not isinstance(task, Inspects):
-        raise UserError(f"{workdir}: task {config.task} does not show its layers")
-    params, step = best_params(config, task, workdir)
-    seen = task.inspected(params, None if text is None else _text(text))
+    model, step = best_model(config, task, workdir)
+    seen = recurrent_inputs(task, model.module, file)
 
+    parameters = jax.tree.leaves(nnx.state(model.module, nnx.Param))
     rows = {
         "folder": str(workdir),
         "task": config.task,
         "checkpoint": f"step {step:,} of {config.train.num_steps:,}, the best",
-        "parameters": f"{sum(leaf.size for leaf in jax.tree.leaves(params)):,}",
-        "read here": seen.what if text is None else f"{seen.what} of {text}",
+        "parameters": f"{sum(leaf.size for leaf in parameters):,}",
+        "read here": f"{seen.xs.shape[0]:,} steps of {seen.xs.shape[1]} sequences of "
+        f"{f'the {task.splits[0]} split' if file is None else file}",
     }
     curve = loss_curve(
         read_metrics(workdir / "metrics.jsonl"),
@@ -70,8 +76,109 @@ def inspect_run(
     return path
 
 
-def _text(path: pathlib.Path) -> str:
+# ---- what the recurrent layers read ----
+
+
+class Seen(NamedTuple):
+    """What a model's first recurrent layers read in one call.
+
+    Attributes:
+      layer: the functional layers.
+      params: their parameters.
+      xs: their inputs, ``[T, B, D]``.
+      lengths: integers ``[B]``, where rows end early.
+      text: the character behind each input of row 0, where the model reads characters.
+    """
+
+    layer: Any
+    params: Any
+    xs: jax.Array
+    lengths: Any = None
+    text: str | None = None
+
+
+class Call(NamedTuple):
+    """A call of a layer of :mod:`lstm_jax.nnx`."""
+
+    layer: Stack
+    xs: jax.Array
+    options: dict[str, Any]
+
+
+class _Done(Exception):  # noqa: N818 - not an error: enough was read
+    """Ends an evaluation after its first call of the model."""
+
+
+def recurrent_inputs(task: Task, module: nnx.Module, file: pathlib.Path | None = None) -> Seen:
+    """What the first recurrent layers of a module read of a file, or of an evaluation split.
+
+    The task reads the data as for :meth:`Task.evaluate` (or ``predict``), up to the model's first
+    call, and the inputs of the module's first :class:`lstm_jax.nnx.Stack` are recorded on the way.
+
+    Args:
+      task: the task.
+      module: its model in evaluation mode.
+      file: data for the task's ``predict``; None for its first evaluation split.
+
+    Raises:
+      UserError: the model has no such layers, or the task cannot read the file.
+    """
+    calls: list[tuple[dict[str, Any], Call]] = []
+
+    class Reader:
+        """The module, called once."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(module, name)
+
+        def __call__(self, *args: Any, **inputs: Any) -> Any:
+            with _recorded() as layers:
+                module(*args, **inputs)
+            calls.extend((inputs, call) for call in layers)
+            raise _Done
+
+    with contextlib.suppress(_Done):
+        if file is None:
+            task.evaluate(Reader(), task.splits[0])
+        elif isinstance(task, Predicts):
+            task.predict(Reader(), file)
+        else:
+            raise UserError(f"{file}: task {type(task).__name__} does not read new data")
+    if not calls:
+        raise UserError(f"{type(module).__name__} has no layers of lstm_jax.nnx to inspect")
+    inputs, (layer, xs, options) = calls[0]
+    time_major = options.get("time_major")
+    xs = xs if (layer.time_major if time_major is None else time_major) else xs.swapaxes(0, 1)
+    lengths = options.get("seq_lengths")
+    return Seen(
+        layer.layer,
+        layer.params,
+        xs[:STEPS, :ROWS],
+        None if lengths is None else np.minimum(lengths[:ROWS], STEPS),
+        _characters(task, inputs),
+    )
+
+
+@contextlib.contextmanager
+def _recorded() -> Iterator[list[Call]]:
+    """Collects every call of a layer of :mod:`lstm_jax.nnx`."""
+    calls: list[Call] = []
+    original = Stack.__call__
+
+    def call(self: Stack, xs: jax.Array, **options: Any) -> Any:
+        calls.append(Call(self, xs, options))
+        return original(self, xs, **options)
+
+    Stack.__call__ = call  # type: ignore[method-assign]
     try:
-        return read_text(path)
-    except UserError as error:
-        raise UserError(f"--text: {error}") from error
+        yield calls
+    finally:
+        Stack.__call__ = original  # type: ignore[method-assign]
+
+
+def _characters(task: Task, inputs: dict[str, Any]) -> str | None:
+    """The characters of row 0, where the model reads tokens of a vocabulary of characters."""
+    vocabulary = task.known.get("vocabulary")
+    if "tokens" not in inputs or not isinstance(vocabulary, str):
+        return None
+    return "".join(vocabulary[token] for token in np.asarray(inputs["tokens"])[0, :STEPS])

@@ -12,24 +12,28 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from lstm_jax.config import Config, OptimizerConfig, TrainConfig, task_name
 from lstm_jax.errors import UserError
-from lstm_jax.tasks.base import Figures, Params, Samples, Task
+from lstm_jax.models import Compiled
+from lstm_jax.tasks.base import Generates, Metrics, Task
 from lstm_jax.train.checkpoint import Checkpoints
-from lstm_jax.train.config import Config
 from lstm_jax.train.devices import AXIS, data_mesh
 from lstm_jax.train.metrics import MetricsLog, loss_curve, read_metrics
 from lstm_jax.train.optimizer import build_optimizer, build_schedule
 from lstm_jax.train.report import Clock, Report
 from lstm_jax.train.step import (
-    StepFigures,
+    StepMetrics,
     TrainState,
+    abstract_state,
     build_step,
     init_state,
     state_shardings,
+    trained_model,
 )
 from lstm_jax.train.workdir import claimed
 
 VALIDATION_LOSS = "validation/loss"
+SAMPLES = "samples"  # folder of a run for files that its task generates
 
 
 class Stopped(Exception):  # noqa: N818 - no error: the user asked for it
@@ -42,46 +46,72 @@ class Stopped(Exception):  # noqa: N818 - no error: the user asked for it
 
 @dataclasses.dataclass
 class _Sums:
-    """What has been summed up since the last line of figures; part of a checkpoint."""
+    """Sums over the steps since the last line of metrics; part of a checkpoint."""
 
     steps: int = 0
     loss: float = 0.0
     grad_norm: float = 0.0
 
-    def add(self, figures: StepFigures) -> None:
+    def add(self, metrics: StepMetrics) -> None:
         self.steps += 1
-        self.loss += float(figures.loss)
-        self.grad_norm += float(figures.grad_norm)
+        self.loss += float(metrics.loss)
+        self.grad_norm += float(metrics.grad_norm)
 
 
-def train(config: Config, workdir: pathlib.Path, report: Report) -> dict[str, Figures]:
+def train(
+    what: Config | Task,
+    workdir: str | pathlib.Path,
+    report: Report | None = None,
+    *,
+    optimizer: OptimizerConfig | None = None,
+    options: TrainConfig | None = None,
+) -> dict[str, Metrics]:
     """Trains from the start, or from the last checkpoint in ``workdir``, to the end.
 
-    A run that was stopped anywhere, killed included, and is taken up again gives bit for
-    bit the figures and parameters of one that never stopped (on as many devices).
+    A run that was stopped anywhere, even killed, and is resumed gives bit for bit the metrics and
+    parameters of one that never stopped (on as many devices).
 
     Args:
-      config: the run.
-      workdir: its folder.
-      report: where it tells how it goes.
+      what: the config of a run, or a task.
+      workdir: the run's folder.
+      report: receives progress and results; by default the console.
+      optimizer: section ``[optimizer]``, where a task is given.
+      options: section ``[train]``, where a task is given.
 
     Returns:
-      The best checkpoint's figures by split, as in ``results.json``.
+      The best checkpoint's metrics by split, as in ``results.json``.
 
     Raises:
       UserError: the folder belongs to another run or process, the data have changed, or the
         loss is not finite.
       Stopped: SIGINT or SIGTERM came; the step was finished and all is saved.
     """
+    workdir, report = pathlib.Path(workdir), report or Report()
+    if isinstance(what, Config):
+        config, task = what, what.build_task()
+    else:
+        config, task = config_of(what, optimizer, options), what
     # Before the folder is claimed: a config that cannot run must not take it.
-    task = config.build_task()
     data_mesh(task.batch_size, config.train.num_devices)
-    if isinstance(task, Samples) and config.train.sample_length:
-        # A prompt that cannot be encoded is told now and not at the end.
-        task.sample(None, config.train.sample_prompt, 0, 1.0, 0)
-    with claimed(workdir, config):
+    if isinstance(task, Generates) and config.train.sample_length:
+        # A prompt that the task cannot continue is reported now and not at the end.
+        task.generate(None, prompt=config.train.sample_prompt, length=0, temperature=1.0, seed=0)
+    with claimed(workdir, config, task.known):
         _run_steps(config, task, workdir, report)
         return evaluate(config, task, workdir, report)
+
+
+def config_of(
+    task: Task, optimizer: OptimizerConfig | None = None, options: TrainConfig | None = None
+) -> Config:
+    """The config that describes the training of a task."""
+    return Config(
+        task_name(type(task)),
+        task.data,
+        task.model,
+        optimizer or OptimizerConfig(),
+        options or TrainConfig(),
+    )
 
 
 def _run_steps(config: Config, task: Task, workdir: pathlib.Path, report: Report) -> None:
@@ -89,9 +119,8 @@ def _run_steps(config: Config, task: Task, workdir: pathlib.Path, report: Report
     mesh = data_mesh(task.batch_size, options.num_devices)
     schedule = build_schedule(config.optimizer, options.num_steps)
     optimizer = build_optimizer(config.optimizer, schedule)
-    take_step = build_step(task, optimizer, schedule, config.optimizer.ema_decay, mesh)
-
-    state = init_state(task, optimizer, config.optimizer.ema_decay > 0, options.seed)
+    graph, state = init_state(task, optimizer, config.optimizer.ema_decay > 0, options.seed)
+    take_step = build_step(task, graph, optimizer, schedule, config.optimizer.ema_decay, mesh)
     state = jax.device_put(state, state_shardings(state, mesh))
     batches = iter(task.batches(options.seed).to_iter_dataset())
     sums, loss = _Sums(), None  # loss: of the validation split, if taken at this step
@@ -102,7 +131,7 @@ def _run_steps(config: Config, task: Task, workdir: pathlib.Path, report: Report
         state, meta = restored
         batches.set_state(meta["data"])
         sums = _Sums(**meta["sums"])
-        report.say(f"going on from step {int(state.step)} in {workdir}")
+        report.say(f"resuming from step {int(state.step)} in {workdir}")
 
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     report.say(
@@ -138,22 +167,22 @@ def _run_steps(config: Config, task: Task, workdir: pathlib.Path, report: Report
         for step in range(int(state.step) + 1, options.num_steps + 1):
             batch = jax.device_put(next(batches), rows)
             clock.start()
-            state, figures = take_step(state, batch)
-            figures = jax.device_get(figures)
+            state, metrics = take_step(state, batch)
+            metrics = jax.device_get(metrics)
             clock.stop()
-            if not (math.isfinite(figures.loss) and math.isfinite(figures.grad_norm)):
-                raise diverged(step, f"loss {figures.loss}, gradient norm {figures.grad_norm}")
-            sums.add(figures)
+            if not (math.isfinite(metrics.loss) and math.isfinite(metrics.grad_norm)):
+                raise diverged(step, f"loss {metrics.loss}, gradient norm {metrics.grad_norm}")
+            sums.add(metrics)
 
             last = step == options.num_steps
             logged = last or step % options.log_every == 0
-            line = _progress_line(task, options.num_steps, step, figures, clock)
+            line = _progress_line(task, options.num_steps, step, metrics, clock)
             report.progress(line, lasting=logged)
             if logged:
                 means = {
                     "train/loss": sums.loss / sums.steps,
                     "train/grad_norm": sums.grad_norm / sums.steps,
-                    "learning_rate": float(figures.learning_rate),
+                    "learning_rate": float(metrics.learning_rate),
                 }
                 log.write(step, means)
                 log.board(step, {f"{task.unit} per second": clock.units_per_second})
@@ -161,7 +190,7 @@ def _run_steps(config: Config, task: Task, workdir: pathlib.Path, report: Report
 
             loss, better = None, False
             if "validation" in task.splits and (last or step % options.eval_every == 0):
-                validation = task.evaluate(_on_one_device(state), "validation")
+                validation = task.evaluate(_on_one_device(graph, state), "validation")
                 loss = validation["loss"]
                 if not math.isfinite(loss):
                     raise diverged(step, f"validation loss {loss}")
@@ -176,26 +205,27 @@ def _run_steps(config: Config, task: Task, workdir: pathlib.Path, report: Report
                 report.end_progress()
                 report.say(
                     f"stopped after step {step} of {options.num_steps}; all is saved; "
-                    f"go on with: lstm-jax train {workdir}"
+                    f"resume with: lstm-jax train {workdir}"
                 )
                 raise Stopped(signals[0])
         report.end_progress()
 
 
 def _progress_line(
-    task: Task, num_steps: int, step: int, figures: StepFigures, clock: Clock
+    task: Task, num_steps: int, step: int, metrics: StepMetrics, clock: Clock
 ) -> str:
     return (
-        f"step {step}/{num_steps} | loss {figures.loss:.4f} | "
-        f"learning rate {figures.learning_rate:.2e} | "
+        f"step {step}/{num_steps} | loss {metrics.loss:.4f} | "
+        f"learning rate {metrics.learning_rate:.2e} | "
         f"{clock.units_per_second:,.0f} {task.unit}/s | {clock.left(num_steps - step)} left"
     )
 
 
-def _on_one_device(state: TrainState) -> Params:
-    """The parameters to evaluate; every device has them, and one is enough."""
+def _on_one_device(graph: Any, state: TrainState) -> Compiled:
+    """The model to evaluate; every device has its parameters, and one is enough."""
     device = next(iter(state.step.devices()))
-    return jax.device_put(jax.device_get(state.evaluated), device)
+    needed = state._replace(opt_state=(), carry=())
+    return trained_model(graph, jax.device_put(jax.device_get(needed), device))
 
 
 @contextlib.contextmanager
@@ -233,8 +263,16 @@ def _refuse_other_data(checkpoints: Checkpoints, task: Task, workdir: pathlib.Pa
         return
 
 
-def best_params(config: Config, task: Task, workdir: pathlib.Path) -> tuple[Params, int]:
-    """The parameters of a run's best checkpoint, and its step.
+def best_model(
+    config: Config, task: Task, workdir: pathlib.Path, *, check_data: bool = True
+) -> tuple[Compiled, int]:
+    """The model of a run's best checkpoint in evaluation mode, and the checkpoint's step.
+
+    Args:
+      config: the run.
+      task: its task.
+      workdir: its folder.
+      check_data: whether the data must be those that the run began with.
 
     Raises:
       UserError: there is no checkpoint, it is damaged, or the data have changed.
@@ -242,8 +280,7 @@ def best_params(config: Config, task: Task, workdir: pathlib.Path) -> tuple[Para
     if not (workdir / "checkpoints").is_dir():
         raise UserError(f"{workdir}: no checkpoint yet")
     optimizer = build_optimizer(config.optimizer, lambda step: 0.0)
-    ema = config.optimizer.ema_decay > 0
-    like = jax.eval_shape(lambda: init_state(task, optimizer, ema, config.train.seed))
+    graph, like = abstract_state(task, optimizer, config.optimizer.ema_decay > 0)
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), like)
     checkpoints = Checkpoints(workdir / "checkpoints", config.train.keep_checkpoints)
@@ -251,56 +288,82 @@ def best_params(config: Config, task: Task, workdir: pathlib.Path) -> tuple[Para
         step = checkpoints.best_step()
         if step is None:
             raise UserError(f"{workdir}: no checkpoint yet")
-        _refuse_other_data(checkpoints, task, workdir)
+        if check_data:
+            _refuse_other_data(checkpoints, task, workdir)
         state, _ = checkpoints.restore(step, like)
-    return state.evaluated, step
+    return trained_model(graph, state), step
 
 
 def evaluate(
     config: Config, task: Task, workdir: pathlib.Path, report: Report
-) -> dict[str, Figures]:
-    """Figures of the best checkpoint beside those of simple methods, pictures, a sample.
+) -> dict[str, Metrics]:
+    """Metrics of the best checkpoint beside those of simple methods, plots, a sample.
 
     Writes ``results.json`` and ``plots/*.png`` into the run's folder.
 
     Returns:
-      The figures by split.
+      The metrics by split.
     """
-    params, step = best_params(config, task, workdir)
+    model, step = best_model(config, task, workdir)
     results: dict[str, Any] = {"step": step}
     baselines = {split: task.baselines(split) for split in task.splits}
     for split in task.splits:
-        results[split] = task.evaluate(params, split)
+        results[split] = task.evaluate(model, split)
         rows = {f"this run, step {step}": results[split], **baselines[split]}
-        report.figures(f"{split} split", rows)
+        report.metrics(f"{split} split", rows)
     (workdir / "results.json").write_text(json.dumps(results, indent=2) + "\n", "utf-8")
     # The curve shows the validation loss, where there is one.
-    for path in _draw(task, params, workdir, baselines.get("validation", {}), report):
-        report.say(f"drew {path}")
-    if isinstance(task, Samples) and config.train.sample_length:
-        options = config.train
-        report.say(f"\na sample of {options.sample_length} {task.unit}:\n")
-        how = (options.sample_prompt, options.sample_length, options.sample_temperature, 0)
-        report.say(task.sample(params, *how) + "\n")
+    for path in _plot(task, model, workdir, baselines.get("validation", {}), report):
+        report.say(f"plotted {path}")
+    if isinstance(task, Generates) and config.train.sample_length:
+        _generate_sample(task, model, config.train, task.unit, workdir, report)
     return {split: results[split] for split in task.splits}
 
 
-def _draw(
-    task: Task,
-    params: Params,
+def _generate_sample(
+    task: Generates,
+    model: Compiled,
+    options: TrainConfig,
+    unit: str,
     workdir: pathlib.Path,
-    baselines: dict[str, Figures],
+    report: Report,
+) -> None:
+    """One sample: text is printed, files go to the run's folder."""
+    text = ""
+    for piece in task.generate(
+        model,
+        prompt=options.sample_prompt,
+        length=options.sample_length,
+        temperature=options.sample_temperature,
+        seed=0,
+    ):
+        if isinstance(piece, str):
+            text += piece
+        else:
+            (workdir / SAMPLES).mkdir(exist_ok=True)
+            (workdir / SAMPLES / piece.name).write_bytes(piece.content)
+            report.say(f"generated {workdir / SAMPLES / piece.name}")
+    if text:
+        report.say(f"\na sample of {options.sample_length} {unit}:\n")
+        report.say(text + "\n")
+
+
+def _plot(
+    task: Task,
+    model: Compiled,
+    workdir: pathlib.Path,
+    baselines: dict[str, Metrics],
     report: Report,
 ) -> Iterator[pathlib.Path]:
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        report.warn("no pictures: matplotlib is not installed (pip install 'lstm_jax[plot]')")
+        report.warn("no plots: matplotlib is not installed (pip install 'lstm_jax[plot]')")
         return
     plots = workdir / "plots"
     plots.mkdir(exist_ok=True)
     curve = loss_curve(read_metrics(workdir / "metrics.jsonl"), task.loss_unit, baselines)
-    for name, figure in (*task.pictures(params), ("loss", curve)):
+    for name, figure in (*task.plots(model), ("loss", curve)):
         path = plots / f"{name}.png"
         figure.savefig(path, dpi=120)
         yield path

@@ -57,7 +57,7 @@ class MetricsLog:
         self.board(step, figures)
 
     def board(self, step: int, figures: Mapping[str, float]) -> None:
-        """Figures for TensorBoard alone."""
+        """Metrics for TensorBoard alone."""
         if self._board is not None:
             for name, figure in figures.items():
                 self._board.add_scalar(name, figure, step)

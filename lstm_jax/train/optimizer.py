@@ -3,7 +3,7 @@
 import jax
 import optax
 
-from lstm_jax.train.config import OptimizerConfig
+from lstm_jax.config import OptimizerConfig
 
 
 def build_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:

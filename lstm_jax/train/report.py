@@ -1,4 +1,4 @@
-"""What a run tells its user while it goes on."""
+"""What a run prints."""
 
 import time
 from collections.abc import Mapping
@@ -8,14 +8,14 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from lstm_jax.tasks.base import Figures
+from lstm_jax.tasks.base import Metrics
 
 
 class Report:
-    """Messages, a progress line, and tables of figures.
+    """Messages, a progress line, and tables of metrics.
 
     On a terminal the progress line stays in one place; elsewhere it is printed anew each
-    time figures are written.
+    time metrics are written.
     """
 
     def __init__(self, console: Console | None = None):
@@ -31,7 +31,7 @@ class Report:
         self._console.print(Text(f"warning: {message}", style="yellow"))
 
     def progress(self, line: str, *, lasting: bool) -> None:
-        """The progress line; ``lasting`` where figures were written with it."""
+        """The progress line; ``lasting`` where metrics were written with it."""
         if self._console.is_terminal:
             if self._live is None:
                 self._live = Live(console=self._console, auto_refresh=False)
@@ -46,15 +46,15 @@ class Report:
             self._live.stop()
             self._live = None
 
-    def figures(self, title: str, rows: Mapping[str, Figures]) -> None:
-        """A table with a row for each method and a column for each figure."""
+    def metrics(self, title: str, rows: Mapping[str, Metrics]) -> None:
+        """A table with a row for each method and a column for each metric."""
         table = Table(title=title, title_justify="left")
         table.add_column("method")
-        names = list(dict.fromkeys(name for figures in rows.values() for name in figures))
+        names = list(dict.fromkeys(name for metrics in rows.values() for name in metrics))
         for name in names:
             table.add_column(name, justify="right")
-        for method, figures in rows.items():
-            cells = (f"{figures[name]:.4f}" if name in figures else "" for name in names)
+        for method, metrics in rows.items():
+            cells = (f"{metrics[name]:.4f}" if name in metrics else "" for name in names)
             table.add_row(method, *cells)
         self._console.print(table)
 

@@ -1,44 +1,54 @@
 """One training step: gradients of each device's rows, their mean, one update."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lstm_jax.tasks.base import Batch, Carry, Params, Task
+from lstm_jax.models import Compiled
+from lstm_jax.tasks.base import Batch, Task
 from lstm_jax.train.devices import AXIS
+
+Params = Any
+Arrays = Any  # a nested dict of arrays
 
 
 class TrainState(NamedTuple):
-    """All that changes in training, but for the place in the data.
+    """All that changes in training except the position in the data; pure dicts of arrays.
 
     Attributes:
       step: steps taken, int32.
-      params: what is learned.
+      params: the model's ``nnx.Param``.
+      rest: all other variables of the model: batch statistics, counters of random streams.
+      streams: data of the keys of the model's random streams (uint32), which do not change; each
+        device folds its index in.
       average: exponential moving average of ``params``; None where the config asks for none.
       opt_state: the optimizer's.
-      carry: what the task hands from one batch to the next, sharded over devices.
-      key: data of the run's random key (uint32); step n draws from ``fold_in(key, n)``.
+      carry: what the task passes from one batch to the next, sharded over devices.
+      key: data of the run's random key (uint32); step n uses ``fold_in(key, n)``.
     """
 
     step: jax.Array
     params: Params
+    rest: Arrays
+    streams: Arrays
     average: Params | None
     opt_state: optax.OptState
-    carry: Carry
+    carry: Any
     key: jax.Array
 
     @property
     def evaluated(self) -> Params:
-        """The parameters that evaluation and sampling use."""
+        """The parameters that evaluation and generation use."""
         return self.params if self.average is None else self.average
 
 
-class StepFigures(NamedTuple):
-    """What one step tells.
+class StepMetrics(NamedTuple):
+    """Measured in one step.
 
     Attributes:
       loss: mean training loss of the batch before the update.
@@ -51,19 +61,56 @@ class StepFigures(NamedTuple):
     learning_rate: jax.Array
 
 
+# ---- the model as arrays ----
+
+
+def split(model: nnx.Module) -> tuple[nnx.GraphDef, Params, Arrays, Arrays]:
+    """A module's structure, parameters, other variables, and keys of random streams (as data)."""
+    graph, params, streams, rest = nnx.split(model, nnx.Param, nnx.RngKey, ...)
+    data = jax.tree.map(jax.random.key_data, nnx.to_pure_dict(streams))
+    return graph, nnx.to_pure_dict(params), nnx.to_pure_dict(rest), data
+
+
+def merged(graph: nnx.GraphDef, params: Params, rest: Arrays, streams: Arrays) -> Any:
+    """The module of which :func:`split` gave these parts."""
+    return nnx.merge(graph, params, rest, jax.tree.map(jax.random.wrap_key_data, streams))
+
+
+def trained_model(graph: nnx.GraphDef, state: TrainState) -> Compiled:
+    """The model of a training state as evaluation uses it."""
+    return Compiled(merged(graph, state.evaluated, state.rest, state.streams))
+
+
 def init_state(
     task: Task, optimizer: optax.GradientTransformation, ema: bool, seed: int
-) -> TrainState:
-    """The state before the first step."""
+) -> tuple[nnx.GraphDef, TrainState]:
+    """The model's structure and the state before the first step, by one compiled program."""
+    return jax.jit(lambda: _new_state(task, optimizer, ema, seed))()
+
+
+def abstract_state(
+    task: Task, optimizer: optax.GradientTransformation, ema: bool
+) -> tuple[nnx.GraphDef, TrainState]:
+    """As :func:`init_state`, with shapes and types in place of arrays."""
+    return jax.eval_shape(lambda: _new_state(task, optimizer, ema, 0))
+
+
+def _new_state(
+    task: Task, optimizer: optax.GradientTransformation, ema: bool, seed: int
+) -> tuple[nnx.GraphDef, TrainState]:
     init_key, key = jax.random.split(jax.random.key(seed))
-    params = task.init(init_key)
-    return TrainState(
+    model = task.build(nnx.Rngs(init_key))
+    model.train()
+    carry = model.initial_carry(task.batch_size) if hasattr(model, "initial_carry") else ()
+    graph, params, rest, streams = split(model)
+    return graph, TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        # A copy: a donated buffer must not stand twice in the state.
-        average=jax.tree.map(jnp.copy, params) if ema else None,
+        rest=rest,
+        streams=streams,
+        average=params if ema else None,
         opt_state=optimizer.init(params),
-        carry=task.initial_carry(),
+        carry=carry,
         key=jax.random.key_data(key),
     )
 
@@ -77,41 +124,58 @@ def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:
     )
 
 
+# ---- the step ----
+
+
 def build_step(
     task: Task,
+    graph: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     ema_decay: float,
     mesh: Mesh,
-) -> Callable[[TrainState, Batch], tuple[TrainState, StepFigures]]:
-    """The jitted step; the state it is given is donated.
+) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
+    """The jitted step; the state that it is given is donated.
 
     Each device differentiates the loss of its own rows, with one sum of gradients at the
-    end: were the batch shared out by the compiler, that sum could land inside the scan.
+    end: were the batch partitioned by the compiler, that sum could land inside the scan.
     """
 
+    def loss_of(
+        params: Params, rest: Arrays, streams: Arrays, carry: Any, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, tuple[Any, Arrays]]:
+        model = merged(graph, params, rest, streams)
+        loss, carry = task.loss(model, carry, batch, nnx.Rngs(key))
+        return loss, (carry, split(model)[2])
+
     def gradients(
-        params: Params, carry: Carry, batch: Batch, key: jax.Array
-    ) -> tuple[jax.Array, Params, Carry]:
-        key = jax.random.fold_in(jax.random.wrap_key_data(key), jax.lax.axis_index(AXIS))
+        params: Params, rest: Arrays, streams: Arrays, carry: Any, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, Params, Arrays, Any]:
+        device = jax.lax.axis_index(AXIS)
+        key = jax.random.fold_in(jax.random.wrap_key_data(key), device)
+        streams = jax.tree.map(lambda data: _folded(data, device), streams)
         # Marked as a device's own, or the gradient's sum would move into the backward scan.
-        params = jax.tree.map(lambda leaf: jax.lax.pcast(leaf, AXIS, to="varying"), params)
-        (loss, carry), grads = jax.value_and_grad(task.loss, has_aux=True)(
-            params, carry, batch, key
+        params, rest = jax.tree.map(
+            lambda leaf: jax.lax.pcast(leaf, AXIS, to="varying"), (params, rest)
         )
-        return *jax.lax.pmean((loss, grads), AXIS), carry
+        (loss, (carry, rest)), grads = jax.value_and_grad(loss_of, has_aux=True)(
+            params, rest, streams, carry, batch, key
+        )
+        return *jax.lax.pmean((loss, grads), AXIS), jax.tree.map(_shared, rest), carry
 
     rows, everywhere = PartitionSpec(AXIS), PartitionSpec()
     gradients = jax.shard_map(
         gradients,
         mesh=mesh,
-        in_specs=(everywhere, rows, rows, everywhere),
-        out_specs=(everywhere, everywhere, rows),
+        in_specs=(everywhere, everywhere, everywhere, rows, rows, everywhere),
+        out_specs=(everywhere, everywhere, everywhere, rows),
     )
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepFigures]:
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        loss, grads, carry = gradients(state.params, state.carry, batch, jax.random.key_data(key))
+        loss, grads, rest, carry = gradients(
+            state.params, state.rest, state.streams, state.carry, batch, jax.random.key_data(key)
+        )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         average = state.average
@@ -119,8 +183,31 @@ def build_step(
             # Early on the mean is over all steps so far, so that it forgets the beginning.
             decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
             average = optax.incremental_update(params, average, 1.0 - decay)
-        figures = StepFigures(loss, optax.global_norm(grads), jnp.asarray(schedule(state.step)))
-        new = TrainState(state.step + 1, params, average, opt_state, carry, state.key)
-        return new, figures
+        metrics = StepMetrics(loss, optax.global_norm(grads), jnp.asarray(schedule(state.step)))
+        new = state._replace(
+            step=state.step + 1,
+            params=params,
+            rest=rest,
+            average=average,
+            opt_state=opt_state,
+            carry=carry,
+        )
+        return new, metrics
 
     return jax.jit(step, donate_argnums=0)
+
+
+def _folded(data: jax.Array, number: jax.Array) -> jax.Array:
+    """Data of keys ``[..., 2]`` with a number folded into each key."""
+    keys = jax.random.wrap_key_data(data)
+    fold = jax.random.fold_in
+    for _ in keys.shape:
+        fold = jax.vmap(fold, in_axes=(0, None))
+    return jax.random.key_data(fold(keys, number))
+
+
+def _shared(leaf: jax.Array) -> jax.Array:
+    """One value for all devices: the mean of statistics; counters are the same on each."""
+    if jnp.issubdtype(leaf.dtype, jnp.inexact):
+        return jax.lax.pmean(leaf, AXIS)
+    return jax.lax.pmax(leaf.astype(jnp.int32), AXIS).astype(leaf.dtype)

@@ -1,41 +1,68 @@
-"""A run's folder: whose config it holds, and who may write in it."""
+"""A run's folder: its config, its format, what prediction needs of the data, and its lock."""
 
 import contextlib
+import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import filelock
 
+from lstm_jax.config import Config, differing_keys, load_config, write_config
 from lstm_jax.errors import UserError
-from lstm_jax.train.config import Config, differing_keys, load_config, write_config
 
 CONFIG_FILE = "config.toml"
+RUN_FILE = "run.json"
+FORMAT = 2
+"""The version of the layout of a run's folder; version 1 had no ``run.json``."""
 
 
 def load_workdir(workdir: pathlib.Path) -> Config:
     """The config of the run in a folder.
 
     Raises:
-      UserError: the folder holds no run.
+      UserError: the folder holds no run, or one in another format.
 
     >>> load_workdir(pathlib.Path("/no/such/run"))
     Traceback (most recent call last):
     lstm_jax.errors.UserError: /no/such/run: no run here (expected a config.toml)
     """
-    if not (workdir / CONFIG_FILE).is_file():
-        raise UserError(f"{workdir}: no run here (expected a {CONFIG_FILE})")
+    read_run_file(workdir)
     return load_config(workdir / CONFIG_FILE)
 
 
-@contextlib.contextmanager
-def claimed(workdir: pathlib.Path, config: Config) -> Iterator[None]:
-    """The folder as this process's own: made or found to fit, and locked against others.
+def stored_metadata(workdir: pathlib.Path) -> dict[str, Any]:
+    """The task's metadata as the run has stored them."""
+    return read_run_file(workdir)["metadata"]
 
-    The lock is the operating system's and goes with the process, however it ends.
+
+def read_run_file(workdir: pathlib.Path) -> dict[str, Any]:
+    """What ``run.json`` holds, ``format`` and ``metadata``; raises as :func:`load_workdir`."""
+    if not (workdir / CONFIG_FILE).is_file():
+        raise UserError(f"{workdir}: no run here (expected a {CONFIG_FILE})")
+    path = workdir / RUN_FILE
+    try:
+        held = json.loads(path.read_text("utf-8")) if path.exists() else {"format": 1}
+        found = held["format"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: expected the JSON of a run, got something else") from error
+    if found != FORMAT:
+        raise UserError(
+            f"{workdir}: expected a run folder of format {FORMAT}, got format {found}; train the "
+            "run again, or use the version of lstm_jax that wrote it"
+        )
+    return held
+
+
+@contextlib.contextmanager
+def claimed(workdir: pathlib.Path, config: Config, metadata: Mapping[str, Any]) -> Iterator[None]:
+    """The folder for this process only: created or found to fit, and locked against others.
+
+    The lock is the operating system's and ends with the process, however that ends.
 
     Raises:
       UserError: another process is at work in the folder, it holds a run with another config
-        (the differing keys are named), or it cannot be made.
+        (the differing keys are named), or it cannot be created.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -52,11 +79,20 @@ def claimed(workdir: pathlib.Path, config: Config) -> Iterator[None]:
         if (workdir / CONFIG_FILE).exists():
             _refuse_other(workdir, config)
         else:
-            write_config(config, workdir / ".config.part")
-            (workdir / ".config.part").replace(workdir / CONFIG_FILE)
+            _begin(workdir, config, metadata)
         yield
     finally:
         lock.release()
+
+
+def _begin(workdir: pathlib.Path, config: Config, metadata: Mapping[str, Any]) -> None:
+    """Writes the config last: a folder that has one is complete."""
+    held = {"format": FORMAT, "metadata": metadata}
+    part = workdir / ".run.part"
+    part.write_text(json.dumps(held, ensure_ascii=False, indent=1) + "\n", "utf-8")
+    part.replace(workdir / RUN_FILE)
+    write_config(config, workdir / ".config.part")
+    (workdir / ".config.part").replace(workdir / CONFIG_FILE)
 
 
 def _refuse_other(workdir: pathlib.Path, config: Config) -> None:

@@ -1,13 +1,12 @@
-"""Models out of this library: a folder with which another process runs one, by itself.
+"""Models for use without this library: a folder with which another process runs one.
 
-It holds ``step`` and ``sequence`` as functions of StableHLO (``*.jaxexport``, with the weights
-beside them in ``weights.npz``) or as graphs of ONNX (``*.onnx``, weights within), the state in
-which a sequence begins (``state.npz``), what else there is to know (``manifest.json``), and a
-script that runs it with jax or onnxruntime alone (``run.py``,
-:mod:`lstm_jax.interop.standalone`).
+It holds the model's programs, ``sequence`` for any number of steps and, where a state passes from
+one call to the next, ``step`` for a single one: in StableHLO (``*.jaxexport``, with the weights
+beside them in ``weights.npz``) or in ONNX (``*.onnx``, weights within).  With them come the initial
+carry of one sequence (``carry.npz``), the metadata (``manifest.json``), and a script that runs the
+model with jax or onnxruntime alone (``run.py``, :mod:`lstm_jax.export.runner`).
 """
 
-import functools
 import importlib.metadata
 import inspect
 import json
@@ -21,10 +20,11 @@ import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
-from lstm_jax.cells.base import Params, State, like
-from lstm_jax.interop import standalone
-from lstm_jax.interop.standalone import Model
+from lstm_jax.cells.base import Params, like
+from lstm_jax.export import runner
+from lstm_jax.models import Compiled, Model
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 DTYPES = ("float32", "bfloat16", "int8")
@@ -33,18 +33,47 @@ DTYPES = ("float32", "bfloat16", "int8")
 Weights = dict[str, Any]  # arrays by name
 
 
-class Function(NamedTuple):
-    """One function of a model.
+class _Parts(NamedTuple):
+    """A model as a pure function.
 
     Attributes:
-      apply: called as ``apply(params, state, **inputs)``; returns the new state, and a dict of
-        outputs.
-      inputs: shape and type of each input by its name.  In shapes ``b`` and ``t`` stand for any
-        number of rows and steps: ``{"xs": ("b, t, 16", "float32")}``.
+      apply: called as ``apply(weights, carry, inputs)``; returns the new carry and the outputs.
+      weights: parameters and other variables, a nested dict.
+      first: the initial carry of one sequence, arrays ``[1, ...]``.
+      inputs: shape and type of each input of ``sequence``, as :attr:`Model.inputs`.
+      programs: shape and type of each input, by program.
     """
 
-    apply: Callable[..., tuple[State, dict[str, jax.Array]]]
+    apply: Callable[..., tuple[Any, dict[str, jax.Array]]]
+    weights: Params
+    first: Any
     inputs: dict[str, tuple[str, str]]
+    programs: dict[str, dict[str, tuple[str, str]]]
+
+
+def _parts(model: Model | Compiled) -> _Parts:
+    compiled = model if isinstance(model, Compiled) else Compiled(model)
+    graph, streams, weights = nnx.split(compiled.module, nnx.RngState, ...)
+    inputs, first = compiled.inputs, compiled.initial_carry(1)
+
+    def apply(weights: Params, carry: Any, inputs: dict[str, Any]) -> Any:
+        return nnx.merge(graph, streams, weights)(carry, **inputs)
+
+    one = {name: (_one_step(shape), dtype) for name, (shape, dtype) in inputs.items()}
+    programs = {"sequence": inputs}
+    if jax.tree.leaves(first):
+        programs["step"] = one
+    return _Parts(apply, nnx.to_pure_dict(weights), first, inputs, programs)
+
+
+def _one_step(shape: str) -> str:
+    """The shape of an input of one step.
+
+    >>> _one_step("b, 48*t, 7"), _one_step("b, t")
+    ('b, 48, 7', 'b, 1')
+    """
+    sizes = [[f for f in size.strip().split("*") if f != "t"] for size in shape.split(",")]
+    return ", ".join("*".join(factors) or "1" for factors in sizes)
 
 
 # ---- weights ----
@@ -136,110 +165,103 @@ def name_of(path: Any) -> str:
 
 
 def export_stablehlo(
-    functions: Mapping[str, Function],
-    params: Params,
-    first_state: State,
+    model: Model | Compiled,
     folder: pathlib.Path,
     *,
     dtype: str = "float32",
-    about: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, Any] | None = None,
     platforms: tuple[str, ...] = PLATFORMS,
-) -> Model:
-    """A model as StableHLO, through ``jax.export``.
+) -> runner.Model:
+    """A model in StableHLO, through ``jax.export``.
 
     Args:
-      functions: what it computes, ``sequence``, and ``step`` where it runs forwards in time.
-      params: their parameters.
-      first_state: the state where one sequence begins, arrays ``[1, ...]``.
-      folder: where to; made, if need be.
-      dtype: how matrices are stored: ``"float32"``, ``"bfloat16"`` or ``"int8"``.  They are
-        computed with in their own type.
-      about: what goes into ``manifest.json``, too.
-      platforms: what each file is for.
+      model: the model; it is exported in evaluation mode.
+      folder: where to write it; created where missing.
+      dtype: how matrices are stored: ``"float32"``, ``"bfloat16"`` or ``"int8"``.  Computation
+        has their own type.
+      metadata: further entries of ``manifest.json``.
+      platforms: what each program is for.
 
     Returns:
-      The model as it was read back.
+      The model, read back.
 
     Raises:
       ValueError: ``dtype`` is unknown.
 
     Example:
-      >>> import tempfile, jax
-      >>> from lstm_jax import LSTM
-      >>> lstm = LSTM(4)
-      >>> def apply(params, state, xs):  # batch leads
-      ...     state, ys = lstm.apply(params, xs.swapaxes(0, 1), state)
-      ...     return state, {"ys": ys.swapaxes(0, 1)}
-      >>> functions = {"sequence": Function(apply, {"xs": ("b, t, 3", "float32")})}
-      >>> params = lstm.init(jax.random.key(0), input_size=3)
-      >>> folder = pathlib.Path(tempfile.mkdtemp())
-      >>> model = export_stablehlo(functions, params, lstm.zero_state((1,)), folder)
-      >>> state, outputs = model.sequence(model.initial_state(2), xs=np.ones((2, 7, 3)))
-      >>> outputs["ys"].shape, sorted(state)
-      ((2, 7, 4), ['layer_0.c', 'layer_0.h'])
+      >>> import tempfile
+      >>> from lstm_jax.models import LanguageModel
+      >>> model = LanguageModel(10, 4, 8, rngs=nnx.Rngs(0))
+      >>> exported = export_stablehlo(model, pathlib.Path(tempfile.mkdtemp()))
+      >>> tokens = np.ones((2, 7), np.int32)
+      >>> carry, outputs = exported(exported.initial_carry(rows=2), tokens=tokens)
+      >>> outputs["logits"].shape, sorted(carry)
+      ((2, 7, 10), ['layer_0.c', 'layer_0.h'])
     """
-    weights = stored(params, checked_dtype(dtype))
-    structure = jax.tree.structure(first_state)
+    parts = _parts(model)
+    weights = stored(parts.weights, checked_dtype(dtype))
+    structure = jax.tree.structure(parts.first)
 
-    def call(apply: Any, weights: Weights, state: Weights, inputs: Weights) -> Any:
-        before = structure.unflatten([state[name] for name in flat(first_state)])
-        after, outputs = apply(restored(weights, params), before, **inputs)
+    def call(weights: Weights, carry: Weights, inputs: Weights) -> Any:
+        before = structure.unflatten([carry[name] for name in flat(parts.first)])
+        after, outputs = parts.apply(restored(weights, parts.weights), before, inputs)
         return flat(like(after, before)), outputs
 
     folder.mkdir(parents=True, exist_ok=True)
-    for name, function in functions.items():
-        state, inputs = symbolic(function, first_state)
-        exported = jax.export.export(
-            jax.jit(functools.partial(call, function.apply)), platforms=platforms
-        )(weights, flat(state), inputs)
+    for name, shapes in parts.programs.items():
+        carry, inputs = symbolic(shapes, parts.first)
+        exported = jax.export.export(jax.jit(call), platforms=platforms)(
+            weights, flat(carry), inputs
+        )
         (folder / f"{name}.jaxexport").write_bytes(exported.serialize())
     np.savez(folder / "weights.npz", **weights)
-    about = {"format": "stablehlo", "dtype": dtype, "platforms": platforms, **(about or {})}
-    return finished(folder, functions, first_state, about, ("jax", "jaxlib"))
+    metadata = {
+        "format": "stablehlo", "dtype": dtype, "platforms": platforms, **(metadata or {})
+    }  # fmt: skip
+    return finished(folder, parts, metadata, ("jax", "jaxlib"))
 
 
 def export_onnx(
-    functions: Mapping[str, Function],
-    params: Params,
-    first_state: State,
+    model: Model | Compiled,
     folder: pathlib.Path,
     *,
     dtype: str = "float32",
-    about: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, Any] | None = None,
     dynamic: bool = False,
-) -> Model:
-    """A model as ONNX, for onnxruntime; arguments and result as :func:`export_stablehlo`.
+) -> runner.Model:
+    """A model in ONNX, for onnxruntime; arguments and result as :func:`export_stablehlo`.
 
     Args:
-      dynamic: whether onnxruntime's own dynamic quantisation turns products into ones of int8,
-        in which the inputs are quantised, too, as they come.  ``dtype`` is float32 then.
+      dynamic: whether onnxruntime's own dynamic quantisation replaces products by ones of int8,
+        whose inputs are quantised, too, at run time.  ``dtype`` is float32 then.
 
     Raises:
-      ValueError: ``dtype`` is unknown, or the model holds an operation that has no translation.
+      ValueError: ``dtype`` is unknown, or the model has an operation without a translation.
       ImportError: onnx or, for ``dynamic``, onnxruntime is not installed.
     """
     import onnx
 
     from lstm_jax.interop.onnx import function_to_onnx
 
-    held = restored(stored(params, checked_dtype(dtype)), params)
+    parts = _parts(model)
+    weights = restored(stored(parts.weights, checked_dtype(dtype)), parts.weights)
 
-    def call(apply: Any, params: Params, /, state: State, **inputs: Any) -> dict[str, Any]:
-        after, outputs = apply(params, state, **inputs)
-        return {"new_state": like(after, state), **outputs}
+    def call(weights: Params, /, carry: Any, **inputs: Any) -> dict[str, Any]:
+        after, outputs = parts.apply(weights, carry, inputs)
+        return {"new_carry": like(after, carry), **outputs}
 
     folder.mkdir(parents=True, exist_ok=True)
-    for name, function in functions.items():
-        state, inputs = symbolic(function, first_state)
-        graph = function_to_onnx(
-            functools.partial(call, function.apply), held, {"state": state, **inputs}
-        )
+    for name, shapes in parts.programs.items():
+        carry, inputs = symbolic(shapes, parts.first)
+        graph = function_to_onnx(call, weights, {"carry": carry, **inputs})
         path = folder / f"{name}.onnx"
         onnx.save(with_matrices_in(graph, dtype), path)
         if dynamic:
             quantize_dynamically(path)
-    about = {"format": "onnx", "dtype": "dynamic int8" if dynamic else dtype, **(about or {})}
-    return finished(folder, functions, first_state, about, ("onnx", "onnxruntime"))
+    metadata = {
+        "format": "onnx", "dtype": "dynamic int8" if dynamic else dtype, **(metadata or {})
+    }  # fmt: skip
+    return finished(folder, parts, metadata, ("onnx", "onnxruntime"))
 
 
 def quantize_dynamically(path: pathlib.Path) -> None:
@@ -247,7 +269,7 @@ def quantize_dynamically(path: pathlib.Path) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     level = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # it tells of each integer that it leaves as it is
+    logging.disable(logging.WARNING)  # it reports each integer that it leaves unchanged
     try:
         quantize_dynamic(path, path, weight_type=QuantType.QInt8)
     finally:
@@ -305,51 +327,43 @@ def exact_factors(w: np.ndarray, dtype: str) -> list[np.ndarray]:
     return [w]
 
 
-def symbolic(function: Function, first_state: State) -> tuple[Any, dict[str, Any]]:
-    """Shapes and types of a function's state and inputs, for any number of rows and steps."""
+def symbolic(inputs: dict[str, tuple[str, str]], first: Any) -> tuple[Any, dict[str, Any]]:
+    """Shapes and types of a program's carry and inputs, for any number of rows and steps."""
     scope = jax.export.SymbolicScope()
 
     def spec(shape: str, dtype: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(jax.export.symbolic_shape(shape, scope=scope), dtype)
 
-    inputs = {name: spec(*shape_and_type) for name, shape_and_type in function.inputs.items()}
-    state = jax.tree.map(
-        lambda leaf: spec(", ".join(map(str, ("b", *leaf.shape[1:]))), leaf.dtype), first_state
+    carry = jax.tree.map(
+        lambda leaf: spec(", ".join(map(str, ("b", *leaf.shape[1:]))), leaf.dtype), first
     )
-    return state, inputs
+    return carry, {name: spec(*shape_and_type) for name, shape_and_type in inputs.items()}
 
 
 def finished(
-    folder: pathlib.Path,
-    functions: Mapping[str, Function],
-    first_state: State,
-    about: Mapping[str, Any],
-    made_with: tuple[str, ...],
-) -> Model:
-    """The rest of the folder's files, and the model as it is read back from them."""
-    starts: Weights = {
-        name: np.asarray(array, np.float32 if about["format"] == "onnx" else None)
+    folder: pathlib.Path, parts: _Parts, metadata: Mapping[str, Any], made_with: tuple[str, ...]
+) -> runner.Model:
+    """Writes the rest of the folder's files, and reads the model back from them."""
+    first: Weights = {
+        name: np.asarray(array, np.float32 if metadata["format"] == "onnx" else None)
         if jnp.issubdtype(array.dtype, jnp.floating)
         else np.asarray(array)
-        for name, array in flat(first_state).items()
+        for name, array in flat(parts.first).items()
     }
-    np.savez(folder / "state.npz", **starts)
+    np.savez(folder / "carry.npz", **first)
     manifest = {
-        **about,
-        "functions": {
-            name: {
-                key: {"shape": shape, "dtype": dtype}
-                for key, (shape, dtype) in function.inputs.items()
-            }
-            for name, function in functions.items()
+        **metadata,
+        "programs": list(parts.programs),
+        "inputs": {
+            name: {"shape": shape, "dtype": dtype} for name, (shape, dtype) in parts.inputs.items()
         },
-        "state": {name: list(array.shape[1:]) for name, array in starts.items()},
+        "carry": {name: list(array.shape[1:]) for name, array in first.items()},
         "made_with": {name: importlib.metadata.version(name) for name in made_with},
     }
     text = json.dumps(manifest, indent=2, ensure_ascii=False)
     (folder / "manifest.json").write_text(text + "\n", "utf-8")
-    (folder / "run.py").write_text(inspect.getsource(standalone), "utf-8")
-    return Model(folder)
+    (folder / "run.py").write_text(inspect.getsource(runner), "utf-8")
+    return runner.Model(folder)
 
 
 def checked_dtype(dtype: str) -> str:

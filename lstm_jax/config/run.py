@@ -1,4 +1,4 @@
-"""Configs: TOML in, frozen typed dataclasses inside."""
+"""The config of a run: TOML as input, frozen typed dataclasses internally."""
 
 import dataclasses
 import pathlib
@@ -6,9 +6,9 @@ import tomllib
 from collections.abc import Mapping
 from typing import Any
 
+from lstm_jax.config.options import Section, nearest, option, parse, section_from, sections_of
+from lstm_jax.config.tasks import task_class
 from lstm_jax.errors import UserError
-from lstm_jax.tasks import TASKS, Section, Task, option
-from lstm_jax.tasks.options import nearest, parse, section_from, sections_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,34 +63,41 @@ class Config:
     """A whole run: which task, and the sections of it, the optimizer and the loop."""
 
     task: str
-    data: Section
-    model: Section
+    data: Section = dataclasses.field(default_factory=Section)
+    model: Section = dataclasses.field(default_factory=Section)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
 
-    def build_task(self) -> Task:
-        """The task; reads its data."""
-        return TASKS[self.task](data=self.data, model=self.model)
+    def build_task(self, known: Mapping[str, Any] | None = None) -> Any:
+        """The task.
+
+        Args:
+          known: the task's metadata as a run's folder stores them; the task then reads no data
+            before it needs them.  Without them it reads and checks its data.
+        """
+        kind, sections = task_class(self.task), {"data": self.data, "model": self.model}
+        return kind(**sections) if known is None else kind.restored(known, **sections)  # type: ignore[attr-defined]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, as a TOML file has them."""
+        """Plain values, as in a TOML file."""
         return dataclasses.asdict(self)
 
 
 SHARED_SECTIONS: dict[str, type[Section]] = {"optimizer": OptimizerConfig, "train": TrainConfig}
 
 
-def sections_for(task: str) -> dict[str, type[Section]]:
+def sections_for(task: str, source: str = "task") -> dict[str, type[Section]]:
     """The sections of a config for a task, by name."""
-    return {**sections_of(TASKS[task]), **SHARED_SECTIONS}
+    return {**sections_of(task_class(task, source)), **SHARED_SECTIONS}
 
 
 def load_config(path: str | pathlib.Path, overrides: Mapping[str, str] | None = None) -> Config:
     """The config in a TOML file, with some keys replaced.
 
     Args:
-      path: the file.
-      overrides: texts by dotted key, as from a command line: ``{"train.num_steps": "500"}``.
+      path: the file.  Relative paths in it are resolved from its folder.
+      overrides: strings by dotted key, as from a command line: ``{"train.num_steps": "500"}``.
+        Relative paths in them are resolved from the current folder.
 
     Raises:
       UserError: the file is missing or no TOML, a key is unknown (the nearest known one is
@@ -117,25 +124,26 @@ def load_config(path: str | pathlib.Path, overrides: Mapping[str, str] | None = 
         raise UserError(f"{path}: expected a TOML file in UTF-8, got other bytes") from error
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path}: not a TOML file: {error}") from error
-    return config_from(values, str(path), overrides or {})
+    return config_from(values, str(path), overrides or {}, path.parent)
 
 
-def config_from(values: Mapping[str, Any], source: str, overrides: Mapping[str, str]) -> Config:
+def config_from(
+    values: Mapping[str, Any],
+    source: str,
+    overrides: Mapping[str, str],
+    folder: pathlib.Path = pathlib.Path(),
+) -> Config:
     """The config in a mapping of sections; as :func:`load_config`."""
-    if "task" not in values:
-        raise UserError(f"{source}: task: expected one of {', '.join(TASKS)}, got nothing")
-    task = values["task"]
-    if not isinstance(task, str) or task not in TASKS:
-        hint = nearest(str(task), TASKS)
-        raise UserError(f"{source}: task: expected one of {', '.join(TASKS)}, got {task!r}{hint}")
-    kinds = sections_for(task)
+    task: Any = values.get("task")
+    kinds = sections_for(task, source)
     for name, section in values.items():
         if name != "task" and name not in kinds:
             raise UserError(f"{source}: unknown key {name}{nearest(name, ['task', *kinds])}")
         if name != "task" and not isinstance(section, Mapping):
             raise UserError(f"{source}: {name}: expected a section [{name}], got {section!r}")
     sections: dict[str, Any] = {
-        name: section_from(kind, values.get(name, {}), name, source) for name, kind in kinds.items()
+        name: section_from(kind, values.get(name, {}), name, source, folder)
+        for name, kind in kinds.items()
     }
     for key, text in overrides.items():
         name, _, field = key.partition(".")

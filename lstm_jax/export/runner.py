@@ -1,4 +1,4 @@
-"""Runs an exported model, without the library that made it; `run.py` of what is exported.
+"""Runs an exported model without the library that made it; this is its `run.py`.
 
     python run.py generate --prompt "The " --length 400 --temperature 0.8 --seed 0
     python run.py apply inputs.npz outputs.npz
@@ -7,11 +7,12 @@ It needs NumPy and, for a model in StableHLO, jax and flatbuffers, for one in ON
 In Python::
 
     model = Model(folder)
-    state = model.initial_state(rows)
-    state, outputs = model.step(state, tokens=...)  # or model.sequence
+    carry = model.initial_carry(rows)
+    carry, outputs = model(carry, tokens=...)  # any number of steps, also a single one
 """
 
 import argparse
+import itertools
 import json
 import pathlib
 import sys
@@ -20,108 +21,108 @@ from typing import Any
 
 import numpy as np
 
-State = dict[str, Any]  # arrays [rows, ...]
-NOISE_BLOCK = 256  # characters for which noise is drawn at once
+Carry = dict[str, Any]  # arrays [rows, ...]
+NOISE_BLOCK = 256  # characters for which noise is computed at once
 
 
 class Model:
-    """An exported model.
+    """An exported model, called as the trained one.
 
     Attributes:
-      about: its ``manifest.json``.
+      metadata: its ``manifest.json``.
     """
 
     def __init__(self, folder: pathlib.Path):
-        self.about = json.loads((folder / "manifest.json").read_text("utf-8"))
-        runtime = {"stablehlo": StableHLO, "onnx": ONNX}[self.about["format"]]
-        self.runtime = runtime(folder, self.about)
+        self.metadata = json.loads((folder / "manifest.json").read_text("utf-8"))
+        runtime = {"stablehlo": StableHLO, "onnx": ONNX}[self.metadata["format"]]
+        self.runtime = runtime(folder, self.metadata["programs"])
 
-    def initial_state(self, rows: int) -> State:
-        """The state where so many sequences begin."""
-        return {
-            name: np.repeat(row, rows, axis=0) for name, row in self.runtime.first_state.items()
-        }
+    def initial_carry(self, rows: int) -> Carry:
+        """The carry before the first step of ``rows`` sequences."""
+        return {name: np.repeat(row, rows, axis=0) for name, row in self.runtime.first.items()}
 
-    def step(self, state: State, **inputs: Any) -> tuple[State, dict[str, Any]]:
-        """One step in time of each sequence: the new state, and the outputs by name."""
-        return self._call("step", state, inputs)
+    def __call__(self, carry: Carry, **inputs: Any) -> tuple[Carry, dict[str, Any]]:
+        """The carry after a stretch of each sequence, and the outputs by name."""
+        self._check(inputs)
+        specs = self.metadata["inputs"]
+        given = {name: np.asarray(inputs[name], spec["dtype"]) for name, spec in specs.items()}
+        one_step = all(is_one_step(given[name].shape, specs[name]["shape"]) for name in specs)
+        step = one_step and "step" in self.metadata["programs"]
+        return self.runtime.call("step" if step else "sequence", carry, given)
 
-    def sequence(self, state: State, **inputs: Any) -> tuple[State, dict[str, Any]]:
-        """A stretch of each sequence: the state after it, and the outputs by name."""
-        return self._call("sequence", state, inputs)
-
-    def _call(self, name: str, state: State, inputs: dict[str, Any]) -> Any:
-        wanted = self._wanted(name, inputs)
-        given = {key: np.asarray(inputs[key], spec["dtype"]) for key, spec in wanted.items()}
-        return self.runtime.call(name, state, given)
-
-    def _wanted(self, name: str, inputs: dict[str, Any]) -> dict[str, Any]:
-        """The inputs that a function has, which must be those that are given."""
-        if name not in self.about["functions"]:
-            raise ValueError(f"the model has no {name}: it needs the future, and runs whole alone")
-        wanted = self.about["functions"][name]
+    def _check(self, inputs: dict[str, Any]) -> None:
+        wanted = self.metadata["inputs"]
         if set(inputs) != set(wanted):
             names = ", ".join(inputs) or "nothing"
-            raise ValueError(f"{name} must be given {', '.join(wanted)}, got {names}")
-        return wanted
+            raise ValueError(f"the model's inputs are {', '.join(wanted)}, got {names}")
 
     def apply(self, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
-        """The outputs of whole sequences, in the units of the data: ``about["scaling"]``."""
-        self._wanted("sequence", inputs)
-        scaling = self.about.get("scaling", {})
+        """The outputs of whole sequences, in the units of the data: ``metadata["scaling"]``."""
+        self._check(inputs)
+        scaling = self.metadata.get("scaling", {})
         scaled = dict(inputs)
         for name in scaling.keys() & inputs.keys():
             mean, deviation = (np.array(scaling[name][key]) for key in ("mean", "deviation"))
             scaled[name] = (inputs[name] - mean) / deviation
         rows = len(next(iter(inputs.values())))
-        _, outputs = self.sequence(self.initial_state(rows), **scaled)
+        _, outputs = self(self.initial_carry(rows), **scaled)
         outputs = {name: np.asarray(array) for name, array in outputs.items()}
         for name in scaling.keys() & outputs.keys():
             mean, deviation = (np.array(scaling[name][key]) for key in ("mean", "deviation"))
             outputs[name] = outputs[name] * deviation + mean
         return outputs
 
-    def generate(self, prompt: str, length: int, temperature: float, seed: int) -> str:
-        """The prompt carried on by ``length`` characters, as ``lstm-jax generate`` does it."""
-        vocabulary = self.about["vocabulary"]
+    def generate(self, prompt: str, length: int, temperature: float, seed: int) -> Iterator[str]:
+        """The prompt, then ``length`` more characters, as ``lstm-jax generate`` writes them."""
+        vocabulary = self.metadata["vocabulary"]
         unknown = sorted(set(prompt) - set(vocabulary))
         if unknown:
             raise ValueError(f"prompt: the model does not know the character {unknown[0]!r}")
-        given = [vocabulary.index(character) for character in prompt or self.about["opening"]]
-        state, outputs = self.sequence(self.initial_state(1), tokens=[given])
-        written = []
+        yield prompt
+        given = [vocabulary.index(character) for character in prompt or self.metadata["opening"]]
+        carry, outputs = self(self.initial_carry(1), tokens=[given])
         for noise in self.runtime.noise(seed, length, len(vocabulary)):
             scores = np.asarray(outputs["logits"])[0, -1]
-            if temperature > 0:  # the largest of logits and Gumbel noise is a draw
+            if temperature > 0:  # the largest of logits and Gumbel noise is a random choice
                 scores = scores / np.float32(max(temperature, 1e-6)) + noise
             token = int(scores.argmax())
-            written.append(vocabulary[token])
-            state, outputs = self.step(state, tokens=[[token]])
-        return prompt + "".join(written)
+            yield vocabulary[token]
+            carry, outputs = self(carry, tokens=[[token]])
+
+
+def is_one_step(shape: tuple[int, ...], symbolic: str) -> bool:
+    """Whether an input's shape is that of one step in time.
+
+    >>> is_one_step((3, 4, 7), "b, 4*t, 7"), is_one_step((3, 8, 7), "b, 4*t, 7")
+    (True, False)
+    """
+    sizes = [size.strip().split("*") for size in symbolic.split(",")]
+    steps = [n for n, factors in enumerate(sizes) if "t" in factors]
+    return all(shape[n] == int(([f for f in sizes[n] if f != "t"] or [1])[0]) for n in steps)
 
 
 class StableHLO:
-    """Functions as ``jax.export`` has written them, and their weights."""
+    """Programs as ``jax.export`` has written them, and their weights."""
 
-    def __init__(self, folder: pathlib.Path, about: dict[str, Any]):
+    def __init__(self, folder: pathlib.Path, programs: list[str]):
         import jax
         import jax.export
 
         self.jax = jax
         self.weights = {name: jax.numpy.asarray(a) for name, a in arrays(folder / "weights.npz")}
-        self.first_state = dict(arrays(folder / "state.npz"))
-        self.functions = {
+        self.first = dict(arrays(folder / "carry.npz"))
+        self.programs = {
             name: jax.jit(
                 jax.export.deserialize(bytearray((folder / f"{name}.jaxexport").read_bytes())).call
             )
-            for name in about["functions"]
+            for name in programs
         }
 
-    def call(self, name: str, state: State, inputs: dict[str, Any]) -> Any:
-        return self.functions[name](self.weights, state, inputs)
+    def call(self, name: str, carry: Carry, inputs: dict[str, Any]) -> Any:
+        return self.programs[name](self.weights, carry, inputs)
 
     def noise(self, seed: int, length: int, size: int) -> Iterator[np.ndarray]:
-        """Gumbel noise for so many draws, float32 ``[size]`` each, as jax.random draws it."""
+        """Gumbel noise for ``length`` choices, float32 ``[size]`` each, from jax.random."""
         random = self.jax.random
         draw = self.jax.jit(self.jax.vmap(lambda key: random.gumbel(key, (size,))))
         keys = random.split(random.key(seed), length)
@@ -132,21 +133,20 @@ class StableHLO:
 class ONNX:
     """Graphs that hold their weights."""
 
-    def __init__(self, folder: pathlib.Path, about: dict[str, Any]):
+    def __init__(self, folder: pathlib.Path, programs: list[str]):
         import onnxruntime
 
-        self.first_state = dict(arrays(folder / "state.npz"))
+        self.first = dict(arrays(folder / "carry.npz"))
         self.sessions = {
-            name: onnxruntime.InferenceSession(str(folder / f"{name}.onnx"))
-            for name in about["functions"]
+            name: onnxruntime.InferenceSession(str(folder / f"{name}.onnx")) for name in programs
         }
 
-    def call(self, name: str, state: State, inputs: dict[str, Any]) -> Any:
+    def call(self, name: str, carry: Carry, inputs: dict[str, Any]) -> Any:
         session = self.sessions[name]
-        feeds = inputs | {f"state.{key}": array for key, array in state.items()}
+        feeds = inputs | {f"carry.{key}": array for key, array in carry.items()}
         names = [output.name for output in session.get_outputs()]
         outputs = dict(zip(names, session.run(names, feeds), strict=True))
-        new = {key: outputs.pop(f"new_state.{key}") for key in state}
+        new = {key: outputs.pop(f"new_carry.{key}") for key in carry}
         return new, outputs
 
     def noise(self, seed: int, length: int, size: int) -> Iterator[np.ndarray]:
@@ -210,7 +210,7 @@ def main() -> int:
     generate.add_argument("--prompt", default="", help="what the text begins with")
     generate.add_argument("--length", type=int, default=400, help="characters after the prompt")
     generate.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest")
-    generate.add_argument("--seed", type=int, default=0, help="decides the draws")
+    generate.add_argument("--seed", type=int, default=0, help="decides the random choices")
     apply = commands.add_parser("apply", help="outputs of whole sequences")
     apply.add_argument("inputs", help=".npz file with the arrays that manifest.json names")
     apply.add_argument("outputs", help=".npz file to write")
@@ -219,10 +219,12 @@ def main() -> int:
         model = Model(pathlib.Path(__file__).parent)
         if args.command == "generate":
             check(args)
-            if "vocabulary" not in model.about:
-                raise ValueError("generate: this model writes no text")
-            text = model.generate(args.prompt, args.length, args.temperature, args.seed)
-            sys.stdout.buffer.write(f"{text}\n".encode())
+            if "vocabulary" not in model.metadata:
+                raise ValueError("generate: this model does not generate text")
+            how = (args.prompt, args.length, args.temperature, args.seed)
+            for text in itertools.chain(model.generate(*how), "\n"):
+                sys.stdout.buffer.write(text.encode())
+                sys.stdout.buffer.flush()
         else:
             np.savez(args.outputs, **model.apply(dict(arrays(pathlib.Path(args.inputs)))))
     except (ImportError, OSError, ValueError) as error:

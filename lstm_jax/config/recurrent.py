@@ -1,4 +1,4 @@
-"""The recurrent layers of a model, as a config describes them."""
+"""The recurrent layers of a model as a config describes them."""
 
 import ast
 import contextlib
@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from lstm_jax.cells import CELLS
+from lstm_jax.config.options import Section, nearest, option
 from lstm_jax.errors import UserError
 from lstm_jax.sequence import (
     LSTM,
@@ -20,7 +21,6 @@ from lstm_jax.sequence import (
     VariationalDropout,
     Zoneout,
 )
-from lstm_jax.tasks.options import Section, nearest, option
 
 REGULARIZERS: dict[str, Callable[..., Any]] = {
     "drop_connect": DropConnect,
@@ -35,21 +35,22 @@ CELL_MEMBERS = ("init", "zero_state", "step")
 CellFactory = Callable[..., Any]  # called with hidden_size=, dtype= and param_dtype=
 
 
+@functools.cache
 def cell_factory(text: str) -> CellFactory:
-    """What makes the cells that a config asks for.
+    """The function that makes the cells a config names; equal strings give the same function.
 
     Args:
-      text: the name of a cell in ``CELLS``, or ``module.Class`` of your own, with options in
-        brackets where there are any, and regularisers around it: ``"peephole"``,
-        ``"lstm(forget_bias=2.0)"``, ``"zoneout(my_cells.LeakyCell, hidden_rate=0.1)"``.
+      text: the name of a cell in ``CELLS``, or ``module.Class`` for a custom one, with options in
+        brackets, and regularisers around it: ``"peephole"``, ``"lstm(forget_bias=2.0)"``,
+        ``"zoneout(my_cells.LeakyCell, hidden_rate=0.1)"``.
 
     Returns:
       A function of ``hidden_size=`` and the types that returns the cell.
 
     Raises:
-      UserError: the text is none of that, an option is unknown or impossible, or the cell
-        reads grids.  (Of a cell of your own the class alone is looked at; what it says of its
-        options and sizes is known in :meth:`RecurrentModel.check_layers`.)
+      UserError: ``text`` names no cell, an option is unknown or impossible, or the cell reads
+        grids.  (Of a custom cell only the class is checked here; its options and sizes are
+        checked in :meth:`RecurrentConfig.check_layers`.)
 
     >>> cell_factory("lstm(forget_bias=2.0)")(hidden_size=3).forget_bias
     2.0
@@ -63,8 +64,8 @@ def cell_factory(text: str) -> CellFactory:
         raise UserError(f"expected a cell such as lstm(forget_bias=2.0), got {text!r}") from error
     factory = _factory(tree, text)
     if not any(isinstance(node, ast.Attribute) for node in ast.walk(tree)):
-        # An impossible option is told now, whatever the size: this one has many divisors.
-        with _told():
+        # An impossible option is reported now, whatever the size: this one has many divisors.
+        with _in_one_line():
             _check_axes(factory(hidden_size=5040, dtype="float32"), text)
     return factory
 
@@ -79,7 +80,7 @@ def _factory(tree: ast.expr, text: str) -> CellFactory:
             options[str(keyword.arg)] = ast.literal_eval(keyword.value)
         except (TypeError, ValueError) as error:
             raise UserError(
-                f"{keyword.arg} of {ast.unparse(name)}: expected a number, a text, true or "
+                f"{keyword.arg} of {ast.unparse(name)}: expected a number, a string, true or "
                 f"false, got {ast.unparse(keyword.value)}"
             ) from error
     word = ast.unparse(name)
@@ -111,7 +112,7 @@ def _imported(tree: ast.expr, word: str) -> Callable[..., Any]:
     kind = getattr(imported, name)
     made = kind.func if isinstance(kind, functools.partial) else kind
     if not (isinstance(made, type) and all(hasattr(made, member) for member in CELL_MEMBERS)):
-        raise UserError(f"{word} is no cell: expected a class with {', '.join(CELL_MEMBERS)}")
+        raise UserError(f"{word} is not a cell: expected a class with {', '.join(CELL_MEMBERS)}")
     return kind
 
 
@@ -119,7 +120,7 @@ def _check_options(word: str, kind: Callable[..., Any], options: dict[str, Any])
     parameters = inspect.signature(kind).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return
-    # The model has a size and a type of its own.
+    # The model's own size and type are used.
     known = {parameter.name for parameter in parameters} - {"cell", "hidden_size", "dtype"}
     for name in options:
         if name not in known:
@@ -132,8 +133,8 @@ def _check_axes(cell: Any, text: str) -> None:
 
 
 @contextlib.contextmanager
-def _told() -> Iterator[None]:
-    """Tells what a cell says of its options and sizes in one line."""
+def _in_one_line() -> Iterator[None]:
+    """Turns a cell's complaint about its options or sizes into a message of one line."""
     try:
         yield
     except (TypeError, ValueError) as error:
@@ -141,8 +142,8 @@ def _told() -> Iterator[None]:
 
 
 @dataclasses.dataclass(frozen=True)
-class RecurrentModel(Section):
-    """The part of a section ``[model]`` that says what runs over time."""
+class RecurrentConfig(Section):
+    """The keys of a section ``[model]`` that describe its recurrent layers."""
 
     hidden_size: int = option(128, "hidden features of each recurrent layer", at_least=1)
     num_layers: int = option(1, "stacked recurrent layers", at_least=1)
@@ -156,33 +157,20 @@ class RecurrentModel(Section):
         "float32", "type of the products; sums stay in float32", choices=("float32", "bfloat16")
     )
 
-    @functools.cached_property
-    def layers(self) -> LSTM:
-        """The layers that run over time."""
-        return LSTM(
-            self.hidden_size,
-            self.num_layers,
-            dropout=self.dropout,
-            dtype=self.dtype,
-            cell=_CellOf(self.cell),
-        )
+    @property
+    def cell_factory(self) -> CellFactory:
+        """The function that makes the cells, for ``cell=`` of :class:`lstm_jax.nnx.LSTM`."""
+        return cell_factory(self.cell)
 
     def check_layers(self, input_size: int) -> None:
-        """Raises :class:`UserError` where the cell does not fit the sizes, those of inputs too."""
+        """Raises :class:`UserError` where the cell does not fit the sizes."""
         try:
-            with _told():
-                for cell in self.layers.layers.values():
+            with _in_one_line():
+                layers = LSTM(
+                    self.hidden_size, self.num_layers, dtype=self.dtype, cell=self.cell_factory
+                )
+                for cell in layers.layers.values():
                     _check_axes(cell, self.cell)
-                jax.eval_shape(lambda: self.layers.init(jax.random.key(0), input_size))
+                jax.eval_shape(lambda: layers.init(jax.random.key(0), input_size))
         except UserError as error:
             raise UserError(f"model.cell: {error}") from error
-
-
-@dataclasses.dataclass(frozen=True)
-class _CellOf:
-    """A factory that is equal to another of the same text, as a static argument must be."""
-
-    text: str
-
-    def __call__(self, hidden_size: int, **types: Any) -> Any:
-        return cell_factory(self.text)(hidden_size=hidden_size, **types)

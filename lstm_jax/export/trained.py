@@ -1,4 +1,4 @@
-"""A trained run as files with which another process runs its model, by itself."""
+"""A trained run as files with which another process runs its model by itself."""
 
 import json
 import math
@@ -9,16 +9,16 @@ from typing import Any
 import jax
 import numpy as np
 
+from lstm_jax.config import Config
 from lstm_jax.errors import UserError
-from lstm_jax.interop.deploy import DTYPES, export_onnx, export_stablehlo
-from lstm_jax.interop.standalone import Model
-from lstm_jax.tasks.base import Figures, Task
-from lstm_jax.train.config import Config
-from lstm_jax.train.loop import best_params
-from lstm_jax.train.report import Report
+from lstm_jax.export.runner import Model
+from lstm_jax.export.writing import DTYPES, export_onnx, export_stablehlo
+from lstm_jax.models import Model as TrainableModel
+from lstm_jax.tasks.base import Metrics, Task
+from lstm_jax.train import Report, best_model
 
 FORMATS = {"stablehlo": "flatbuffers", "onnx": "onnx and onnxruntime"}
-"""What can be written, and the packages that it needs."""
+"""The formats, and the packages that each needs."""
 
 DYNAMIC = "dynamic-int8"
 STEPS_TIMED = 64
@@ -27,16 +27,15 @@ STEPS_TIMED = 64
 def export_run(
     config: Config, task: Task, workdir: pathlib.Path, report: Report, format: str, dtype: str
 ) -> pathlib.Path:
-    """Writes a run's best checkpoint as a model that runs alone, and tells how good it is.
+    """Writes a run's best checkpoint as a model that runs alone, and reports how good it is.
 
-    Its figures are taken with what was written, read back, beside those of the run; then come
-    sizes and times.
+    The exported model, read back, is evaluated beside the run's own; then come sizes and times.
 
     Args:
       config: the run.
       task: its task.
       workdir: its folder; the model goes to ``export/FORMAT-DTYPE`` in it.
-      report: where figures are told.
+      report: receives the tables.
       format: ``"stablehlo"`` or ``"onnx"``.
       dtype: how matrices are stored, ``"float32"``, ``"bfloat16"`` or ``"int8"``; or, with
         ONNX, ``"dynamic-int8"``, onnxruntime's own dynamic quantisation.
@@ -45,39 +44,44 @@ def export_run(
       The folder.
 
     Raises:
-      UserError: there is no checkpoint, ``dtype`` does not go with ``format``, or a library that
-        ``format`` needs is not installed.
+      UserError: there is no checkpoint, ``dtype`` does not go with ``format``, the model does not
+        name its inputs, or a library that ``format`` needs is not installed.
     """
     if dtype == DYNAMIC and format != "onnx":
         raise UserError(f"--dtype {DYNAMIC} is onnxruntime's: expected --format onnx, got {format}")
-    params, step = best_params(config, task, workdir)
+    model, step = best_model(config, task, workdir)
+    if not isinstance(model.module, TrainableModel):
+        raise UserError(
+            f"{workdir}: expected a lstm_jax.models.Model, which names its inputs, got "
+            f"{type(model.module).__name__}"
+        )
     folder = workdir / "export" / f"{format}-{dtype}"
-    about: dict[str, Any] = {"task": config.task, "step": step, **task.about()}
-    model = (task.functions, params, task.initial_state(params, 1), folder)
+    metadata: dict[str, Any] = {"task": config.task, "step": step, **task.known}
     try:
         if format == "stablehlo":
-            export_stablehlo(*model, dtype=dtype, about=about)
+            export_stablehlo(model, folder, dtype=dtype, metadata=metadata)
         else:
             dynamic = dtype == DYNAMIC
-            export_onnx(*model, dtype=DTYPES[0] if dynamic else dtype, about=about, dynamic=dynamic)
+            stored = DTYPES[0] if dynamic else dtype
+            export_onnx(model, folder, dtype=stored, metadata=metadata, dynamic=dynamic)
         began = time.perf_counter()
         exported = Model(folder)
         loading = time.perf_counter() - began
     except ImportError as error:
         raise UserError(f"--format {format} needs {FORMATS[format]}: {error}") from error
 
-    figures: dict[str, Figures] = {}
+    metrics: dict[str, Metrics] = {}
     for split in task.splits:
-        own, figures[split] = task.evaluate(params, split), task.score(exported, split)
+        own, metrics[split] = task.evaluate(model, split), task.evaluate(exported, split)
         # Rounded as printed, so that no difference is not -0.0000.
-        change = {name: round(figures[split][name] - own[name], 4) + 0.0 for name in own}
+        change = {name: round(metrics[split][name] - own[name], 4) + 0.0 for name in own}
         rows = {
             f"this run, step {step}": own,
-            f"exported, {format} {dtype}": figures[split],
+            f"exported, {format} {dtype}": metrics[split],
             "difference": change,
         }
-        report.figures(f"{split} split", rows)
-    manifest = json.dumps(exported.about | {"figures": figures}, indent=2, ensure_ascii=False)
+        report.metrics(f"{split} split", rows)
+    manifest = json.dumps(exported.metadata | {"metrics": metrics}, indent=2, ensure_ascii=False)
     (folder / "manifest.json").write_text(manifest + "\n", "utf-8")
 
     sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
@@ -88,32 +92,34 @@ def export_run(
 
 
 def _latencies(model: Model) -> str:
-    """How long one row takes, step by step and as a whole, in words."""
+    """How long one row takes, in one step and in many, in words."""
     parts = []
-    for name, steps, count in (("step", 1, 200), ("sequence", STEPS_TIMED, 20)):
-        first, *others = _times(model, name, steps, count)
-        what = "a step of one row" if name == "step" else f"{steps} steps at once"
+    for steps, count, what in (
+        (1, 200, "one step of one row"),
+        (STEPS_TIMED, 20, f"{STEPS_TIMED} steps at once"),
+    ):
+        first, *others = _times(model, steps, count)
         parts.append(f"{what} {1000 * np.median(others):.3f} ms (the first {first:.2f} s)")
     return ", ".join(parts)
 
 
-def _times(model: Model, name: str, steps: int, count: int) -> list[float]:
+def _times(model: Model, steps: int, count: int) -> list[float]:
     """The seconds that each of some calls took, one after the other."""
     inputs = {
-        # Zeros are a character, too, but no length.
+        # Zeros are valid tokens, too, but not lengths.
         key: np.full(_sizes(spec["shape"], steps), steps if key == "lengths" else 0, spec["dtype"])
-        for key, spec in model.about["functions"][name].items()
+        for key, spec in model.metadata["inputs"].items()
     }
-    state, times = model.initial_state(1), []
+    carry, times = model.initial_carry(1), []
     for _ in range(1 + count):
         began = time.perf_counter()
-        state, _ = jax.block_until_ready(getattr(model, name)(state, **inputs))
+        carry, _ = jax.block_until_ready(model(carry, **inputs))
         times.append(time.perf_counter() - began)
     return times
 
 
 def _sizes(shape: str, steps: int) -> list[int]:
-    """A shape as a function's inputs have it, of one row and so many steps.
+    """The shape of an input of one row and ``steps`` steps.
 
     >>> _sizes("b, 48*t, 7", steps=64)
     [1, 3072, 7]

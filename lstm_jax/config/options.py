@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import operator
+import pathlib
 import re
 import sys
 import typing
@@ -24,11 +25,19 @@ def option(
     below: float | None = None,
     choices: tuple[str, ...] | None = None,
     check: Callable[[Any], Any] | None = None,
+    path_or: tuple[str, ...] | None = None,
 ) -> Any:
     """A field of a :class:`Section`: its default, one line of meaning, and its range.
 
-    ``check`` is called with a value of the right type, and raises :class:`UserError` where it
-    is an impossible one.
+    Args:
+      default: the value where none is given.
+      meaning: one line for ``--help``.
+      at_least, above, at_most, below: limits of a number.
+      choices: the possible values, where there are only a few.
+      check: called with a value of the right type; raises :class:`UserError` for an impossible
+        one.
+      path_or: for a path, the values that are not one: names of data sets (an empty tuple where
+        there are none).  A relative path in a config file is resolved from the file's folder.
     """
     limits = {"at least": at_least, "above": above, "at most": at_most, "below": below}
     metadata = {
@@ -36,6 +45,7 @@ def option(
         "limits": {words: limit for words, limit in limits.items() if limit is not None},
         "choices": choices,
         "check": check,
+        "path_or": path_or,
     }
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -80,16 +90,16 @@ def expectation(field: dataclasses.Field) -> str:
     return f"{noun} of {' and '.join(limits)}" if limits else noun
 
 
-_NOUNS = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
+_NOUNS = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
 
 
 def _kind(field: dataclasses.Field) -> type:
-    """The type of a field, also where annotations are kept as texts."""
+    """The type of a field, also where annotations are strings."""
     return next(kind for kind in _NOUNS if field.type in (kind, kind.__name__))
 
 
 def _problem(field: dataclasses.Field, value: Any) -> str:
-    """What is wrong with a value, or an empty text."""
+    """What is wrong with a value, or an empty string."""
     if not _fits(field, value):
         return f"expected {expectation(field)}, got {value!r}"
     if field.metadata["check"]:
@@ -138,26 +148,41 @@ def nearest(name: str, known: typing.Iterable[str], section: str = "") -> str:
 
 
 def section_from(
-    kind: type[SectionT], values: Mapping[str, Any], name: str, source: str
+    kind: type[SectionT],
+    values: Mapping[str, Any],
+    name: str,
+    source: str,
+    folder: pathlib.Path = pathlib.Path(),
 ) -> SectionT:
     """A section from a mapping, such as a table of a TOML file.
 
     Args:
       kind: the section's dataclass.
-      values: its keys; those left out take their defaults.
+      values: its keys; missing ones take their defaults.
       name: the section's name, for messages: key ``k`` is ``name.k`` there.
       source: the file that the values come from, for messages.
+      folder: where relative paths begin.
 
     Raises:
       UserError: a key is unknown, or a value does not fit its field.
     """
     fields = {field.name: field for field in dataclasses.fields(kind)}
-    for key, value in values.items():
+    for key in values:
         if key not in fields:
             raise UserError(f"{source}: unknown key {name}.{key}{nearest(key, fields, name)}")
-        if problem := _problem(fields[key], value):
-            raise UserError(f"{source}: {name}.{key}: {problem}")
-    return kind(**values)
+    values = {key: _absolute(fields[key], value, folder) for key, value in values.items()}
+    try:
+        return kind(**values)
+    except UserError as error:
+        raise UserError(f"{source}: {name}.{error}") from error
+
+
+def _absolute(field: dataclasses.Field, value: Any, folder: pathlib.Path) -> Any:
+    """A relative path as an absolute one; any other value as it is."""
+    names = field.metadata["path_or"]
+    if names is None or not isinstance(value, str) or value in ("", *names):
+        return value
+    return str((folder / pathlib.Path(value).expanduser()).absolute())
 
 
 def parse(field: dataclasses.Field, text: str) -> Any:

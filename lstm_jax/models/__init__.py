@@ -1,0 +1,18 @@
+"""Flax modules that tasks train, one file a model; they hold no data and no loss."""
+
+from lstm_jax.models.base import Carry, Compiled, Model, Outputs, evaluation
+from lstm_jax.models.classifier import Classifier, ClassifierCarry
+from lstm_jax.models.forecaster import SegmentForecaster
+from lstm_jax.models.language import LanguageModel
+
+__all__ = [
+    "Carry",
+    "Classifier",
+    "ClassifierCarry",
+    "Compiled",
+    "LanguageModel",
+    "Model",
+    "Outputs",
+    "SegmentForecaster",
+    "evaluation",
+]

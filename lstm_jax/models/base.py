@@ -1,0 +1,109 @@
+"""What a model is: a Flax module that reads a stretch of each sequence of a batch."""
+
+import functools
+from typing import Any
+
+import jax
+from flax import nnx
+
+Carry = Any  # a pytree of arrays [B, ...]; () where sequences are independent
+Outputs = dict[str, Any]  # arrays [B, ...] by name
+
+
+class Model(nnx.Module):
+    """A Flax module that tasks train, ``model(carry, **inputs) -> (carry, outputs)``.
+
+    Batch leads in every array.  A long sequence can be read in parts: the carry that one call
+    returns is the carry of the next.  A single streamed step is the same call with t = 1.
+    ``model.eval()`` switches dropout off; in training, random numbers come from ``rngs``.
+
+    Subclasses define :attr:`inputs` and ``__call__``, and :meth:`initial_carry` where a state
+    passes from one call to the next.
+
+    >>> class Doubled(Model):
+    ...     inputs = property(lambda self: {"xs": ("b, t, 3", "float32")})
+    ...     def __call__(self, carry, *, xs, rngs=None):
+    ...         return carry, {"ys": 2 * xs}
+    >>> model = Doubled()
+    >>> model(model.initial_carry(rows=2), xs=jax.numpy.ones((2, 5, 3)))[1]["ys"].shape
+    (2, 5, 3)
+    """
+
+    @property
+    def inputs(self) -> dict[str, tuple[str, str]]:
+        """Shape and type of each input: ``{"tokens": ("b, t", "int32")}``.
+
+        ``b`` and ``t`` stand for any number of rows and of steps.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define its inputs")
+
+    def initial_carry(self, rows: int) -> Carry:
+        """The carry before the first step of ``rows`` sequences, arrays ``[rows, ...]``."""
+        return ()
+
+    def __call__(
+        self, carry: Carry, *, rngs: nnx.Rngs | None = None, **inputs: Any
+    ) -> tuple[Carry, Outputs]:
+        """The carry after a stretch of each sequence, and the outputs by name."""
+        raise NotImplementedError(f"{type(self).__name__} does not define __call__")
+
+
+class Compiled:
+    """A module in evaluation mode, called as the module itself; its calls are compiled.
+
+    Modules with the same structure share their compiled programs, so that new parameters do
+    not compile anything anew.
+
+    Args:
+      module: any ``nnx.Module``.  Its structure must be hashable, as for ``nnx.jit``.  Later
+        changes of the module have no effect here.
+
+    Attributes:
+      graph: the module's structure.
+      state: its arrays.
+
+    >>> layer = Compiled(nnx.Linear(3, 2, rngs=nnx.Rngs(0)))
+    >>> layer(jax.numpy.ones((4, 3))).shape, layer.out_features
+    ((4, 2), 2)
+    """
+
+    def __init__(self, module: nnx.Module):
+        self.graph, self.state = nnx.split(evaluation(module))
+
+    @property
+    def module(self) -> Any:
+        """A new module with these arrays, in evaluation mode."""
+        return nnx.merge(self.graph, self.state)
+
+    def initial_carry(self, rows: int) -> Carry:
+        """As :meth:`Model.initial_carry`."""
+        return _initial_carry(self.graph, self.state, rows)
+
+    def __call__(self, *args: Any, **inputs: Any) -> Any:
+        return _called(self.graph, self.state, args, inputs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("graph", "state") or name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.module, name)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _called(graph: Any, state: Any, args: tuple, inputs: dict[str, Any]) -> Any:
+    return nnx.merge(graph, state)(*args, **inputs)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _initial_carry(graph: Any, state: Any, rows: int) -> Carry:
+    return nnx.merge(graph, state).initial_carry(rows)
+
+
+def evaluation(module: nnx.Module) -> Any:
+    """A copy of a module in evaluation mode: no dropout, running averages in use.
+
+    >>> evaluation(nnx.Dropout(0.5, rngs=nnx.Rngs(0)))(jax.numpy.ones(2)).tolist()
+    [1.0, 1.0]
+    """
+    copy = nnx.merge(*nnx.split(module))
+    copy.eval()
+    return copy

@@ -1,0 +1,118 @@
+"""A classifier of sequences."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from lstm_jax.models.base import Model, Outputs
+from lstm_jax.nnx import LSTM
+
+
+class ClassifierCarry(NamedTuple):
+    """What is known of a sequence after some of its steps.
+
+    Attributes:
+      lstm: the state of each layer.
+      pooled: the top layer's outputs so far, their sum or the last of them; ``[B, H]``.
+      steps: the number of steps so far, int32 ``[B]``.
+    """
+
+    lstm: Any
+    pooled: jax.Array
+    steps: jax.Array
+
+
+class Classifier(Model):
+    """Scores the classes of a sequence, from the mean or the last of the top layer's outputs.
+
+    Rows of a batch have lengths of their own; whatever lies past a row's length has no influence.
+
+    Args:
+      in_features: D.
+      num_classes: the number of classes.
+      hidden_features: H, hidden features of each layer.
+      num_layers: stacked layers.
+      cell: the kind of cell, as in :class:`lstm_jax.nnx.LSTM`.
+      pooling: ``"mean"`` or ``"last"``.
+      dropout: dropout rate of the outputs of every layer.
+      dtype: type of the products.
+      rngs: its stream ``params`` initialises the parameters.
+
+    Example:
+      >>> model = Classifier(3, 5, 8, rngs=nnx.Rngs(0))
+      >>> xs, lengths = jnp.ones((2, 7, 3)), jnp.array([7, 4])
+      >>> carry, outputs = model(model.initial_carry(rows=2), xs=xs, lengths=lengths)
+      >>> outputs["logits"].shape  # [B, classes]
+      (2, 5)
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        hidden_features: int,
+        num_layers: int = 1,
+        *,
+        cell: Any = "lstm",
+        pooling: str = "mean",
+        dropout: float = 0.0,
+        dtype: DTypeLike = "float32",
+        rngs: nnx.Rngs,
+    ):
+        self.pooling = pooling
+        self.lstm = LSTM(
+            in_features, hidden_features, num_layers,
+            cell=cell, dropout=dropout, dtype=dtype, rngs=rngs,
+        )  # fmt: skip
+        self.dropout = nnx.Dropout(dropout)
+        self.readout = nnx.Linear(
+            self.lstm.layer.output_size, num_classes,
+            kernel_init=jax.nn.initializers.glorot_uniform(), rngs=rngs,
+        )  # fmt: skip
+
+    @property
+    def inputs(self) -> dict[str, tuple[str, str]]:
+        return {"xs": (f"b, t, {self.lstm.in_features}", "float32"), "lengths": ("b", "int32")}
+
+    def initial_carry(self, rows: int) -> ClassifierCarry:
+        return ClassifierCarry(
+            lstm=self.lstm.layer.initial_state(self.lstm.params, (rows,)),
+            pooled=jnp.zeros((rows, self.lstm.layer.output_size)),
+            steps=jnp.zeros(rows, jnp.int32),
+        )
+
+    def __call__(
+        self,
+        carry: ClassifierCarry,
+        *,
+        xs: jax.Array,
+        lengths: jax.Array,
+        rngs: nnx.Rngs | None = None,
+    ) -> tuple[ClassifierCarry, Outputs]:
+        """Scores of the classes, from all steps so far.
+
+        Args:
+          carry: as from :meth:`initial_carry`, or from an earlier part of the sequences.
+          xs: ``[B, T, D]``.
+          lengths: integers from 0 to T, ``[B]``.
+          rngs: its stream ``dropout`` is used in training.
+
+        Returns:
+          ``(carry, {"logits": [B, classes]})``.
+        """
+        lstm, ys = self.lstm(
+            xs, initial_carry=carry.lstm, seq_lengths=lengths, return_carry=True,
+            rngs=None if self.dropout.deterministic else rngs,
+        )  # fmt: skip
+        ys, steps = ys.astype(jnp.float32), carry.steps + lengths
+        if self.pooling == "mean":
+            pooled = carry.pooled + ys.sum(1)  # outputs past a row's end are zero
+            read = pooled / jnp.maximum(steps, 1)[:, None]
+        else:
+            last = jnp.take_along_axis(ys, jnp.maximum(lengths - 1, 0)[:, None, None], 1)[:, 0]
+            read = pooled = jnp.where(lengths[:, None] > 0, last, carry.pooled)
+        logits = self.readout(self.dropout(read, rngs=rngs))
+        return ClassifierCarry(lstm, pooled, steps), {"logits": logits}

@@ -1,0 +1,121 @@
+"""A language model of characters or other tokens."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from lstm_jax.models.base import Carry, Model, Outputs
+from lstm_jax.nnx import LSTM
+
+
+class LanguageModel(Model):
+    """Scores every next token after each token that it has read.
+
+    ::
+
+        e_t = E[x_t]
+        h_t = LSTM(e_1, ..., e_t)
+        logits_t = h_t P + b
+
+    With tied embeddings the logits are ``(h_t P) E^T + b``, and P is needed only where the
+    features of embeddings and layers differ in number.
+
+    Args:
+      num_tokens: V, the number of different tokens.
+      embedding_features: features of an embedding.
+      hidden_features: H, hidden features of each layer.
+      num_layers: stacked layers.
+      cell: the kind of cell, as in :class:`lstm_jax.nnx.LSTM`.
+      tied_embeddings: whether logits are read out by the matrix that embeds tokens.
+      input_dropout: dropout rate of the embeddings.
+      dropout: dropout rate of the outputs of every layer.
+      dtype: type of the products.
+      rngs: its stream ``params`` initialises the parameters.
+
+    Example:
+      >>> model = LanguageModel(10, 4, 8, rngs=nnx.Rngs(0))
+      >>> tokens = jnp.array([[1, 2, 3], [4, 5, 6]])
+      >>> carry, outputs = model(model.initial_carry(rows=2), tokens=tokens)
+      >>> outputs["logits"].shape  # [B, T, V]
+      (2, 3, 10)
+
+    References:
+      Tomas Mikolov et al., "Recurrent neural network based language model", Interspeech 2010;
+      Ofir Press, Lior Wolf, "Using the Output Embedding to Improve Language Models", EACL 2017
+      (tied embeddings).
+    """
+
+    def __init__(
+        self,
+        num_tokens: int,
+        embedding_features: int,
+        hidden_features: int,
+        num_layers: int = 1,
+        *,
+        cell: Any = "lstm",
+        tied_embeddings: bool = False,
+        input_dropout: float = 0.0,
+        dropout: float = 0.0,
+        dtype: DTypeLike = "float32",
+        rngs: nnx.Rngs,
+    ):
+        # Logits of a new network are near zero: unit embeddings that are tied are scaled down.
+        scale = embedding_features**-0.5 if tied_embeddings else 1.0
+        self.embedding = nnx.Embed(
+            num_tokens, embedding_features,
+            embedding_init=jax.nn.initializers.normal(scale), rngs=rngs,
+        )  # fmt: skip
+        self.input_dropout = nnx.Dropout(input_dropout)
+        self.lstm = LSTM(
+            embedding_features, hidden_features, num_layers,
+            cell=cell, dropout=dropout, dtype=dtype, rngs=rngs,
+        )  # fmt: skip
+        self.dropout = nnx.Dropout(dropout)
+        self.tied_embeddings = tied_embeddings
+        self.dtype = dtype
+        outputs = self.lstm.layer.output_size
+        width = embedding_features if tied_embeddings else num_tokens
+        if not (tied_embeddings and width == outputs):
+            self.projection = nnx.Linear(
+                outputs, width, use_bias=False, dtype=dtype,
+                kernel_init=jax.nn.initializers.glorot_uniform(), rngs=rngs,
+            )  # fmt: skip
+        self.bias = nnx.Param(jnp.zeros(num_tokens))
+
+    @property
+    def inputs(self) -> dict[str, tuple[str, str]]:
+        return {"tokens": ("b, t", "int32")}
+
+    def initial_carry(self, rows: int) -> Carry:
+        """The state of each layer: zeros, or what was learned."""
+        return self.lstm.layer.initial_state(self.lstm.params, (rows,))
+
+    def __call__(
+        self, carry: Carry, *, tokens: jax.Array, rngs: nnx.Rngs | None = None
+    ) -> tuple[Carry, Outputs]:
+        """Logits of the next token after each one.
+
+        Args:
+          carry: the state of each layer, arrays ``[B, H]``.
+          tokens: int32 ``[B, T]``.
+          rngs: its stream ``dropout`` is used in training.
+
+        Returns:
+          ``(carry, {"logits": [B, T, V]})``.
+        """
+        # Time leads within, so that the loop reads each step from consecutive memory.
+        xs = self.input_dropout(self.embedding(tokens.T), rngs=rngs)  # [T, B, E]
+        carry, ys = self.lstm(
+            xs, initial_carry=carry, time_major=True, return_carry=True,
+            rngs=None if self.dropout.deterministic else rngs,
+        )  # fmt: skip
+        ys = self.dropout(ys, rngs=rngs).astype(self.dtype)
+        if hasattr(self, "projection"):
+            ys = self.projection(ys)
+        if self.tied_embeddings:
+            ys = ys @ self.embedding.embedding[...].T.astype(ys.dtype)
+        logits = ys.swapaxes(0, 1).astype(jnp.float32) + self.bias[...]
+        return carry, {"logits": logits}

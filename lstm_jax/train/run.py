@@ -1,0 +1,58 @@
+"""A finished run: its model, task and config."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+from lstm_jax.config import Config
+from lstm_jax.errors import UserError
+from lstm_jax.models import Compiled
+from lstm_jax.tasks.base import Columns, Predicts
+from lstm_jax.train.loop import best_model
+from lstm_jax.train.workdir import load_workdir, stored_metadata
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """The best checkpoint of a run.
+
+    Attributes:
+      folder: the run's folder.
+      config: its config.
+      task: its task, which reads its training data only where it needs them.
+      model: the model in evaluation mode.
+      step: the step of the checkpoint.
+    """
+
+    folder: pathlib.Path
+    config: Config
+    task: Any
+    model: Compiled
+    step: int
+
+    def predict(self, source: str | pathlib.Path) -> Columns:
+        """Predictions for a file in the format of the training data, as columns of a table.
+
+        Raises:
+          UserError: the task does not predict, or the file does not fit.
+        """
+        if not isinstance(self.task, Predicts):
+            raise UserError(f"{self.folder}: task {self.config.task} does not predict on new data")
+        return self.task.predict(self.model, pathlib.Path(source))
+
+
+def load_run(folder: str | pathlib.Path) -> Run:
+    """The best checkpoint of the run in a folder; its training data need not exist any more.
+
+    Raises:
+      UserError: the folder holds no run, or no checkpoint that is whole.
+
+    >>> load_run("/no/such/run")
+    Traceback (most recent call last):
+    lstm_jax.errors.UserError: /no/such/run: no run here (expected a config.toml)
+    """
+    folder = pathlib.Path(folder)
+    config = load_workdir(folder)
+    task = config.build_task(stored_metadata(folder))
+    model, step = best_model(config, task, folder, check_data=False)
+    return Run(folder, config, task, model, step)
