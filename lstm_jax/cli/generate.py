@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from lstm_jax.cli.parser import Parser, add_section
 from lstm_jax.cli.process import add_process_options, add_run, keep_programs
-from lstm_jax.errors import UserError
 from lstm_jax.config import Section, option
+from lstm_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

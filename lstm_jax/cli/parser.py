@@ -5,8 +5,8 @@ import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
-from lstm_jax.errors import UserError
 from lstm_jax.config import Section, expectation, nearest, read
+from lstm_jax.errors import UserError
 
 
 class WrongCommandLine(Exception):  # noqa: N818 - its message is what the user reads

@@ -15,7 +15,8 @@ class Model(nnx.Module):
 
     Batch leads in every array.  A long sequence can be read in parts: the carry that one call
     returns is the carry of the next.  A single streamed step is the same call with t = 1.
-    ``model.eval()`` switches dropout off; in training, random numbers come from ``rngs``.
+    ``model.eval()`` switches dropout off; in training, random numbers come from ``rngs``, or from
+    the streams that the module was constructed with.
 
     Subclasses define :attr:`inputs` and ``__call__``, and :meth:`initial_carry` where a state
     passes from one call to the next.

@@ -39,7 +39,7 @@ class Classifier(Model):
       pooling: ``"mean"`` or ``"last"``.
       dropout: dropout rate of the outputs of every layer.
       dtype: type of the products.
-      rngs: its stream ``params`` initialises the parameters.
+      rngs: its stream ``params`` initialises the parameters; ``dropout`` is kept for training.
 
     Example:
       >>> model = Classifier(3, 5, 8, rngs=nnx.Rngs(0))
@@ -67,7 +67,7 @@ class Classifier(Model):
             in_features, hidden_features, num_layers,
             cell=cell, dropout=dropout, dtype=dtype, rngs=rngs,
         )  # fmt: skip
-        self.dropout = nnx.Dropout(dropout)
+        self.dropout = nnx.Dropout(dropout, rngs=rngs)
         self.readout = nnx.Linear(
             self.lstm.layer.output_size, num_classes,
             kernel_init=jax.nn.initializers.glorot_uniform(), rngs=rngs,
@@ -98,14 +98,14 @@ class Classifier(Model):
           carry: as from :meth:`initial_carry`, or from an earlier part of the sequences.
           xs: ``[B, T, D]``.
           lengths: integers from 0 to T, ``[B]``.
-          rngs: its stream ``dropout`` is used in training.
+          rngs: its stream ``dropout`` is used in training; the module's own stream if None.
 
         Returns:
           ``(carry, {"logits": [B, classes]})``.
         """
         lstm, ys = self.lstm(
             xs, initial_carry=carry.lstm, seq_lengths=lengths, return_carry=True,
-            rngs=None if self.dropout.deterministic else rngs,
+            rngs=rngs,
         )  # fmt: skip
         ys, steps = ys.astype(jnp.float32), carry.steps + lengths
         if self.pooling == "mean":

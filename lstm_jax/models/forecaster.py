@@ -31,7 +31,7 @@ class SegmentForecaster(Model):
       cell: the kind of cell, as in :class:`lstm_jax.nnx.LSTM`.
       dropout: dropout rate of the outputs of every layer.
       dtype: type of the products in the layers.
-      rngs: its stream ``params`` initialises the parameters.
+      rngs: its stream ``params`` initialises the parameters; ``dropout`` is kept for training.
 
     Example:
       >>> model = SegmentForecaster(columns=2, segment=4, horizon=3, hidden_features=8,
@@ -67,7 +67,7 @@ class SegmentForecaster(Model):
             hidden_features, hidden_features, num_layers,
             cell=cell, dropout=dropout, dtype=dtype, rngs=rngs,
         )  # fmt: skip
-        self.dropout = nnx.Dropout(dropout)
+        self.dropout = nnx.Dropout(dropout, rngs=rngs)
         width = self.lstm.layer.output_size
         self.readout = nnx.Linear(width, horizon, kernel_init=glorot, rngs=rngs)
 
@@ -91,7 +91,7 @@ class SegmentForecaster(Model):
           carry: as from :meth:`initial_carry`, or from the segments before.
           past: ``[B, N * S, C]``.
           level: the window's last row, ``[B, C]``.
-          rngs: its stream ``dropout`` is used in training.
+          rngs: its stream ``dropout`` is used in training; the module's own stream if None.
 
         Returns:
           ``(carry, {"forecast": [B, F, C]})``.
@@ -103,7 +103,7 @@ class SegmentForecaster(Model):
         carry = jax.tree.map(lambda leaf: leaf.reshape(rows * columns, *leaf.shape[2:]), carry)
         carry, ys = self.lstm(
             embedded, initial_carry=carry, time_major=True, return_carry=True,
-            rngs=None if self.dropout.deterministic else rngs,
+            rngs=rngs,
         )  # fmt: skip
         change = self.readout(self.dropout(ys[-1].astype(jnp.float32), rngs=rngs))
         carry = jax.tree.map(lambda leaf: leaf.reshape(rows, columns, *leaf.shape[1:]), carry)

@@ -33,7 +33,7 @@ class LanguageModel(Model):
       input_dropout: dropout rate of the embeddings.
       dropout: dropout rate of the outputs of every layer.
       dtype: type of the products.
-      rngs: its stream ``params`` initialises the parameters.
+      rngs: its stream ``params`` initialises the parameters; ``dropout`` is kept for training.
 
     Example:
       >>> model = LanguageModel(10, 4, 8, rngs=nnx.Rngs(0))
@@ -68,12 +68,12 @@ class LanguageModel(Model):
             num_tokens, embedding_features,
             embedding_init=jax.nn.initializers.normal(scale), rngs=rngs,
         )  # fmt: skip
-        self.input_dropout = nnx.Dropout(input_dropout)
+        self.input_dropout = nnx.Dropout(input_dropout, rngs=rngs)
         self.lstm = LSTM(
             embedding_features, hidden_features, num_layers,
             cell=cell, dropout=dropout, dtype=dtype, rngs=rngs,
         )  # fmt: skip
-        self.dropout = nnx.Dropout(dropout)
+        self.dropout = nnx.Dropout(dropout, rngs=rngs)
         self.tied_embeddings = tied_embeddings
         self.dtype = dtype
         outputs = self.lstm.layer.output_size
@@ -101,7 +101,7 @@ class LanguageModel(Model):
         Args:
           carry: the state of each layer, arrays ``[B, H]``.
           tokens: int32 ``[B, T]``.
-          rngs: its stream ``dropout`` is used in training.
+          rngs: its stream ``dropout`` is used in training; the module's own stream if None.
 
         Returns:
           ``(carry, {"logits": [B, T, V]})``.
@@ -110,7 +110,7 @@ class LanguageModel(Model):
         xs = self.input_dropout(self.embedding(tokens.T), rngs=rngs)  # [T, B, E]
         carry, ys = self.lstm(
             xs, initial_carry=carry, time_major=True, return_carry=True,
-            rngs=None if self.dropout.deterministic else rngs,
+            rngs=rngs,
         )  # fmt: skip
         ys = self.dropout(ys, rngs=rngs).astype(self.dtype)
         if hasattr(self, "projection"):

@@ -155,9 +155,7 @@ def build_step(
         key = jax.random.fold_in(jax.random.wrap_key_data(key), device)
         streams = jax.tree.map(lambda data: _folded(data, device), streams)
         # Marked as a device's own, or the gradient's sum would move into the backward scan.
-        params, rest = jax.tree.map(
-            lambda leaf: jax.lax.pcast(leaf, AXIS, to="varying"), (params, rest)
-        )
+        params, rest = jax.tree.map(_own, (params, rest))
         (loss, (carry, rest)), grads = jax.value_and_grad(loss_of, has_aux=True)(
             params, rest, streams, carry, batch, key
         )
@@ -206,8 +204,16 @@ def _folded(data: jax.Array, number: jax.Array) -> jax.Array:
     return jax.random.key_data(fold(keys, number))
 
 
+def _own(leaf: jax.Array) -> jax.Array:
+    """A device's own value of a parameter or statistic; counters stay common to all devices."""
+    floating = jnp.issubdtype(leaf.dtype, jnp.inexact)
+    return jax.lax.pcast(leaf, AXIS, to="varying") if floating else leaf
+
+
 def _shared(leaf: jax.Array) -> jax.Array:
-    """One value for all devices: the mean of statistics; counters are the same on each."""
+    """One value for all devices: the mean of statistics, the largest of integers."""
+    if AXIS not in jax.typeof(leaf).vma:
+        return leaf
     if jnp.issubdtype(leaf.dtype, jnp.inexact):
         return jax.lax.pmean(leaf, AXIS)
     return jax.lax.pmax(leaf.astype(jnp.int32), AXIS).astype(leaf.dtype)

@@ -13,6 +13,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from lstm_jax.tasks.options import expectation
 
 import lstm_jax
 from lstm_jax.cli import main
@@ -21,7 +22,6 @@ from lstm_jax.cli.main import COMMANDS
 from lstm_jax.cli.parser import shown
 from lstm_jax.interop.convert import LIBRARIES as CONVERTED
 from lstm_jax.tasks import TASKS
-from lstm_jax.tasks.options import expectation
 from lstm_jax.train import OptimizerConfig, TrainConfig, load_config, sections_for, write_config
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"

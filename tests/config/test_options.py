@@ -2,12 +2,13 @@
 
 import dataclasses
 import math
+import pathlib
 
 import pytest
 
+from lstm_jax.config import TASKS, Section, option, task_class
+from lstm_jax.config.options import expectation, nearest, parse, section_from, sections_of
 from lstm_jax.errors import UserError
-from lstm_jax.tasks import TASKS, Section, option
-from lstm_jax.tasks.options import expectation, nearest, parse, section_from, sections_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +46,8 @@ BAD = [
     ("scale", None, "a number", "None"),
     ("flag", 1, "true or false", "1"),
     ("flag", "true", "true or false", "'true'"),
-    ("name", 5, "a text", "5"),
-    ("name", ["a"], "a text", "['a']"),
+    ("name", 5, "a string", "5"),
+    ("name", ["a"], "a string", "['a']"),
     ("mode", "medium", "one of fast, slow", "'medium'"),
     ("mode", 1, "one of fast, slow", "1"),
     ("mode", ["fast"], "one of fast, slow", "['fast']"),
@@ -148,7 +149,7 @@ def test_a_word_of_the_command_line_is_read_as_its_fields_type(key, text, value)
 
 @pytest.mark.parametrize("task", TASKS)
 def test_every_default_fits_its_own_field_and_has_a_meaning(task):
-    sections = sections_of(TASKS[task])
+    sections = sections_of(task_class(task))
     assert list(sections) == ["data", "model"]
     for kind in sections.values():
         made = kind()
@@ -156,3 +157,36 @@ def test_every_default_fits_its_own_field_and_has_a_meaning(task):
         for field in dataclasses.fields(kind):
             assert field.metadata["meaning"], field.name
             assert expectation(field)
+
+
+@dataclasses.dataclass(frozen=True)
+class Files(Section):
+    file: str = option("named", "a named set or a path", path_or=("named",))
+    words: str = option("", "not a path")
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("named", "named"),
+        ("", ""),
+        ("data.csv", "/runs/of/mine/data.csv"),
+        ("/data.csv", "/data.csv"),
+    ],
+)
+def test_a_relative_path_begins_at_the_folder_and_is_stored_as_absolute(value, expected):
+    values = {"file": value, "words": "data.csv"}
+    made = section_from(Files, values, "data", "run.toml", pathlib.Path("/runs/of/mine"))
+    assert made == Files(expected, "data.csv")
+
+
+def test_a_value_is_checked_once():
+    """A check can be expensive, as that of a cell is."""
+    checked = []
+
+    @dataclasses.dataclass(frozen=True)
+    class Checked(Section):
+        name: str = option("x", "checked", check=checked.append)
+
+    section_from(Checked, {"name": "y"}, "model", "run.toml")
+    assert checked == ["y"]

@@ -3,13 +3,16 @@
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from lstm_jax.cells import CELLS, LSTMCell, PeepholeLSTMCell
+from lstm_jax.config import RecurrentConfig, cell_factory
 from lstm_jax.errors import UserError
+from lstm_jax.models import Compiled
 from lstm_jax.sequence import DropConnect, Zoneout
-from lstm_jax.tasks.base import Trained
-from lstm_jax.tasks.next_character import CharacterModel, NextCharacter, TextData, stream_loss
-from lstm_jax.tasks.recurrent import RecurrentModel, cell_factory
+from lstm_jax.tasks.language import stream_losses
+from lstm_jax.tasks.next_character import LanguageModelConfig, NextCharacter, TextData
+from tests.arrays import params_of, with_params
 
 
 def test_every_cell_by_its_name():
@@ -61,7 +64,7 @@ def module(tmp_path, monkeypatch):
 
 
 def task(cell, hidden_size=6, embedding_size=4):
-    model = CharacterModel(hidden_size=hidden_size, embedding_size=embedding_size, cell=cell)
+    model = LanguageModelConfig(hidden_size=hidden_size, embedding_size=embedding_size, cell=cell)
     return NextCharacter(TextData(lanes=4, window=8), model)
 
 
@@ -71,7 +74,9 @@ def test_a_class_of_ones_own_by_its_module(module):
     assert cell_factory(f"{own}.told")(hidden_size=4).forget_bias == 2.0
     assert cell_factory(f"zoneout({own}.Even(forget_bias=3.0))")(hidden_size=6).forget_bias == 3.0
     for text in ("number", "functools"):
-        with pytest.raises(UserError, match=rf"my_own_cells.*{text} is no cell: expected a class"):
+        with pytest.raises(
+            UserError, match=rf"my_own_cells.*{text} is not a cell: expected a class"
+        ):
             cell_factory(f"{own}.{text}")
 
 
@@ -106,14 +111,16 @@ def test_what_does_not_fit_the_sizes_of_a_task_is_told(module):
 
 def test_a_learned_initial_state_learns_where_a_text_begins():
     learning = task("lstm(learn_initial_state=True)")
-    params = learning.init(jax.random.key(0))
+    model = learning.build(nnx.Rngs(0))
+    params = params_of(model)
     h_0 = params["lstm"]["layer_0"]["h_0"]
     params["lstm"]["layer_0"]["h_0"] = h_0 + 0.5
 
     @jax.jit
     def gradient(batch):
         def loss(params):
-            return learning.loss(params, learning.initial_carry(), batch, jax.random.key(1))[0]
+            changed = with_params(model, params)
+            return learning.loss(changed, model.initial_carry(4), batch, nnx.Rngs(1))[0]
 
         return jax.grad(loss)(params)["lstm"]["layer_0"]["h_0"]
 
@@ -122,27 +129,29 @@ def test_a_learned_initial_state_learns_where_a_text_begins():
     assert not gradient(second).any()  # reads the carry
     # Evaluation and samples begin with it, too.
     tokens = learning._split[1][:9]
-    loss = stream_loss(Trained(learning, params), tokens)
-    params["lstm"]["layer_0"]["h_0"] = h_0
-    assert stream_loss(Trained(learning, params), tokens) != loss
+    losses = stream_losses(Compiled(with_params(model, params)), tokens)
+    assert stream_losses(Compiled(model), tokens).mean() != losses.mean()
 
 
-def test_layers_of_equal_models_are_equal():
-    """They are static arguments of jitted functions."""
-    first, second = (RecurrentModel(cell="gru(reset_after=True)").layers for _ in range(2))
-    assert first == second
-    assert hash(first) == hash(second)
+def test_equal_configs_have_the_same_cells():
+    """Equal modules share their compiled programs."""
+    first, second = (RecurrentConfig(cell="gru(reset_after=True)") for _ in range(2))
+    assert first.cell_factory is second.cell_factory
+    graphs = [nnx.graphdef(task("gru(reset_after=True)").build(nnx.Rngs(0))) for _ in range(2)]
+    assert graphs[0] == graphs[1] and hash(graphs[0]) == hash(graphs[1])
 
 
 @pytest.mark.parametrize("cell", ["projected", "zoneout(slstm(num_heads=2), cell_rate=0.1)"])
 def test_a_task_learns_with_another_cell(cell):
     learning = task(cell, hidden_size=8)
-    params = learning.init(jax.random.key(0))
+    model = learning.build(nnx.Rngs(0))
     batch = learning.batches(seed=0)[0]
 
     def loss(params):
-        return learning.loss(params, learning.initial_carry(), batch, jax.random.key(1))[0]
+        changed = with_params(model, params)
+        return learning.loss(changed, model.initial_carry(4), batch, nnx.Rngs(1))[0]
 
+    params = params_of(model)
     before, grads = jax.value_and_grad(loss)(params)
     assert loss(jax.tree.map(lambda p, g: p - 0.1 * g, params, grads)) < before
 
@@ -161,7 +170,7 @@ def test_a_task_learns_with_another_cell(cell):
         ("recurrent_dropout(rnn)", "RecurrentDropout drops the candidate"),
         ("no_such_module.Cell", "no_such_module.Cell: module no_such_module cannot be imported"),
         ("math.Cell", "math.Cell: module math has no Cell"),
-        ("math.sqrt", "math.sqrt is no cell: expected a class with init, zero_state, step"),
+        ("math.sqrt", "math.sqrt is not a cell: expected a class with init, zero_state, step"),
         ("lstm(dtype='bfloat16')", "unknown option dtype of lstm"),
         ("lstm(forget_bias={[]: 1})", "forget_bias of lstm: expected a number"),
         ("conv_lstm", "expected a cell that reads features, got conv_lstm, which reads grids"),
@@ -171,4 +180,4 @@ def test_mistakes_are_told(text, message):
     with pytest.raises(UserError, match=message):
         cell_factory(text)
     with pytest.raises(UserError, match=f"cell: .*{message}"):
-        RecurrentModel(cell=text)
+        RecurrentConfig(cell=text)

@@ -6,16 +6,17 @@ import re
 
 import pytest
 
-from lstm_jax.errors import UserError
-from lstm_jax.tasks import TASKS
-from lstm_jax.train import (
+from lstm_jax.config import (
+    TASKS,
     OptimizerConfig,
     TrainConfig,
     differing_keys,
     load_config,
     sections_for,
+    task_name,
     write_config,
 )
+from lstm_jax.errors import UserError
 
 CONFIGS = sorted(pathlib.Path(__file__).parents[2].glob("configs/*.toml"))
 
@@ -127,8 +128,8 @@ def test_integer_for_a_float_is_a_float(toml):
             ("model.tied_embeddings", "true or false", "1"),
             id="int for bool",
         ),
-        pytest.param("[data]\ntext = 1\n", ("data.text", "a text", "1"), id="int for text"),
-        pytest.param("[data]\ntext = []\n", ("data.text", "a text", "[]"), id="list for text"),
+        pytest.param("[data]\ntext = 1\n", ("data.text", "a string", "1"), id="int for text"),
+        pytest.param("[data]\ntext = []\n", ("data.text", "a string", "[]"), id="list for text"),
         pytest.param(
             "[optimizer]\nname = ['adam']\n",
             ("optimizer.name", "one of adamw, adam", "['adam']"),
@@ -210,7 +211,7 @@ def test_overrides_are_read_by_the_type_of_their_key(toml):
             "optimizer.learning_rate": "1e-3",
             "optimizer.weight_decay": "0",
             "model.tied_embeddings": "true",
-            "data.text": "5",
+            "data.text": "/5",
             "train.sample_prompt": "",
         },
     )
@@ -219,7 +220,7 @@ def test_overrides_are_read_by_the_type_of_their_key(toml):
     assert config.optimizer.learning_rate == 1e-3
     assert config.optimizer.weight_decay == 0.0
     assert config.model.tied_embeddings is True
-    assert config.data.text == "5"
+    assert config.data.text == "/5"
     assert config.train.sample_prompt == ""
 
 
@@ -272,3 +273,64 @@ def test_every_key_has_a_meaning_of_one_line():
             for field in dataclasses.fields(kind):
                 meaning = field.metadata["meaning"]
                 assert re.fullmatch(r"\S.{5,99}", meaning), f"{name}.{field.name}: {meaning!r}"
+
+
+def test_paths_begin_at_the_config_and_on_the_command_line_at_the_current_folder(
+    toml, tmp_path, monkeypatch
+):
+    path = toml('[data]\ntext = "texts/a.txt"\n')
+    other = tmp_path / "elsewhere"
+    other.mkdir()
+    monkeypatch.chdir(other)
+    assert load_config(path).data.text == str(tmp_path / "texts" / "a.txt")
+    assert load_config(pathlib.Path("..") / path.name).data.text.endswith("texts/a.txt")
+    assert load_config(path, {"data.text": "b.txt"}).data.text == str(other / "b.txt")
+    assert load_config(path, {"data.text": "tiny_shakespeare"}).data.text == "tiny_shakespeare"
+
+
+OWN_TASK = """
+import dataclasses
+from lstm_jax.tasks import Section, Task, option
+
+@dataclasses.dataclass(frozen=True)
+class MyData(Section):
+    rows: int = option(3, "rows of data", at_least=1)
+
+@dataclasses.dataclass(frozen=True)
+class MyTask(Task):
+    data: MyData
+
+class NotATask:
+    pass
+"""
+
+
+@pytest.fixture
+def own_tasks(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_own_tasks.py").write_text(OWN_TASK)
+    (tmp_path / "my_broken_tasks.py").write_text("raise RuntimeError('two\\nlines')")
+
+
+def test_a_custom_task_has_its_own_keys(own_tasks, toml):
+    config = load_config(toml("[data]\nrows = 5\n", "my_own_tasks.MyTask"))
+    task = config.build_task()
+    assert (type(task).__name__, task.data.rows) == ("MyTask", 5)
+    assert task_name(type(task)) == "my_own_tasks.MyTask"
+    path = toml("[data]\nrow = 5\n", "my_own_tasks.MyTask")
+    assert message(path) == f"{path}: unknown key data.row; did you mean data.rows?"
+    path = toml("[model]\nsize = 5\n", "my_own_tasks.MyTask")
+    assert message(path).startswith(f"{path}: unknown key model.size")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("my_own_tasks.MyTsk", "task: my_own_tasks.MyTsk: module my_own_tasks has no MyTsk"),
+        ("no_such.Task", "task: no_such.Task: module no_such cannot be imported (ModuleNotFoundE"),
+        ("my_broken_tasks.A", "module my_broken_tasks cannot be imported (RuntimeError: two lin"),
+        ("my_own_tasks.NotATask", "NotATask is not a task: expected a subclass of lstm_jax.tasks"),
+    ],
+)
+def test_mistakes_in_the_name_of_a_custom_task(name, said, own_tasks, toml):
+    assert said in message(toml("", name))

@@ -10,10 +10,10 @@ import sys
 import jax
 import numpy as np
 import pytest
+from lstm_jax.interop.deploy import export_stablehlo, restored, stored
 from rich.console import Console
 
 from lstm_jax.errors import UserError
-from lstm_jax.interop.deploy import export_stablehlo, restored, stored
 from lstm_jax.train import Report, best_params, export_run, load_config, load_workdir, train
 
 CONFIGS = {

@@ -8,10 +8,10 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from lstm_jax.interop.deploy import Function, export_onnx, export_stablehlo
 
 from lstm_jax import CELLS, LSTM, unroll
 from lstm_jax.interop import deploy, standalone
-from lstm_jax.interop.deploy import Function, export_onnx, export_stablehlo
 
 D, H = 3, 4
 # Sums of ten terms in float32 (eps 1.2e-7) through ten steps.

@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from lstm_jax.tasks.options import sections_of
 
 from lstm_jax.errors import UserError
 from lstm_jax.tasks import TASKS
 from lstm_jax.tasks.base import Inspects
-from lstm_jax.tasks.options import sections_of
 
 TEXT = "the (quick) fox " * 40
 

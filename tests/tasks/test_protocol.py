@@ -8,9 +8,9 @@ import grain
 import jax
 import numpy as np
 import pytest
+from lstm_jax.tasks.options import sections_of
 
 from lstm_jax.tasks import TASKS, Samples, Task
-from lstm_jax.tasks.options import sections_of
 
 NAMES = {*Task.__annotations__, *(name for name in vars(Task) if not name.startswith("_"))}
 
