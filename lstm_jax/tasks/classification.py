@@ -83,7 +83,6 @@ class Classification(Task):
 
     def __post_init__(self) -> None:
         train, test = self._files
-        self._check_format(test, f"data.test: {self.data.test}")
         rows = int((~self._held_out).sum())
         if rows < self.data.batch_size:
             raise UserError(
@@ -95,6 +94,7 @@ class Classification(Task):
                 f"data.validation_fraction: expected a share that holds out at least one of "
                 f"{len(train.labels)} sequences, got {self.data.validation_fraction}"
             )
+        self._check_format(test, f"data.test: {self.data.test}")
         constant = np.flatnonzero(self._moments[1] == 0)
         if constant.size:
             raise UserError(f"data.train: {self.data.train}: dimension {constant[0]} is constant")

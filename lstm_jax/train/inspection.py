@@ -56,8 +56,8 @@ def inspect_run(
         "task": config.task,
         "checkpoint": f"step {step:,} of {config.train.num_steps:,}, the best",
         "parameters": f"{sum(leaf.size for leaf in parameters):,}",
-        "read here": f"{seen.xs.shape[0]:,} steps of {seen.xs.shape[1]} sequences of "
-        f"{f'the {task.splits[0]} split' if file is None else file}",
+        "read here": f"the first {seen.xs.shape[0]:,} steps of {seen.xs.shape[1]} sequence(s) of "
+        f"{file or f'the {task.splits[0]} split'}",
     }
     curve = loss_curve(
         read_metrics(workdir / "metrics.jsonl"),
@@ -137,13 +137,17 @@ def recurrent_inputs(task: Task, module: nnx.Module, file: pathlib.Path | None =
             calls.extend((inputs, call) for call in layers)
             raise _Done
 
-    with contextlib.suppress(_Done):
+    if file is not None and not isinstance(task, Predicts):
+        raise UserError(f"--text: task {type(task).__name__} does not read new data")
+    try:
         if file is None:
             task.evaluate(Reader(), task.splits[0])
-        elif isinstance(task, Predicts):
-            task.predict(Reader(), file)
         else:
-            raise UserError(f"{file}: task {type(task).__name__} does not read new data")
+            task.predict(Reader(), file)  # type: ignore[missing-attribute]
+    except _Done:
+        pass
+    except UserError as error:
+        raise UserError(f"--text: {error}" if file else str(error)) from error
     if not calls:
         raise UserError(f"{type(module).__name__} has no layers of lstm_jax.nnx to inspect")
     inputs, (layer, xs, options) = calls[0]

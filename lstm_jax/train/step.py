@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lstm_jax.models import Compiled
 from lstm_jax.tasks.base import Batch, Task
-from lstm_jax.train.devices import AXIS
+from lstm_jax.train.devices import AXIS, varies
 
 Params = Any
 Arrays = Any  # a nested dict of arrays
@@ -212,7 +212,7 @@ def _own(leaf: jax.Array) -> jax.Array:
 
 def _shared(leaf: jax.Array) -> jax.Array:
     """One value for all devices: the mean of statistics, the largest of integers."""
-    if AXIS not in jax.typeof(leaf).vma:
+    if not varies(leaf):
         return leaf
     if jnp.issubdtype(leaf.dtype, jnp.inexact):
         return jax.lax.pmean(leaf, AXIS)

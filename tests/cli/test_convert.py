@@ -10,7 +10,7 @@ from lstm_jax import LSTM
 from lstm_jax.cli import main
 from lstm_jax.interop import from_torch, read_arrays, to_lstm_jax, to_torch, write_arrays
 from lstm_jax.interop.convert import write_layer
-from lstm_jax.train import best_params, load_workdir
+from lstm_jax.train import load_run
 
 LAYER = LSTM(4, 2)
 
@@ -185,10 +185,9 @@ def test_pickles_and_unknown_libraries_are_refused(tmp_path, capsys):
 def test_a_runs_layers_go_out(workdir, tmp_path, capsys):
     out = tmp_path / "out.npz"
     assert main(["convert", str(workdir), str(out), "--to", "torch"]) == 0
-    config = load_workdir(workdir)
-    trained, _ = best_params(config, config.build_task(), workdir)
+    trained = load_run(workdir).model.module.lstm.params
     _, params = from_torch(read_arrays(out))
-    jax.tree.map(np.testing.assert_array_equal, params, trained["lstm"])
+    jax.tree.map(np.testing.assert_array_equal, params, trained)
     capsys.readouterr()
     for flag, value in (("--from", "torch"), ("--prefix", "a."), ("--reading", "bias=false")):
         assert main(["convert", str(workdir), str(out), "--to", "torch", flag, value]) == 1

@@ -13,13 +13,13 @@ import sys
 import jax
 import numpy as np
 import pytest
-from lstm_jax.tasks.options import expectation
 
 import lstm_jax
 from lstm_jax.cli import main
 from lstm_jax.cli.convert import LIBRARIES
 from lstm_jax.cli.main import COMMANDS
 from lstm_jax.cli.parser import shown
+from lstm_jax.config import expectation
 from lstm_jax.interop.convert import LIBRARIES as CONVERTED
 from lstm_jax.tasks import TASKS
 from lstm_jax.train import OptimizerConfig, TrainConfig, load_config, sections_for, write_config
@@ -127,7 +127,7 @@ def test_train_prints_plain_lines(run):
         progress[0],
     )
     assert sum("validation loss" in x for x in lines) == 2
-    assert f"drew {run.workdir}/plots/loss.png" in lines
+    assert f"plotted {run.workdir}/plots/loss.png" in lines
     assert "a sample of 10 characters:" in run.out
     assert any(x.startswith("the ") and len(x) <= 14 for x in lines)
 
@@ -177,7 +177,7 @@ def test_generate_prints_tabs_and_line_ends_as_they_are(run, capsys):
 def test_going_on_with_a_finished_run(run, capsys):
     assert call("train", run.workdir) == 0
     out = capsys.readouterr().out
-    assert "going on from step 6" in out and "this run, step" in out
+    assert "resuming from step 6" in out and "this run, step" in out
     assert "| loss" not in out
 
 
@@ -186,7 +186,7 @@ def test_the_default_workdir_is_named_for_the_config(folder, capsys):
     assert (folder / "runs" / "next_character" / "results.json").is_file()
     # Dashes and underscores, and the value after a space or an equals sign.
     assert call("train", "next_character.toml", "--train.num_steps=1") == 0
-    assert "going on from step 1" in capsys.readouterr().out
+    assert "resuming from step 1" in capsys.readouterr().out
 
 
 def test_every_command_has_a_module_and_convert_knows_every_library():
@@ -462,10 +462,10 @@ MISTAKES = {
         ("evaluate", "run"),
         ["run: no checkpoint yet"],
     ),
-    "generate of a task that writes nothing": (
+    "generate of a task that does not generate": (
         classification_run,
         ("generate", "run"),
-        ["run", "classification", "writes nothing"],
+        ["run", "classification", "does not generate"],
     ),
     "workdir is a file": (None, (*TRAIN, "--workdir", "text.txt"), ["text.txt"]),
     "misspelt command": (None, ("trian", "next_character.toml"), ["trian", "train"]),

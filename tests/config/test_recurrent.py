@@ -74,9 +74,8 @@ def test_a_class_of_ones_own_by_its_module(module):
     assert cell_factory(f"{own}.told")(hidden_size=4).forget_bias == 2.0
     assert cell_factory(f"zoneout({own}.Even(forget_bias=3.0))")(hidden_size=6).forget_bias == 3.0
     for text in ("number", "functools"):
-        with pytest.raises(
-            UserError, match=rf"my_own_cells.*{text} is not a cell: expected a class"
-        ):
+        said = rf"my_own_cells.*{text} is not a cell: expected a class"
+        with pytest.raises(UserError, match=said):
             cell_factory(f"{own}.{text}")
 
 

@@ -10,11 +10,15 @@ import sys
 import jax
 import numpy as np
 import pytest
-from lstm_jax.interop.deploy import export_stablehlo, restored, stored
+from flax import nnx
 from rich.console import Console
 
 from lstm_jax.errors import UserError
-from lstm_jax.train import Report, best_params, export_run, load_config, load_workdir, train
+from lstm_jax.export.trained import export_run
+from lstm_jax.export.writing import export_stablehlo, restored, stored
+from lstm_jax.models import Compiled
+from lstm_jax.train import Report, load_config, load_run, load_workdir, train
+from tests.arrays import params_of, with_params
 
 CONFIGS = {
     "next_character": """
@@ -157,8 +161,13 @@ def applied(folder: pathlib.Path, format: str, **inputs) -> dict[str, np.ndarray
         return dict(file)
 
 
-def printed(figures) -> dict[str, str]:
-    return {name: f"{value:.4f}" for name, value in figures.items()}
+def generated(task, model, *how) -> str:
+    names = ("prompt", "length", "temperature", "seed")
+    return "".join(task.generate(model, **dict(zip(names, how, strict=True))))
+
+
+def printed(metrics) -> dict[str, str]:
+    return {name: f"{value:.4f}" for name, value in metrics.items()}
 
 
 def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -177,7 +186,7 @@ def results(workdir: pathlib.Path, split: str) -> dict[str, str]:
 def test_text_in_another_process_is_that_of_the_library(run, format):
     workdir = run("next_character")
     task, folder, _ = exported(workdir, format)
-    params, _ = best_params(load_workdir(workdir), task, workdir)
+    model = load_run(workdir).model
     given = [
         ("the ", 150, 0.8, 0),
         ("[dög", 150, 1.0, 1),
@@ -188,13 +197,14 @@ def test_text_in_another_process_is_that_of_the_library(run, format):
     # The last comes from the command line, too.
     script = (
         "import json, pathlib, run, sys; model = run.Model(pathlib.Path('.'));"
-        "print(json.dumps([model.generate(*how) for how in json.loads(sys.argv[1])]), flush=True);"
+        "texts = [''.join(model.generate(*how)) for how in json.loads(sys.argv[1])];"
+        "print(json.dumps(texts), flush=True);"
         "sys.argv[1:] = 'generate --length 150 --temperature 0.8 --seed 0'.split(); run.main()"
     )
     out = alone(folder, "-c", script, json.dumps(given), format=format).decode()
     line, _, last = out.partition("\n")
     texts = json.loads(line)
-    assert texts == [task.sample(params, *how) for how in given]
+    assert texts == [generated(task, model, *how) for how in given]
     assert last == texts[-1] + "\n"
     assert min(len(set(text)) for text in texts[:3]) > 5, "texts worth comparing"
 
@@ -221,7 +231,7 @@ def test_the_errors_of_forecasts_in_another_process(run, format):
     starts = np.arange(80 - 12, 100 - 12 - 5 + 1)
     past = np.stack([values[n : n + 12] for n in starts])
     future = np.stack([values[n + 12 : n + 17] for n in starts])
-    forecast = applied(folder, format, past=past)["forecast"]
+    forecast = applied(folder, format, past=past, level=past[:, -1])["forecast"]
     error = (forecast - future) / values[:60].std(0)
     figures = {"loss": np.square(error).mean(), "mse": np.square(error).mean()}
     figures["mae"] = np.abs(error).mean()
@@ -252,13 +262,12 @@ def assert_tables_agree(lines: list[str], workdir: pathlib.Path, splits: list[st
 
 
 def with_model(workdir: pathlib.Path, folder: pathlib.Path, **changed: str):
-    """The run's task with another model, new parameters, and both as they were exported."""
+    """The run's task with another model, new parameters, and the model as it was exported."""
     task = load_workdir(workdir).build_task()
     task = dataclasses.replace(task, model=dataclasses.replace(task.model, **changed))
-    params = jax.jit(task.init)(jax.random.key(0))
-    about = {"task": "any", **task.about()}
-    first = task.initial_state(params, 1)
-    return task, params, export_stablehlo(task.functions, params, first, folder, about=about)
+    model = Compiled(task.build(nnx.Rngs(0)))
+    metadata = {"task": "any", **task.known}
+    return task, model, export_stablehlo(model, folder, metadata=metadata)
 
 
 @pytest.mark.parametrize(
@@ -272,43 +281,42 @@ def with_model(workdir: pathlib.Path, folder: pathlib.Path, **changed: str):
 )
 def test_steps_add_up_to_the_sequence(run, name, changed, tmp_path):
     """Rows of a batch at once; a row that has ended stays as it is."""
-    task, params, model = with_model(run(name), tmp_path, **changed)
+    _, model, exported = with_model(run(name), tmp_path, **changed)
     rng = np.random.default_rng(1)
     if name == "next_character":
         whole = {"tokens": rng.integers(0, 9, (3, 4), np.int32)}
         steps = [{"tokens": whole["tokens"][:, t : t + 1]} for t in range(4)]
-        first = task.initial_state(params, 3)
-        _, expected = jax.jit(task.logits)(params, first, whole["tokens"])
     elif name == "forecasting":
-        whole = {"past": rng.normal(size=(3, 12, 2)).astype(np.float32)}
-        level = whole["past"][:, -1]
-        steps = [{"past": part, "level": level} for part in np.split(whole["past"], 3, 1)]
-        expected = jax.jit(task.forecast)(params, whole["past"])
+        past = rng.normal(size=(3, 12, 2)).astype(np.float32)
+        whole = {"past": past, "level": past[:, -1]}
+        steps = [{"past": part, "level": past[:, -1]} for part in np.split(past, 3, 1)]
     else:
         xs, lengths = rng.normal(size=(3, 4, 2)).astype(np.float32), np.array([4, 1, 3], np.int32)
         whole = {"xs": xs, "lengths": lengths}
         steps = [{"xs": xs[:, t : t + 1], "lengths": (t < lengths).astype(int)} for t in range(4)]
-        expected = jax.jit(task.logits)(params, xs, lengths)
-    end, outputs = model.sequence(model.initial_state(3), **whole)
+    _, outputs = model(model.initial_carry(3), **whole)
+    (expected,) = outputs.values()
     # Sums of some ten float32 terms, through four steps.
     close = {"rtol": 1e-5, "atol": 1e-6}
-    np.testing.assert_allclose(next(iter(outputs.values())), expected, **close)
-    state, outputs = model.initial_state(3), {}
-    for inputs in steps:
-        state, outputs = model.step(state, **inputs)
-    (last,) = outputs.values()
-    expected = expected[:, -1:] if name == "next_character" else expected
-    np.testing.assert_allclose(last, expected, **close)
-    for key in end:
-        np.testing.assert_allclose(state[key], end[key], **close)
+    for each in (model, exported):
+        end, outputs = each(each.initial_carry(3), **whole)
+        np.testing.assert_allclose(next(iter(outputs.values())), expected, **close)
+        carry, outputs = each.initial_carry(3), {}
+        for inputs in steps:
+            carry, outputs = each(carry, **inputs)
+        (last,) = outputs.values()
+        wanted = expected[:, -1:] if name == "next_character" else expected
+        np.testing.assert_allclose(last, wanted, **close)
+        for one, other in zip(*map(jax.tree.leaves, (carry, end)), strict=True):
+            np.testing.assert_allclose(one, other, **close)
 
 
 def test_a_model_of_bfloat16_writes_the_same_text_bit_for_bit(run, tmp_path):
-    """Products of bfloat16 would tell any other order of rounding."""
-    task, params, model = with_model(run("next_character"), tmp_path, dtype="bfloat16")
+    """Products of bfloat16 would show any other order of rounding."""
+    task, model, exported = with_model(run("next_character"), tmp_path, dtype="bfloat16")
     for seed in range(3):
         how = ("the ", 200, 0.1, seed)
-        assert model.generate(*how) == task.sample(params, *how)
+        assert "".join(exported.generate(*how)) == generated(task, model, *how)
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -316,13 +324,15 @@ def test_a_model_of_bfloat16_writes_the_same_text_bit_for_bit(run, tmp_path):
 def test_smaller_weights_and_their_loss_are_told(run, format, dtype):
     workdir = run("next_character")
     task, folder, lines = exported(workdir, format, dtype)
-    about = json.loads((folder / "manifest.json").read_text("utf-8"))
+    manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
     (row,) = [line for line in lines if f"exported, {format} {dtype}" in line]
-    assert f"{about['figures']['validation']['loss']:.4f}" in row
-    params, _ = best_params(load_workdir(workdir), task, workdir)
-    own = task.evaluate(params, "validation")["loss"]
-    coarse = task.evaluate(restored(stored(params, dtype), params), "validation")["loss"]
-    assert about["figures"]["validation"]["loss"] == pytest.approx(coarse, abs=2e-6)
+    assert f"{manifest['metrics']['validation']['loss']:.4f}" in row
+    model = load_run(workdir).model
+    params = params_of(model.module)
+    own = task.evaluate(model, "validation")["loss"]
+    rounded = with_params(model.module, restored(stored(params, dtype), params))
+    coarse = task.evaluate(Compiled(rounded), "validation")["loss"]
+    assert manifest["metrics"]["validation"]["loss"] == pytest.approx(coarse, abs=2e-6)
     assert abs(coarse - own) > 1e-5
     (change,) = [line.split("│")[2].strip() for line in lines if "difference" in line]
     assert float(change) == pytest.approx(coarse - own, abs=6e-5)

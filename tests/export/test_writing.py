@@ -8,35 +8,55 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from lstm_jax.interop.deploy import Function, export_onnx, export_stablehlo
+from flax import nnx
 
-from lstm_jax import CELLS, LSTM, unroll
-from lstm_jax.interop import deploy, standalone
+from lstm_jax import CELLS, unroll
+from lstm_jax.export import runner, writing
+from lstm_jax.export.writing import export_onnx, export_stablehlo
+from lstm_jax.models import Compiled, Model
+from lstm_jax.nnx import LSTM
+from tests.arrays import params_of, with_params
 
 D, H = 3, 4
 # Sums of ten terms in float32 (eps 1.2e-7) through ten steps.
 TOLERANCE = 5e-6
 
 
-BOTH = ("step", "sequence")
+class Layer(Model):
+    """A layer alone."""
+
+    def __init__(self, hidden_features=H, **options):
+        self.lstm = LSTM(D, hidden_features, **options, rngs=nnx.Rngs(1))
+
+    @property
+    def inputs(self):
+        return {"xs": (f"b, t, {D}", "float32")}
+
+    def initial_carry(self, rows):
+        return self.lstm.layer.initial_state(self.lstm.params, (rows,))
+
+    def __call__(self, carry, *, xs, rngs=None):
+        carry, ys = self.lstm(xs, initial_carry=carry, return_carry=True)
+        return carry, {"ys": ys}
 
 
-def layer_functions(layer, steps=BOTH) -> dict[str, Function]:
-    """A layer as it is exported, batch first."""
+class Whole(Layer):
+    """A layer that needs the future."""
 
-    def apply(params, state, xs):
-        state, ys = layer.apply(params, xs.swapaxes(0, 1), state)
-        return state, {"ys": ys.swapaxes(0, 1)}
+    def initial_carry(self, rows):
+        return ()
 
-    times = {"step": "1", "sequence": "t"}
-    return {name: Function(apply, {"xs": (f"b, {times[name]}, {D}", "float32")}) for name in steps}
+    def __call__(self, carry, *, xs, rngs=None):
+        return carry, {"ys": self.lstm(xs)}
 
 
-def exported(export, layer, folder, steps=("sequence",), **options):
-    """The layer with some parameters, as it was read back, and these."""
-    params = jax.tree.map(lambda a: 1.5 * a, layer.init(jax.random.key(1), D))
-    first = layer.initial_state(params, (1,))
-    return export(layer_functions(layer, steps), params, first, folder, **options), params
+def enlarged(model):
+    """The model with other parameters."""
+    return with_params(model, jax.tree.map(lambda a: 1.5 * a, params_of(model)))
+
+
+def outputs_of(model, xs) -> np.ndarray:
+    return np.asarray(model(model.initial_carry(len(xs)), xs=xs)[1]["ys"])
 
 
 def some_inputs(rows: int, steps: int) -> np.ndarray:
@@ -54,7 +74,7 @@ def export(request):
     return request.param
 
 
-# ---- functions ----
+# ---- programs ----
 
 
 @pytest.mark.parametrize("name", sorted(set(CELLS) - {"conv_lstm"}))
@@ -88,59 +108,95 @@ def test_what_must_know_its_sizes_says_so():
 
 @pytest.mark.parametrize("cell", ["gru", "peephole"])
 def test_steps_and_sequences_of_any_size_are_those_of_the_layer(export, cell, tmp_path):
-    layer = LSTM(H, num_layers=2, cell=cell)
-    model, params = exported(export, layer, tmp_path, BOTH)
+    model = enlarged(Layer(num_layers=2, cell=cell))
+    exported = export(model, tmp_path)
     for rows, steps in ((1, 6), (3, 5)):
         xs = some_inputs(rows, steps)
-        _, expected = layer.apply(params, xs.swapaxes(0, 1))
-        expected = np.swapaxes(expected, 0, 1)
-        _, outputs = model.sequence(model.initial_state(rows), xs=xs)
-        np.testing.assert_allclose(outputs["ys"], expected, rtol=0, atol=TOLERANCE)
-        state = model.initial_state(rows)
+        expected = outputs_of(Compiled(model), xs)
+        np.testing.assert_allclose(outputs_of(exported, xs), expected, rtol=0, atol=TOLERANCE)
+        carry = exported.initial_carry(rows)
         for t in range(steps):
-            state, outputs = model.step(state, xs=xs[:, t : t + 1])
+            carry, outputs = exported(carry, xs=xs[:, t : t + 1])
             np.testing.assert_allclose(outputs["ys"][:, 0], expected[:, t], rtol=0, atol=TOLERANCE)
 
 
+def test_a_single_step_has_a_program_of_its_own(export, tmp_path):
+    exported = export(Layer(), tmp_path)
+    called = []
+    original = exported.runtime.call
+    exported.runtime.call = lambda name, *rest: called.append(name) or original(name, *rest)
+    for steps in (1, 2):
+        outputs_of(exported, some_inputs(2, steps))
+    assert called == ["step", "sequence"]
+
+
 def test_a_learned_initial_state_goes_along(export, tmp_path):
-    layer = LSTM(H, cell=lambda **sizes: CELLS["lstm"](learn_initial_state=True, **sizes))
-    params = layer.init(jax.random.key(1), D)
-    params["layer_0"]["c_0"] += 0.7
-    first = layer.initial_state(params, (1,))
-    model = export(layer_functions(layer), params, first, tmp_path)
+    model = Layer(cell=lambda **sizes: CELLS["lstm"](learn_initial_state=True, **sizes))
+    params = params_of(model)
+    params["lstm"]["layer_0"]["c_0"] += 0.7
+    model = with_params(model, params)
     xs = some_inputs(2, 1)
-    _, outputs = model.step(model.initial_state(2), xs=xs)
-    expected = layer.apply(params, xs.swapaxes(0, 1))[1][0]
-    np.testing.assert_allclose(outputs["ys"][:, 0], expected, rtol=0, atol=TOLERANCE)
+    expected = outputs_of(Compiled(model), xs)
+    np.testing.assert_allclose(
+        outputs_of(export(model, tmp_path), xs), expected, rtol=0, atol=TOLERANCE
+    )
+    assert np.abs(expected - outputs_of(Compiled(Layer()), xs)).max() > 1e-2
 
 
-def test_what_needs_the_future_is_exported_as_a_whole_alone(export, tmp_path):
-    layer = LSTM(H, bidirectional=True)
-    model, params = exported(export, layer, tmp_path)
-    xs = some_inputs(3, 5)
-    _, outputs = model.sequence(model.initial_state(3), xs=xs)
-    expected = np.swapaxes(layer.apply(params, xs.swapaxes(0, 1))[1], 0, 1)
-    np.testing.assert_allclose(outputs["ys"], expected, rtol=0, atol=TOLERANCE)
-    with pytest.raises(ValueError, match=r"^the model has no step: it needs the future"):
-        model.step(model.initial_state(3), xs=xs[:, :1])
+def test_what_needs_the_future_is_exported_as_a_whole(export, tmp_path):
+    model = enlarged(Whole(bidirectional=True))
+    exported = export(model, tmp_path)
+    for steps in (1, 5):
+        xs = some_inputs(3, steps)
+        np.testing.assert_allclose(
+            outputs_of(exported, xs), outputs_of(Compiled(model), xs), rtol=0, atol=TOLERANCE
+        )
+    assert exported.metadata["programs"] == ["sequence"]
+    assert not list(tmp_path.glob("step*"))
+
+
+class Normalised(Model):
+    """Batch statistics, dropout and its stream are part of the module."""
+
+    def __init__(self):
+        self.norm = nnx.BatchNorm(D, rngs=nnx.Rngs(0))
+        self.dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(1))
+
+    @property
+    def inputs(self):
+        return {"xs": (f"b, t, {D}", "float32")}
+
+    def __call__(self, carry, *, xs, rngs=None):
+        return carry, {"ys": self.dropout(self.norm(xs))}
+
+
+def test_batch_statistics_are_exported_and_dropout_is_off(export, tmp_path):
+    model, xs = Normalised(), some_inputs(4, 5)
+    for _ in range(3):
+        model((), xs=xs)  # in training: the statistics move
+    mean, var = np.asarray(model.norm.mean[...]), np.asarray(model.norm.var[...])
+    assert np.abs(mean).max() > 1e-3
+    expected = (xs - mean) / np.sqrt(var + 1e-5)
+    exported = export(model, tmp_path)
+    np.testing.assert_allclose(outputs_of(exported, xs), expected, rtol=0, atol=TOLERANCE)
 
 
 def test_one_file_is_for_all_platforms(tmp_path):
-    exported(export_stablehlo, LSTM(H), tmp_path, BOTH)
+    export_stablehlo(Layer(), tmp_path)
     for name in ("step", "sequence"):
         function = jax.export.deserialize(bytearray((tmp_path / f"{name}.jaxexport").read_bytes()))
         assert function.platforms == ("cpu", "cuda", "tpu")
-    about = json.loads((tmp_path / "manifest.json").read_text("utf-8"))
-    assert about["platforms"] == ["cpu", "cuda", "tpu"]
-    assert about["made_with"]["jax"] == jax.__version__
+    manifest = json.loads((tmp_path / "manifest.json").read_text("utf-8"))
+    assert manifest["platforms"] == ["cpu", "cuda", "tpu"]
+    assert manifest["made_with"]["jax"] == jax.__version__
 
 
 def test_mistakes_are_named(export, tmp_path):
     with pytest.raises(ValueError, match=r"^dtype must be one of float32, bfloat16, int8, got 'i4"):
-        exported(export, LSTM(H), tmp_path, dtype="i4")
-    model, _ = exported(export, LSTM(H), tmp_path)
-    with pytest.raises(ValueError, match=r"^sequence must be given xs, got x$"):
-        model.sequence(model.initial_state(1), x=np.zeros((1, 1, D)))
+        export(Layer(), tmp_path, dtype="i4")
+    exported = export(Layer(), tmp_path)
+    with pytest.raises(ValueError, match=r"^the model's inputs are xs, got x$"):
+        exported(exported.initial_carry(1), x=np.zeros((1, 1, D)))
 
 
 @pytest.mark.parametrize(
@@ -149,22 +205,22 @@ def test_mistakes_are_named(export, tmp_path):
         ("generate --seed -1", "--seed: expected a number from 0 to 2**32 - 1, got -1"),
         ("generate --temperature nan", "--temperature: expected a number at least 0, got nan"),
         ("generate --length -3", "--length: expected a number at least 0, got -3"),
-        ("generate", "generate: this model writes no text"),
+        ("generate", "generate: this model does not generate text"),
         ("apply missing.npz out.npz", "[Errno 2] No such file or directory: 'missing.npz'"),
-        ("apply {}/state.npz out.npz", "sequence must be given xs, got layer_0.h, layer_0.c"),
+        ("apply {}/carry.npz out.npz", "the model's inputs are xs, got layer_0.h, layer_0.c"),
     ],
 )
 def test_mistakes_on_the_command_line_get_one_line(words, said, layer_folder, monkeypatch, capsys):
-    monkeypatch.setattr(standalone, "__file__", str(layer_folder / "run.py"))
+    monkeypatch.setattr(runner, "__file__", str(layer_folder / "run.py"))
     monkeypatch.setattr(sys, "argv", ["run.py", *words.format(layer_folder).split()])
-    assert standalone.main() == 1
+    assert runner.main() == 1
     assert capsys.readouterr().err == f"run.py: error: {said}\n"
 
 
 @pytest.fixture(scope="module")
 def layer_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("layer")
-    exported(export_stablehlo, LSTM(H), folder)
+    export_stablehlo(Layer(), folder)
     return folder
 
 
@@ -174,7 +230,7 @@ def layer_folder(tmp_path_factory):
 def test_int8_is_within_half_a_step_of_each_channel():
     w = np.random.default_rng(0).normal(size=(50, 6)) * 10.0 ** np.arange(-3, 3)
     w[:, 2] = 0
-    q, scale = deploy.quantized(w.astype(np.float32))
+    q, scale = writing.quantized(w.astype(np.float32))
     assert q.dtype == np.int8 and scale.shape == (1, 6)
     largest = np.abs(w).max(0)
     np.testing.assert_allclose(scale[0], np.where(largest == 0, 1, largest / 127), rtol=1e-6)
@@ -185,19 +241,19 @@ def test_int8_is_within_half_a_step_of_each_channel():
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 def test_matrices_are_stored_small_and_computed_with_as_they_are_stored(export, dtype, tmp_path):
-    layer = LSTM(32, num_layers=2)
-    model, params = exported(export, layer, tmp_path, dtype=dtype)
-    coarse = deploy.restored(deploy.stored(params, dtype), params)
+    model = enlarged(Layer(32, num_layers=2))
+    exported = export(model, tmp_path, dtype=dtype)
+    params = params_of(model)
+    coarse = writing.restored(writing.stored(params, dtype), params)
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(coarse))
-    np.testing.assert_array_equal(coarse["layer_0"]["b"], params["layer_0"]["b"])
+    bias = coarse["lstm"]["layer_0"]["b"]
+    np.testing.assert_array_equal(bias, params["lstm"]["layer_0"]["b"])
     xs = some_inputs(2, 4)
-    _, outputs = model.sequence(model.initial_state(2), xs=xs)
-    expected = np.swapaxes(layer.apply(coarse, xs.swapaxes(0, 1))[1], 0, 1)
-    np.testing.assert_allclose(outputs["ys"], expected, rtol=0, atol=TOLERANCE)
-    plain = np.swapaxes(layer.apply(params, xs.swapaxes(0, 1))[1], 0, 1)
-    assert np.abs(plain - expected).max() > 10 * TOLERANCE
+    expected = outputs_of(Compiled(with_params(model, coarse)), xs)
+    np.testing.assert_allclose(outputs_of(exported, xs), expected, rtol=0, atol=TOLERANCE)
+    assert np.abs(outputs_of(Compiled(model), xs) - expected).max() > 10 * TOLERANCE
 
-    exported(export, layer, tmp_path / "full")
+    export(model, tmp_path / "full")
     file = "weights.npz" if export is export_stablehlo else "sequence.onnx"
     saved = [(folder / file).stat().st_size for folder in (tmp_path / "full", tmp_path)]
     matrices = sum(leaf.size for leaf in jax.tree.leaves(params) if leaf.ndim == 2)
@@ -210,15 +266,13 @@ def test_matrices_are_stored_small_and_computed_with_as_they_are_stored(export, 
 def test_onnxruntimes_own_quantisation(tmp_path):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")
-    layer = LSTM(32)
-    model, params = exported(export_onnx, layer, tmp_path, dynamic=True)
+    model = enlarged(Layer(32))
+    exported = export_onnx(model, tmp_path, dynamic=True)
     xs = some_inputs(2, 4)
-    _, outputs = model.sequence(model.initial_state(2), xs=xs)
-    expected = np.swapaxes(layer.apply(params, xs.swapaxes(0, 1))[1], 0, 1)
-    error = np.abs(outputs["ys"] - expected).max()
+    error = np.abs(outputs_of(exported, xs) - outputs_of(Compiled(model), xs)).max()
     # 8 bits for numbers up to about 3, in sums of some 35 terms.
     assert 1e-5 < error < 0.1
-    exported(export_onnx, layer, tmp_path / "full")
+    export_onnx(model, tmp_path / "full")
     sizes = [(folder / "sequence.onnx").stat().st_size for folder in (tmp_path, tmp_path / "full")]
     assert sizes[0] < 0.5 * sizes[1]
 
@@ -230,19 +284,17 @@ def test_onnxruntimes_own_quantisation(tmp_path):
 def test_random_bits_are_those_of_jax(seed):
     keys = jax.random.key_data(jax.random.split(jax.random.key(seed), 300))
     root = np.array([[0, seed]], np.uint32)
-    own = np.stack(standalone.threefry(root, np.arange(300)), -1)[0]
+    own = np.stack(runner.threefry(root, np.arange(300)), -1)[0]
     np.testing.assert_array_equal(own, keys)
     bits = jax.vmap(lambda key: jax.random.bits(key, (1, 7)))(jax.random.wrap_key_data(keys))
-    np.testing.assert_array_equal(
-        np.bitwise_xor(*standalone.threefry(own, np.arange(7))), bits[:, 0]
-    )
+    np.testing.assert_array_equal(np.bitwise_xor(*runner.threefry(own, np.arange(7))), bits[:, 0])
 
 
 def test_noise_of_both_runtimes_is_that_of_categorical():
-    """More draws than a block; logarithms of two libraries differ by a rounding or two."""
-    seed, length, size = 7, standalone.NOISE_BLOCK + 5, 9
-    noise = np.stack(list(standalone.ONNX.noise(None, seed, length, size)))
-    runtime = standalone.StableHLO.__new__(standalone.StableHLO)
+    """More choices than a block; logarithms of two libraries differ by a rounding or two."""
+    seed, length, size = 7, runner.NOISE_BLOCK + 5, 9
+    noise = np.stack(list(runner.ONNX.noise(None, seed, length, size)))
+    runtime = runner.StableHLO.__new__(runner.StableHLO)
     runtime.jax = jax
     exact = np.stack(list(runtime.noise(seed, length, size)))
     assert noise.dtype == exact.dtype == np.float32 and noise.shape == (length, size)

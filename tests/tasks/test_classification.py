@@ -1,23 +1,46 @@
 """Classes of sequences of different lengths, against NumPy on each row by itself."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from lstm_jax.errors import UserError
-from lstm_jax.tasks.classification import Classification, ClassifierModel, SequencesData
+from lstm_jax.models import Compiled
+from lstm_jax.tasks.classification import Classification, ClassifierConfig, SequencesData
+from tests.arrays import in_float64, params_of, with_params
 
 CLASSES = ("ah", "eh", "oh")
 # Sums of ten terms in float32 (eps 1.2e-7), through ten steps.
 TOLERANCE = 5e-6
 
-logits = jax.jit(Classification.logits, static_argnums=0)
-gradient = jax.jit(
-    jax.grad(lambda params, task, *rest: task.loss(params, *rest)[0]), static_argnums=1
-)
+
+def logits(model, xs, lengths, seed=None):
+    """The scores by one compiled call; in training mode where a seed is given."""
+    inputs, first = {"xs": xs, "lengths": lengths}, model.initial_carry(len(xs))
+    if seed is None:
+        return Compiled(model)(first, **inputs)[1]["logits"]
+    graph, state = nnx.split(model)
+
+    @jax.jit
+    def call(state):
+        return nnx.merge(graph, state)(first, **inputs, rngs=nnx.Rngs(seed))[1]["logits"]
+
+    return call(state)
+
+
+def loss_and_gradient(task, model, batch, seed=1):
+    """The task's loss in training mode and its gradient."""
+
+    @jax.jit
+    def both(params, batch):
+        def loss(params):
+            return task.loss(with_params(model, params), (), batch, nnx.Rngs(seed))[0]
+
+        return jax.value_and_grad(loss)(params)
+
+    return both(params_of(model), batch)
 
 
 def sequences(seed: int, rows: int, dimensions: int = 2) -> tuple[list[np.ndarray], np.ndarray]:
@@ -56,16 +79,17 @@ def make(tmp_path_factory):
             paths[part].write_text(text)
         model = {"hidden_size": 5, "num_layers": 2, "dropout": 0.0, "input_noise": 0.0} | model
         options = {"batch_size": 4} | {part: str(path) for part, path in paths.items()}
-        return Classification(SequencesData(**options | (data or {})), ClassifierModel(**model))
+        return Classification(SequencesData(**options | (data or {})), ClassifierConfig(**model))
 
     return task
 
 
-def some_params(task):
-    """Parameters large enough that classes differ, and a bias that is not zero."""
-    params = task.init(jax.random.key(0))
-    params["b"] = jnp.array([0.3, -0.2, 0.1])
-    return jax.tree.map(lambda leaf: 2 * leaf, params)
+def built(task):
+    """A model whose parameters are large enough that classes differ, with a bias."""
+    model = task.build(nnx.Rngs(0))
+    params = params_of(model)
+    params["readout"]["bias"] = jnp.array([0.3, -0.2, 0.1])
+    return with_params(model, jax.tree.map(lambda leaf: 2 * leaf, params))
 
 
 def standardised(xs) -> list[np.ndarray]:
@@ -75,7 +99,7 @@ def standardised(xs) -> list[np.ndarray]:
 
 def network(params, xs, pooling: str) -> np.ndarray:
     """The scores of one row without padding, in float64."""
-    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+    params = in_float64(params)
     for _, weights in sorted(params["lstm"].items()):
         h = c = np.zeros(len(weights["w_hh"]))
         ys = []
@@ -87,7 +111,7 @@ def network(params, xs, pooling: str) -> np.ndarray:
             ys.append(h)
         xs = ys
     pooled = np.mean(xs, 0) if pooling == "mean" else xs[-1]
-    return pooled @ params["w"] + params["b"]
+    return pooled @ params["readout"]["kernel"] + params["readout"]["bias"]
 
 
 def cross_entropy(scores, label: int, smoothing: float = 0.0) -> float:
@@ -104,36 +128,39 @@ def with_padding(batch, value: float):
 @pytest.mark.parametrize("pooling", ["mean", "last"])
 def test_scores_are_those_of_each_row_by_itself(make, pooling):
     task = make(pooling=pooling)
-    params = some_params(task)
-    test = task._split("test")
-    scores = logits(task, params, test.xs, test.lengths)
+    model = built(task)
+    test = task._splits["test"]
+    scores = logits(model, test.xs, test.lengths)
     for got, x in zip(scores, standardised(TEST[0]), strict=True):
-        np.testing.assert_allclose(got, network(params, x, pooling), rtol=0, atol=TOLERANCE)
+        np.testing.assert_allclose(
+            got, network(params_of(model), x, pooling), rtol=0, atol=TOLERANCE
+        )
 
 
 @pytest.mark.parametrize(("pooling", "noise"), [("mean", 0.5), ("last", 0.0)])
 def test_what_padding_holds_changes_neither_scores_nor_gradients(make, pooling, noise):
     """Not one bit, with garbage, infinities or NaN in it, with and without noise and dropout."""
     task = make(pooling=pooling, input_noise=noise, dropout=noise, num_layers=1)
-    params, batch, key = some_params(task), task.batches(seed=0)[0], jax.random.key(1)
+    model, batch = built(task), task.batches(seed=0)[0]
     zeros = with_padding(batch, 0.0)
     assert zeros["lengths"].min() < zeros["xs"].shape[1]
-    scores = logits(task, params, zeros["xs"], zeros["lengths"], key)
-    grads = gradient(params, task, (), zeros, key)
+    scores = logits(model, zeros["xs"], zeros["lengths"], seed=1)
+    loss, grads = loss_and_gradient(task, model, zeros)
     assert all(np.isfinite(leaf).all() and leaf.any() for leaf in jax.tree.leaves(grads))
     for value in (-1e30, np.inf, np.nan):
         other = with_padding(batch, value)
-        np.testing.assert_array_equal(
-            logits(task, params, other["xs"], other["lengths"], key), scores
+        got = logits(model, other["xs"], other["lengths"], seed=1)
+        np.testing.assert_array_equal(got, scores)
+        jax.tree.map(
+            np.testing.assert_array_equal, loss_and_gradient(task, model, other), (loss, grads)
         )
-        jax.tree.map(np.testing.assert_array_equal, gradient(params, task, (), other, key), grads)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "last"])
 def test_more_padding_changes_nothing(make, pooling):
     """The gradient is the mean of those of the rows by themselves; for scores see above."""
     task = make(pooling=pooling, num_layers=1)
-    params, key = some_params(task), jax.random.key(1)
+    model = built(task)
     rng = np.random.default_rng(0)
     rows = [
         {
@@ -151,12 +178,12 @@ def test_more_padding_changes_nothing(make, pooling):
         "labels": np.array([1, 2], np.int32),
     }
     batch = with_padding(batch, np.nan)
-    grads = [gradient(params, task, (), row, key) for row in rows]
+    grads = [loss_and_gradient(task, model, row)[1] for row in rows]
     jax.tree.map(
         lambda got, *alone: np.testing.assert_allclose(
             got, np.mean(alone, 0), rtol=0, atol=TOLERANCE
         ),
-        gradient(params, task, (), batch, key),
+        loss_and_gradient(task, model, batch)[1],
         *grads,
     )
 
@@ -164,49 +191,81 @@ def test_more_padding_changes_nothing(make, pooling):
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_the_loss_is_the_cross_entropy_of_the_numpy_scores(make, smoothing):
     task = make(label_smoothing=smoothing)
-    params, batch = some_params(task), task.batches(seed=0)[0]
+    model, batch = built(task), task.batches(seed=0)[0]
     expected = [
-        cross_entropy(network(params, x[:length].astype(np.float64), "mean"), label, smoothing)
+        cross_entropy(
+            network(params_of(model), x[:length].astype(np.float64), "mean"), label, smoothing
+        )
         for x, length, label in zip(batch["xs"], batch["lengths"], batch["labels"], strict=True)
     ]
-    loss, carry = jax.jit(task.loss)(params, (), batch, jax.random.key(0))
+    loss, _ = loss_and_gradient(task, model, batch)
     assert float(loss) == pytest.approx(np.mean(expected), rel=TOLERANCE)
-    assert carry == ()
 
 
 def test_evaluate_counts_the_rows_that_numpy_gets_right(make):
     """Smoothing is for training alone, and so is dropout."""
     task = make(label_smoothing=0.3, dropout=0.5, input_noise=1.0)
-    params = some_params(task)
-    scores = [network(params, x, "mean") for x in standardised(TEST[0])]
+    model = built(task)
+    scores = [network(params_of(model), x, "mean") for x in standardised(TEST[0])]
     right = np.mean([s.argmax() == label for s, label in zip(scores, TEST[1], strict=True)])
     loss = np.mean([cross_entropy(s, label) for s, label in zip(scores, TEST[1], strict=True)])
-    figures = task.evaluate(params, "test")
+    figures = task.evaluate(Compiled(model), "test")
     assert 0 < right < 1
     assert figures["accuracy"] == pytest.approx(100 * right)
     assert figures["loss"] == pytest.approx(loss, rel=TOLERANCE)
 
 
-def test_noise_and_dropout_are_at_work_with_a_key_only(make):
+def test_noise_and_dropout_are_at_work_in_training_only(make):
     plain = make(num_layers=1)
-    params, batch = some_params(plain), plain.batches(seed=0)[0]
-    arguments = (params, batch["xs"], batch["lengths"])
-    scores = logits(plain, *arguments)
+    model, batch = built(plain), plain.batches(seed=0)[0]
+    scores = logits(model, batch["xs"], batch["lengths"])
+    loss, _ = loss_and_gradient(plain, model, batch)
     for options in ({"dropout": 0.5}, {"input_noise": 0.5}):
         task = make(**options, num_layers=1)
-        np.testing.assert_array_equal(logits(task, *arguments), scores)
-        assert np.abs(logits(task, *arguments, jax.random.key(0)) - scores).max() > 1e-2
+        other = with_params(task.build(nnx.Rngs(0)), params_of(model))
+        np.testing.assert_array_equal(logits(other, batch["xs"], batch["lengths"]), scores)
+        losses = [float(loss_and_gradient(task, other, batch, seed)[0]) for seed in (0, 0, 1)]
+        assert losses[0] == losses[1] != losses[2]
+        assert abs(losses[0] - float(loss)) > 1e-3
 
 
 def test_bfloat16_is_close_to_float32(make):
     task, coarse = make(), make(dtype="bfloat16")
-    params, batch = some_params(task), task.batches(seed=0)[0]
-    scores = logits(task, params, batch["xs"], batch["lengths"])
-    other = logits(coarse, params, batch["xs"], batch["lengths"])
+    model, batch = built(task), task.batches(seed=0)[0]
+    narrow = with_params(coarse.build(nnx.Rngs(0)), params_of(model))
+    scores = logits(model, batch["xs"], batch["lengths"])
+    other = logits(narrow, batch["xs"], batch["lengths"])
     assert other.dtype == jnp.float32
     # bfloat16 rounds each factor to 2**-9; scores are of order one.
     np.testing.assert_allclose(other, scores, rtol=0, atol=0.05)
     assert np.abs(other - scores).max() > 0
+
+
+def test_predictions_for_a_new_file_are_those_of_an_evaluation(make, tmp_path):
+    task = make()
+    model = Compiled(built(task))
+    (tmp_path / "new.ts").write_text(content(*TEST))
+    columns = task.predict(model, tmp_path / "new.ts")
+    assert columns["sequence"].tolist() == list(range(1, 21))
+    truth = [CLASSES[label] for label in TEST[1]]
+    right = np.mean([a == b for a, b in zip(columns["class"], truth, strict=True)])
+    metrics = task.evaluate(model, "test")
+    assert metrics["accuracy"] == 100 * right
+    probabilities = np.stack([columns[f"probability {c}"] for c in CLASSES], 1)
+    np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-6)
+    assert [CLASSES[n] for n in probabilities.argmax(1)] == columns["class"]
+    losses = -np.log(probabilities[np.arange(20), TEST[1]].astype(np.float64))
+    # Probabilities and losses are rounded to float32 by themselves.
+    assert metrics["loss"] == pytest.approx(losses.mean(), rel=1e-6)
+
+
+def test_a_new_file_that_does_not_fit_is_named(make, tmp_path):
+    task = make()
+    (tmp_path / "new.ts").write_text(content(*sequences(1, 6, dimensions=3)))
+    with pytest.raises(
+        UserError, match=r"new\.ts: expected 2 dimensions as in the training file, g"
+    ):
+        task.predict(None, tmp_path / "new.ts")
 
 
 def by_row(split) -> list[tuple]:
@@ -221,7 +280,7 @@ def test_validation_takes_its_share_of_each_class(make, fraction):
     """10 sequences a class; the splits are apart, and standardised by what is left to train."""
     task = make(data={"validation_fraction": fraction})
     assert task.splits == ("validation", "test")
-    train, validation = task._split("train"), task._split("validation")
+    train, validation = task._splits["train"], task._splits["validation"]
     share = round(10 * fraction)
     np.testing.assert_array_equal(np.bincount(validation.labels), [share] * 3)
     np.testing.assert_array_equal(np.bincount(train.labels), [10 - share] * 3)
@@ -246,13 +305,13 @@ def test_a_validation_split_that_is_named_has_sequences(make):
     except UserError as error:
         assert "data.validation_fraction" in str(error)
     else:
-        assert "validation" not in task.splits or len(task._split("validation").labels)
+        assert "validation" not in task.splits or len(task._splits["validation"].labels)
 
 
 def test_without_a_validation_share_there_is_no_such_split(make):
     task = make()
     assert task.splits == ("test",)
-    assert len(task._split("train").labels) == 30
+    assert len(task._splits["train"].labels) == 30
 
 
 def test_the_baseline_is_the_share_of_the_commonest_training_class(make):
@@ -315,17 +374,17 @@ def test_the_fingerprint_changes_with_either_file(make):
 @pytest.mark.data
 def test_padding_changes_nothing_in_the_japanese_vowels(public_data):
     public_data(*(f"japanese_vowels/JapaneseVowels_{part}.ts" for part in ("TRAIN", "TEST")))
-    task = Classification(SequencesData(), dataclasses.replace(ClassifierModel(), hidden_size=8))
-    params = task.init(jax.random.key(0))
-    test = task._split("test")
+    task = Classification(SequencesData(), ClassifierConfig(hidden_size=8))
+    model = task.build(nnx.Rngs(0))
+    test = task._splits["test"]
     batch = {"xs": test.xs, "lengths": test.lengths, "labels": test.labels}
     zeros, nans = with_padding(batch, 0.0), with_padding(batch, np.nan)
-    scores = logits(task, params, zeros["xs"], test.lengths)
-    np.testing.assert_array_equal(logits(task, params, nans["xs"], test.lengths), scores)
+    scores = logits(model, zeros["xs"], test.lengths)
+    np.testing.assert_array_equal(logits(model, nans["xs"], test.lengths), scores)
     for row in range(0, 370, 37):
         x = test.xs[row, : test.lengths[row]].astype(np.float64)
         np.testing.assert_allclose(
-            scores[row], network(params, x, "mean"), rtol=0, atol=4 * TOLERANCE
+            scores[row], network(params_of(model), x, "mean"), rtol=0, atol=4 * TOLERANCE
         )
     # 88 of the 370 test utterances are of one speaker, but all 30 a speaker of training.
     assert task.baselines("test")["always the commonest class"]["accuracy"] == pytest.approx(

@@ -6,9 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from lstm_jax.errors import UserError
-from lstm_jax.tasks.forecasting import Forecasting, ForecastModel, SeriesData
+from lstm_jax.models import Compiled
+from lstm_jax.tasks.forecasting import ForecasterConfig, Forecasting, SeriesData
+from tests.arrays import doubled, in_float64, params_of, with_params
 
 TRAIN, VALIDATION, TEST, WINDOW, HORIZON, SEASON = 200, 100, 80, 24, 5, 8
 
@@ -21,8 +24,14 @@ def table(rows: int = 400) -> np.ndarray:
     return np.array([3.0, -100.0, 0.02]) * (season + 0.01 * t[:, None] + 0.3 * noise) + 7
 
 
-# Compiled once for all tests that have the task and the shapes in common.
-forecast_of = jax.jit(Forecasting.forecast, static_argnums=0)
+def forecast_of(model, past, seed=None):
+    """The forecast by one compiled call; in training mode where a seed is given."""
+    options = {"past": past, "level": past[:, -1]}
+    first = model.initial_carry(len(past))
+    if seed is None:
+        return Compiled(model)(first, **options)[1]["forecast"]
+    call = nnx.jit(type(model).__call__)
+    return call(model, first, **options, rngs=nnx.Rngs(seed))[1]["forecast"]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +47,7 @@ def make(tmp_path_factory):
         sizes = SeriesData(
             str(path), TRAIN, VALIDATION, TEST, WINDOW, HORIZON, SEASON, batch_size=4
         )
-        small = ForecastModel(segment=6, hidden_size=4, num_layers=2, dropout=0.0)
+        small = ForecasterConfig(segment=6, hidden_size=4, num_layers=2, dropout=0.0)
         return Forecasting(
             dataclasses.replace(sizes, **data), dataclasses.replace(small, **(model or {}))
         )
@@ -68,10 +77,12 @@ def errors(forecasts, futures) -> dict[str, float]:
 
 def network(params, column: np.ndarray, segment: int = 6) -> np.ndarray:
     """The docstring's equations for one column, in float64."""
-    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+    params = in_float64(params)
     rest = column - column[-1]
     xs = [
-        np.maximum(rest[n : n + segment] @ params["w_e"] + params["b_e"], 0)
+        np.maximum(
+            rest[n : n + segment] @ params["embedding"]["kernel"] + params["embedding"]["bias"], 0
+        )
         for n in range(0, len(rest), segment)
     ]
     for _, weights in sorted(params["lstm"].items()):
@@ -84,15 +95,13 @@ def network(params, column: np.ndarray, segment: int = 6) -> np.ndarray:
             h = o * np.tanh(c)
             ys.append(h)
         xs = ys
-    return xs[-1] @ params["w_y"] + params["b_y"] + column[-1]
+    return xs[-1] @ params["readout"]["kernel"] + params["readout"]["bias"] + column[-1]
 
 
-def some_params(task):
-    """Parameters with biases that are not zero."""
-    params = task.init(jax.random.key(0))
-    for n, name in enumerate(("b_e", "b_y")):
-        params[name] = 0.3 * jax.random.normal(jax.random.key(n), params[name].shape)
-    return params
+def built(task):
+    """A model with biases that are not zero."""
+    biases = {("embedding", "bias"): 0.3, ("readout", "bias"): 0.3}
+    return doubled(task.build(nnx.Rngs(0)), 1.0, biases)
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
@@ -129,22 +138,23 @@ def test_training_batches_lie_within_the_training_rows(make):
 
 def test_a_forecast_is_that_of_the_equations(make):
     task = make()
-    params = some_params(task)
+    model = built(task)
     past = np.stack([before for before, _ in windows("test")[:3]]).astype(np.float32)
-    forecast = forecast_of(task, params, past)
+    forecast = forecast_of(model, past)
     for b in range(3):
         for column in range(3):
-            expected = network(params, past[b, :, column].astype(np.float64))
+            expected = network(params_of(model), past[b, :, column].astype(np.float64))
             np.testing.assert_allclose(forecast[b, :, column], expected, rtol=0, atol=1e-5)
 
 
 def test_a_network_of_zeros_forecasts_the_last_value_exactly(make):
     task = make()
-    zeros = jax.tree.map(jnp.zeros_like, task.init(jax.random.key(0)))
+    model = task.build(nnx.Rngs(0))
+    zeros = with_params(model, jax.tree.map(jnp.zeros_like, params_of(model)))
     past, _ = task._windows("test")
-    forecast = forecast_of(task, zeros, past)
+    forecast = forecast_of(zeros, past)
     np.testing.assert_array_equal(forecast, np.repeat(past[:, -1:], HORIZON, 1))
-    figures = task.evaluate(zeros, "test")
+    figures = task.evaluate(Compiled(zeros), "test")
     assert figures["mse"] == task.baselines("test")["persistence"]["mse"]
 
 
@@ -154,11 +164,11 @@ def test_evaluate_is_the_error_over_all_windows(make, monkeypatch, split, batch)
     """Also where the windows do not divide into evaluation batches."""
     monkeypatch.setattr("lstm_jax.tasks.forecasting.EVALUATION_BATCH", batch)
     task = make()
-    params = some_params(task)
+    model = built(task)
     pasts, futures = zip(*windows(split), strict=True)
-    forecasts = [np.stack([network(params, c) for c in past.T], 1) for past in pasts]
+    forecasts = [np.stack([network(params_of(model), c) for c in past.T], 1) for past in pasts]
     expected = errors(forecasts, futures)
-    figures = task.evaluate(params, split)
+    figures = task.evaluate(Compiled(model), split)
     assert figures["mse"] == pytest.approx(expected["mse"], rel=1e-5)
     assert figures["mae"] == pytest.approx(expected["mae"], rel=1e-5)
 
@@ -186,7 +196,7 @@ def test_baselines_are_those_of_explicit_loops(make, split, horizon):
 @pytest.mark.parametrize("loss", ["mse", "mae"])
 def test_the_loss_of_an_evaluation_is_what_training_minimises(make, loss):
     task = make(model={"loss": loss})
-    figures = [task.evaluate(some_params(task), "validation")]
+    figures = [task.evaluate(Compiled(built(task)), "validation")]
     figures += task.baselines("validation").values()
     assert all(each["loss"] == each[loss] for each in figures)
 
@@ -194,49 +204,88 @@ def test_the_loss_of_an_evaluation_is_what_training_minimises(make, loss):
 def test_columns_stay_apart(make):
     """Their order, and what the other columns hold, changes no column's forecast."""
     task = make()
-    params = some_params(task)
+    model = built(task)
     past = np.array(task._windows("test")[0][:4])
-    forecast = np.asarray(forecast_of(task, params, past))
+    forecast = np.asarray(forecast_of(model, past))
     order = [2, 0, 1]
     np.testing.assert_allclose(
-        forecast_of(task, params, past[:, :, order]), forecast[:, :, order], rtol=0, atol=1e-6
+        forecast_of(model, past[:, :, order]), forecast[:, :, order], rtol=0, atol=1e-6
     )
     past[:, :, :2] = np.random.default_rng(1).normal(size=past[:, :, :2].shape)
     np.testing.assert_allclose(
-        forecast_of(task, params, past)[:, :, 2], forecast[:, :, 2], rtol=0, atol=1e-6
+        forecast_of(model, past)[:, :, 2], forecast[:, :, 2], rtol=0, atol=1e-6
     )
 
 
 @pytest.mark.parametrize("loss", ["mse", "mae"])
 def test_the_loss_is_the_error_of_the_forecast(make, loss):
     task = make(model={"loss": loss})
-    params, batch = some_params(task), task.batches(seed=0)[0]
+    model, batch = built(task), task.batches(seed=0)[0]
     forecasts = [
-        np.stack([network(params, column) for column in past.T], 1)
+        np.stack([network(params_of(model), column) for column in past.T], 1)
         for past in batch["past"].astype(np.float64)
     ]
-    value, carry = jax.jit(task.loss)(params, task.initial_carry(), batch, jax.random.key(0))
+    value, carry = task.loss(Compiled(model), (), batch, None)
     assert float(value) == pytest.approx(errors(forecasts, batch["future"])[loss], rel=1e-5)
     assert carry == ()
     assert loss in task.loss_unit
 
 
-def test_dropout_is_at_work_with_a_key_only(make):
+def test_dropout_is_at_work_in_training_only(make):
     task, plain = make(model={"dropout": 0.5}), make()
-    params, past = some_params(task), task.batches(seed=0)[0]["past"]
-    forecast = forecast_of(task, params, past)
-    np.testing.assert_array_equal(forecast, forecast_of(plain, params, past))
-    assert np.abs(forecast_of(task, params, past, jax.random.key(0)) - forecast).max() > 1e-2
+    model, past = built(task), task.batches(seed=0)[0]["past"]
+    forecast = forecast_of(model, past)
+    other = with_params(plain.build(nnx.Rngs(0)), params_of(model))
+    np.testing.assert_array_equal(forecast, forecast_of(other, past))
+    assert np.abs(forecast_of(model, past, seed=0) - forecast).max() > 1e-2
 
 
 def test_bfloat16_is_close_to_float32(make):
     task, coarse = make(), make(model={"dtype": "bfloat16"})
-    params, past = some_params(task), task.batches(seed=0)[0]["past"]
-    forecast, other = forecast_of(task, params, past), forecast_of(coarse, params, past)
+    model, past = built(task), task.batches(seed=0)[0]["past"]
+    narrow = with_params(coarse.build(nnx.Rngs(0)), params_of(model))
+    forecast, other = forecast_of(model, past), forecast_of(narrow, past)
     assert other.dtype == jnp.float32
     # bfloat16 rounds each factor to 2**-9; outputs are of order one.
     np.testing.assert_allclose(other, forecast, rtol=0, atol=0.02)
     assert np.abs(other - forecast).max() > 0
+
+
+def write(path, values, columns=("one", "two", "three")):
+    rows = [",".join([str(t), *map(repr, row)]) for t, row in enumerate(values.tolist())]
+    path.write_text("\n".join([",".join(["date", *columns]), *rows]))
+    return path
+
+
+def test_predictions_for_new_files_have_the_errors_of_an_evaluation(make, tmp_path):
+    """A file with the past of each window of the test split, in the table's own units."""
+    task = make()
+    model, errors_of_all = Compiled(built(task)), []
+    deviation = table()[:TRAIN].std(0)
+    for start in range(300, 380 - HORIZON + 1):
+        path = write(tmp_path / "new.csv", table()[start - WINDOW - 3 : start])
+        columns = task.predict(model, path)
+        assert columns["row"].tolist() == list(range(1, HORIZON + 1))
+        forecast = np.stack([columns[name] for name in ("one", "two", "three")], 1)
+        errors_of_all.append((forecast - table()[start : start + HORIZON]) / deviation)
+    metrics = task.evaluate(model, "test")
+    # Windows are standardised as float32: roundings of 6e-8 in values of order one.
+    assert metrics["mse"] == pytest.approx(np.square(errors_of_all).mean(), rel=1e-6)
+    assert metrics["mae"] == pytest.approx(np.abs(errors_of_all).mean(), rel=1e-6)
+
+
+def test_files_that_do_not_fit_are_named(make, tmp_path):
+    task = make()
+    path = write(tmp_path / "new.csv", table()[: WINDOW - 1])
+    with pytest.raises(
+        UserError, match=r"new\.csv: expected at least data\.window = 24 rows, got 23"
+    ):
+        task.predict(None, path)
+    path = write(tmp_path / "new.csv", table(), ("one", "three", "two"))
+    with pytest.raises(
+        UserError, match=r"expected the columns one, two, three .*got one, three, two"
+    ):
+        task.predict(None, path)
 
 
 def constant(values: np.ndarray, value: float) -> np.ndarray:
@@ -252,7 +301,7 @@ def constant(values: np.ndarray, value: float) -> np.ndarray:
         ({"season": 25}, "data.season: expected at most data.window = 24, got 25"),
         (
             {"test_rows": 101},
-            ".csv has 400 rows, expected at least train_rows + validation_ro",
+            ".csv: expected at least train_rows + validation_rows + test_rows = 401 rows, got 400",
         ),
         ({"train_rows": 28}, "data.train_rows: expected at least window + horizon = 29, got 28"),
         ({"validation_rows": 4}, "data.validation_rows: expected at least horizon = 5, got 4"),
@@ -275,10 +324,10 @@ def test_a_constant_column_is_refused_when_the_task_is_made(make):
 
 def test_the_fewest_rows_that_do_are_enough(make):
     task = make(train_rows=WINDOW + HORIZON, validation_rows=HORIZON, test_rows=HORIZON)
-    params = task.init(jax.random.key(0))
+    model = task.build(nnx.Rngs(0))
     for split in task.splits:
         assert len(task._windows(split)[0]) == 1
-        assert np.isfinite(task.evaluate(params, split)["loss"])
+        assert np.isfinite(task.evaluate(Compiled(model), split)["loss"])
 
 
 def test_the_fingerprint_changes_with_the_table(make):
@@ -291,6 +340,6 @@ def test_the_fingerprint_changes_with_the_table(make):
 def test_baselines_of_etth1_are_in_the_published_neighbourhood(public_data):
     """Horizon 96, test rows: about 1.29 for persistence, 0.51 for the day before."""
     public_data("etth1/ETTh1.csv")
-    baselines = Forecasting(SeriesData(), ForecastModel()).baselines("test")
+    baselines = Forecasting(SeriesData(), ForecasterConfig()).baselines("test")
     assert 1.28 < baselines["persistence"]["mse"] < 1.31
     assert 0.50 < baselines["seasonal naive (24 rows)"]["mse"] < 0.52

@@ -1,23 +1,27 @@
 """Every task gives all that the protocol asks for, so that the loop needs to know no other."""
 
 import dataclasses
-import inspect
 import itertools
 
 import grain
 import jax
 import numpy as np
 import pytest
-from lstm_jax.tasks.options import sections_of
+from flax import nnx
 
-from lstm_jax.tasks import TASKS, Samples, Task
+from lstm_jax.config import TASKS, sections_of, task_class
+from lstm_jax.models import Compiled, Model
+from lstm_jax.tasks import Generates, Predicts, Task
+from tests.arrays import params_of, with_params
 
-NAMES = {*Task.__annotations__, *(name for name in vars(Task) if not name.startswith("_"))}
 
-value_and_grad = jax.jit(
-    jax.value_and_grad(lambda params, task, *rest: task.loss(params, *rest), has_aux=True),
-    static_argnums=1,
-)
+def value_and_grad(task, model, params, carry, batch, seed):
+    """The loss in training mode and the new carry; the gradient."""
+
+    def loss(params):
+        return task.loss(with_params(model, params), carry, batch, nnx.Rngs(seed))
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
 
 
 @pytest.fixture(scope="module", params=TASKS)
@@ -45,24 +49,42 @@ def task(request, tmp_path_factory):
         data = {"train": str(file), "test": str(file), "validation_fraction": 0.25}
         data |= {"batch_size": 3}
         model = {"hidden_size": 5}
-    kind = TASKS[request.param]
+    kind = task_class(request.param)
     sections = sections_of(kind)
     return kind(sections["data"](**data), sections["model"](**model))
 
 
-def test_the_protocol_has_the_names_that_the_loop_needs():
-    assert {"batches", "init", "loss", "evaluate", "splits", "fingerprint"} <= NAMES
-
-
-@pytest.mark.parametrize("kind", TASKS.values())
-def test_a_task_is_a_frozen_dataclass_with_all_names_of_the_protocol(kind):
-    assert [name for name in sorted(NAMES) if not hasattr(kind, name)] == []
-    assert kind.__dataclass_params__.frozen
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_is_a_frozen_dataclass_of_two_sections(name):
+    kind = task_class(name)
+    assert issubclass(kind, Task) and kind.__dataclass_params__.frozen
     assert [field.name for field in dataclasses.fields(kind)] == ["data", "model"]
-    for name in NAMES:
-        if inspect.isfunction(wanted := getattr(Task, name, None)):
-            got = inspect.signature(getattr(kind, name)).parameters
-            assert list(got) == list(inspect.signature(wanted).parameters), name
+    assert list(sections_of(kind)) == ["data", "model"]
+
+
+def test_a_model_names_its_inputs_and_is_called_in_one_way(task):
+    model = Compiled(task.build(nnx.Rngs(0)))
+    assert isinstance(model.module, Model)
+    sizes = {"b": 2, "t": 1}
+    inputs = {}
+    for name, (shape, dtype) in model.inputs.items():
+        factors = [size.strip().split("*") for size in shape.split(",")]
+        shape = [int(np.prod([sizes.get(f) or int(f) for f in each])) for each in factors]
+        inputs[name] = np.ones(shape, dtype)
+    first = model.initial_carry(2)
+    carry, outputs = model(first, **inputs)
+    assert jax.tree.map(jax.typeof, carry) == jax.tree.map(jax.typeof, first)
+    assert all(len(array) == 2 for array in outputs.values())
+
+
+def test_a_restored_task_builds_the_same_model_without_reading_data(task, monkeypatch):
+    again = type(task).restored(task.known, data=task.data, model=task.model)
+    assert again == task
+    for read in ("read_text", "read_csv", "read_ts"):
+        for module in ("next_character", "forecasting", "classification"):
+            monkeypatch.delattr(f"lstm_jax.tasks.{module}.{read}", raising=False)
+    one, other = (params_of(each.build(nnx.Rngs(0))) for each in (task, again))
+    jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
 def test_values_have_the_types_of_the_protocol(task):
@@ -70,7 +92,6 @@ def test_values_have_the_types_of_the_protocol(task):
     assert isinstance(task.splits, tuple) and task.splits
     assert isinstance(task.batch_size, int) and isinstance(task.units_per_step, int)
     assert len(task.fingerprint) == 64 and task.fingerprint == task.fingerprint
-    hash(task)  # a static argument of jitted functions
 
 
 def test_batches_hold_batch_size_rows_and_their_units(task):
@@ -94,14 +115,15 @@ def test_a_batch_is_a_function_of_its_number_and_the_seed(task):
 
 
 def test_the_loss_is_a_scalar_with_finite_gradients_that_reach_every_parameter(task):
-    params = task.init(jax.random.key(0))
-    carry, total = task.initial_carry(), jax.tree.map(np.zeros_like, params)
+    model = task.build(nnx.Rngs(0))
+    params, carry = params_of(model), model.initial_carry(task.batch_size)
+    total = jax.tree.map(np.zeros_like, params)
     batches = iter(task.batches(seed=0).to_iter_dataset())
     for k, batch in enumerate(itertools.islice(batches, 4)):
-        (loss, new_carry), grads = value_and_grad(params, task, carry, batch, jax.random.key(k))
+        (loss, new_carry), grads = value_and_grad(task, model, params, carry, batch, k)
         assert loss.shape == () and np.isfinite(loss)
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
-        # The loop hands on what it got: same structure, shapes and types.
+        # The loop passes on what it got: same structure, shapes and types.
         assert jax.tree.map(jax.typeof, new_carry) == jax.tree.map(jax.typeof, carry)
         carry, total = new_carry, jax.tree.map(lambda a, b: a + np.abs(b), total, grads)
     assert all(leaf.any() for leaf in jax.tree.leaves(total))
@@ -109,13 +131,14 @@ def test_the_loss_is_a_scalar_with_finite_gradients_that_reach_every_parameter(t
 
 def test_a_gradient_is_the_slope_of_the_loss(task):
     """Central differences along a random direction."""
-    params, rng = task.init(jax.random.key(0)), np.random.default_rng(2)
+    model, rng = task.build(nnx.Rngs(0)), np.random.default_rng(2)
+    params = params_of(model)
     direction = jax.tree.map(lambda a: rng.normal(size=a.shape).astype(np.float32), params)
-    rest = (task, task.initial_carry(), task.batches(seed=0)[0], jax.random.key(1))
+    rest = (model.initial_carry(task.batch_size), task.batches(seed=0)[0], 1)
 
     def along(step: float):
         moved = jax.tree.map(lambda a, d: a + np.float32(step) * d, params, direction)
-        (loss, _), grads = value_and_grad(moved, *rest)
+        (loss, _), grads = value_and_grad(task, model, moved, *rest)
         products = jax.tree.map(lambda g, d: float((g * d).sum()), grads, direction)
         return float(loss), sum(jax.tree.leaves(products))
 
@@ -125,34 +148,34 @@ def test_a_gradient_is_the_slope_of_the_loss(task):
     assert along(0.0)[1] == pytest.approx(slope, rel=5e-3, abs=1e-3)
 
 
-def test_new_parameters_depend_on_the_key_and_fit_the_loss(task):
-    one, same, other = (task.init(jax.random.key(seed)) for seed in (0, 0, 1))
+def test_new_parameters_depend_on_the_key(task):
+    one, same, other = (params_of(task.build(nnx.Rngs(seed))) for seed in (0, 0, 1))
     jax.tree.map(np.testing.assert_array_equal, one, same)
     assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, (one, other)), strict=True))
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(one))
 
 
-def test_evaluation_gives_a_loss_and_the_figures_of_the_baselines(task):
-    params = task.init(jax.random.key(0))
+def test_evaluation_gives_a_loss_and_the_metrics_of_the_baselines(task):
+    model = Compiled(task.build(nnx.Rngs(0)))
     for split in task.splits:
-        figures = task.evaluate(params, split)
-        assert "loss" in figures
-        assert all(type(v) is float and np.isfinite(v) for v in figures.values())
-        assert figures == task.evaluate(params, split)
+        metrics = task.evaluate(model, split)
+        assert "loss" in metrics
+        assert all(type(v) is float and np.isfinite(v) for v in metrics.values())
+        assert metrics == task.evaluate(model, split)
         assert task.baselines(split)
         for baseline in task.baselines(split).values():
-            assert set(baseline) <= set(figures)
+            assert set(baseline) <= set(metrics)
             assert all(type(v) is float and np.isfinite(v) for v in baseline.values())
 
 
-def test_pictures_are_figures_that_can_be_saved(task, tmp_path):
+def test_plots_are_figures_that_can_be_saved(task, tmp_path):
     pytest.importorskip("matplotlib")
     from matplotlib.figure import Figure
 
-    pictures = list(task.pictures(task.init(jax.random.key(0))))
-    names = [name for name, _ in pictures]
+    plots = list(task.plots(Compiled(task.build(nnx.Rngs(0)))))
+    names = [name for name, _ in plots]
     assert len(set(names)) == len(names)
-    for name, figure in pictures:
+    for name, figure in plots:
         assert isinstance(figure, Figure)
         figure.savefig(tmp_path / f"{name}.png")
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
@@ -160,8 +183,10 @@ def test_pictures_are_figures_that_can_be_saved(task, tmp_path):
         assert task.unit == "characters"
 
 
-def test_a_task_that_samples_carries_the_prompt_on(task):
-    assert isinstance(task, Samples) == (task.unit == "characters")
-    if isinstance(task, Samples):
-        text = task.sample(task.init(jax.random.key(0)), "ab", 5, 1.0, 0)
+def test_every_task_predicts_and_characters_are_generated(task):
+    assert isinstance(task, Predicts)
+    assert isinstance(task, Generates) == (task.unit == "characters")
+    if isinstance(task, Generates):
+        options = {"prompt": "ab", "length": 5, "temperature": 1.0, "seed": 0}
+        text = "".join(task.generate(Compiled(task.build(nnx.Rngs(0))), **options))
         assert text.startswith("ab") and len(text) == 7

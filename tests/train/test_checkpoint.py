@@ -38,6 +38,10 @@ def make_state(step: int, *, average: bool = True) -> TrainState:
     state = TrainState(
         step=jnp.asarray(step, jnp.int32),
         params=params,
+        rest={
+            "norm": {"mean": jnp.asarray(rng.normal(size=3), jnp.float32), "count": jnp.uint32(7)}
+        },
+        streams={"dropout": {"key": jax.random.key_data(jax.random.key(1))}},
         average=jax.tree.map(lambda leaf: leaf * 2, params) if average else None,
         opt_state=opt_state,
         carry=({"h": jnp.asarray(rng.normal(size=(4, 3)), jnp.float32)},),

@@ -123,7 +123,7 @@ def left_behind(workdir: pathlib.Path):
     config = load_workdir(workdir)
     task = config.build_task()
     optimizer = build_optimizer(config.optimizer, lambda step: 0.0)
-    like = init_state(task, optimizer, True, 0)
+    _, like = init_state(task, optimizer, True, 0)
     like = jax.device_put(like, state_shardings(like, data_mesh(task.batch_size, 2)))
     with contextlib.closing(Checkpoints(workdir / "checkpoints", 2)) as checkpoints:
         assert checkpoints.latest_step() == NUM_STEPS
@@ -191,10 +191,10 @@ def test_stopped_by_a_signal(number, config, whole, tmp_path, capsys):
     step = newest(workdir)
     assert 9 <= step < NUM_STEPS
     assert f"stopped after step {step} of {NUM_STEPS}" in out.splitlines()[-1]
-    assert out.endswith(f"go on with: lstm-jax train {workdir}\n")
+    assert out.endswith(f"resume with: lstm-jax train {workdir}\n")
     assert "\x1b" not in out  # plain lines where the output is no terminal
     # All is saved: no line is missing, and nothing is done twice.
     assert read_metrics(workdir / "metrics.jsonl")[-1]["step"] >= step - 7
     assert main(["train", str(workdir)]) == 0
-    assert f"going on from step {step} in" in capsys.readouterr().out
+    assert f"resuming from step {step} in" in capsys.readouterr().out
     assert left_behind(workdir) == left_behind(whole)

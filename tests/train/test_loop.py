@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from lstm_jax.config import TASKS
 from lstm_jax.errors import UserError
-from lstm_jax.tasks import TASKS, NextCharacter
-from lstm_jax.train import Report, Stopped, best_params, evaluate, load_config, read_metrics, train
+from lstm_jax.models import LanguageModel
+from lstm_jax.tasks import NextCharacter
+from lstm_jax.train import Report, Stopped, best_model, evaluate, load_config, read_metrics, train
+from tests.arrays import params_of
 
 CONFIG = """
 task = "next_character"
@@ -281,20 +284,31 @@ def test_devices_that_do_not_fit(tmp_path):
             train(write_config(tmp_path, **overrides), tmp_path / "run", Listener())
 
 
+class Counting(LanguageModel):
+    """Its carry also counts calls."""
+
+    def initial_carry(self, rows):
+        return super().initial_carry(rows), jnp.zeros(rows, jnp.int32)
+
+    def __call__(self, carry, **inputs):
+        states, outputs = super().__call__(carry[0], **inputs)
+        return (states, carry[1] + 1), outputs
+
+
 class Diverging(NextCharacter):
-    """Its training loss is no number from step 12 on."""
+    """Its training loss is not a number from step 12 on."""
 
-    def initial_carry(self):
-        return super().initial_carry(), jnp.zeros(self.data.lanes, jnp.int32)
+    def build(self, rngs):
+        return Counting(len(self.known["vocabulary"]), 4, 8, rngs=rngs)
 
-    def loss(self, params, carry, batch, key):
-        loss, states = super().loss(params, carry[0], batch, key)
-        taken = carry[1] + 1
-        return jnp.where(taken[0] >= 12, jnp.nan, loss), (states, taken)
+    def loss(self, model, carry, batch, rngs):
+        loss, after = super().loss(model, carry, batch, rngs)
+        taken = carry[1] + 1  # not reset where a row begins
+        return jnp.where(taken[0] >= 12, jnp.nan, loss), (after[0], taken)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
-    monkeypatch.setitem(TASKS, "next_character", Diverging)
+    monkeypatch.setitem(TASKS, "next_character", f"{__name__}.Diverging")
     config = write_config(tmp_path)
     for attempt in range(2):
         report = Listener()
@@ -306,29 +320,29 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
         if attempt == 0:  # 8: the first evaluation is the best so far
             assert "that of step 8" in told
     assert {"7", "8"} == {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
-    params, step = best_params(config, config.build_task(), tmp_path / "run")
+    model, step = best_model(config, config.build_task(), tmp_path / "run")
     assert step == 8
-    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(params))
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(params_of(model.module)))
 
 
 class Unsound(NextCharacter):
-    """Its validation loss is no number from the second evaluation of a process on."""
+    """Its validation loss is not a number from the second evaluation of a process on."""
 
     evaluations = 0
 
-    def evaluate(self, params, split):
+    def evaluate(self, model, split):
         type(self).evaluations += 1
-        figures = super().evaluate(params, split)
-        return {**figures, "loss": math.nan} if type(self).evaluations == 2 else figures
+        metrics = super().evaluate(model, split)
+        return {**metrics, "loss": math.nan} if type(self).evaluations == 2 else metrics
 
 
 def test_a_validation_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
-    monkeypatch.setitem(TASKS, "next_character", Unsound)
+    monkeypatch.setitem(TASKS, "next_character", f"{__name__}.Unsound")
     monkeypatch.setattr(Unsound, "evaluations", 0)
     config = write_config(tmp_path, train__checkpoint_every=8)
     with pytest.raises(UserError, match=r"step 16.*not finite"):
         train(config, tmp_path / "run", Listener())
-    assert best_params(config, config.build_task(), tmp_path / "run")[1] == 8
+    assert best_model(config, config.build_task(), tmp_path / "run")[1] == 8
 
 
 def test_a_learning_rate_far_too_high(tmp_path):
@@ -346,13 +360,13 @@ def test_a_learning_rate_far_too_high(tmp_path):
     )
     with pytest.raises(UserError, match=r"step \d+.*not finite"):
         train(config, tmp_path / "run", Listener())
-    params, _ = best_params(config, config.build_task(), tmp_path / "run")
-    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(params))
+    model, _ = best_model(config, config.build_task(), tmp_path / "run")
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(params_of(model.module)))
 
 
 def test_bfloat16_trains_and_keeps_float32_parameters(tmp_path):
     config = write_config(tmp_path, model__dtype="bfloat16", train__num_steps=8)
     results = train(config, tmp_path / "run", Listener())
-    params, _ = best_params(config, config.build_task(), tmp_path / "run")
-    assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"float32"}
+    model, _ = best_model(config, config.build_task(), tmp_path / "run")
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(params_of(model.module))} == {"float32"}
     assert 1.0 < results["validation"]["loss"] < 4.0

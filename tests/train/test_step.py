@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 from lstm_jax.train import (
     Checkpoints,
@@ -17,7 +18,7 @@ from lstm_jax.train import (
     load_config,
 )
 from lstm_jax.train.devices import AXIS
-from lstm_jax.train.step import state_shardings
+from lstm_jax.train.step import merged, state_shardings
 
 P = jax.sharding.PartitionSpec
 
@@ -94,9 +95,9 @@ def build(tmp_path):
 
 def begin(task, optimizer, schedule, mesh):
     """The jitted step and the state that it begins with."""
-    state = init_state(task, optimizer, True, seed=3)
+    graph, state = init_state(task, optimizer, True, seed=3)
     state = jax.device_put(state, state_shardings(state, mesh))
-    return build_step(task, optimizer, schedule, OPTIMIZER.ema_decay, mesh), state
+    return build_step(task, graph, optimizer, schedule, OPTIMIZER.ema_decay, mesh), state
 
 
 def on(mesh, batch):
@@ -109,8 +110,8 @@ def run(task, optimizer, schedule, num_devices, steps=3):
     losses = []
     batches = task.batches(0)
     for n in range(steps):
-        state, figures = take_step(state, on(mesh, batches[n]))
-        losses.append(jax.device_get(figures))
+        state, metrics = take_step(state, on(mesh, batches[n]))
+        losses.append(jax.device_get(metrics))
     return jax.device_get(state), losses
 
 
@@ -142,15 +143,19 @@ def test_step_is_one_update_by_the_tasks_own_gradient(name, build):
     # From a second step on, so that the carry is not zero and the warm-up has begun.
     state, _ = take_step(state, on(mesh, batches[0]))
     before = jax.device_get(state)
-    state, figures = take_step(state, on(mesh, batches[1]))
-    (loss, carry), grads = jax.jit(jax.value_and_grad(task.loss, has_aux=True))(
-        before.params, before.carry, batches[1], jax.random.key(0)
-    )
+    state, metrics = take_step(state, on(mesh, batches[1]))
+    graph, _ = init_state(task, optimizer, True, seed=3)
+
+    def loss_of(params):
+        model = merged(graph, params, before.rest, before.streams)
+        return task.loss(model, before.carry, batches[1], nnx.Rngs(0))
+
+    (loss, carry), grads = jax.jit(jax.value_and_grad(loss_of, has_aux=True))(before.params)
     updates, _ = optimizer.update(grads, before.opt_state, before.params)
     params = optax.apply_updates(before.params, updates)
-    np.testing.assert_allclose(figures.loss, loss, rtol=1e-6)
-    np.testing.assert_allclose(figures.grad_norm, optax.global_norm(grads), rtol=1e-5)
-    np.testing.assert_allclose(figures.learning_rate, 0.05 / 2, rtol=1e-6)
+    np.testing.assert_allclose(metrics.loss, loss, rtol=1e-6)
+    np.testing.assert_allclose(metrics.grad_norm, optax.global_norm(grads), rtol=1e-5)
+    np.testing.assert_allclose(metrics.learning_rate, 0.05 / 2, rtol=1e-6)
     expected = (*jax.tree.leaves(params), *jax.tree.leaves(carry))
     got = (*jax.tree.leaves(state.params), *jax.tree.leaves(state.carry))
     for a, b in zip(got, expected, strict=True):
@@ -204,12 +209,12 @@ def test_state_is_donated(build):
     for n in range(2):
         before = state
         state, _ = take_step(state, on(mesh, task.batches(0)[n]))
-        kept = [
+        held = [
             jax.tree_util.keystr(path)
             for path, leaf in jax.tree.leaves_with_path(before)
             if not leaf.is_deleted()
         ]
-        assert kept == []
+        assert held == []
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
 
 
@@ -234,16 +239,16 @@ def test_average_is_the_moving_mean_of_parameters(build):
 def test_no_average_where_none_is_asked_for(build):
     task, optimizer, schedule = build(FORECASTING)
     mesh = data_mesh(task.batch_size, 2)
-    state = init_state(task, optimizer, False, seed=0)
+    graph, state = init_state(task, optimizer, False, seed=0)
     state = jax.device_put(state, state_shardings(state, mesh))
-    take_step = build_step(task, optimizer, schedule, 0.0, mesh)
+    take_step = build_step(task, graph, optimizer, schedule, 0.0, mesh)
     state, _ = take_step(state, on(mesh, task.batches(0)[0]))
     assert state.average is None and state.evaluated is state.params
 
 
 def test_seed_decides_parameters_and_key(build):
     task, optimizer, _ = build(FORECASTING)
-    states = [init_state(task, optimizer, False, seed) for seed in (0, 0, 1)]
+    states = [init_state(task, optimizer, False, seed)[1] for seed in (0, 0, 1)]
     leaves = [jnp.concatenate([x.ravel() for x in jax.tree.leaves(s.params)]) for s in states]
     np.testing.assert_array_equal(leaves[0], leaves[1])
     assert not np.array_equal(leaves[0], leaves[2])
