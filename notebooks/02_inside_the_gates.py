@@ -23,7 +23,6 @@
 # $g$ and the states $c$ and $h$.
 
 # %%
-import pathlib
 import subprocess
 import sys
 
@@ -31,6 +30,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
+from flax import nnx
 from IPython.display import display
 
 from lstm_jax.data import encode
@@ -45,7 +45,7 @@ from lstm_jax.inspect import (
     text_html,
     trace,
 )
-from lstm_jax.train import best_params, load_workdir
+from lstm_jax.train import load_run
 
 # %matplotlib inline
 plt.rcParams.update({"figure.figsize": (6, 4), "figure.constrained_layout.use": True})
@@ -85,12 +85,10 @@ with open("small.toml", "w") as file:
 command = [sys.executable, "-m", "lstm_jax", "train", "small.toml", "--workdir", "runs/text"]
 subprocess.run(command, check=True, capture_output=True)
 
-workdir = pathlib.Path("runs/text")
-config = load_workdir(workdir)
-task = config.build_task()
-params, step = best_params(config, task, workdir)
-print(f"trained for {step} steps;", *params)
-print(task.sample(params, "The ", length=200, temperature=0.5, seed=0))
+run = load_run("runs/text")
+task, model = run.task, run.model.module  # a lstm_jax.models.LanguageModel, an nnx.Module
+print(f"trained for {run.step} steps;", *nnx.state(model, nnx.Param))
+print(*task.generate(run.model, prompt="The ", length=200, temperature=0.5, seed=0), sep="")
 
 # %% [markdown]
 # ## Every gate of every step
@@ -99,16 +97,16 @@ print(task.sample(params, "The ", length=200, temperature=0.5, seed=0))
 # have. We let it read 18,000 characters that the model was not trained on.
 
 # %%
-lstm = task.model.layers
+lstm, params = model.lstm.layer, model.lstm.params
 held_out = task.text[-18_000:]
-tokens = encode(held_out, task.vocabulary)
-xs = params["embedding"][tokens]  # [T, 32]: time, features
+tokens = encode(held_out, task.known["vocabulary"])
+xs = model.embedding(tokens)  # [T, 32]: time, features
 
-values = trace(lstm, params["lstm"], xs)
+values = trace(lstm, params, xs)
 for name, array in values.values["layer_0"].items():
     print(name, array.shape)
 
-_, ys = lstm.apply(params["lstm"], xs)
+_, ys = lstm.apply(params, xs)
 np.testing.assert_allclose(values.values["layer_0"]["h"], ys, atol=1e-5)
 
 # %% [markdown]
@@ -190,7 +188,7 @@ text_html(held_out[piece], sign * h[piece], title=f"output of unit {quote_unit}"
 # %%
 middle = begin + held_out[begin:].index('"') - 6
 line = slice(middle, middle + 40)
-few = trace(lstm, params["lstm"], xs[: line.stop], units=quote_unit)
+few = trace(lstm, params, xs[: line.stop], units=quote_unit)
 few = few._replace(values={"layer_0": {k: v[line] for k, v in few.values["layer_0"].items()}})
 plot_unit(few, quote_unit, text=held_out[line])
 
@@ -210,20 +208,18 @@ plot_unit(few, quote_unit, text=held_out[line])
 
 
 # %%
-def silenced(params, unit):
-    layer = params["lstm"]["layer_0"]
-    layer = layer | {"w_hh": layer["w_hh"].at[unit].set(0.0)}
-    return params | {
-        "lstm": {"layer_0": layer},
-        "projection": params["projection"].at[unit].set(0.0),
-    }
+def silenced(model, unit):
+    model = nnx.clone(model)
+    for weights in (model.lstm.layer_0.w_hh, model.projection.kernel):
+        weights[...] = weights[...].at[unit].set(0.0)
+    return model
 
 
-def losses(params):
+def losses(model):
     """The loss at each character but the first, in nats."""
-    start = task.initial_state(params, 1)
-    _, scores = task.logits(params, start, jnp.asarray(tokens[None, :-1]))
-    return np.asarray(optax.softmax_cross_entropy_with_integer_labels(scores[0], tokens[1:]))
+    _, outputs = model(model.initial_carry(1), tokens=jnp.asarray(tokens[None, :-1]))
+    logits = outputs["logits"][0]
+    return np.asarray(optax.softmax_cross_entropy_with_integer_labels(logits, tokens[1:]))
 
 
 closing = quoted[:-1] & (np.array(list(held_out[1:])) == '"')
@@ -235,9 +231,9 @@ def summary(loss):
 
 
 rows = {
-    "all units": summary(losses(params)),
-    f"without unit {quote_unit}": summary(losses(silenced(params, quote_unit))),
-    "without another": np.mean([summary(losses(silenced(params, n))) for n in others], axis=0),
+    "all units": summary(losses(model)),
+    f"without unit {quote_unit}": summary(losses(silenced(model, quote_unit))),
+    "without another": np.mean([summary(losses(silenced(model, n))) for n in others], axis=0),
 }
 print(f"{'loss (nats)':20} closing quotes   other characters")
 for name, (at_quotes, elsewhere) in rows.items():

@@ -17,11 +17,14 @@ ROOT = pathlib.Path(lstm_jax.__file__).parent
 PUBLIC = [
     "lstm_jax",
     "lstm_jax.cells",
+    "lstm_jax.config",
     "lstm_jax.data",
+    "lstm_jax.export",
     "lstm_jax.inspect",
     "lstm_jax.interop",
     "lstm_jax.interop.onnx",
     "lstm_jax.linen",
+    "lstm_jax.models",
     "lstm_jax.nnx",
     "lstm_jax.sequence",
     "lstm_jax.tasks",
@@ -116,9 +119,9 @@ def test_every_public_function_has_a_tested_example(name):
 
 
 def test_arrows_between_the_parts_point_one_way():
-    """cells <- sequence <- nnx, linen <- inspect, interop <- tasks <- train <- cli.
+    """cells <- sequence <- nnx, linen <- inspect, interop <- models <- tasks <- train <- cli.
 
-    data stands beside tasks.
+    config and data stand beside models; export is the last before cli.
     """
     order = [
         "errors",
@@ -130,9 +133,12 @@ def test_arrows_between_the_parts_point_one_way():
         "nnx",
         "inspect",
         "interop",
+        "config",
         "data",
+        "models",
         "tasks",
         "train",
+        "export",
         "cli",
     ]
     for info in pkgutil.walk_packages([str(ROOT)], "lstm_jax."):

@@ -17,6 +17,7 @@ from lstm_jax.errors import UserError
 COMMANDS = {
     "train": "train from a config file, or resume a run",
     "evaluate": "metrics of a run's best checkpoint next to those of simple methods; plots",
+    "predict": "predictions for new data, as a table or a file",
     "generate": "write text with a run's best checkpoint",
     "inspect": "write an HTML report on what a run's layers do",
     "export": "write a run's best model as files that run without this library",

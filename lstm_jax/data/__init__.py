@@ -2,6 +2,7 @@
 
 from lstm_jax.data.fetch import CACHE_VARIABLE, Entry, cache_folder, fetch, registry
 from lstm_jax.data.pipelines import Batch, shuffled, sliding_windows, stream_windows
+from lstm_jax.data.scaling import Scaling, digest, scaling_of, standardised, unscaled
 from lstm_jax.data.tables import LabelledSequences, Table, last_of_each, read_csv, read_ts
 from lstm_jax.data.text import encode, ngram_loss, python_reference, read_text
 
@@ -10,8 +11,10 @@ __all__ = [
     "Batch",
     "Entry",
     "LabelledSequences",
+    "Scaling",
     "Table",
     "cache_folder",
+    "digest",
     "encode",
     "fetch",
     "last_of_each",
@@ -21,7 +24,10 @@ __all__ = [
     "read_text",
     "read_ts",
     "registry",
+    "scaling_of",
     "shuffled",
     "sliding_windows",
+    "standardised",
     "stream_windows",
+    "unscaled",
 ]

@@ -4,7 +4,7 @@ The built-in tasks are in ``lstm_jax.config.TASKS``; :func:`lstm_jax.config.task
 """
 
 from lstm_jax.config import TASKS, Section, option
-from lstm_jax.tasks.base import Batch, Columns, File, Generates, Metrics, Predicts, Task
+from lstm_jax.tasks.base import Batch, Columns, File, Generates, Metrics, Plots, Predicts, Task
 from lstm_jax.tasks.classification import Classification
 from lstm_jax.tasks.forecasting import Forecasting
 from lstm_jax.tasks.next_character import NextCharacter
@@ -19,6 +19,7 @@ __all__ = [
     "Generates",
     "Metrics",
     "NextCharacter",
+    "Plots",
     "Predicts",
     "Section",
     "Task",

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 import json
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -13,6 +12,7 @@ import numpy as np
 from flax import nnx
 
 from lstm_jax.config import Section
+from lstm_jax.data import digest
 
 if TYPE_CHECKING:
     import grain
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Batch = Mapping[str, Any]  # arrays [B, ...] by name
 Metrics = dict[str, float]  # by name
 Columns = dict[str, Any]  # sequences of equal length by name
+Plots = Iterator[tuple[str, "Figure"]]  # with their file names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,17 +116,14 @@ class Task:
 
         By default that of the first batch.
         """
-        digest, first = hashlib.sha256(), self.batches(0)[0]
-        for name, array in sorted(first.items()):  # type: ignore[missing-attribute]
-            digest.update(f"{name} {array.dtype} {array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).tobytes())
-        return digest.hexdigest()
+        first: Any = self.batches(0)[0]
+        return digest(*(np.asarray(first[name]) for name in sorted(first)))
 
     def baselines(self, split: str) -> dict[str, Metrics]:
         """Metrics that simple methods reach on the same split, by their names."""
         return {}
 
-    def plots(self, model: Any) -> Iterator[tuple[str, "Figure"]]:
+    def plots(self, model: Any) -> Plots:
         """Plots of what was learned, with their file names."""
         return iter(())
 
@@ -161,8 +159,10 @@ class Task:
 class Predicts(Protocol):
     """A task that predicts on new data."""
 
-    def predict(self, model: Any, source: pathlib.Path) -> Columns:
+    def predict(self, model: Any, source: pathlib.Path | None) -> Columns:
         """Predictions for a file in the format of the training data, as columns of a table.
+
+        Where ``source`` is None, for the task's own test or validation data.
 
         Raises:
           UserError: the file is missing or does not fit the training data.

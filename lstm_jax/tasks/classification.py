@@ -2,10 +2,8 @@
 
 import dataclasses
 import functools
-import hashlib
 import pathlib
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import grain
 import jax
@@ -14,28 +12,21 @@ import optax
 from flax import nnx
 
 from lstm_jax.config import RecurrentConfig, Section, option
-from lstm_jax.data import LabelledSequences, fetch, last_of_each, read_ts, shuffled
-from lstm_jax.errors import UserError
+from lstm_jax.data import LabelledSequences, digest, fetch, last_of_each, read_ts, scaling, shuffled
+from lstm_jax.errors import UserError, expect
 from lstm_jax.models import Classifier
-from lstm_jax.tasks.base import Batch, Columns, Metrics, Task
+from lstm_jax.tasks.base import Batch, Columns, Metrics, Plots, Task
 from lstm_jax.tasks.plots import confusion_matrix
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+SOURCE = {"meaning": "japanese_vowels, or the path of a .ts file", "path_or": ("japanese_vowels",)}
 
 
 @dataclasses.dataclass(frozen=True)
 class SequencesData(Section):
     """Section ``[data]`` of task ``classification``."""
 
-    train: str = option(
-        "japanese_vowels", "japanese_vowels, or the path of a .ts file",
-        path_or=("japanese_vowels",),
-    )  # fmt: skip
-    test: str = option(
-        "japanese_vowels", "japanese_vowels, or the path of a .ts file",
-        path_or=("japanese_vowels",),
-    )  # fmt: skip
+    train: str = option("japanese_vowels", **SOURCE)
+    test: str = option("japanese_vowels", **SOURCE)
     validation_fraction: float = option(
         0.0, "share of each class held out from training to choose the best checkpoint",
         at_least=0, below=1,
@@ -82,22 +73,16 @@ class Classification(Task):
     loss_unit = "nats a sequence"
 
     def __post_init__(self) -> None:
-        train, test = self._files
-        rows = int((~self._held_out).sum())
-        if rows < self.data.batch_size:
-            raise UserError(
-                f"data.batch_size: expected at most the {rows} training sequences, "
-                f"got {self.data.batch_size}"
-            )
-        if self.data.validation_fraction and not self._held_out.any():
-            raise UserError(
-                f"data.validation_fraction: expected a share that holds out at least one of "
-                f"{len(train.labels)} sequences, got {self.data.validation_fraction}"
-            )
-        self._check_format(test, f"data.test: {self.data.test}")
-        constant = np.flatnonzero(self._moments[1] == 0)
+        (train, test), data = self._files, self.data
+        rows, share = int((~self._held_out).sum()), data.validation_fraction
+        batch_size = f"at most the {rows} training sequences"
+        expect(rows >= data.batch_size, "data.batch_size", batch_size, data.batch_size)
+        some = f"a share that holds out at least one of {len(train.labels)} sequences"
+        expect(not share or self._held_out.any(), "data.validation_fraction", some, share)
+        self._check_format(test, f"data.test: {data.test}")
+        constant = np.flatnonzero(np.array(self._scaling["deviation"]) == 0)
         if constant.size:
-            raise UserError(f"data.train: {self.data.train}: dimension {constant[0]} is constant")
+            raise UserError(f"data.train: {data.train}: dimension {constant[0]} is constant")
         self.model.check_layers(train.xs.shape[-1])
 
     # ---- data ----
@@ -122,34 +107,22 @@ class Classification(Task):
 
     def metadata(self) -> dict[str, Any]:
         """``classes`` in the order of the logits, and the ``scaling`` of the features."""
-        train = self._files[0]
-        steps = train.rows(~self._held_out).steps.astype(np.float64)
-        mean, deviation = steps.mean(0), np.where(np.ptp(steps, 0) > 0, steps.std(0), 0.0)
-        scaling = {"xs": {"mean": mean.tolist(), "deviation": deviation.tolist()}}
-        return {"classes": list(train.classes), "scaling": scaling}
+        train = self._files[0].rows(~self._held_out)
+        return {"classes": list(train.classes), "scaling": {"xs": scaling.scaling_of(train.steps)}}
 
     @property
-    def _moments(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and deviation of each dimension, over all steps to train on."""
-        scaling = self.known["scaling"]["xs"]
-        return np.array(scaling["mean"]), np.array(scaling["deviation"])
+    def _scaling(self) -> scaling.Scaling:
+        return self.known["scaling"]["xs"]
 
     def _check_format(self, sequences: LabelledSequences, name: str) -> None:
-        size, classes = len(self._moments[0]), self.known["classes"]
-        if sequences.xs.shape[-1] != size:
-            raise UserError(
-                f"{name}: expected {size} dimensions as in the training file, "
-                f"got {sequences.xs.shape[-1]}"
-            )
-        if list(sequences.classes) != classes:
-            raise UserError(
-                f"{name}: expected the classes {', '.join(classes)} of the training file, "
-                f"got {', '.join(sequences.classes)}"
-            )
+        size, classes = len(self._scaling["mean"]), ", ".join(self.known["classes"])
+        found = sequences.xs.shape[-1]
+        expect(found == size, name, f"{size} dimensions as in the training file", found)
+        found = ", ".join(sequences.classes)
+        expect(found == classes, name, f"the classes {classes} of the training file", found)
 
     def _standardised(self, sequences: LabelledSequences) -> LabelledSequences:
-        mean, deviation = self._moments
-        return sequences._replace(xs=((sequences.xs - mean) / deviation).astype(np.float32))
+        return sequences._replace(xs=scaling.standardised(sequences.xs, self._scaling))
 
     @functools.cached_property
     def _splits(self) -> dict[str, LabelledSequences]:
@@ -159,11 +132,7 @@ class Classification(Task):
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        digest = hashlib.sha256()
-        for sequences in self._files:
-            for array in (sequences.xs, sequences.lengths, sequences.labels):
-                digest.update(array.tobytes())
-        return digest.hexdigest()
+        return digest(*(x for file in self._files for x in (file.xs, file.lengths, file.labels)))
 
     def batches(self, seed: int) -> grain.MapDataset:
         train = self._splits["train"]
@@ -171,11 +140,10 @@ class Classification(Task):
         return shuffled(arrays, self.data.batch_size, seed)
 
     # ---- model and loss ----
-
     def build(self, rngs: nnx.Rngs) -> Classifier:
         options = self.model
         return Classifier(
-            len(self._moments[0]), len(self.known["classes"]), options.hidden_size,
+            len(self._scaling["mean"]), len(self.known["classes"]), options.hidden_size,
             options.num_layers, cell=options.cell_factory, pooling=options.pooling,
             dropout=options.dropout, dtype=options.dtype, rngs=rngs,
         )  # fmt: skip
@@ -199,9 +167,9 @@ class Classification(Task):
         right = logits.argmax(-1) == sequences.labels
         return {"loss": float(losses.mean()), "accuracy": 100.0 * float(right.mean())}
 
-    def predict(self, model: Any, source: pathlib.Path) -> Columns:
+    def predict(self, model: Any, source: pathlib.Path | None) -> Columns:
         """The likeliest class of each sequence of a .ts file, and the probability of each class."""
-        sequences = read_ts(source)
+        sequences = self._files[1] if source is None else read_ts(source)
         self._check_format(sequences, str(source))
         logits = _logits(model, self._standardised(sequences))
         probabilities = np.asarray(jax.nn.softmax(logits))
@@ -217,7 +185,7 @@ class Classification(Task):
         share = float((self._splits[split].labels == commonest).mean())
         return {"always the commonest class": {"accuracy": 100.0 * share}}
 
-    def plots(self, model: Any) -> Iterator[tuple[str, "Figure"]]:
+    def plots(self, model: Any) -> Plots:
         """The confusion matrix of the test split."""
         test = self._splits["test"]
         counts = np.zeros((len(test.classes),) * 2, int)

@@ -2,10 +2,8 @@
 
 import dataclasses
 import functools
-import hashlib
 import pathlib
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import grain
 import jax
@@ -14,14 +12,11 @@ import numpy as np
 from flax import nnx
 
 from lstm_jax.config import RecurrentConfig, Section, option
-from lstm_jax.data import Table, fetch, read_csv, sliding_windows
-from lstm_jax.errors import UserError
+from lstm_jax.data import Table, digest, fetch, read_csv, scaling, sliding_windows
+from lstm_jax.errors import UserError, expect
 from lstm_jax.models import SegmentForecaster
-from lstm_jax.tasks.base import Batch, Columns, Metrics, Task
+from lstm_jax.tasks.base import Batch, Columns, Metrics, Plots, Task
 from lstm_jax.tasks.plots import forecasts
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 EVALUATION_BATCH = 128
 
@@ -73,25 +68,22 @@ class Forecasting(Task):
 
     def __post_init__(self) -> None:
         data, model, table = self.data, self.model, f"data.table: {self.data.table}"
-        needed = data.train_rows + data.validation_rows + data.test_rows
-        shortest = data.window + data.horizon
-        for key, fits, expected, got in (
-            ("model.segment", data.window % model.segment == 0,
-             f"a divisor of data.window = {data.window}", model.segment),
-            ("data.season", data.season <= data.window,
-             f"at most data.window = {data.window}", data.season),
-            ("data.train_rows", data.train_rows >= shortest,
-             f"at least window + horizon = {shortest}", data.train_rows),
-            ("data.validation_rows", data.validation_rows >= data.horizon,
-             f"at least horizon = {data.horizon}", data.validation_rows),
-            ("data.test_rows", data.test_rows >= data.horizon,
-             f"at least horizon = {data.horizon}", data.test_rows),
-            (table, len(self._table.values) >= needed,
-             f"at least train_rows + validation_rows + test_rows = {needed} rows",
-             len(self._table.values)),
-        ):  # fmt: skip
-            if not fits:
-                raise UserError(f"{key}: expected {expected}, got {got}")
+        window, rows = data.window, len(self._table.values)
+        expect(
+            window % model.segment == 0,
+            "model.segment",
+            f"a divisor of data.window = {window}",
+            model.segment,
+        )
+        expect(data.season <= window, "data.season", f"at most data.window = {window}", data.season)
+        needed = {"train": window + data.horizon, "validation": data.horizon, "test": data.horizon}
+        for split, least in needed.items():
+            words = "window + horizon" if split == "train" else "horizon"
+            found = getattr(data, f"{split}_rows")
+            expect(found >= least, f"data.{split}_rows", f"at least {words} = {least}", found)
+        total = data.train_rows + data.validation_rows + data.test_rows
+        words = "at least train_rows + validation_rows + test_rows"
+        expect(rows >= total, table, f"{words} = {total} rows", rows)
         constant = np.flatnonzero(np.ptp(self._table.values[: data.train_rows], 0) == 0)
         if constant.size:
             column = self._table.columns[constant[0]]
@@ -99,35 +91,27 @@ class Forecasting(Task):
         model.check_layers(model.hidden_size)
 
     # ---- data ----
-
     @functools.cached_property
     def _table(self) -> Table:
         return read_csv(fetch("etth1/ETTh1.csv") if self.data.table == "etth1" else self.data.table)
 
     def metadata(self) -> dict[str, Any]:
         """``columns``, and the ``scaling`` of inputs and outputs."""
-        train = self._table.values[: self.data.train_rows]
-        scaled = {"mean": train.mean(0).tolist(), "deviation": train.std(0).tolist()}
-        scaling = dict.fromkeys(("past", "level", "forecast"), scaled)
-        return {"columns": list(self._table.columns), "scaling": scaling}
+        scaled = scaling.scaling_of(self._table.values[: self.data.train_rows])
+        scalings = dict.fromkeys(("past", "level", "forecast"), scaled)
+        return {"columns": list(self._table.columns), "scaling": scalings}
 
     @property
-    def _moments(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and deviation of each column, over the training rows."""
-        scaled = self.known["scaling"]["past"]
-        return np.array(scaled["mean"]), np.array(scaled["deviation"])
-
-    def _standardised(self, values: np.ndarray) -> np.ndarray:
-        mean, deviation = self._moments
-        return ((values - mean) / deviation).astype(np.float32)
+    def _scaling(self) -> scaling.Scaling:
+        return self.known["scaling"]["past"]
 
     @functools.cached_property
     def _series(self) -> np.ndarray:
-        return self._standardised(self._table.values)
+        return scaling.standardised(self._table.values, self._scaling)
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        return hashlib.sha256(self._table.values.tobytes()).hexdigest()
+        return digest(self._table.values)
 
     def batches(self, seed: int) -> grain.MapDataset:
         data = self.data
@@ -145,7 +129,6 @@ class Forecasting(Task):
         return stretches[:, : data.window], stretches[:, data.window :]
 
     # ---- model and loss ----
-
     def build(self, rngs: nnx.Rngs) -> SegmentForecaster:
         options = self.model
         return SegmentForecaster(
@@ -163,7 +146,6 @@ class Forecasting(Task):
         return (jnp.square(error) if self.model.loss == "mse" else jnp.abs(error)).mean(), carry
 
     # ---- metrics ----
-
     def evaluate(self, model: Any, split: str) -> Metrics:
         """``mse`` and ``mae`` over all windows and columns; ``loss`` is what training minimises."""
         past, future = self._windows(split)
@@ -188,26 +170,19 @@ class Forecasting(Task):
             f"seasonal naive ({self.data.season} rows)": self._errors(season[:, steps], future),
         }
 
-    def predict(self, model: Any, source: pathlib.Path) -> Columns:
+    def predict(self, model: Any, source: pathlib.Path | None) -> Columns:
         """The ``horizon`` rows that follow a CSV file with the columns of the training table."""
-        table, columns = read_csv(source), self.known["columns"]
-        if list(table.columns) != columns:
-            raise UserError(
-                f"{source}: expected the columns {', '.join(columns)} of the training table, "
-                f"got {', '.join(table.columns)}"
-            )
-        if len(table.values) < self.data.window:
-            raise UserError(
-                f"{source}: expected at least data.window = {self.data.window} rows, "
-                f"got {len(table.values)}"
-            )
-        past = self._standardised(table.values[-self.data.window :])
-        mean, deviation = self._moments
-        future = np.asarray(_forecast(model, past[None]))[0].astype(np.float64) * deviation + mean
-        rows = {"row": np.arange(1, self.data.horizon + 1)}
-        return rows | {name: future[:, n] for n, name in enumerate(columns)}
+        table, columns = read_csv(source) if source else self._table, self.known["columns"]
+        wanted = f"the columns {', '.join(columns)} of the training table"
+        expect(list(table.columns) == columns, f"{source}", wanted, ", ".join(table.columns))
+        rows, window = len(table.values), self.data.window
+        expect(rows >= window, f"{source}", f"at least data.window = {window} rows", rows)
+        past = scaling.standardised(table.values[-window:], self._scaling)
+        future = scaling.unscaled(np.asarray(_forecast(model, past[None]))[0], self._scaling)
+        numbers = {"row": np.arange(1, self.data.horizon + 1)}
+        return numbers | {name: future[:, n] for n, name in enumerate(columns)}
 
-    def plots(self, model: Any) -> Iterator[tuple[str, "Figure"]]:
+    def plots(self, model: Any) -> Plots:
         """Forecasts of the last column, at three places of the test rows."""
         past, future = self._windows("test")
         places = np.linspace(0, len(past) - 1, 5).astype(int)[1:4]

@@ -17,7 +17,7 @@ from flax import nnx
 
 from lstm_jax.config import RecurrentConfig, Section, option
 from lstm_jax.data import encode, fetch, ngram_loss, python_reference, read_text, stream_windows
-from lstm_jax.errors import UserError
+from lstm_jax.errors import UserError, expect
 from lstm_jax.models import LanguageModel
 from lstm_jax.tasks.base import Batch, Columns, Metrics, Task
 from lstm_jax.tasks.language import continued, stream_losses
@@ -74,18 +74,12 @@ class NextCharacter(Task):
     loss_unit = "nats a character"
 
     def __post_init__(self) -> None:
-        train, validation = self._split
-        needed = self.data.lanes * self.data.window
-        if len(train) < needed:
-            raise UserError(
-                f"data.text: {self.data.text}: the training split has {len(train)} characters, "
-                f"expected at least data.lanes * data.window = {needed}"
-            )
-        if len(validation) < 2:
-            raise UserError(
-                f"data.validation_fraction: {self.data.text}: the validation split has "
-                f"{len(validation)} characters, expected at least 2"
-            )
+        train, validation = (len(split) for split in self._split)
+        needed, text = self.data.lanes * self.data.window, self.data.text
+        name = f"data.text: {text}: characters of the training split"
+        expect(train >= needed, name, f"at least data.lanes * data.window = {needed}", train)
+        name = f"data.validation_fraction: {text}: characters of the validation split"
+        expect(validation >= 2, name, "at least 2", validation)
         self.model.check_layers(self.model.embedding_size)
 
     # ---- data ----
@@ -167,15 +161,14 @@ class NextCharacter(Task):
 
     # ---- new text ----
 
-    def predict(self, model: Any, source: pathlib.Path) -> Columns:
+    def predict(self, model: Any, source: pathlib.Path | None) -> Columns:
         """Mean loss of each line of a UTF-8 file in nats per character, read as one stream.
 
         The file's first character is given; all others, line ends included, are predicted.
         """
-        text = read_text(source)
+        text = read_text(source) if source else self.text[len(self._split[0]) :]
         tokens = self._encoded(text, str(source))
-        if len(tokens) < 2:
-            raise UserError(f"{source}: expected at least 2 characters, got {len(tokens)}")
+        expect(len(tokens) >= 2, f"{source}", "at least 2 characters", len(tokens))
         losses = stream_losses(model, tokens)
         lines = text.splitlines(keepends=True)
         ends = np.cumsum([len(line) for line in lines]) - 1  # the first character has no loss

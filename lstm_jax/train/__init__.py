@@ -15,6 +15,7 @@ from lstm_jax.train.inspection import inspect_run
 from lstm_jax.train.loop import Stopped, best_model, config_of, evaluate, train
 from lstm_jax.train.metrics import read_metrics
 from lstm_jax.train.optimizer import build_optimizer, build_schedule
+from lstm_jax.train.predict import predict_run
 from lstm_jax.train.report import Report
 from lstm_jax.train.run import Run, load_run
 from lstm_jax.train.step import TrainState, build_step, init_state
@@ -42,6 +43,7 @@ __all__ = [
     "load_config",
     "load_run",
     "load_workdir",
+    "predict_run",
     "read_metrics",
     "sections_for",
     "train",

@@ -3,12 +3,13 @@
 import time
 from collections.abc import Mapping
 
+import numpy as np
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from lstm_jax.tasks.base import Metrics
+from lstm_jax.tasks.base import Columns, Metrics
 
 
 class Report:
@@ -45,6 +46,21 @@ class Report:
         if self._live is not None:
             self._live.stop()
             self._live = None
+
+    def columns(self, columns: Columns, shown: int) -> None:
+        """A table of columns of equal length, its first ``shown`` rows."""
+        table = Table(box=None, pad_edge=False)
+        rows = len(next(iter(columns.values())))
+        for name, column in columns.items():
+            numeric = not isinstance(column[0], str) if rows else False
+            table.add_column(Text(name), justify="right" if numeric else "left")
+        for n in range(min(rows, shown)):
+            values = (column[n] for column in columns.values())
+            cells = (f"{v:.6g}" if isinstance(v, float | np.floating) else f"{v}" for v in values)
+            table.add_row(*map(Text, cells))
+        self._console.print(table)
+        if rows > shown:
+            self.say(f"... {rows - shown:,} more rows; --output FILE writes all")
 
     def metrics(self, title: str, rows: Mapping[str, Metrics]) -> None:
         """A table with a row for each method and a column for each metric."""

@@ -30,15 +30,17 @@ class Run:
     model: Compiled
     step: int
 
-    def predict(self, source: str | pathlib.Path) -> Columns:
+    def predict(self, source: str | pathlib.Path | None = None) -> Columns:
         """Predictions for a file in the format of the training data, as columns of a table.
+
+        Without a file, for the task's own test or validation data.
 
         Raises:
           UserError: the task does not predict, or the file does not fit.
         """
         if not isinstance(self.task, Predicts):
             raise UserError(f"{self.folder}: task {self.config.task} does not predict on new data")
-        return self.task.predict(self.model, pathlib.Path(source))
+        return self.task.predict(self.model, None if source is None else pathlib.Path(source))
 
 
 def load_run(folder: str | pathlib.Path) -> Run:

@@ -393,12 +393,12 @@ def test_the_splits_are_the_text_cut_once(make):
 
 
 def test_a_text_too_short_for_one_window_names_its_key(make):
-    with pytest.raises(UserError, match=r"^data\.text: .*txt: the training split has 22 char"):
+    with pytest.raises(UserError, match=r"^data\.text: .*txt: characters of .* = 24, got 22"):
         make(text="ab" * 12 + "a", lanes=3, window=8)
 
 
 def test_a_validation_split_too_short_names_its_key(make):
-    with pytest.raises(UserError, match=r"^data\.validation_fraction: .* has 1 characters, expec"):
+    with pytest.raises(UserError, match=r"^data\.validation_fraction: .* at least 2, got 1"):
         make(text="ab" * 50, fraction=0.01)
 
 

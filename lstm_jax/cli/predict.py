@@ -1,0 +1,41 @@
+"""Predict on new data with a run's best checkpoint.
+
+FILE has the format of the training data, and may be anywhere; the training data themselves need
+not exist any more.
+"""
+
+import argparse
+import pathlib
+from collections.abc import Sequence
+
+from lstm_jax.cli.parser import Parser
+from lstm_jax.cli.process import add_process_options, add_run, set_up
+
+
+def configure(parser: Parser, words: Sequence[str]) -> None:
+    """Adds the options."""
+    add_run(parser)
+    parser.add_argument(
+        "file",
+        metavar="FILE",
+        type=pathlib.Path,
+        nargs="?",
+        help="new data in the format of the training data (default: the run's own test or "
+        "validation data; for a table, what follows it)",
+    )
+    parser.add_argument(
+        "--output",
+        type=pathlib.Path,
+        metavar="OUT",
+        help="a .csv, .json or .npz file for the predictions (default: print a table)",
+    )
+    add_process_options(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Writes or prints the predictions."""
+    from lstm_jax.train import Report
+    from lstm_jax.train.predict import predict_run
+
+    set_up(options)
+    predict_run(options.run_folder, options.file, options.output, Report())
