@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from lstm_jax.cli.parser import Parser, add_section
 from lstm_jax.cli.process import add_process_options, add_run, keep_programs
-from lstm_jax.config import Section, option
+from lstm_jax.config import Section, option, task_class
 from lstm_jax.errors import UserError
 
 
@@ -34,12 +34,13 @@ def configure(parser: Parser, words: Sequence[str]) -> None:
 def run(options: argparse.Namespace) -> None:
     """Prints the text as it is generated, and writes generated files to the current folder."""
     from lstm_jax.tasks.base import File, Generates
-    from lstm_jax.train import load_run
+    from lstm_jax.train import load_run, load_workdir
 
+    config = load_workdir(options.run_folder)
+    if not issubclass(task_class(config.task), Generates):
+        raise UserError(f"{options.run_folder}: task {config.task} does not generate")
     keep_programs(options)
     run = load_run(options.run_folder)
-    if not isinstance(run.task, Generates):
-        raise UserError(f"{options.run_folder}: task {run.config.task} does not generate")
     sampling = {field.name: getattr(options, field.name) for field in dataclasses.fields(Sampling)}
     for piece in run.task.generate(run.model, **sampling):
         if isinstance(piece, File):

@@ -20,7 +20,7 @@ def test_figures_size_and_times_are_printed(workdir, capsys, monkeypatch):
         "difference",
     ]
     folder = workdir / "export" / "stablehlo-int8"
-    names = ["manifest.json", "run.py", "sequence.jaxexport", "state.npz", "step.jaxexport"]
+    names = ["carry.npz", "manifest.json", "run.py", "sequence.jaxexport", "step.jaxexport"]
     assert sorted(path.name for path in folder.iterdir()) == [*names, "weights.npz"]
     (sizes,) = re.findall(rf"^{re.escape(str(folder))}: [\d.,]+ kB: (.*)$", told.out, re.MULTILINE)
     assert re.findall(r"(\S+) [\d.,]+ kB", sizes) == [*names, "weights.npz"]
@@ -41,7 +41,7 @@ def test_onnx_and_its_runtimes_own_quantisation(workdir, capsys):
     told = capsys.readouterr()
     assert told.err == "" and "exported, onnx dynamic-int8" in told.out
     files = {path.name for path in (workdir / "export" / "onnx-dynamic-int8").iterdir()}
-    assert files == {"manifest.json", "run.py", "sequence.onnx", "state.npz", "step.onnx"}
+    assert files == {"manifest.json", "run.py", "sequence.onnx", "carry.npz", "step.onnx"}
 
 
 @pytest.mark.parametrize(

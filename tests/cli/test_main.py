@@ -316,6 +316,13 @@ def replaced(name: str, old: str, new: str):
 def classification_run(folder: pathlib.Path):
     (folder / "run").mkdir()
     write_config(load_config(folder / "classification.toml"), folder / "run" / "config.toml")
+    (folder / "run" / "run.json").write_text('{"format": 2, "metadata": {}}')
+
+
+def older_run(folder):
+    """A run's folder without run.json."""
+    classification_run(folder)
+    (folder / "run" / "run.json").unlink()
 
 
 TRAIN = ("train", "next_character.toml")
@@ -406,7 +413,7 @@ MISTAKES = {
     "CSV too short for the splits": (
         None,
         ("train", "forecasting.toml", "--data.test-rows", "6"),
-        ["table.csv", "30 rows", "= 31"],
+        ["table.csv", "= 31 rows, got 30"],
     ),
     "split too short for one window": (
         None,
@@ -461,6 +468,11 @@ MISTAKES = {
         classification_run,
         ("evaluate", "run"),
         ["run: no checkpoint yet"],
+    ),
+    "evaluate a folder of an older version": (
+        older_run,
+        ("evaluate", "run"),
+        ["run: expected a run folder of format 2, got format 1; train the run again"],
     ),
     "generate of a task that does not generate": (
         classification_run,
