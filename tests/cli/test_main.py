@@ -393,7 +393,7 @@ MISTAKES = {
     "text too short for one window": (
         file("text.txt", "too short"),
         TRAIN,
-        ["text.txt", "8 characters", "data.lanes * data.window = 32"],
+        ["text.txt", "data.lanes * data.window = 32, got 8"],
     ),
     "missing CSV": (
         file("table.csv", None),

@@ -336,7 +336,7 @@ def test_smaller_weights_and_their_loss_are_told(run, format, dtype):
     assert abs(coarse - own) > 1e-5
     (change,) = [line.split("│")[2].strip() for line in lines if "difference" in line]
     assert float(change) == pytest.approx(coarse - own, abs=6e-5)
-    (sizes,) = [line for line in lines if " kB: manifest.json" in line]
+    (sizes,) = [line for line in lines if " kB: carry.npz" in line]
     total = sum(path.stat().st_size for path in folder.iterdir())
     assert sizes.startswith(f"{folder}: {total / 1000:,.1f} kB")
 
