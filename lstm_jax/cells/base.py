@@ -11,6 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from lstm_jax.cells.activations import Activation, Activations, activation, check_limit, clipped
+from lstm_jax.cells.products import accumulation_dtype, dot
 
 Params = Any  # a pytree of arrays
 State = Any  # a pytree of arrays, each with the batch axes leading
@@ -459,16 +460,6 @@ def chrono_bias(longest: float) -> Initializer:
 # ---- arithmetic ----
 
 
-def accumulation_dtype(dtype: DTypeLike) -> jnp.dtype:
-    """The type in which products of this type are summed: float32, or wider if that is.
-
-    >>> accumulation_dtype("bfloat16"), accumulation_dtype("float64")
-    (dtype('float32'), dtype('float64'))
-    """
-    # Not promote_types, which raises where the user has promotion strict.
-    return jnp.dtype("float32") if jnp.finfo(dtype).bits < 32 else jnp.dtype(dtype)
-
-
 def widest(*trees: Any) -> jnp.dtype | None:
     """The type to which the floating arrays of the trees promote; None where there are none.
 
@@ -492,19 +483,6 @@ def widened(tree: Any, *others: Any) -> Any:
             leaf.astype(widest(leaf, *others)) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
         ),
         tree,
-    )
-
-
-def dot(x: jax.Array, w: jax.Array) -> jax.Array:
-    """``x @ w``, multiplied in the operands' type and summed in float32 or wider.
-
-    >>> x = jnp.ones((2, 3), "bfloat16")
-    >>> dot(x, x.T).dtype
-    dtype('float32')
-    """
-    dtype = jnp.result_type(x, w)
-    return jnp.matmul(
-        x.astype(dtype), w.astype(dtype), preferred_element_type=accumulation_dtype(dtype)
     )
 
 

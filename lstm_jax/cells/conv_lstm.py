@@ -4,14 +4,12 @@ import dataclasses
 import math
 
 import jax
-import jax.numpy as jnp
 
 from lstm_jax.cells.activations import STANDARD, Activations
 from lstm_jax.cells.base import (
     Initializer,
     LSTMFamilyCell,
     Parameter,
-    accumulation_dtype,
     blocks,
     check_bool,
     check_size,
@@ -20,6 +18,7 @@ from lstm_jax.cells.base import (
 )
 from lstm_jax.cells.lstm import LSTMState
 from lstm_jax.cells.peephole import gated
+from lstm_jax.cells.products import product
 
 
 def convolve(x: jax.Array, w: jax.Array) -> jax.Array:
@@ -31,15 +30,11 @@ def convolve(x: jax.Array, w: jax.Array) -> jax.Array:
     """
     space = w.ndim - 2
     batch = x.shape[: x.ndim - space - 1]
-    dtype = jnp.result_type(x, w)
-    wide = accumulation_dtype(dtype)
     letters = "XYZ"[:space]
-    # A convolution rounds its result to its operands' type; widened first, products of
-    # narrow numbers are exact and sums are kept.  (It takes preferred_element_type, too, but
-    # has no gradient with that in older JAX.)
-    y = jax.lax.conv_general_dilated(
-        x.astype(dtype).astype(wide).reshape(math.prod(batch), *x.shape[len(batch) :]),
-        w.astype(dtype).astype(wide),
+    y = product(
+        jax.lax.conv_general_dilated,
+        x.reshape(math.prod(batch), *x.shape[len(batch) :]),
+        w,
         window_strides=(1,) * space,
         padding="SAME",
         dimension_numbers=(f"N{letters}C", f"{letters}IO", f"N{letters}C"),

@@ -10,7 +10,6 @@ from lstm_jax.cells.activations import STANDARD, Activations, clipped
 from lstm_jax.cells.base import (
     GatedCell,
     Parameter,
-    accumulation_dtype,
     blocks,
     check_number,
     check_size,
@@ -19,6 +18,7 @@ from lstm_jax.cells.base import (
     named,
     zeros,
 )
+from lstm_jax.cells.products import product
 
 FORGET_FUNCTIONS = {"sigmoid": jax.nn.log_sigmoid, "exp": lambda z: z}
 """The logarithm of the forget gate, by the gate's name."""
@@ -93,14 +93,9 @@ def slstm_cell(
     """
     heads, d, _ = params["w_hh"].shape
     h = state.h.reshape(*state.h.shape[:-1], heads, d)
-    w = params["w_hh"]
-    dtype = jnp.result_type(h, w)
-    z_h = jnp.einsum(
-        "...kd,kde->...ke",
-        h.astype(dtype),
-        w.astype(dtype),
-        preferred_element_type=accumulation_dtype(dtype),
-    )
+    each_head = ((h.ndim - 1,), (1,)), ((h.ndim - 2,), (0,))
+    z_h = product(jax.lax.dot_general, h, params["w_hh"], dimension_numbers=each_head)
+    z_h = jnp.moveaxis(z_h, 0, -2)
     z_h = z_h.reshape(*z_h.shape[:-1], 4, d)  # [..., heads, 4, d], to [..., 4, heads, d]
     z_h = jnp.swapaxes(z_h, -3, -2).reshape(*state.h.shape[:-1], 4 * heads * d)
     z = dot(x, params["w_ih"]) + z_h

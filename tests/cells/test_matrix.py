@@ -418,6 +418,36 @@ def test_low_precision_stays_within_its_error(case, dtype):
     )
 
 
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    [(case, "bfloat16") for case in FIRST]
+    + [(case, "float16") for case in FIRST if case.name in ("lstm", "mogrifier", "conv_lstm")],
+    ids=str,
+)
+def test_gradients_of_low_precision_stay_within_its_error(case, dtype):
+    """The gradient in float32, of the rounded weights and inputs, is the right one.
+
+    Each step rounds h on the way forward, and on the way back the cotangents of its products
+    and of h: 3 T roundings of eps / 2 that follow one another.
+    """
+    cell, params, xs, state = arguments(case, np.float32, dtype=dtype)
+    rounded = lambda array: array.astype(dtype).astype(np.float32)  # noqa: E731
+    params = {key: rounded(a) if key.startswith("w_") else a for key, a in params.items()}
+
+    def gradients(cell, state):
+        def wide_loss(params, xs):
+            return scalar(*jax.tree.map(jnp.float32, unroll(cell, params, xs, state)))
+
+        return quick_jit(jax.grad(wide_loss, (0, 1)))(params, rounded(xs))
+
+    given = gradients(cell, state)
+    expected = gradients(case.cell(), jax.tree.map(jnp.float32, state))
+    eps = float(jnp.finfo(dtype).eps)
+    for got, right in zip(*map(jax.tree.leaves, (given, expected)), strict=True):
+        error = np.linalg.norm(np.asarray(got, np.float64) - np.asarray(right, np.float64))
+        assert error <= 3 * T * eps / 2 * np.linalg.norm(right)
+
+
 @pytest.mark.parametrize(("name", "large"), [("multiplicative", "w_mx"), ("mogrifier", "w_q1")])
 def test_sums_beyond_float16_are_multiplied_before_they_are_rounded(name, large):
     """Float16 ends at 65504; of the products of such sums only what is multiplied again is it."""
