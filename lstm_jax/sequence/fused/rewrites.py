@@ -326,6 +326,8 @@ def product_over_block(
     (left, right), (batched, _) = equation.params["dimension_numbers"]
     if left != (lhs.ndim - 2,) or rhs.ndim != 2 or batched:
         return None
+    if is_tangent and lhs.dtype.itemsize < 4:  # for narrow types XLA lays out xᵀ only then
+        return None
     rows, axis = lhs.reshape(math.prod(lhs.shape[:-1]), lhs.shape[-1]), 1
     if is_tangent and jax.default_backend() == "cpu":
         rows, axis = jax.lax.optimization_barrier(rows.T), 0

@@ -294,12 +294,14 @@ def scan_values(
         inputs = bind(body.x, xs)
         return inputs | evaluate_block(graph, precomputed, known, inputs)
 
-    def by_blocks(consts: Leaves, init: Leaves, xs: Leaves) -> tuple[Leaves, list[Any]]:
+    def by_blocks(
+        consts: Leaves, init: Leaves, xs: Leaves, scan: Any = jax.lax.scan
+    ) -> tuple[Leaves, list[Any]]:
         known = body.loop_invariants(consts, wanted)
 
         def block(carry: Leaves, xs: Leaves) -> Any:
             inputs = step_inputs(known, xs)
-            end, stored = jax.lax.scan(
+            end, stored = scan(
                 functools.partial(step, known), carry, inputs, reverse=config.reverse
             )
             stored |= {v: inputs[v] for v in before_loop}
@@ -308,22 +310,22 @@ def scan_values(
                 stored |= jax.device_put(moved, jax.memory.Space.Host)
             return end, (stored, carry)
 
-        return over_blocks(block, init, in_blocks(xs, config), config)
-
-    if not reused or len(reused) < len(read_once):
-        return by_blocks(consts, init, xs)
+        return over_blocks(block, init, in_blocks(xs, config), config, scan)
 
     @jax.custom_jvp
-    def with_reused_buffers(consts: Leaves, init: Leaves, xs: Leaves) -> tuple[Leaves, list[Any]]:
+    def run(consts: Leaves, init: Leaves, xs: Leaves) -> tuple[Leaves, list[Any]]:
+        if not reused or len(reused) < len(read_once):
+            return by_blocks(consts, init, xs, scan_stacking_bits)
         known = body.loop_invariants(consts, wanted)
         inputs = step_inputs(known, xs)
         carry, stored = scan_in_place(functools.partial(step, known), init, inputs, reused, config)
         stored |= {v: inputs[v] for v in before_loop}
         return carry, in_chunks(stored, init, body.new_carry, config)
 
-    # To differentiate values that are overwritten, JAX would have to copy them.
-    with_reused_buffers.defjvp(functools.partial(jax.jvp, by_blocks))
-    return with_reused_buffers(consts, init, xs)
+    # To differentiate values that are overwritten, JAX would have to copy them; bits have no
+    # derivative.
+    run.defjvp(functools.partial(jax.jvp, by_blocks))
+    return run(consts, init, xs)
 
 
 def scan_in_place(
@@ -369,8 +371,44 @@ def scan_in_place(
         return (carry, buffers), stored
 
     steps = (jnp.arange(config.num_steps), others)
-    (carry, buffers), stored = jax.lax.scan(body, (init, buffers), steps, reverse=config.reverse)
+    (carry, buffers), stored = scan_stacking_bits(
+        body, (init, buffers), steps, reverse=config.reverse
+    )
     return carry, {**stored, **buffers}
+
+
+def scan_stacking_bits(
+    body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any, *, reverse: bool
+) -> tuple[Any, Any]:
+    """``jax.lax.scan`` that, on a CPU, stacks outputs of narrow types as integers.
+
+    XLA's CPU compiler has no update in place for narrow floating types: to write one step, it
+    widens the whole stack and narrows it again, so that the time grows with the square of T.
+    Integers have no derivative.
+    """
+    if jax.default_backend() != "cpu":
+        return jax.lax.scan(body, carry, xs, reverse=reverse)
+    outputs: Any = None
+
+    def step(carry: Any, x: Any) -> tuple[Any, Any]:
+        nonlocal outputs
+        carry, outputs = body(carry, x)
+        return carry, jax.tree.map(_bits, outputs)
+
+    carry, stacks = jax.lax.scan(step, carry, xs, reverse=reverse)
+    return carry, jax.tree.map(_from_bits, stacks, outputs)
+
+
+def _bits(array: jax.Array) -> jax.Array:
+    """An array of a narrow type as integers, others as they are."""
+    if not _is_narrow(array):
+        return array
+    return jax.lax.bitcast_convert_type(array, f"uint{8 * array.dtype.itemsize}")
+
+
+def _from_bits(array: jax.Array, like: jax.Array) -> jax.Array:
+    """The array of which ``array`` is :func:`_bits`, in the type of ``like``."""
+    return jax.lax.bitcast_convert_type(array, like.dtype) if _is_narrow(like) else array
 
 
 def in_chunks(
@@ -502,6 +540,9 @@ def scan_tangents(
     known = body.loop_invariants(consts, step.read_by(linear, lambda v: v not in linear))
     precomputed = step.read_by(carry_dependent, lambda v: v in linear and v not in carry_dependent)
     d_consts, d_init, d_xs = tangents
+    x_types = [d.dtype for d in d_xs]
+    if jax.default_backend() == "cpu":  # their cotangents are stacked: see scan_stacking_bits
+        d_xs = [d.astype(jnp.float32) if _is_narrow(d) else d for d in d_xs]
 
     def one_step(d_carry: Leaves, inputs: Any) -> Any:
         values = {**known, **inputs, **bind(step.tangents_in[1], d_carry)}
@@ -509,6 +550,7 @@ def scan_tangents(
 
     def block(d_carry: Leaves, inputs: Any) -> Any:
         (stored, start), xs, d_xs = inputs
+        d_xs = [d.astype(dtype) for d, dtype in zip(d_xs, x_types, strict=True)]
         if config.offload:
             stored = jax.device_put(stored, jax.memory.Space.Device)
         after = [stored[v] for v in new_carry]
@@ -602,7 +644,11 @@ def sequences(chunks: list[Any], variables: Vars) -> Leaves:
 
 
 def over_blocks(
-    body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, chunks: list[Any], config: ScanConfig
+    body: Callable[[Any, Any], tuple[Any, Any]],
+    carry: Any,
+    chunks: list[Any],
+    config: ScanConfig,
+    scan: Any = jax.lax.scan,
 ) -> tuple[Any, list[Any]]:
     """Scans ``body`` over blocks, in the direction of time; its outputs are chunks, too."""
     outputs = []
@@ -611,7 +657,7 @@ def over_blocks(
             carry, out = body(carry, jax.tree.map(lambda a: a[0], chunk))
             out = jax.tree.map(lambda a: a[None], out)
         else:
-            carry, out = jax.lax.scan(body, carry, chunk, reverse=config.reverse)
+            carry, out = scan(body, carry, chunk, reverse=config.reverse)
         outputs.append(out)
     return carry, outputs[::-1] if config.reverse else outputs
 
@@ -630,6 +676,10 @@ def _is_zero(tangent: Any) -> bool:
 
 def _is_float(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def _is_narrow(leaf: Any) -> bool:
+    return _is_float(leaf) and leaf.dtype.itemsize < 4
 
 
 def _selected(groups: list[Leaves], which: list[list[bool]]) -> list[Leaves]:

@@ -1,13 +1,23 @@
 """The fused scan against ``jax.lax.scan``, on steps that are not cells."""
 
+import functools
+import re
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lstm_jax import LSTM
 from lstm_jax.sequence.fused import ScanConfig, block_size, fused_scan
-from lstm_jax.sequence.fused.scan import in_blocks, in_chunks, joined, stored_values
+from lstm_jax.sequence.fused.scan import (
+    in_blocks,
+    in_chunks,
+    joined,
+    scan_stacking_bits,
+    stored_values,
+)
 
 
 def step(scale, carry, x):
@@ -71,3 +81,36 @@ def test_what_is_stored_of_an_lstm_step():
         lambda state, x: cell.step(params, state, x), cell.zero_state((2,)), jnp.ones((2, 3))
     )
     assert sum(value.size for value in stored) == 2 * 6 * 8
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_outputs_of_narrow_types_are_stacked_as_they_are(reverse):
+    xs = jax.random.normal(jax.random.key(0), (5, 3))
+
+    def body(total, x):
+        total = total + x
+        types = ("bfloat16", "float16", "float32", "int32", "bool")
+        return total, [total.astype(dtype) for dtype in types] + [jax.random.key(1)]
+
+    run = jax.jit(lambda scan: scan(body, jnp.zeros(3), xs, reverse=reverse), static_argnums=0)
+    got, expected = run(scan_stacking_bits), run(jax.lax.scan)
+    chex.assert_trees_all_equal_dtypes(got, expected)
+    (*got, keys), (*expected, expected_keys) = got[1], expected[1]
+    chex.assert_trees_all_equal(got, expected)
+    assert (keys == expected_keys).all()
+
+
+def test_no_stack_of_narrow_numbers_is_written_in_a_loop():
+    """On a CPU, each such step would widen and narrow the whole stack."""
+    lstm = LSTM(128, 2, dtype="bfloat16", engine="fused")
+    params = jax.eval_shape(lambda: lstm.init(jax.random.key(0), 4))
+    xs = jax.ShapeDtypeStruct((64, 64, 4), jnp.float32)  # several blocks
+
+    @functools.partial(jax.grad, argnums=(0, 1))
+    def gradient(params, xs):
+        return lstm.apply(params, xs)[1].astype(jnp.float32).sum()
+
+    text = jax.jit(gradient).lower(params, xs).as_text()
+    written = re.findall(r"dynamic_update_slice.*: \(tensor<[^>]*x(\w+)>", text)
+    assert {"f32", "ui16"} <= set(written)
+    assert "bf16" not in written
