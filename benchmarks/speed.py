@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import dataclasses
 import datetime
+import functools
 import importlib
 import itertools
 import os
@@ -44,6 +45,7 @@ SHAPES = [
     (50, 128, 256, 256),
 ]
 STACK = (128, 32, 128, 256)  # two bidirectional layers
+NARROW = [(128, 32, 128, 256), (100, 64, 512, 512)]  # measured in bfloat16, too
 OTHER_CELLS = [(128, 32, 128, 256), (128, 32, 64, 64), (512, 1, 128, 256)]
 OUT = pathlib.Path(__file__).parent.parent / "docs" / "benchmarks"
 
@@ -148,13 +150,14 @@ def shared(layer: LSTM, shape: Any, train: bool) -> Call:
     return lambda: jax.block_until_ready(compiled(params, xs, weights))
 
 
-def torch_lstm(shape: Any, train: bool, stacked: bool) -> Call:
+def torch_lstm(shape: Any, train: bool, stacked: bool, dtype: str = "float32") -> Call:
     import torch
 
     torch.set_num_threads(os.cpu_count() or 1)
     t, b, d, h = shape
     model = torch.nn.LSTM(d, h, num_layers=2 if stacked else 1, bidirectional=stacked)
-    xs = torch.tensor(np.asarray(inputs(shape)), requires_grad=train)
+    model = model.to(getattr(torch, dtype))
+    xs = torch.tensor(np.asarray(inputs(shape))).to(getattr(torch, dtype)).requires_grad_(train)
     weights = torch.randn(t, b, h * (2 if stacked else 1))
 
     def training() -> None:
@@ -500,20 +503,29 @@ def latency(rounds: int) -> str:
 
 def memory() -> list[str]:
     """Bytes beyond arguments and results, in H floats a step and row."""
-    lines = ["| memory= | T | H floats a step and row | MB |", "| --- | --- | --- | --- |"]
+    lines = [
+        "| memory= | T | H floats a step and row | MB | MB with products of bfloat16 |",
+        "| --- | --- | --- | --- | --- |",
+    ]
     b, d, h = 16, 64, 256
-    cell = LSTMCell(h)
-    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), d))
-    for plan, t in [("full", 4096), ("recompute", 4096), ("sqrt", 4096), ("sqrt", 16384)]:
 
-        def step(params: Any, xs: Any, ct: Any, plan: str = plan) -> Any:
+    def temporary(plan: str, t: int, dtype: str) -> int:
+        cell = LSTMCell(h, dtype=dtype)
+        params = jax.eval_shape(lambda: cell.init(jax.random.key(0), d))
+
+        def step(params: Any, xs: Any, ct: Any) -> Any:
             ys, back = jax.vjp(lambda p, x: unroll(cell, p, x, memory=plan)[1], params, xs)
             return ys, back(ct)
 
         xs = jax.ShapeDtypeStruct((t, b, d), jnp.float32)
-        ct = jax.ShapeDtypeStruct((t, b, h), jnp.float32)
-        size = jax.jit(step).lower(params, xs, ct).compile().memory_analysis().temp_size_in_bytes
-        lines.append(f"| {plan} | {t} | {size / 4 / t / b / h:.2f} | {size / 1e6:.0f} |")
+        ct = jax.ShapeDtypeStruct((t, b, h), dtype)
+        compiled = jax.jit(step).lower(params, xs, ct).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    for plan, t in [("full", 4096), ("recompute", 4096), ("sqrt", 4096), ("sqrt", 16384)]:
+        wide, thin = (temporary(plan, t, dtype) for dtype in ("float32", "bfloat16"))
+        floats = f"{wide / 4 / t / b / h:.2f}"
+        lines.append(f"| {plan} | {t} | {floats} | {wide / 1e6:.0f} | {thin / 1e6:.0f} |")
     return lines
 
 
@@ -595,6 +607,35 @@ def variants_at(rounds: int, shape: Any) -> dict[str, float]:
     return {name: statistics.median(t) for name, t in times.items()}
 
 
+def narrow(rounds: int, shapes: list[Any]) -> list[str]:
+    """Training steps with products of bfloat16, beside those of float32 in the same rounds."""
+    lines = [
+        "| (T, B, D, H) | | float32, ms | bfloat16, ms | bfloat16 over float32 |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    makers: dict[str, Callable[..., Callable[[Any, bool, bool], Call]]] = {
+        "lstm_jax, all devices": on_all_devices,
+        "lstm_jax": ours,
+        "products alone": functools.partial(ours, cell=Products),
+        "torch": lambda dtype: functools.partial(torch_lstm, dtype=dtype),
+    }
+    for shape in shapes:
+        calls: dict[str, Call] = {}
+        for name, maker in makers.items():
+            for dtype in ("float32", "bfloat16"):
+                with contextlib.suppress(ImportError):
+                    calls[f"{name} {dtype}"] = maker(dtype=dtype)(shape, True, False)
+        middle = {
+            key: 1e3 * statistics.median(t) for key, t in measured(calls, rounds, 60.0).items()
+        }
+        for name in makers:
+            if f"{name} bfloat16" in middle:
+                wide, thin = middle[f"{name} float32"], middle[f"{name} bfloat16"]
+                row = f"{name} | {wide:.1f} | {thin:.1f} | {thin / wide:.2f}"
+                lines.append(f"| {label(shape, False)} | {row} |")
+    return lines
+
+
 def torch_loop(name: str, shape: Any) -> Call:
     """The same cell as a person writes it in torch: a Python loop over steps."""
     import torch
@@ -668,7 +709,8 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, default=OUT)
     parser.add_argument("--name", default="speed", help="of the table and the pictures")
     parser.add_argument(
-        "--only", choices=["train", "infer", "cells", "memory", "compile", "latency", "scaling"]
+        "--only",
+        choices=["train", "infer", "bfloat16", "cells", "memory", "compile", "latency", "scaling"],
     )
     parser.add_argument("--smoke", action="store_true")
     args = parser.parse_args()
@@ -703,6 +745,11 @@ def main() -> None:
         with contextlib.suppress(ImportError):
             picture(results, train, args.out / f"{args.name}_{what}.png")
     parts = [
+        (
+            "bfloat16",
+            "Products of bfloat16, a training step",
+            lambda: narrow(args.rounds, [(6, 2, 4, 4)] if args.smoke else NARROW),
+        ),
         (
             "cells",
             "Other cells, a training step",
