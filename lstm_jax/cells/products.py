@@ -161,13 +161,10 @@ def _cotangent_of_dot(
     begin = len(batch) + (len(kept) if position == 0 else 0)
     summed = tuple(range(begin, begin + len(other_kept)))
     order = [*batch, *kept, *own] if position == 0 else [*batch, *own, *kept]
-    axes = [(summed, tuple(other_kept)), (tuple(range(len(batch))), other_batch)]
-    if position == 1:
-        axes = [pair[::-1] for pair in axes]
+    pairs = [(summed, tuple(other_kept)), (tuple(range(len(batch))), other_batch)]
+    axes: Any = tuple(pair if position == 0 else pair[::-1] for pair in pairs)
     operands = (cotangent, known) if position == 0 else (known, cotangent)
-    result = jax.lax.dot_general(
-        *operands, tuple(axes), out_sharding=_sharding(unknown, order), **params
-    )
+    result = jax.lax.dot_general(*operands, axes, out_sharding=_sharding(unknown, order), **params)
     result = jax.lax.transpose(result, [order.index(axis) for axis in range(unknown.ndim)])
     return result.astype(unknown.dtype)
 
@@ -185,7 +182,7 @@ def _cotangent_of_conv(
     position: int, cotangent: jax.Array, known: jax.Array, *, unknown: Any, **params: Any
 ) -> jax.Array:
     """The cotangent of one operand of ``conv_general_dilated``, as JAX has it."""
-    operands = [known, known]
+    operands: list[Any] = [known, known]
     operands[position] = ad.UndefinedPrimal(unknown)
     transposed = ad.get_primitive_transpose(jax.lax.conv_general_dilated_p)
     return transposed(cotangent, *operands, **params)[position]
