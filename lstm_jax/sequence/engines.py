@@ -16,6 +16,7 @@ from lstm_jax.sequence.fused.scan import (
     in_blocks,
     joined,
     over_blocks,
+    with_finite_coefficients,
 )
 
 ENGINES = ("auto", "scan", "fused", "cudnn", "associative")
@@ -197,8 +198,10 @@ SPLIT_FROM = 8192
 """Elements of a state from which half of them keep a core busy (measured)."""
 
 
-def loop(engine: str, memory: str, reverse: bool) -> Loop:
+def loop(engine: str, memory: str, reverse: bool, finite_coefficients: bool = False) -> Loop:
     """The loop that ``scan`` or ``fused`` is, with less memory where that is asked for.
+
+    Where ``finite_coefficients``, local derivatives that are not finite count as zero.
 
     >>> import jax.numpy as jnp
     >>> run = loop("scan", "sqrt", reverse=False)
@@ -206,16 +209,20 @@ def loop(engine: str, memory: str, reverse: bool) -> Loop:
     (Array(6., dtype=float32), Array([0., 0., 1., 3.], dtype=float32))
     """
     if memory == "sqrt":
-        return functools.partial(_in_segments, loop(engine, "full", reverse), reverse)
+        run = loop(engine, "full", reverse, finite_coefficients)
+        return functools.partial(_in_segments, run, reverse)
     if engine == "fused":
         return functools.partial(
             fused_scan,
             reverse=reverse,
             save_residuals=memory != "recompute",
             offload=memory == "offload",
+            finite_coefficients=finite_coefficients,
         )
 
     def scan(step: Any, state: Any, inputs: Any) -> tuple[Any, Any]:
+        if finite_coefficients:
+            step = with_finite_coefficients(step)
         if memory == "recompute":
             step = jax.checkpoint(step, prevent_cse=False)
         return jax.lax.scan(step, state, inputs, reverse=reverse)

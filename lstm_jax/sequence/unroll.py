@@ -1,5 +1,6 @@
 """Running a cell over time."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from lstm_jax.cells.base import Cell, Params, State, like, widened, widest
 from lstm_jax.sequence import engines
 from lstm_jax.sequence.cudnn import cudnn_lstm
+from lstm_jax.sequence.fused.scan import with_finite_coefficients
 from lstm_jax.sequence.protocol import is_layer
 from lstm_jax.sequence.regularizers import noisy_step
 from lstm_jax.sequence.rows import counted_steps, where, with_masked_replaced
@@ -62,7 +64,9 @@ def unroll(
         ``lengths``, a step counts where both say so.
       resets: booleans ``[T, ...]``; a true flag puts the cell's initial state (not
         ``state``) in place before that step reads it, and does nothing at a masked step.
-        :func:`resets_from_dones` and :func:`resets_from_segments` make them.
+        :func:`resets_from_dones` and :func:`resets_from_segments` make them.  A NaN before a
+        reset reaches neither values nor gradients after it: with resets, local derivatives
+        that are not finite count as zero.
       reverse: whether time runs backwards, each row from its own last valid step; outputs
         stay at the times of their inputs, and a reset at t stands before step t, which
         then follows step t + 1.
@@ -156,8 +160,14 @@ def _loop(
     split_batch: bool,
 ) -> tuple[State, jax.Array]:
     """The loop, its arguments checked."""
+    # With resets, what is not finite before a reset must not come back as 0 * NaN in gradients.
     if engine == "associative":
-        return _associative(cell, params, xs, state, start, valid, resets, reverse)
+        all_steps = functools.partial(
+            _associative, cell, valid=valid, resets=resets, reverse=reverse
+        )
+        if resets is not None:
+            all_steps = with_finite_coefficients(all_steps)
+        return all_steps(params, xs, state, start)
     if engine == "cudnn":
         return cudnn_lstm(params, xs, state, lengths, reverse=reverse)
 
@@ -182,7 +192,7 @@ def _loop(
 
         return step
 
-    run_loop = engines.loop(engine, memory, reverse)
+    run_loop = engines.loop(engine, memory, reverse, finite_coefficients=resets is not None)
     inputs = (xs, valid, begins, noise)
     if split_batch:
         return _with_split_batch(run_loop, step_from, start, state, inputs)

@@ -1,5 +1,7 @@
+import functools
 import math
 
+import chex
 import hypothesis
 import hypothesis.strategies as st
 import jax
@@ -7,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lstm_jax import LSTMCell, resets_from_dones, resets_from_segments, unroll
+from lstm_jax import CELLS, LSTMCell, resets_from_dones, resets_from_segments, unroll
 from lstm_jax.sequence import reversed_resets
 from tests import oracle
+from tests.sequence.test_masks import Singular
 
 T, B, D, H = 8, 3, 2, 4
 CELL = LSTMCell(H)
@@ -125,3 +128,108 @@ class TestErrors:
     def test_segments_that_are_no_integers(self):
         with pytest.raises(TypeError, match="segment_ids must be integers, got float32"):
             resets_from_segments(jnp.zeros((T, B)))
+
+
+# ---- NaN before a reset ----
+
+RESETS = np.zeros((T, B), bool)
+RESETS[[0, 3, 5], [0, 1, 2]] = True
+AFTER = np.cumsum(RESETS, 0) > 0  # the steps after each row's only reset
+RUNS = [
+    ("lstm", "scan", "full", False),
+    ("lstm", "scan", "recompute", True),
+    ("lstm", "fused", "full", False),
+    ("lstm", "fused", "recompute", True),
+    ("lstm", "fused", "sqrt", False),
+    ("gru", "fused", "full", True),
+    ("slstm", "fused", "full", False),
+    ("min_lstm", "associative", "full", False),
+    ("min_gru", "associative", "full", True),
+]
+
+
+@pytest.mark.parametrize(("name", "engine", "memory", "reverse"), RUNS)
+def test_nothing_before_a_reset_reaches_values_or_gradients_after_it(name, engine, memory, reverse):
+    """NaN, infinities and overflow, in inputs and in the state that is given."""
+    cell = CELLS[name](hidden_size=H)
+    params = cell.init(jax.random.key(0), D)
+    state = jax.tree.map(lambda a: 0.5 * jnp.ones_like(a), cell.zero_state((B,)))
+    turned = lambda a: a[::-1] if reverse else a  # noqa: E731
+    after = turned(AFTER)[..., None]
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, argnums=(0, 1, 2), has_aux=True)
+    def run(params, xs, state):
+        last, ys = unroll(
+            cell, params, xs, state, resets=turned(RESETS), reverse=reverse,
+            engine=engine, memory=memory,
+        )  # fmt: skip
+        ys = jnp.where(after, ys, 0)
+        return (ys**2).sum() + jax.tree.reduce(jnp.add, jax.tree.map(jnp.sum, last)), ys
+
+    (value, ys), grads = run(params, XS, state)
+    for poison in (np.nan, np.inf, 3e38):
+        spoilt = jax.tree.map(lambda a, p=poison: jnp.full_like(a, p), state)
+        (other, others), other_grads = run(params, jnp.where(after, XS, poison), spoilt)
+        # The same numbers, but XLA may sum them in another order: some roundings of 1e-7.
+        np.testing.assert_allclose(other, value, rtol=1e-6)
+        np.testing.assert_allclose(others, ys, atol=1e-6)
+        chex.assert_trees_all_close(other_grads, grads, rtol=1e-5, atol=1e-5)
+    _, d_xs, d_state = grads
+    assert (np.where(after, 0, d_xs) == 0).all()
+    chex.assert_trees_all_equal(d_state, jax.tree.map(jnp.zeros_like, d_state))
+
+
+@pytest.mark.parametrize("engine", ["scan", "fused"])
+def test_equations_that_are_singular_before_a_reset(engine):
+    """log 0, 1 / 0 and 0 / 0 at the steps before a reset, whose inputs are finite."""
+    cell = Singular(H)
+    params = cell.init(jax.random.key(0), D)
+    xs = 1.0 + jax.random.uniform(jax.random.key(1), (T, B, D))
+
+    @jax.jit
+    @functools.partial(jax.grad, argnums=(0, 1))
+    def grads(params, xs):
+        _, ys = unroll(cell, params, xs, resets=RESETS, engine=engine)
+        return (jnp.where(AFTER[..., None], ys, 0) ** 2).sum()
+
+    spoilt = jnp.where(AFTER[..., None], xs, 0.0)
+    chex.assert_trees_all_close(grads(params, spoilt), grads(params, xs), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("engine", ["scan", "fused"])
+def test_a_nan_after_a_reset_is_seen_in_value_and_gradient(engine):
+    xs = XS.at[4, 0, 0].set(jnp.nan)
+
+    @jax.jit
+    @jax.value_and_grad
+    def run(params):
+        _, ys = unroll(CELL, params, xs, resets=RESETS, engine=engine)
+        return (ys**2).sum()
+
+    value, grads = run(PARAMS)
+    assert np.isnan(value) and all(np.isnan(leaf).any() for leaf in jax.tree.leaves(grads))
+
+
+@pytest.mark.parametrize("engine", ["scan", "fused"])
+def test_second_derivatives_with_resets(engine):
+    """Against finite differences of the gradient, in float64."""
+    with jax.enable_x64(True):
+        cell = LSTMCell(H, param_dtype="float64")
+        params = cell.init(jax.random.key(0), D)
+        xs = jnp.asarray(XS, "float64")
+
+        def loss(params):
+            _, ys = unroll(cell, params, xs, resets=RESETS, engine=engine)
+            return (ys**2).sum()
+
+        grad = jax.jit(jax.grad(loss))
+        tangent = jax.tree.map(lambda a: jnp.cos(jnp.arange(a.size)).reshape(a.shape), params)
+        _, product = jax.jit(lambda p, v: jax.jvp(jax.grad(loss), (p,), (v,)))(params, tangent)
+        up, down = (
+            grad(jax.tree.map(lambda a, v, s=s: a + s * 1e-5 * v, params, tangent)) for s in (1, -1)
+        )
+        # Errors of the third derivative times 1e-10, and roundings of 1e-15 / 1e-5.
+        chex.assert_trees_all_close(
+            product, jax.tree.map(lambda a, b: (a - b) / 2e-5, up, down), rtol=1e-6, atol=1e-6
+        )

@@ -275,6 +275,48 @@ def transpose_weights_once(graph: StepGraph, linear: set[Var], changing: set[Var
     graph.equations = rewritten
 
 
+def make_coefficients_finite(graph: StepGraph, linear: set[Var], changing: set[Var]) -> None:
+    """Replaces coefficients of tangents that are not finite by zeros.
+
+    A NaN or infinity then stays out of gradients that do not depend on it, which would else
+    receive 0 * NaN: those of the steps after a reset.
+
+    Args:
+      graph: the graph, which is changed.
+      linear: variables that depend linearly on tangents.
+      changing: variables that may hold such values.
+
+    >>> graph = StepGraph(lambda d, x: d / x, 1.0, 0.0)
+    >>> d, x = graph.inputs
+    >>> make_coefficients_finite(graph, {d, graph.outputs}, {x})
+    >>> float(graph.evaluate(graph.outputs, {d: 0.0, x: 0.0}))
+    0.0
+    """
+    rewritten: list[Equation] = []
+    finite: dict[tuple[Var, str], Var] = {}
+
+    def coefficient(variable: Var, primitive: str, function: Any) -> Var:
+        if (variable, primitive) not in finite:
+            finite[variable, primitive] = new = graph.new_like(variable)
+            rewritten.append(Equation(primitive, function, (variable,), (new,)))
+        return finite[variable, primitive]
+
+    for equation in graph.equations:
+        if not linear.isdisjoint(equation.outputs):
+            inputs = list(equation.inputs)
+            if equation.primitive == "div" and inputs[1] not in linear:
+                inputs[1] = coefficient(inputs[1], "div", _finite_reciprocal)
+                equation = Equation("mul", _mul, tuple(inputs), equation.outputs)
+            else:
+                for n, variable in enumerate(inputs):
+                    is_float = jnp.issubdtype(graph.aval(variable).dtype, jnp.floating)
+                    if variable in changing and variable not in linear and is_float:
+                        inputs[n] = coefficient(variable, "select_n", _finite)
+                equation = equation._replace(inputs=tuple(inputs))
+        rewritten.append(equation)
+    graph.equations = rewritten
+
+
 # ---- of a loop over the step ----
 
 
@@ -366,6 +408,14 @@ def _add(a: jax.Array, b: jax.Array) -> list[jax.Array]:
 
 def _add_one(a: jax.Array) -> list[jax.Array]:
     return [a + 1]
+
+
+def _finite(a: jax.Array) -> list[jax.Array]:
+    return [jnp.where(jnp.isfinite(a), a, jnp.zeros_like(a))]
+
+
+def _finite_reciprocal(a: jax.Array) -> list[jax.Array]:
+    return _finite(1 / a)
 
 
 def _transpose(w: jax.Array) -> list[jax.Array]:

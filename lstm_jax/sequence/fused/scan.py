@@ -58,6 +58,7 @@ def fused_scan(
     block: int | None = None,
     save_residuals: bool = True,
     offload: bool = False,
+    finite_coefficients: bool = False,
 ) -> tuple[Any, Any]:
     """``jax.lax.scan(f, init, xs, reverse=reverse)`` with a faster derivative.
 
@@ -71,6 +72,7 @@ def fused_scan(
         the derivative.  If not, only carries are stored, and the rest is recomputed for one
         block at a time.
       offload: whether stored values stay in host memory (without second derivatives).
+      finite_coefficients: whether local derivatives that are not finite count as zero.
 
     Returns:
       ``(carry, ys)``.
@@ -85,7 +87,8 @@ def fused_scan(
     x_leaves = jax.tree.leaves(xs)
     num_steps = len(x_leaves[0])
     block = block_size(num_steps, init_leaves) if block is None else min(block, num_steps)
-    run = _with_rule(graph, ScanConfig(num_steps, block, reverse, save_residuals, offload))
+    config = ScanConfig(num_steps, block, reverse, save_residuals, offload)
+    run = _with_rule(graph, config, finite_coefficients)
     consts = [jnp.asarray(value) for value in graph.consts.values()]
     graph.consts = dict.fromkeys(graph.consts)  # the rule outlives these tracers
     carry, ys = run(consts, init_leaves, x_leaves)
@@ -162,7 +165,7 @@ def has_all_cores() -> bool:
 
 
 def _with_rule(
-    graph: StepGraph, config: ScanConfig
+    graph: StepGraph, config: ScanConfig, finite_coefficients: bool
 ) -> Callable[[Leaves, Leaves, Leaves], tuple[Leaves, Leaves]]:
     """The function ``(consts, init, xs) -> (carry, ys)`` with its ``custom_jvp`` rule."""
 
@@ -180,6 +183,8 @@ def _with_rule(
         step = linearize(graph, consts, init, [leaf[0] for leaf in xs], nonzero)
         if has_all_cores() and not step.mixes_values_and_tangents():
             step = step.with_factors()
+        if finite_coefficients:
+            step = step.with_finite_coefficients()
 
         body, residuals = step.body, step.residuals()
         if step.mixes_values_and_tangents():
@@ -479,6 +484,12 @@ class LinearizedStep(NamedTuple):
         before = body.graph.read(stored, read)
         return factored if graph.size(*factored.coefficients()) <= graph.size(*before) else self
 
+    def with_finite_coefficients(self) -> "LinearizedStep":
+        """This step with zeros in the place of coefficients that are not finite."""
+        graph = self.body.graph.copy()
+        rewrites.make_coefficients_finite(graph, self.tangents(), self.body.changing())
+        return self._replace(body=self.body._replace(graph=graph))
+
     def mixes_values_and_tangents(self) -> bool:
         """Whether an equation, such as a loop in the step, computes both at once."""
         return not self.tangents().isdisjoint([*self.body.new_carry, *self.body.y])
@@ -577,6 +588,62 @@ def scan_tangents(
     inputs = list(zip(chunks, in_blocks(xs, config), in_blocks(d_xs, config), strict=True))
     d_carry, d_chunks = over_blocks(block, d_init, inputs, config)
     return d_carry, [joined(list(parts)) for parts in zip(*d_chunks, strict=True)]
+
+
+def with_finite_coefficients(f: Callable[..., Any]) -> Callable[..., Any]:
+    """A function whose local derivatives count as zero where they are not finite.
+
+    Values are those of ``f``.  Arrays that it closes over have gradients, too.
+
+    >>> jax.grad(with_finite_coefficients(jnp.sqrt))(0.0), jax.grad(jnp.sqrt)(0.0)
+    (Array(0., dtype=float32, weak_type=True), Array(inf, dtype=float32, weak_type=True))
+    """
+
+    def g(*args: Any) -> Any:
+        leaves, tree = jax.tree.flatten(args)
+        out_tree: Any = None
+
+        def flat(leaves: Leaves) -> Leaves:
+            nonlocal out_tree
+            results, out_tree = jax.tree.flatten(f(*tree.unflatten(leaves)))
+            return results
+
+        graph = StepGraph(flat, leaves)
+        arguments = [list(graph.consts), *graph.inputs]
+
+        @jax.custom_jvp
+        def run(*values: Leaves) -> Leaves:
+            return graph.evaluate(graph.outputs, bind(arguments, list(values)))
+
+        def rule(primals: Any, tangents: Any) -> Any:
+            values, tangents = list(primals), list(tangents)
+            nonzero = [[_is_float(leaf) for leaf in group] for group in values]
+
+            def derivative(values: list[Leaves], tangents: list[Leaves]) -> Any:
+                def outputs(differentiated: list[Leaves]) -> Any:
+                    known = bind(arguments, values)
+                    known |= bind(_selected(arguments, nonzero), differentiated)
+                    out = graph.evaluate(graph.outputs, known)
+                    return list(filter(_is_float, out)), out
+
+                differentiated = (_selected(values, nonzero),)
+                _, d_out, out = jax.jvp(outputs, differentiated, (tangents,), has_aux=True)
+                return out, d_out
+
+            d_values = _selected(tangents, nonzero)
+            both = StepGraph(derivative, values, d_values)
+            linear = both.depending_on(jax.tree.leaves(both.inputs[1]))
+            changing = both.depending_on(jax.tree.leaves(both.inputs))
+            rewrites.make_coefficients_finite(both, linear, changing)
+            out, d_out = both.evaluate(both.outputs, bind(both.inputs, (values, d_values)))
+            return out, _with_float0(out, d_out)
+
+        run.defjvp(rule)
+        consts = [jnp.asarray(value) for value in graph.consts.values()]
+        graph.consts = dict.fromkeys(graph.consts)  # the rule outlives these tracers
+        return jax.tree.unflatten(out_tree, run(consts, leaves))
+
+    return g
 
 
 # ---- blocks of steps ----
