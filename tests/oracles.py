@@ -384,7 +384,7 @@ def zero_state(name, params, x):
 
 
 def unroll(
-    name, params, xs, state=None, lengths=None, mask=None, resets=None, reverse=False, **options
+    name, params, xs, state=None, lengths=None, resets=None, reverse=False, mask=None, **options
 ):
     """A loop over rows and time: ``xs`` ``[T, B, ...]`` to ``(state, ys)``, states as dicts.
 

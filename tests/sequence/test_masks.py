@@ -81,7 +81,7 @@ class Run:
 
     def expected(self, params, xs, state, lengths, mask, resets):
         last, ys = oracles.unroll(
-            self.name, params, xs, state._asdict(), lengths, mask, resets, self.reverse
+            self.name, params, xs, state._asdict(), lengths, resets, self.reverse, mask
         )
         return type(state)(**last), ys
 
