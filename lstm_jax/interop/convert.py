@@ -202,5 +202,6 @@ def parsed(where: str, function: Callable[..., Any], options: Iterable[str]) -> 
             names = ", ".join(known) or "none"
             raise UserError(f"{name}: no option {where}; expected one of {names}")
         truth = {"true": True, "false": False, "none": None}
-        given[name] = truth[text] if text in truth else int(text) if text.isdigit() else text
+        is_number = text.isascii() and text.isdigit() and len(text) < 10
+        given[name] = truth[text] if text in truth else int(text) if is_number else text
     return given

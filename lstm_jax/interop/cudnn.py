@@ -54,6 +54,8 @@ def from_cudnn(
     for name, size in sizes.items():
         check_size(name, size)
     weights, ends = as_array("weights", weights), 1 + bool(bidirectional)
+    if num_layers > weights.size:  # each has many numbers
+        raise ValueError(f"num_layers={num_layers} do not fit into {weights.size} numbers")
     rows = 4 * hidden_size
     widths = [input_size] * ends + [ends * hidden_size] * ends * (num_layers - 1)
     shapes = [shape for width in widths for shape in ((rows, width), (rows, hidden_size))]

@@ -197,3 +197,66 @@ def test_a_runs_layers_go_out(workdir, tmp_path, capsys):
         main(["convert", str(tmp_path / "no"), str(out), "--from", "torch", "--to", "keras"]) == 1
     )
     assert "no: unknown kind of file" in capsys.readouterr().err
+
+
+def hostile_h5(path):
+    h5py = pytest.importorskip("h5py")
+    (path.parent / "secret").write_text("root:x:0:0" * 100)
+    with h5py.File(path, "w") as file:
+        place = [(str(path.parent / "secret"), 0, 96)]
+        file.create_dataset("layers/lstm/cell/vars/0", (3, 8), "float32", external=place)
+
+
+def hostile_onnx(path):
+    onnx = pytest.importorskip("onnx")
+    lstm = LSTM(8)
+    write_layer(path, "onnx", lstm, lstm.init(jax.random.key(0), 3))
+    model = onnx.load(path)
+    onnx.save(model, path, save_as_external_data=True, location="far.bin", size_threshold=0)
+    (path.parent / "far.bin").unlink()
+
+
+def hostile_npz(path):
+    np.savez(path, weight_hh_l0=np.array([{}], dtype=object))
+
+
+FILES = {
+    "a.weights.h5": (hostile_h5, "keras", "vars/0 has its numbers in another file"),
+    "a.onnx": (hostile_onnx, "onnx", "are in another file, 'far.bin', which is not read"),
+    "a.npz": (hostile_npz, "torch", "holds Python objects, that is a pickle"),
+    "a.keras": (lambda path: path.write_bytes(b"PK"), "keras", "not a readable .keras file"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_hostile_files_give_one_line_and_no_output(name, tmp_path, capsys):
+    make, library, message = FILES[name]
+    make(tmp_path / name)
+    out = tmp_path / "out.npz"
+    assert (
+        main(["convert", str(tmp_path / name), str(out), "--from", library, "--to", "torch"]) == 1
+    )
+    said = capsys.readouterr().err
+    assert said.startswith("lstm-jax: error: ") and said.count("\n") == 1
+    assert name in said and message in said
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a.safetensors", "a.weights.h5", "a.onnx"])
+def test_a_folder_that_is_not_there_is_named(name, tmp_path, capsys):
+    lstm = LSTM(4)
+    write_arrays(tmp_path / "s.npz", to_torch(lstm, lstm.init(jax.random.key(0), 3)))
+    target = tmp_path / "none" / name
+    to = [] if name.endswith((".h5", ".onnx")) else ["--to", "torch"]
+    assert main(["convert", str(tmp_path / "s.npz"), str(target), "--from", "torch", *to]) == 1
+    said = capsys.readouterr().err
+    assert said == f"lstm-jax: error: {target}: cannot be written: no folder {target.parent}\n"
+
+
+def test_options_that_are_not_plain_numbers(tmp_path, capsys):
+    np.savez(tmp_path / "a.npz", w=np.ones(3, "float32"))
+    for number in ("²", "9" * 5000, "-1"):
+        files = [str(tmp_path / name) for name in ("a.npz", "b.npz")]
+        options = ["--reading", f"hidden_size={number}", "input_size=2"]
+        assert main(["convert", *files, "--from", "cudnn", "--to", "torch", *options]) == 1
+        assert "a.npz: hidden_size must be an int, got" in capsys.readouterr().err

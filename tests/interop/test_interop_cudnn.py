@@ -105,3 +105,8 @@ def test_wrong_sizes_are_named():
         from_cudnn(jnp.ones(84), 2, 0)
     with pytest.raises(TypeError, match="weights must be an array of floating numbers, got int32"):
         from_cudnn(jnp.ones(84, int), 2, 3)
+
+
+def test_more_layers_than_numbers_are_not_listed():
+    with pytest.raises(ValueError, match=r"^num_layers=999999999 do not fit into 12 numbers"):
+        from_cudnn(np.ones(12, "float32"), 1, 1, 999_999_999)

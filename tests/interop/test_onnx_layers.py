@@ -1,5 +1,6 @@
 """Layers wherever in a model they are, and models that are damaged or made to do harm."""
 
+import io
 import itertools
 import resource
 import time
@@ -12,6 +13,7 @@ onnx = pytest.importorskip("onnx", reason="needs onnx")
 
 from lstm_jax import LSTM, LSTMCell, Stack  # noqa: E402
 from lstm_jax.errors import UserError  # noqa: E402
+from lstm_jax.interop import from_torch  # noqa: E402
 from lstm_jax.interop.convert import read_layer  # noqa: E402
 from lstm_jax.interop.onnx import from_onnx, layer_to_onnx, layers_from_onnx, to_onnx  # noqa: E402
 
@@ -103,6 +105,48 @@ def test_bodies_of_loops_and_scans_have_their_layers():
     assert list(layers) == ["loop/body/LSTM_0", "If_0/then_branch/scan/body/LSTM_1"]
     assert_found(layers["loop/body/LSTM_0"], 2)
     assert_found(layers["If_0/then_branch/scan/body/LSTM_1"], 4, 1)
+
+
+@pytest.mark.peers
+@pytest.mark.filterwarnings("ignore")  # torch's exporter has many
+def test_branches_and_loops_that_torch_exports():
+    """A script of torch with layers under a condition and in a loop, weights bit for bit."""
+    torch = pytest.importorskip("torch", reason="needs the peer torch")
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = torch.nn.LSTM(3, 4, bidirectional=True)
+            self.second = torch.nn.GRU(3, 5)
+            self.third = torch.nn.LSTM(3, 2)
+
+        def forward(self, x, rate: torch.Tensor, count: torch.Tensor):
+            if bool(rate == 16000):  # noqa: SIM108, which scripts do not have
+                y = self.first(x)[0].sum(-1)
+            else:
+                y = self.second(x)[0].sum(-1)
+            z = x
+            for _ in range(int(count)):
+                z = z + self.third(z)[0].sum()
+            return y, z
+
+    module, file = Model().eval(), io.BytesIO()
+    torch.onnx.export(
+        torch.jit.script(module),
+        (torch.ones(2, 1, 3), torch.tensor(8000), torch.tensor(3)),
+        file,
+        dynamo=False,
+        opset_version=17,
+    )
+    layers = layers_from_onnx(onnx.load_from_string(file.getvalue()))
+    parts = ("/If/then_branch/", "/If/else_branch/", "/Loop/body/")
+    for part, of, name in zip(parts, ("first", "second", "third"), layers, strict=True):
+        assert name.startswith(part)
+        wanted, params = from_torch(getattr(module, of).state_dict())
+        assert [type(one) for _, one in layers[name][0].layers] == [
+            type(one) for _, one in wanted.layers
+        ]
+        jax.tree.map(np.testing.assert_array_equal, layers[name][1], params)
 
 
 def test_weights_that_a_loop_changes_are_not_found():
