@@ -12,12 +12,12 @@ from lstm_jax.cells.lstm import LSTMCell
 from lstm_jax.sequence.fused.scan import (
     ScanConfig,
     fused_scan,
-    has_all_cores,
     in_blocks,
     joined,
     over_blocks,
     with_finite_coefficients,
 )
+from lstm_jax.sequence.shardings import has_all_cores
 
 ENGINES = ("auto", "scan", "fused", "cudnn", "associative")
 MEMORIES = ("full", "recompute", "sqrt", "offload")
@@ -188,7 +188,7 @@ def splits_batch(state: Any, batch_shape: tuple[int, ...]) -> bool:
     >>> splits_batch(jnp.zeros((2, 8)), (2,))  # too small
     False
     """
-    if not has_all_cores():
+    if not has_all_cores(*jax.tree.leaves(state)):
         return False
     size = max(leaf.size for leaf in jax.tree.leaves(state))
     return bool(batch_shape) and batch_shape[0] % 2 == 0 and size >= SPLIT_FROM

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.base import Cell, GatedCell, Params, State, like
+from lstm_jax.sequence import shardings
 from lstm_jax.sequence.protocol import Around, is_stochastic
 
 Step = Callable[[State, jax.Array, Any], tuple[State, jax.Array]]
@@ -164,6 +165,7 @@ class Zoneout(Regularizer):
         def zoned(state: Any, x: jax.Array, noise: Any) -> tuple[Any, jax.Array]:
             masks, noise = noise
             stepped, y = run(state, x, noise)
+            masks = jax.tree.map(shardings.like, masks, stepped)
             kept = jax.tree.map(jnp.where, masks, state, stepped)
             return kept, _output(y, stepped, kept)
 
@@ -397,6 +399,7 @@ def dropout(xs: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
 
 def _kept(array: jax.Array, keep: jax.Array, rate: float) -> jax.Array:
     """Inverted dropout: what is kept is scaled up, so that the mean stays."""
+    keep = shardings.like(keep, array)
     return jnp.where(keep, array / jnp.asarray(1.0 - rate, array.dtype), jnp.zeros_like(array))
 
 

@@ -63,7 +63,10 @@ def with_masked_replaced(xs: jax.Array, valid: jax.Array) -> jax.Array:
     if xs.shape[0] == 0:
         return xs
     valid = valid.reshape(valid.shape + (1,) * (xs.ndim - valid.ndim))
-    first = jnp.take_along_axis(xs, jnp.argmax(valid, 0, keepdims=True), 0)
+    # As a sum over time, since a gather would collect the shards of the batch.
+    t = jnp.arange(xs.shape[0]).reshape(-1, *[1] * (xs.ndim - 1))
+    is_first = t == jnp.argmax(valid, 0, keepdims=True)
+    first = jnp.where(is_first, xs, 0).sum(0, keepdims=True)
     usable = valid.any(0, keepdims=True) & jnp.isfinite(first)
     return jnp.where(valid, xs, jax.lax.stop_gradient(jnp.where(usable, first, 1)))
 

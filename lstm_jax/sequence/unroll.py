@@ -15,6 +15,7 @@ from lstm_jax.sequence.fused.scan import with_finite_coefficients
 from lstm_jax.sequence.protocol import is_layer
 from lstm_jax.sequence.regularizers import noisy_step
 from lstm_jax.sequence.rows import counted_steps, where, with_masked_replaced
+from lstm_jax.sequence.shardings import like_batch
 
 sequence_runner = jax.make_user_context(None)
 """A function that :func:`unroll` calls instead of running an engine, where there is no key.
@@ -115,11 +116,11 @@ def unroll(
     batch_shape = _checked_batch_shape(cell, params, xs)
     num_steps = xs.shape[0]
     inputs = (params, xs, lengths, mask, resets, key)
-    start = _varying_like(initial_state(cell, params, xs.shape[1:-1], xs), inputs)
+    start = like_batch(initial_state(cell, params, xs.shape[1:-1], xs), xs, others=inputs)
     if state is None:
         state = start
     else:
-        state = _varying_like(jax.tree.map(jnp.asarray, state), inputs)
+        state = like_batch(jax.tree.map(jnp.asarray, state), xs, others=inputs)
         _check_state(state, start)
         start = like(start, state)
 
@@ -326,25 +327,6 @@ def initial_state(
     if is_layer(cell) or getattr(cell, "dtype", None) is not None:
         return state
     return widened(state, params, xs)
-
-
-def _varying_like(tree: Any, other: Any) -> Any:
-    """The tree, marked as different on each device where ``other`` is (inside shard_map).
-
-    A scan's state must be so marked from the start if a step makes it so.
-    """
-    axes = set().union(*map(_varying_axes, jax.tree.leaves(other)))
-
-    def marked(leaf: jax.Array) -> jax.Array:
-        missing = tuple(axes - _varying_axes(leaf))  # a learned state is marked already
-        return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
-
-    return jax.tree.map(marked, tree)
-
-
-def _varying_axes(array: jax.Array) -> set[str]:
-    type_ = jax.typeof(array)  # until jax 0.10.1 it has its varying axes as `vma`
-    return set(type_.vma if hasattr(type_, "vma") else type_.manual_axis_type.varying)
 
 
 def _checked_batch_shape(cell: Cell, params: Params, xs: jax.Array) -> tuple[int, ...]:

@@ -74,12 +74,23 @@ class Equation(NamedTuple):
 
 
 class PrimitiveCall(NamedTuple):
-    """A primitive with its parameters, as the function of an :class:`Equation`."""
+    """A primitive with its parameters, as the function of an :class:`Equation`.
+
+    Attributes:
+      primitive: the JAX primitive.
+      params: its parameters.
+      mesh: the mesh in whose context the equation stands; None for the context of the caller.
+        (``jax.sharding.auto_axes``, which ``jnp.repeat`` uses, changes the context.)
+    """
 
     primitive: Any
     params: dict[str, Any]
+    mesh: Any = None
 
     def __call__(self, *arguments: Any) -> list[Any]:
+        if self.mesh is not None:
+            with jax.sharding.use_abstract_mesh(self.mesh):
+                return self._replace(mesh=None)(*arguments)
         params = self.primitive.get_bind_params(self.params)
         if isinstance(params, tuple):  # until jax 0.10.1
             functions, params = params
@@ -305,7 +316,9 @@ class StepGraph:
                 variables.update((v, self._new()) for v in eqn.outvars)
                 self._avals |= {variables[v]: v.aval for v in eqn.outvars}
                 outputs = tuple(variables[v] for v in eqn.outvars)
-                function = PrimitiveCall(eqn.primitive, eqn.params)
+                mesh = eqn.ctx.cur_abstract_mesh
+                mesh = None if mesh == jax.sharding.get_abstract_mesh() else mesh
+                function = PrimitiveCall(eqn.primitive, eqn.params, mesh)
                 self.equations.append(
                     Equation(eqn.primitive.name, function, inputs, outputs, eqn.params)
                 )

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lstm_jax.sequence.fused.graph import SUMS, Equation, StepGraph, Var, Vars
+from lstm_jax.sequence.shardings import on_one_device
 
 # ---- of the step itself ----
 
@@ -355,7 +356,7 @@ def product_over_block(
 
     Reverse mode then contracts one axis instead of two, for which XLA would lay out both
     operands anew: about a tenth of a training step.  None where the equation is another
-    product.
+    product, or the batch may be sharded: an axis that is sharded cannot be merged with time.
 
     Args:
       equation: a ``dot_general`` of a step's ``[B, D]`` with ``[D, H]``.
@@ -366,7 +367,7 @@ def product_over_block(
         first.
     """
     (left, right), (batched, _) = equation.params["dimension_numbers"]
-    if left != (lhs.ndim - 2,) or rhs.ndim != 2 or batched:
+    if left != (lhs.ndim - 2,) or rhs.ndim != 2 or batched or not on_one_device(lhs, rhs):
         return None
     if is_tangent and lhs.dtype.itemsize < 4:  # for narrow types XLA lays out xᵀ only then
         return None

@@ -26,6 +26,7 @@ import numpy as np
 
 from lstm_jax.sequence.fused import rewrites
 from lstm_jax.sequence.fused.graph import CHEAP, LAYOUT, Equation, StepGraph, Var, Vars, bind
+from lstm_jax.sequence.shardings import has_all_cores, on_one_device
 
 Leaves = list[Any]
 
@@ -154,16 +155,6 @@ def block_size(num_steps: int, carry: Leaves) -> int:
     return min(divisors, key=lambda n: abs(math.log(n / wanted)), default=wanted)
 
 
-def has_all_cores() -> bool:
-    """Whether the only device of a CPU runs large operations on all of its cores.
-
-    >>> import jax
-    >>> has_all_cores() == (jax.default_backend() == "cpu" and jax.local_device_count() == 1)
-    True
-    """
-    return jax.default_backend() == "cpu" and jax.local_device_count() == 1
-
-
 def _with_rule(
     graph: StepGraph, config: ScanConfig, finite_coefficients: bool
 ) -> Callable[[Leaves, Leaves, Leaves], tuple[Leaves, Leaves]]:
@@ -181,7 +172,7 @@ def _with_rule(
         nonzero = [[not _is_zero(tangent) for tangent in group] for group in tangents]
         nonzero[1] = [_is_float(leaf) for leaf in init]  # zero before the first step alone
         step = linearize(graph, consts, init, [leaf[0] for leaf in xs], nonzero)
-        if has_all_cores() and not step.mixes_values_and_tangents():
+        if has_all_cores(*init, *xs) and not step.mixes_values_and_tangents():
             step = step.with_factors()
         if finite_coefficients:
             step = step.with_finite_coefficients()
@@ -679,6 +670,8 @@ def evaluate_block(
             )
             if products is not None:
                 return products
+        if equation.primitive == "conv_general_dilated" and not on_one_device(*arguments):
+            return _step_by_step(equation, axes, arguments)  # vmap merges time and batch
         return jax.vmap(equation.function, in_axes=axes)(*arguments)
 
     values = graph.evaluate(wanted, {**known, **steps}, evaluate)
@@ -687,6 +680,21 @@ def evaluate_block(
         v: value if v in with_time else jnp.broadcast_to(value, (num_steps, *value.shape))
         for v, value in zip(wanted, values, strict=True)
     }
+
+
+def _step_by_step(
+    equation: Equation, axes: list[int | None], arguments: list[Any]
+) -> list[jax.Array]:
+    """An equation for one step after another; arguments whose axis is 0 have time."""
+    with_time = [a for a, axis in zip(arguments, axes, strict=True) if axis == 0]
+
+    def one(given: list[Any]) -> list[Any]:
+        given = iter(given)
+        return equation.function(
+            *[next(given) if axis == 0 else a for a, axis in zip(arguments, axes, strict=True)]
+        )
+
+    return jax.lax.map(one, with_time)
 
 
 def in_blocks(leaves: Any, config: ScanConfig) -> list[Any]:

@@ -1,0 +1,85 @@
+"""Shardings and devices of traced arrays: what may be merged, and where new arrays belong."""
+
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec, reshard
+
+
+def on_one_device(*arrays: jax.Array) -> bool:
+    """Whether each device computes with its own whole arrays, so that axes may be merged.
+
+    True without a mesh and within ``shard_map``, where the axes of the mesh are manual.  Elsewhere
+    any axis may be sharded, and a sharded axis must not be merged with another.
+
+    >>> import jax.numpy as jnp
+    >>> on_one_device(jnp.ones(2))
+    True
+    """
+    meshes = [jax.sharding.get_abstract_mesh(), *(jax.typeof(a).sharding.mesh for a in arrays)]
+    return all(
+        size == 1 or kind == AxisType.Manual
+        for mesh in meshes
+        for size, kind in zip(mesh.axis_sizes, mesh.axis_types, strict=True)
+    )
+
+
+def has_all_cores(*arrays: jax.Array) -> bool:
+    """Whether the only device of a CPU runs large operations on all of its cores.
+
+    >>> import jax, jax.numpy as jnp
+    >>> is_only_device = jax.default_backend() == "cpu" and jax.local_device_count() == 1
+    >>> has_all_cores(jnp.ones(2)) == is_only_device
+    True
+    """
+    only_device = jax.default_backend() == "cpu" and jax.local_device_count() == 1
+    return only_device and on_one_device(*arrays)
+
+
+def like_batch(tree: Any, xs: jax.Array, lead: int = 0, others: Any = ()) -> Any:
+    """The tree as the batch is: sharded over its axes, and varying over devices where it varies.
+
+    A scan's carry must have the type of the carry that the step returns.  An array with explicit
+    axes has its sharding in its type, and within ``shard_map`` the axes over which it varies.
+
+    Args:
+      tree: arrays whose axes from ``lead`` on are the batch axes of ``xs``.
+      xs: inputs, ``[T, ..., D]``.
+      lead: axes before the batch axes, such as 1 for ``[T, ...]``.
+      others: further arrays that an axis can make vary.
+
+    >>> import jax.numpy as jnp
+    >>> like_batch({"h": jnp.ones((2, 3))}, jnp.ones((5, 2, 4)))["h"].shape
+    (2, 3)
+    """
+    varying = set().union(*map(_varying_axes, jax.tree.leaves((xs, others))))
+    sharding = jax.typeof(xs).sharding
+
+    def placed(leaf: jax.Array) -> jax.Array:
+        missing = tuple(varying - _varying_axes(leaf))  # a learned state varies already
+        leaf = jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
+        if AxisType.Explicit not in sharding.mesh.axis_types:
+            return leaf
+        own, batch = jax.typeof(leaf).sharding.spec, sharding.spec[1:-1]
+        batch = batch[: leaf.ndim - lead]
+        spec = PartitionSpec(*own[:lead], *batch, *own[lead + len(batch) :])
+        return reshard(leaf, NamedSharding(sharding.mesh, spec))
+
+    return jax.tree.map(placed, tree)
+
+
+def like(array: jax.Array, other: jax.Array) -> jax.Array:
+    """The array with the sharding of another of its shape, where that is part of its type.
+
+    >>> import jax.numpy as jnp
+    >>> like(jnp.ones(2), jnp.zeros(2)).tolist()
+    [1.0, 1.0]
+    """
+    sharding = jax.typeof(other).sharding
+    explicit = AxisType.Explicit in sharding.mesh.axis_types
+    return reshard(array, sharding) if explicit else array
+
+
+def _varying_axes(array: jax.Array) -> set[str]:
+    type_ = jax.typeof(array)  # until jax 0.10.1 it has its varying axes as `vma`
+    return set(type_.vma if hasattr(type_, "vma") else type_.manual_axis_type.varying)
