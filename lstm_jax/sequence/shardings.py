@@ -36,6 +36,52 @@ def has_all_cores(*arrays: jax.Array) -> bool:
     return only_device and on_one_device(*arrays)
 
 
+def has_explicit_axes(array: jax.Array) -> bool:
+    """Whether an array's sharding is part of its type.
+
+    >>> import jax.numpy as jnp
+    >>> has_explicit_axes(jnp.ones(2))
+    False
+    """
+    return AxisType.Explicit in jax.typeof(array).sharding.mesh.axis_types
+
+
+def gathered(params: Any, xs: jax.Array) -> Any:
+    """The parameters, whole over the mesh axes that shard the inputs.
+
+    A product of a sharded batch with parameters that are sharded over the same axes (FSDP) needs
+    them whole.  In reverse mode their gradient is summed and sharded again.  This is for arrays
+    with explicit axes; with ``Auto`` axes the compiler decides.
+
+    >>> import jax.numpy as jnp
+    >>> gathered({"w": jnp.ones(2)}, jnp.ones((5, 2, 4)))["w"].shape
+    (2,)
+    """
+    if not has_explicit_axes(xs):
+        return params
+    sharding = _sharding(xs)
+    taken = {name for axes in sharding.spec for name in _names(axes)}
+
+    def whole(leaf: jax.Array) -> jax.Array:
+        spec = jax.typeof(leaf).sharding.spec
+        kept = [tuple(name for name in _names(axes) if name not in taken) for axes in spec]
+        return reshard(leaf, NamedSharding(sharding.mesh, PartitionSpec(*kept)))
+
+    return jax.tree.map(whole, params)
+
+
+def _sharding(array: jax.Array) -> Any:
+    """The sharding with an entry for each axis; outside of ``jit`` its mesh has real devices."""
+    sharding = jax.typeof(array).sharding
+    if isinstance(array, jax.core.Tracer) or not isinstance(array.sharding, NamedSharding):
+        return sharding
+    return NamedSharding(array.sharding.mesh, sharding.spec)
+
+
+def _names(axes: Any) -> tuple[str, ...]:
+    return () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
+
+
 def like_batch(tree: Any, xs: jax.Array, lead: int = 0, others: Any = ()) -> Any:
     """The tree as the batch is: sharded over its axes, and varying over devices where it varies.
 
@@ -53,12 +99,12 @@ def like_batch(tree: Any, xs: jax.Array, lead: int = 0, others: Any = ()) -> Any
     (2, 3)
     """
     varying = set().union(*map(_varying_axes, jax.tree.leaves((xs, others))))
-    sharding = jax.typeof(xs).sharding
+    sharding = _sharding(xs)
 
     def placed(leaf: jax.Array) -> jax.Array:
         missing = tuple(varying - _varying_axes(leaf))  # a learned state varies already
         leaf = jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
-        if AxisType.Explicit not in sharding.mesh.axis_types:
+        if not has_explicit_axes(xs):
             return leaf
         own, batch = jax.typeof(leaf).sharding.spec, sharding.spec[1:-1]
         batch = batch[: leaf.ndim - lead]
@@ -68,6 +114,22 @@ def like_batch(tree: Any, xs: jax.Array, lead: int = 0, others: Any = ()) -> Any
     return jax.tree.map(placed, tree)
 
 
+def output_like(y: jax.Array, x: jax.Array) -> jax.Array:
+    """One step's output ``[..., H]`` sharded as its input ``[..., D]``, with whole features.
+
+    Features that are sharded (tensor parallelism) would otherwise meet weights sharded over the
+    same axis in the next layer.
+
+    >>> import jax.numpy as jnp
+    >>> output_like(jnp.ones((2, 3)), jnp.ones((2, 4))).shape
+    (2, 3)
+    """
+    if not has_explicit_axes(x):
+        return y
+    sharding = _sharding(x)
+    return reshard(y, NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:-1], None)))
+
+
 def like(array: jax.Array, other: jax.Array) -> jax.Array:
     """The array with the sharding of another of its shape, where that is part of its type.
 
@@ -75,9 +137,7 @@ def like(array: jax.Array, other: jax.Array) -> jax.Array:
     >>> like(jnp.ones(2), jnp.zeros(2)).tolist()
     [1.0, 1.0]
     """
-    sharding = jax.typeof(other).sharding
-    explicit = AxisType.Explicit in sharding.mesh.axis_types
-    return reshard(array, sharding) if explicit else array
+    return reshard(array, _sharding(other)) if has_explicit_axes(other) else array
 
 
 def _varying_axes(array: jax.Array) -> set[str]:

@@ -9,13 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from lstm_jax.cells.base import Cell, Params, State, like, widened, widest
-from lstm_jax.sequence import engines
+from lstm_jax.sequence import engines, shardings
 from lstm_jax.sequence.cudnn import cudnn_lstm
 from lstm_jax.sequence.fused.scan import with_finite_coefficients
 from lstm_jax.sequence.protocol import is_layer
 from lstm_jax.sequence.regularizers import noisy_step
 from lstm_jax.sequence.rows import counted_steps, where, with_masked_replaced
-from lstm_jax.sequence.shardings import like_batch
 
 sequence_runner = jax.make_user_context(None)
 """A function that :func:`unroll` calls instead of running an engine, where there is no key.
@@ -113,23 +112,27 @@ def unroll(
     engines.check_engine(engine)
     engines.check_memory(memory)
     params, xs = jax.tree.map(jnp.asarray, params), jnp.asarray(xs)
+    params = shardings.gathered(params, xs)
     batch_shape = _checked_batch_shape(cell, params, xs)
     num_steps = xs.shape[0]
     inputs = (params, xs, lengths, mask, resets, key)
-    start = like_batch(initial_state(cell, params, xs.shape[1:-1], xs), xs, others=inputs)
+    start = shardings.like_batch(initial_state(cell, params, xs.shape[1:-1], xs), xs, others=inputs)
     if state is None:
         state = start
     else:
-        state = like_batch(jax.tree.map(jnp.asarray, state), xs, others=inputs)
+        state = shardings.like_batch(jax.tree.map(jnp.asarray, state), xs, others=inputs)
         _check_state(state, start)
         start = like(start, state)
 
     if lengths is not None:
         lengths = _checked_lengths(lengths, num_steps, batch_shape)
+        lengths = shardings.like_batch(lengths, xs)
     if mask is not None:
         mask = _checked_flags("mask", mask, (num_steps, *batch_shape))
+        mask = shardings.like_batch(mask, xs, lead=1)
     if resets is not None:
         resets = _checked_flags("resets", resets, (num_steps, *batch_shape))
+        resets = shardings.like_batch(resets, xs, lead=1)
     valid = counted_steps(num_steps, lengths, mask)
     if valid is not None:
         # What a masked step holds must not reach the equations: a NaN or infinity there would
@@ -185,7 +188,8 @@ def _loop(
             if begins is not None:
                 state = where(begins, start, state)
             state, y = run(state, x, noise)
-            state = like(state, before)
+            state = jax.tree.map(shardings.like, like(state, before), before)
+            y = jax.tree.map(lambda y: shardings.output_like(y, x), y)
             if valid is not None:
                 state = where(valid, state, before)
                 y = where(valid, y, jax.tree.map(jnp.zeros_like, y))
