@@ -688,8 +688,8 @@ def _step_by_step(
     """An equation for one step after another; arguments whose axis is 0 have time."""
     with_time = [a for a, axis in zip(arguments, axes, strict=True) if axis == 0]
 
-    def one(given: list[Any]) -> list[Any]:
-        given = iter(given)
+    def one(now: list[Any]) -> list[Any]:
+        given = iter(now)
         return equation.function(
             *[next(given) if axis == 0 else a for a, axis in zip(arguments, axes, strict=True)]
         )
