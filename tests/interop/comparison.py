@@ -1,12 +1,15 @@
 """Our layers beside those of other libraries: outputs, last states and every gradient."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lstm_jax.sequence import Bidirectional, Stack, unroll
+
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 NUMBER = 50  # of random configurations a library
 
@@ -94,33 +97,38 @@ def assert_cells_agree(from_library, arrays, step, carry, as_state, xs, rng):
       xs: ``[T, ...]``.
       rng: draws the weights of the number that is differentiated.
     """
-    draws = {}
 
-    def weigh(ys, state):
-        """A sum with random weights, the same ones for both."""
-        for n, leaf in enumerate(jax.tree.leaves((ys, state))):
-            if n not in draws:
-                draws[n] = draw(rng, *leaf.shape, dtype=str(leaf.dtype))
-        leaves = jax.tree.leaves((ys, state))
-        return sum((draws[n] * leaf).sum() for n, leaf in enumerate(leaves))
-
-    def loss(arrays, xs, carry):
+    def theirs(arrays, xs, carry):
         ys = []
         for x in xs:
             carry, y = step(arrays, carry, x)
             ys.append(y)
-        ys, state = jnp.stack(ys), as_state(carry)
-        return weigh(ys, state), (ys, state)
+        return jnp.stack(ys), as_state(carry)
 
-    with jax.disable_jit():
-        graded = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)
-        (_, results), gradients = graded(arrays, jnp.asarray(xs), carry)
-    by_arrays, by_xs, by_carry = gradients
-    ours, ours_gradients = value_and_gradients(
-        from_library, arrays, xs, as_state(carry), None, weigh
-    )
+    def ours(arrays, xs, carry):
+        layer, params = from_library(arrays)
+        state, ys = run(layer, params, xs, as_state(carry))
+        return ys, state
+
+    args = arrays, xs, carry
+    weights = draw_like(rng, jax.eval_shape(theirs, *args))
+
+    def value_and_gradients(function):
+        """Of a program that holds no numbers: configurations that are alike compile one."""
+
+        def loss(args, weights):
+            results = function(*args)
+            return sum(jax.tree.leaves(jax.tree.map(weighed, weights, results))), results
+
+        (_, results), gradients = quick_jit(jax.value_and_grad(loss, has_aux=True))(args, weights)
+        return results, gradients
+
     terms = 8 * xs.size
-    theirs = results, (by_arrays, by_xs, as_state(by_carry))
-    named = jax.tree_util.tree_leaves_with_path((ours, ours_gradients))
-    for (path, one), other in zip(named, jax.tree.leaves(theirs), strict=True):
+    got, expected = value_and_gradients(ours), value_and_gradients(theirs)
+    named = jax.tree_util.tree_leaves_with_path(got)
+    for (path, one), other in zip(named, jax.tree.leaves(expected), strict=True):
         assert_close(one, other, terms, jax.tree_util.keystr(path))
+
+
+def weighed(weights, array):
+    return (weights * array).sum()

@@ -11,11 +11,9 @@ from jax.experimental import rnn
 from lstm_jax import LSTM, Bidirectional, LSTMCell, LSTMState, Stack
 from lstm_jax.cells import CELLS
 from lstm_jax.interop import from_cudnn, to_cudnn
-from tests.interop.comparison import NUMBER, assert_close, draw, draw_like, run, sizes
+from tests.interop.comparison import NUMBER, assert_close, draw, draw_like, quick_jit, run, sizes
 
 T, B = 3, 2
-
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def theirs(given, weights, xs, h, c):
