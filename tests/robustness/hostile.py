@@ -11,6 +11,8 @@ import sys
 import zipfile
 from collections import Counter
 
+import jax
+
 from lstm_jax.errors import UserError
 
 SECONDS = 20  # for one input; they take some milliseconds
@@ -264,10 +266,11 @@ def watched(path):
 
 
 def _is_module(name):
-    """Whether it is a part of Python or of an installed package, imported when first needed."""
-    return name.endswith((".py", ".pyc", ".so", "entry_points.txt", "METADATA")) or name.startswith(
-        (sys.prefix, sys.base_prefix, "/proc/", "/sys/")
-    )
+    """Whether it is a part of Python or of a package, first needed now, or JAX's own cache."""
+    cache = jax.config.jax_compilation_cache_dir
+    roots = (sys.prefix, sys.base_prefix, "/proc/", "/sys/", *([cache] if cache else []))
+    endings = (".py", ".pyc", ".so", "entry_points.txt", "METADATA")
+    return name.endswith(endings) or name.startswith(roots)
 
 
 def attempt(path, read, check):

@@ -22,6 +22,7 @@ from lstm_jax.cells import GRUCell
 from lstm_jax.errors import UserError
 from lstm_jax.interop import read_arrays, to_keras, to_torch, write_arrays
 from lstm_jax.interop.convert import read_layer, write_layer
+from lstm_jax.interop.weights import flattened
 from tests.interop.test_interop_files import random_params
 from tests.robustness import hostile
 
@@ -121,6 +122,8 @@ def held_by_h5(path, arrays):
 def is_a_layer(path, result):
     """Its parameters are those that its cells have."""
     layer, params = result
+    if not isinstance(layer, Stack):
+        layer, params = Stack([layer]), {"layer_0": params}
     for (name, one), weights in zip(layer.layers, params.values(), strict=True):
         cells = {"": (one, weights)}
         if isinstance(one, Bidirectional):
@@ -186,6 +189,49 @@ def of_messages(valid, folder, rng):
     return path
 
 
+def of_arrays(library):
+    """Arrays of a library of which some have other names, shapes or types, or are missing."""
+
+    def make(valid, folder, rng):
+        cell = GRUCell(3, reset_after=True)
+        layer = LSTMCell(3) if library == "haiku" or rng.random() < 0.5 else cell
+        if library in ("torch", "keras", "lstm_jax"):
+            layer = Stack([Bidirectional(layer)] * 2)
+        path = folder / f"{library}.npz"
+        arrays = write_layer(path, library, layer, random_params(layer))
+        arrays = {name: np.asarray(array) for name, array in flattened(arrays)}
+        for _ in range(rng.choice([1, 1, 2, 4])):
+            name = rng.choice([*arrays])
+            array, what = arrays[name], rng.randrange(6)
+            if what == 0 and len(arrays) > 1:
+                del arrays[name]
+            elif what == 1:
+                arrays[rng.choice([name + "x", name.upper(), "w", "a/b", "a/b/c"])] = array
+            elif what == 2:
+                arrays[name] = array.astype(rng.choice(["int8", "float16", "float64", "complex64"]))
+            elif what == 3:
+                shapes = [
+                    (),
+                    (0,),
+                    (0, 0),
+                    (1, 12),
+                    (12, 3),
+                    (3, 3, 12),
+                    (1, 1, 1, 1),
+                    (4,),
+                    (5, 7),
+                ]
+                arrays[name] = np.ones(rng.choice(shapes), "float32")
+            elif what == 4:
+                arrays[name] = array.T
+            else:
+                arrays[name] = array[..., : rng.randrange(4)] if array.ndim else array
+        write_arrays(path, arrays)
+        return path
+
+    return make
+
+
 def layer_of(library):
     return lambda path: read_layer(path, library)
 
@@ -213,6 +259,10 @@ KINDS = {
     "keras, members": (of_zip("a.keras", changed_member), layer_of("keras"), is_a_layer),
     "onnx, bytes": (of_bytes("a.onnx"), layer_of("onnx"), is_a_layer),
     "onnx, messages": (of_messages, layer_of("onnx"), is_a_layer),
+    **{
+        f"arrays of {library}": (of_arrays(library), layer_of(library), is_a_layer)
+        for library in ("torch", "keras", "lstm_jax", "flax", "haiku", "equinox")
+    },
 }
 
 
