@@ -40,8 +40,9 @@ def share() -> None:
     # Entries are not written atomically. One that another process is writing, or whose process was
     # killed, is compiled again; pyproject.toml ignores the warning in pytest's own process.
     ignored = "ignore:Error reading persistent compilation cache entry:UserWarning"
-    others = os.environ.get("PYTHONWARNINGS")
-    os.environ["PYTHONWARNINGS"] = f"{others},{ignored}" if others else ignored
+    others = os.environ.get("PYTHONWARNINGS", "")
+    if ignored not in others:
+        os.environ["PYTHONWARNINGS"] = f"{others},{ignored}" if others else ignored
 
 
 def limit(tree: Path | None = None, most: int = LIMIT) -> None:

@@ -75,7 +75,10 @@ def test_a_cache_that_is_already_set_stays(monkeypatch, tmp_path):
     monkeypatch.setenv("PYTHONWARNINGS", "error")
     compiled.share()
     assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path)
-    assert os.environ["PYTHONWARNINGS"].startswith("error,ignore:")
+    warnings = os.environ["PYTHONWARNINGS"]
+    assert warnings.startswith("error,ignore:")
+    compiled.share()  # as a worker does, which has its parent's environment
+    assert os.environ["PYTHONWARNINGS"] == warnings
 
 
 def test_the_entries_not_used_for_longest_are_deleted(tmp_path):
