@@ -15,7 +15,7 @@ import jax
 
 from lstm_jax.errors import UserError
 
-SECONDS = 20  # for one input; they take some milliseconds
+SECONDS = 20  # of computing for one input, which takes some milliseconds
 
 # ---- mutations of bytes ----
 
@@ -252,15 +252,15 @@ def watched(path):
         raise Hang(f"more than {SECONDS} s for {path}")
 
     OPENED.clear()
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     _watching = True
     try:
         yield
     finally:
         _watching = False
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
     others = [name for name in OPENED if name != str(path) and not _is_module(name)]
     assert not others, f"{path}: opened {others}"
 
