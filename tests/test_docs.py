@@ -75,8 +75,8 @@ def test_each_block_of_the_readme_runs_by_itself(block, capsys):
     run_block(block, "README.md", {"__name__": "readme"}, capsys)
 
 
-# your_own_cell.md is run in test_own_cell.py, interop.md in interop/test_interop_docs.py.
-ELSEWHERE = ("your_own_cell", "interop")
+# They are run in test_own_cell.py, test_own_task.py and interop/test_interop_docs.py.
+ELSEWHERE = ("your_own_cell", "your_own_task", "interop")
 
 
 @pytest.mark.parametrize("page", [p for p in DOCS if p.stem not in ELSEWHERE], ids=name_of)

@@ -37,9 +37,3 @@ def data_mesh(batch_size: int, num_devices: int = 0) -> jax.sharding.Mesh:
     return jax.sharding.Mesh(
         np.array(devices[:shared]), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,)
     )
-
-
-def varies(array: jax.Array) -> bool:
-    """Whether an array inside ``shard_map`` may have another value on each device."""
-    kind = jax.typeof(array)  # until jax 0.10.1 it has its varying axes as `vma`
-    return AXIS in (kind.vma if hasattr(kind, "vma") else kind.manual_axis_type.varying)

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lstm_jax.models import Compiled
 from lstm_jax.tasks.base import Batch, Task
-from lstm_jax.train.devices import AXIS, varies
+from lstm_jax.train.devices import AXIS
 
 Params = Any
 Arrays = Any  # a nested dict of arrays
@@ -154,8 +154,6 @@ def build_step(
         device = jax.lax.axis_index(AXIS)
         key = jax.random.fold_in(jax.random.wrap_key_data(key), device)
         streams = jax.tree.map(lambda data: _folded(data, device), streams)
-        # Marked as a device's own, or the gradient's sum would move into the backward scan.
-        params, rest = jax.tree.map(_own, (params, rest))
         (loss, (carry, rest)), grads = jax.value_and_grad(loss_of, has_aux=True)(
             params, rest, streams, carry, batch, key
         )
@@ -167,6 +165,8 @@ def build_step(
         mesh=mesh,
         in_specs=(everywhere, everywhere, everywhere, rows, rows, everywhere),
         out_specs=(everywhere, everywhere, everywhere, rows),
+        # Loops in a user's module may begin with constants, which are alike on all devices.
+        check_vma=False,
     )
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
@@ -204,16 +204,6 @@ def _folded(data: jax.Array, number: jax.Array) -> jax.Array:
     return jax.random.key_data(fold(keys, number))
 
 
-def _own(leaf: jax.Array) -> jax.Array:
-    """A device's own value of a parameter or statistic; counters stay common to all devices."""
-    floating = jnp.issubdtype(leaf.dtype, jnp.inexact)
-    return jax.lax.pcast(leaf, AXIS, to="varying") if floating else leaf
-
-
 def _shared(leaf: jax.Array) -> jax.Array:
-    """One value for all devices: the mean of statistics, the largest of integers."""
-    if not varies(leaf):
-        return leaf
-    if jnp.issubdtype(leaf.dtype, jnp.inexact):
-        return jax.lax.pmean(leaf, AXIS)
-    return jax.lax.pmax(leaf.astype(jnp.int32), AXIS).astype(leaf.dtype)
+    """One value for all devices: the mean of statistics; counters are the same on each."""
+    return jax.lax.pmean(leaf, AXIS) if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf
