@@ -33,7 +33,7 @@ from lstm_jax.train.step import state_shardings
 
 NUM_STEPS = 120
 CONFIG = f"""
-task = "next_character"
+task = "killed_tasks.NormalisedCharacters"
 [data]
 text = "{{folder}}/text.txt"
 lanes = 4
@@ -54,6 +54,26 @@ checkpoint_every = 9
 num_devices = 2
 sample_length = 10
 """
+# A character model that also has batch statistics and a random stream of its own.
+TASK = """
+from flax import nnx
+from lstm_jax.tasks import NextCharacter
+
+class Embedded(nnx.Module):
+    def __init__(self, embedding, rngs):
+        self.embedding = embedding
+        self.norm = nnx.BatchNorm(embedding.features, momentum=0.9, rngs=rngs)
+        self.dropout = nnx.Dropout(0.2, rngs=rngs)
+
+    def __call__(self, tokens):
+        return self.dropout(self.norm(self.embedding(tokens)))
+
+class NormalisedCharacters(NextCharacter):
+    def build(self, rngs):
+        model = super().build(rngs)
+        model.embedding = Embedded(model.embedding, rngs)
+        return model
+"""
 # As `python -m lstm_jax`, but with the tests' two devices whatever the machine has.
 PROGRAM = """
 import sys, jax
@@ -70,11 +90,15 @@ PATIENCE = 120  # seconds that no process here should take
 @pytest.fixture(scope="module")
 def config(tmp_path_factory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("interruption")
+    (folder / "killed_tasks.py").write_text(TASK, "utf-8")
     words = ["the", "quick", "brown", "fox,", "a", "lazy", "dög\n"]
     words = np.random.default_rng(0).choice(words, 300)
     (folder / "text.txt").write_text(" ".join(words), "utf-8")
     (folder / "run.toml").write_text(CONFIG.format(folder=folder), "utf-8")
-    return folder / "run.toml"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        patch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+        yield folder / "run.toml"
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +157,8 @@ def left_behind(workdir: pathlib.Path):
         "metrics": (workdir / "metrics.jsonl").read_bytes(),
         "results": (workdir / "results.json").read_bytes(),
         "params": digest(state.params),
+        "statistics": digest(state.rest["embedding"]["norm"]),
+        "draws": int(state.rest["embedding"]["dropout"]["rngs"]["count"]),
         "average": digest(state.average),
         "state": digest(state),
         "meta": json.dumps(meta, sort_keys=True),
