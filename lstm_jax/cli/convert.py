@@ -16,6 +16,7 @@ LIBRARIES = ("cudnn", "equinox", "flax", "haiku", "keras", "lstm_jax", "onnx", "
 
 def configure(parser: Parser, words: Sequence[str]) -> None:
     """Adds the options."""
+    parser.usage = "lstm-jax convert SOURCE TARGET [OPTION ...]"
     libraries = {"choices": LIBRARIES, "metavar": "LIBRARY"}
     parser.add_argument(
         "source",

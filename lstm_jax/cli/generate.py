@@ -42,7 +42,11 @@ def run(options: argparse.Namespace) -> None:
     keep_programs(options)
     run = load_run(options.run_folder)
     sampling = {field.name: getattr(options, field.name) for field in dataclasses.fields(Sampling)}
-    for piece in run.task.generate(run.model, **sampling):
+    try:
+        pieces = run.task.generate(run.model, **sampling)
+    except UserError as error:
+        raise UserError(f"--prompt: {str(error).removeprefix('prompt: ')}") from error
+    for piece in pieces:
         if isinstance(piece, File):
             pathlib.Path(piece.name).write_bytes(piece.content)
             piece = f"wrote {piece.name}"

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import lstm_jax
 from lstm_jax.cli.parser import Answered, Parser, WrongCommandLine, dashed
+from lstm_jax.config import nearest
 from lstm_jax.errors import UserError
 
 COMMANDS = {
@@ -87,7 +88,7 @@ def _run(words: list[str]) -> int | None:
         parser.parse(words)  # --help, --version or an unknown option
         parser.error(f"expected a command, one of {', '.join(COMMANDS)}")
     if name not in COMMANDS:
-        parser.unknown("command", name, COMMANDS)
+        parser.error(f"{name}: unknown command{nearest(name, COMMANDS)}")
     command = importlib.import_module(f"lstm_jax.cli.{name}")
     parsers[name].description = command.__doc__
     command.configure(parsers[name], words[words.index(name) + 1 :])

@@ -45,15 +45,11 @@ class Parser(argparse.ArgumentParser):
         command = command or self
         if unknown and unknown[0].startswith("-"):
             name = unknown[0].partition("=")[0]
-            command.unknown("option", name, command._option_string_actions)
+            hint = nearest(name, command._option_string_actions)
+            command.error(f"{name}: unknown option{hint if hint.startswith('; did') else ''}")
         if unknown:
             command.error(f"{unknown[0]}: expected nothing more")
         return options
-
-    def unknown(self, what: str, name: str, known: Iterable[str]) -> NoReturn:
-        """Reports an unknown option or command with the nearest known one, if one is near."""
-        hint = nearest(name, known)
-        self.error(f"{name}: unknown {what}{hint if hint.startswith('; did') else ''}")
 
     def error(self, message: str) -> NoReturn:
         line = " ".join(message.removeprefix("argument ").split())

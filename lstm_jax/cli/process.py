@@ -9,6 +9,7 @@ FLAGS = ("--help", "--verbose", "--no-compilation-cache")
 
 def add_run(parser: argparse.ArgumentParser) -> None:
     """The folder of a trained run, the first argument of most commands."""
+    parser.usage = f"{parser.prog} RUN [OPTION ...]"
     parser.add_argument("run_folder", metavar="RUN", type=pathlib.Path, help="the run's folder")
 
 

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from lstm_jax.cli.keys import add_keys, find_source, overrides
 from lstm_jax.cli.parser import Parser
 from lstm_jax.cli.process import add_process_options, set_up
-from lstm_jax.config import SHARED_SECTIONS, Config, config_from, load_config
+from lstm_jax.config import SHARED_SECTIONS, TASKS, Config, config_from, load_config
 from lstm_jax.errors import UserError
 
 
 def configure(parser: Parser, words: Sequence[str]) -> None:
     """Adds the options; those of [data] and [model] are known from the config's task."""
-    parser.usage = "lstm-jax train CONFIG|RUN [--workdir FOLDER] [--SECTION.KEY VALUE ...]"
+    parser.usage = "lstm-jax train CONFIG|RUN [OPTION ...] [--SECTION.KEY VALUE ...]"
     parser.add_argument(
         "source",
         metavar="CONFIG|RUN",
@@ -33,7 +33,12 @@ def configure(parser: Parser, words: Sequence[str]) -> None:
     source = find_source(words)
     if source is None:
         add_keys(parser, {name: kind() for name, kind in SHARED_SECTIONS.items()})
-        parser.epilog = "lstm-jax train CONFIG --help also shows the keys of the config's task."
+        parser.epilog = (
+            "lstm-jax train CONFIG --help also shows the keys of the config's task, [data] and\n"
+            '[model]. A config needs only one line, task = "NAME", where NAME is one of\n'
+            f"{', '.join(TASKS)},\n"
+            "or module.Class for a custom task."
+        )
     else:
         config = _config(source)
         sections = {name: getattr(config, name) for name in ("data", "model", *SHARED_SECTIONS)}
@@ -44,7 +49,7 @@ def configure(parser: Parser, words: Sequence[str]) -> None:
 def _config(source: pathlib.Path) -> Config:
     if not source.is_dir():
         return load_config(source)
-    from lstm_jax.train.workdir import load_workdir
+    from lstm_jax.train import load_workdir
 
     return load_workdir(source)
 

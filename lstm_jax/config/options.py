@@ -87,7 +87,10 @@ def expectation(field: dataclasses.Field) -> str:
         return f"one of {', '.join(field.metadata['choices'])}"
     noun = _NOUNS[_kind(field)]
     limits = [f"{words} {limit}" for words, limit in field.metadata["limits"].items()]
-    return f"{noun} of {' and '.join(limits)}" if limits else noun
+    if not limits:
+        return noun
+    of = "of " if limits[0].startswith("at ") else ""  # "of at least 1", "above 0"
+    return f"{noun} {of}{' and '.join(limits)}"
 
 
 _NOUNS = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}

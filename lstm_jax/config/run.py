@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Mapping
 from typing import Any
 
-from lstm_jax.config.options import Section, nearest, option, parse, section_from, sections_of
+from lstm_jax.config.options import Section, nearest, option, read, section_from, sections_of
 from lstm_jax.config.tasks import task_class
 from lstm_jax.errors import UserError
 
@@ -43,13 +43,14 @@ class TrainConfig(Section):
     """Section ``[train]``."""
 
     num_steps: int = option(1000, "training steps", at_least=1)
-    log_every: int = option(50, "steps from one line of training figures to the next", at_least=1)
+    log_every: int = option(50, "steps from one line of training metrics to the next", at_least=1)
     eval_every: int = option(500, "steps from one evaluation to the next", at_least=1)
     checkpoint_every: int = option(500, "steps from one checkpoint to the next", at_least=1)
     keep_checkpoints: int = option(2, "latest checkpoints kept, beside the best", at_least=1)
     seed: int = option(
         0, "decides parameters, dropout and the order of data", at_least=0, at_most=2**32 - 1
     )
+    tensorboard: bool = option(False, "also write metrics for TensorBoard; needs tensorboardX")
     num_devices: int = option(0, "devices that share a batch; 0: all that divide it", at_least=0)
     sample_prompt: str = option("", "what the text written at the end begins with")
     sample_length: int = option(600, "length of the text written at the end", at_least=0)
@@ -153,8 +154,11 @@ def config_from(
             known = [f"{n}.{f.name}" for n, kind in kinds.items() for f in dataclasses.fields(kind)]
             close = nearest(key, known) if nearest(key, known).startswith("; did") else ""
             raise UserError(f"{flag}: unknown key {key}{close}")
-        change = {field: parse(fields[field], text)}
-        changed = {**dataclasses.asdict(sections[name]), **change}
+        try:
+            change = read(fields[field], text)
+        except UserError as error:
+            raise UserError(f"{flag}: {error}") from error
+        changed = {**dataclasses.asdict(sections[name]), field: change}
         sections[name] = section_from(kinds[name], changed, name, flag)
     return Config(task=task, **sections)
 

@@ -3,7 +3,7 @@
 from lstm_jax.data.fetch import CACHE_VARIABLE, Entry, cache_folder, fetch, registry
 from lstm_jax.data.pipelines import Batch, shuffled, sliding_windows, stream_windows
 from lstm_jax.data.scaling import Scaling, digest, scaling_of, standardised, unscaled
-from lstm_jax.data.tables import LabelledSequences, Table, last_of_each, read_csv, read_ts
+from lstm_jax.data.tables import LabelledSequences, Table, dates, last_of_each, read_csv, read_ts
 from lstm_jax.data.text import encode, ngram_loss, python_reference, read_text
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Scaling",
     "Table",
     "cache_folder",
+    "dates",
     "digest",
     "encode",
     "fetch",

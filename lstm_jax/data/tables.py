@@ -5,10 +5,10 @@ import datetime
 import io
 import math
 import pathlib
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from lstm_jax.data.text import read_text
 from lstm_jax.errors import UserError
@@ -31,7 +31,7 @@ class Table(NamedTuple):
     times: tuple[str, ...] = ()
 
 
-def dates(times: Sequence[str]) -> np.ndarray | None:
+def dates(times: ArrayLike) -> np.ndarray | None:
     """Time stamps as ``datetime64``, or None where they are not dates in ISO 8601.
 
     >>> dates(["2016-07-01 00:00:00", "2016-07-01T01:00"]).tolist()[1].hour
@@ -39,13 +39,15 @@ def dates(times: Sequence[str]) -> np.ndarray | None:
     >>> dates(["20160701"]) is None  # which could be a number
     True
     """
+    times = np.asarray(times)
     try:
-        parsed = [datetime.datetime.fromisoformat(time) for time in times if "-" in time]
+        parsed = [datetime.datetime.fromisoformat(time) for time in times.flat if "-" in time]
     except ValueError:
         return None
-    if len(parsed) < len(times):
+    if len(parsed) < times.size:
         return None
-    return np.array([moment.replace(tzinfo=None) for moment in parsed], "datetime64[us]")
+    moments = [moment.replace(tzinfo=None) for moment in parsed]
+    return np.array(moments, "datetime64[us]").reshape(times.shape)
 
 
 def read_csv(path: str | pathlib.Path) -> Table:

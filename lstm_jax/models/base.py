@@ -78,7 +78,14 @@ class Compiled:
 
     def initial_carry(self, rows: int) -> Carry:
         """As :meth:`Model.initial_carry`."""
-        return _initial_carry(self.graph, self.state, rows)
+        carry = _initial_carry(self.graph, self.state, rows)
+        arrays = [leaf for leaf in jax.tree.leaves(self.state) if isinstance(leaf, jax.Array)]
+        if any(isinstance(array, jax.core.Tracer) for array in arrays):
+            return carry
+        devices = {device for array in arrays for device in array.devices()}
+        # Where the carry of a call is: were only that one bound to a device, the second call of a
+        # sequence would be compiled again.
+        return jax.device_put(carry, *devices) if len(devices) == 1 else carry
 
     def __call__(self, *args: Any, **inputs: Any) -> Any:
         return _called(self.graph, self.state, args, inputs)

@@ -161,10 +161,10 @@ class Classification(Task):
 
     def evaluate(self, model: Any, split: str) -> Metrics:
         """``loss`` in nats and ``accuracy`` in percent."""
-        sequences = self._splits[split]
-        logits = _logits(model, sequences)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, sequences.labels)
-        right = logits.argmax(-1) == sequences.labels
+        logits, labels = _logits(model, self._splits[split]), self._splits[split].labels
+        cross_entropy = jax.jit(optax.softmax_cross_entropy_with_integer_labels)
+        losses = np.asarray(cross_entropy(logits, labels), np.float64)
+        right = logits.argmax(-1) == labels
         return {"loss": float(losses.mean()), "accuracy": 100.0 * float(right.mean())}
 
     def predict(self, model: Any, source: pathlib.Path | None) -> Columns:

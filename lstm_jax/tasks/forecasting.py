@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from lstm_jax.config import RecurrentConfig, Section, option
-from lstm_jax.data import Table, digest, fetch, read_csv, scaling, sliding_windows
+from lstm_jax.data import Table, dates, digest, fetch, read_csv, scaling, sliding_windows
 from lstm_jax.errors import UserError, expect
 from lstm_jax.models import SegmentForecaster
 from lstm_jax.tasks.base import Batch, Columns, Metrics, Plots, Task
@@ -183,15 +183,15 @@ class Forecasting(Task):
         return numbers | {name: future[:, n] for n, name in enumerate(columns)}
 
     def plots(self, model: Any) -> Plots:
-        """Forecasts of the last column, at three places of the test rows."""
-        past, future = self._windows("test")
+        """Forecasts at three places of the test rows, in the units of the table."""
+        data, (past, _) = self.data, self._windows("test")
         places = np.linspace(0, len(past) - 1, 5).astype(int)[1:4]
-        shown = min(self.data.window, 2 * self.data.horizon)
-        forecast = np.asarray(_forecast(model, past[places]))
-        curves = past[places, -shown:, -1], future[places, :, -1], forecast[..., -1]
+        forecast = scaling.unscaled(np.asarray(_forecast(model, past[places])), self._scaling)
+        shown = np.arange(-min(data.window, 2 * data.horizon), data.horizon)
+        rows = (data.train_rows + data.validation_rows + places)[:, None] + shown
+        truth, times = self._table.values[rows], dates(np.array(self._table.times)[rows])
         titles = [f"test window {place}" for place in places]
-        unit = f"{self.known['columns'][-1]} (standard deviations)"
-        yield "forecasts", forecasts(*curves, titles, unit)
+        yield "forecasts", forecasts(truth, forecast, self._table.columns, titles, times)
 
 
 def _forecast(model: Any, past: Any, **options: Any) -> Any:

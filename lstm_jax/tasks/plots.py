@@ -8,6 +8,9 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+COLUMNS_PLOTTED = 8
+NAME_LENGTH = 32
+
 
 def confusion_matrix(counts: np.ndarray, classes: Sequence[str]) -> "Figure":
     """How often each true class (row) was predicted as each class (column)."""
@@ -32,30 +35,50 @@ def confusion_matrix(counts: np.ndarray, classes: Sequence[str]) -> "Figure":
 
 
 def forecasts(
-    past: np.ndarray, future: np.ndarray, forecast: np.ndarray, titles: Sequence[str], unit: str
+    truth: np.ndarray,
+    forecast: np.ndarray,
+    columns: Sequence[str],
+    titles: Sequence[str],
+    times: np.ndarray | None = None,
 ) -> "Figure":
-    """Forecasts of one column in a panel each.
+    """Forecasts in the units of the data: a row of panels for each column, one panel a window.
 
     Args:
-      past: ``[N, W]``.
-      future: what came after, ``[N, F]``.
-      forecast: ``[N, F]``.
-      titles: one for each panel.
-      unit: name of the column, with its unit.
+      truth: the values before and during the forecast, ``[N, W + F, C]``.
+      forecast: ``[N, F, C]``.
+      columns: the names of the C columns; the first ``COLUMNS_PLOTTED`` are plotted.
+      titles: one for each window.
+      times: ``datetime64`` ``[N, W + F]``; None to count rows from the end of the past.
     """
+    import matplotlib.dates
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 7), layout="constrained")
-    panels = figure.subplots(len(past), 1, sharex=True, squeeze=False)[:, 0]
-    before, after = np.arange(1 - past.shape[1], 1), np.arange(1, future.shape[1] + 1)
-    for panel, *rows, title in zip(panels, past, future, forecast, titles, strict=True):
-        panel.plot(before, rows[0], color="0.55", label="past")
-        panel.plot(after, rows[1], color="black", label="truth")
-        panel.plot(after, rows[2], color="#d55e00", label="forecast")
-        panel.axvline(0.5, color="0.8", linewidth=0.8)
-        panel.set_ylabel(unit)
-        panel.set_title(title, loc="left", fontsize="medium")
-    handles, labels = panels[0].get_legend_handles_labels()
+    windows, steps, _ = truth.shape
+    before = steps - forecast.shape[1]
+    if times is None:
+        times = np.tile(np.arange(1 - before, 1 + steps - before), (windows, 1))
+    columns = columns[:COLUMNS_PLOTTED]
+    figure = Figure(figsize=(4 * windows, 1 + 1.6 * len(columns)), layout="constrained")
+    panels = figure.subplots(len(columns), windows, sharex="col", sharey="row", squeeze=False)
+    for (c, n), panel in np.ndenumerate(panels):
+        panel.plot(times[n, :before], truth[n, :before, c], color="0.55", label="past")
+        panel.plot(times[n, before:], truth[n, before:, c], color="black", label="truth")
+        panel.plot(times[n, before:], forecast[n, :, c], color="#d55e00", label="forecast")
+        panel.axvline(times[n, before - 1], color="0.8", linewidth=0.8)
+        panel.tick_params(labelsize="small")
+    for panel, name in zip(panels[:, 0], columns, strict=True):
+        # Above the panel, where there is room for it; a "$" in a name does not begin a formula.
+        name = name if len(name) <= NAME_LENGTH else name[: NAME_LENGTH - 1] + "…"
+        panel.set_title(name, loc="left", fontsize="small", parse_math=False)
+    for panel, title in zip(panels[0], titles, strict=True):
+        panel.set_title(title, loc="right", fontsize="small", parse_math=False)
+    for panel in panels[-1]:
+        if np.issubdtype(times.dtype, np.datetime64):
+            locator = matplotlib.dates.AutoDateLocator(maxticks=5)
+            panel.xaxis.set_major_locator(locator)
+            panel.xaxis.set_major_formatter(matplotlib.dates.ConciseDateFormatter(locator))
+        else:
+            panel.set_xlabel("rows from the end of the past", fontsize="small")
+    handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper right", ncols=3, frameon=False)
-    panels[-1].set_xlabel("rows from the end of the past")
     return figure

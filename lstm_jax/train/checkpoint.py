@@ -107,7 +107,8 @@ class Checkpoints:
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
+                # From the host: of sharded arrays Orbax would compile a slice of each shape.
+                state=ocp.args.StandardSave(jax.device_get(state)),
                 meta=ocp.args.JsonSave({**meta, "loss": loss, "digest": digest(state)}),
             ),
             force=True,

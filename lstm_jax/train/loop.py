@@ -2,11 +2,12 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import pathlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -18,7 +19,7 @@ from lstm_jax.models import Compiled
 from lstm_jax.tasks.base import Generates, Metrics, Task
 from lstm_jax.train.checkpoint import Checkpoints
 from lstm_jax.train.devices import AXIS, data_mesh
-from lstm_jax.train.metrics import MetricsLog, loss_curve, read_metrics
+from lstm_jax.train.metrics import MetricsLog, check_tensorboard, loss_curve, read_metrics
 from lstm_jax.train.optimizer import build_optimizer, build_schedule
 from lstm_jax.train.report import Clock, Report
 from lstm_jax.train.step import (
@@ -93,12 +94,21 @@ def train(
         config, task = config_of(what, optimizer, options), what
     # Before the folder is claimed: a config that cannot run must not take it.
     data_mesh(task.batch_size, config.train.num_devices)
+    if config.train.tensorboard:
+        check_tensorboard()
     if isinstance(task, Generates) and config.train.sample_length:
-        # A prompt that the task cannot continue is reported now and not at the end.
-        task.generate(None, prompt=config.train.sample_prompt, length=0, temperature=1.0, seed=0)
+        _check_prompt(task, config.train.sample_prompt)
     with claimed(workdir, config, task.known):
         _run_steps(config, task, workdir, report)
         return evaluate(config, task, workdir, report)
+
+
+def _check_prompt(task: Generates, prompt: str) -> None:
+    """A prompt that the task cannot continue is reported before training and not after it."""
+    try:
+        task.generate(None, prompt=prompt, length=0, temperature=1.0, seed=0)
+    except UserError as error:
+        raise UserError(f"train.sample_prompt: {str(error).removeprefix('prompt: ')}") from error
 
 
 def config_of(
@@ -139,7 +149,8 @@ def _run_steps(config: Config, task: Task, workdir: pathlib.Path, report: Report
         f"{task.units_per_step:,} {task.unit} on {mesh.size} {jax.default_backend()} device(s), "
         f"in {workdir}"
     )
-    log, clock = MetricsLog(workdir, int(state.step)), Clock(task.units_per_step)
+    log = MetricsLog(workdir, int(state.step), options.tensorboard)
+    clock = Clock(task.units_per_step)
     lowest = min(
         (line[VALIDATION_LOSS] for line in log.lines() if VALIDATION_LOSS in line), default=math.inf
     )
@@ -176,20 +187,21 @@ def _run_steps(config: Config, task: Task, workdir: pathlib.Path, report: Report
 
             last = step == options.num_steps
             logged = last or step % options.log_every == 0
-            line = _progress_line(task, options.num_steps, step, metrics, clock)
-            report.progress(line, lasting=logged)
+            evaluated = "validation" in task.splits and (last or step % options.eval_every == 0)
+            means = {
+                "train/loss": sums.loss / sums.steps,
+                "train/grad_norm": sums.grad_norm / sums.steps,
+                "learning_rate": float(metrics.learning_rate),
+            }
+            line = functools.partial(_progress_line, task, options.num_steps, step, clock)
+            report.progress(line(means), lasting=logged and not evaluated)
             if logged:
-                means = {
-                    "train/loss": sums.loss / sums.steps,
-                    "train/grad_norm": sums.grad_norm / sums.steps,
-                    "learning_rate": float(metrics.learning_rate),
-                }
                 log.write(step, means)
                 log.board(step, {f"{task.unit} per second": clock.units_per_second})
                 sums = _Sums()
 
             loss, better = None, False
-            if "validation" in task.splits and (last or step % options.eval_every == 0):
+            if evaluated:
                 validation = task.evaluate(_on_one_device(graph, state), "validation")
                 loss = validation["loss"]
                 if not math.isfinite(loss):
@@ -197,7 +209,8 @@ def _run_steps(config: Config, task: Task, workdir: pathlib.Path, report: Report
                 log.write(step, {f"validation/{name}": x for name, x in validation.items()})
                 better = loss < lowest
                 lowest = min(loss, lowest)
-                report.progress(f"{line} | validation loss {loss:.4f}", lasting=True)
+                written = (means if logged else {}) | {VALIDATION_LOSS: loss}
+                report.progress(line(written), lasting=True)
 
             if last or better or signals or step % options.checkpoint_every == 0:
                 save()
@@ -212,13 +225,15 @@ def _run_steps(config: Config, task: Task, workdir: pathlib.Path, report: Report
 
 
 def _progress_line(
-    task: Task, num_steps: int, step: int, metrics: StepMetrics, clock: Clock
+    task: Task, num_steps: int, step: int, clock: Clock, metrics: Mapping[str, float]
 ) -> str:
-    return (
-        f"step {step}/{num_steps} | loss {metrics.loss:.4f} | "
-        f"learning rate {metrics.learning_rate:.2e} | "
-        f"{clock.units_per_second:,.0f} {task.unit}/s | {clock.left(num_steps - step)} left"
-    )
+    """A step's metrics, with the names and values that metrics.jsonl has, speed and time left."""
+    formats = {"train/loss": ".4f", VALIDATION_LOSS: ".4f", "learning_rate": ".2e"}
+    parts = [f"step {step}/{num_steps}"]
+    parts += [f"{name} {metrics[name]:{form}}" for name, form in formats.items() if name in metrics]
+    if speed := clock.units_per_second:  # known from the second step of this process
+        parts += [f"{speed:,.0f} {task.unit}/s", f"{clock.left(num_steps - step)} left"]
+    return " | ".join(parts)
 
 
 def _on_one_device(graph: Any, state: TrainState) -> Compiled:

@@ -1,10 +1,13 @@
-"""The figures of a run: one line of JSON each time, and their curve as a picture."""
+"""The metrics of a run: a file with one JSON object in a line, and a plot of the loss."""
 
+import importlib.util
 import json
 import os
 import pathlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+
+from lstm_jax.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,17 +29,19 @@ def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 class MetricsLog:
-    """Appends lines to ``metrics.jsonl``, and to TensorBoard's files where it is installed.
+    """Appends lines to ``metrics.jsonl``, and scalars to TensorBoard's files.
 
-    Lines hold figures that are the same each time a run is repeated; speeds go to
-    TensorBoard and the progress line alone.
+    Lines hold metrics that are the same each time a run is repeated; speeds go only to
+    TensorBoard and the progress line.
 
     Args:
       workdir: the run's folder.
-      step: where the run goes on; lines of later steps, which will be written again, go.
+      step: the step from which the run continues; lines of later steps, which will be written
+        again, are removed.
+      tensorboard: whether to write TensorBoard's files, in the folder ``tensorboard``.
     """
 
-    def __init__(self, workdir: pathlib.Path, step: int):
+    def __init__(self, workdir: pathlib.Path, step: int, tensorboard: bool = False):
         self.path = workdir / "metrics.jsonl"
         kept = [line for line in read_metrics(self.path) if line["step"] <= step]
         whole = "".join(json.dumps(line) + "\n" for line in kept)
@@ -45,22 +50,26 @@ class MetricsLog:
             part.write_text(whole, "utf-8")
             part.replace(self.path)
         self._file = self.path.open("a", encoding="utf-8")
-        self._board = _tensorboard(workdir, step)
+        self._board = None
+        if tensorboard:
+            from tensorboardX import SummaryWriter
+
+            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
     def lines(self) -> list[dict[str, Any]]:
         """The lines on the disk."""
         return read_metrics(self.path)
 
-    def write(self, step: int, figures: Mapping[str, float]) -> None:
-        """One line: the step and its figures."""
-        self._file.write(json.dumps({"step": step, **figures}) + "\n")
-        self.board(step, figures)
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """One line: the step and its metrics."""
+        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self.board(step, metrics)
 
-    def board(self, step: int, figures: Mapping[str, float]) -> None:
-        """Metrics for TensorBoard alone."""
+    def board(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Metrics for TensorBoard only."""
         if self._board is not None:
-            for name, figure in figures.items():
-                self._board.add_scalar(name, figure, step)
+            for name, value in metrics.items():
+                self._board.add_scalar(name, value, step)
 
     def flush(self) -> None:
         """Puts all lines on the disk, which a checkpoint of their step relies on."""
@@ -75,12 +84,12 @@ class MetricsLog:
             self._board.close()
 
 
-def _tensorboard(workdir: pathlib.Path, step: int) -> Any:
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+def check_tensorboard() -> None:
+    """Raises :class:`UserError` where TensorBoard's files cannot be written."""
+    if importlib.util.find_spec("tensorboardX") is None:
+        raise UserError(
+            "train.tensorboard: tensorboardX is not installed (pip install 'lstm_jax[tensorboard]')"
+        )
 
 
 def loss_curve(

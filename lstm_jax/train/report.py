@@ -12,6 +12,13 @@ from rich.text import Text
 from lstm_jax.tasks.base import Columns, Metrics
 
 
+class _Console(Console):
+    """A console that raises where nobody reads its output; rich would end the process."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 class Report:
     """Messages, a progress line, and tables of metrics.
 
@@ -20,7 +27,7 @@ class Report:
     """
 
     def __init__(self, console: Console | None = None):
-        self._console = console or Console(highlight=False, soft_wrap=True)
+        self._console = console or _Console(highlight=False, soft_wrap=True)
         self._live: Live | None = None
 
     def say(self, message: str) -> None:

@@ -19,10 +19,17 @@ from lstm_jax.cli import main
 from lstm_jax.cli.convert import LIBRARIES
 from lstm_jax.cli.main import COMMANDS
 from lstm_jax.cli.parser import shown
-from lstm_jax.config import expectation
+from lstm_jax.config import (
+    TASKS,
+    OptimizerConfig,
+    TrainConfig,
+    expectation,
+    load_config,
+    sections_for,
+    write_config,
+)
 from lstm_jax.interop.convert import LIBRARIES as CONVERTED
-from lstm_jax.tasks import TASKS
-from lstm_jax.train import OptimizerConfig, TrainConfig, load_config, sections_for, write_config
+from lstm_jax.train import read_metrics
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 CHARACTERS = """
@@ -122,11 +129,19 @@ def test_train_prints_plain_lines(run):
     progress = [x for x in lines if x.startswith("step 2/6 | ")]
     assert len(progress) == 1
     assert re.fullmatch(
-        r"step 2/6 \| loss \d\.\d{4} \| learning rate \d\.\d\de-\d\d \| [\d,]+ characters/s \| "
-        r"\d+:\d\d:\d\d left",
+        r"step 2/6 \| train/loss \d\.\d{4} \| learning_rate \d\.\d\de-\d\d \| "
+        r"[\d,]+ characters/s \| \d+:\d\d:\d\d left",
         progress[0],
     )
-    assert sum("validation loss" in x for x in lines) == 2
+    # The console shows what metrics.jsonl holds, by the same names, and each step once.
+    metrics = read_metrics(pathlib.Path(run.workdir, "metrics.jsonl"))
+    for step in (2, 3, 4, 6):
+        written = {k: v for x in metrics if x["step"] == step for k, v in x.items()}
+        (line,) = [x for x in lines if x.startswith(f"step {step}/6 | ")]
+        for name in ("train/loss", "validation/loss"):
+            found = re.findall(rf"\| {name} ([\d.]+) ", line)
+            assert found == ([f"{written[name]:.4f}"] if name in written else []), line
+    assert sum(x.startswith("step ") for x in lines) == 4
     assert f"plotted {run.workdir}/plots/loss.png" in lines
     assert "a sample of 10 characters:" in run.out
     assert any(x.startswith("the ") and len(x) <= 14 for x in lines)
@@ -145,6 +160,23 @@ def test_evaluate_prints_figures_beside_the_ngram_model(run, capsys):
     assert re.search(r"\d\.\d{4}", ngram)
 
 
+def test_the_quickstart_takes_a_text_in_any_alphabet(tmp_path, capsys):
+    (tmp_path / "text.txt").write_text("Съешь ещё этих мягких булок\n" * 40, "utf-8-sig")
+    small = (
+        "--data.lanes",
+        2,
+        "--data.window",
+        8,
+        "--model.hidden-size",
+        4,
+        "--train.num-steps",
+        1,
+    )
+    where = ("--data.text", tmp_path / "text.txt", "--workdir", tmp_path / "run")
+    assert call("train", CONFIGS / "quickstart.toml", *where, *small) == 0
+    assert "\ufeff" not in capsys.readouterr().out
+
+
 def generate(run, capsys, *args) -> str:
     assert call("generate", run.workdir, *args) == 0
     told = capsys.readouterr()
@@ -161,6 +193,22 @@ def test_generate_is_decided_by_its_seed_and_temperature(run, capsys):
     assert generate(run, capsys, *args, "--seed", 1, "--temperature", 0.01) != text
     greedy = generate(run, capsys, *args, "--temperature", 0)
     assert generate(run, capsys, *args, "--temperature", 0, "--seed", 5) == greedy
+
+
+def test_generate_prints_each_character_as_soon_as_it_is_known(run, capsys, monkeypatch):
+    class Screen(io.StringIO):
+        def __init__(self):
+            super().__init__()
+            self.seen = []
+
+        def flush(self):
+            self.seen.append(self.getvalue())
+
+    args = ("--prompt", "the fox", "--length", 5)
+    text = generate(run, capsys, *args)
+    monkeypatch.setattr(sys, "stdout", Screen())
+    assert call("generate", run.workdir, *args) == 0
+    assert [text[:n] for n in range(7, 13)] == list(dict.fromkeys(sys.stdout.seen))[:6]
 
 
 def test_generate_keeps_brackets_and_takes_small_lengths(run, capsys):
@@ -364,7 +412,7 @@ MISTAKES = {
     "wrong type of a flag": (
         None,
         (*TRAIN, "--train.num-steps", "many"),
-        ["--train.num-steps", "an integer of at least 1", "'many'"],
+        ["error: --train.num-steps: expected an integer of at least 1, got 'many'\n"],
     ),
     "impossible value": (
         None,
@@ -380,6 +428,11 @@ MISTAKES = {
         None,
         (*TRAIN, "--train.seed", str(2**70)),
         ["--train.seed", str(2**70)],
+    ),
+    "a prompt in another alphabet": (
+        None,
+        (*TRAIN, "--train.sample-prompt", "Да"),
+        ["error: train.sample_prompt: character 'Д' at position 0 is not among the "],
     ),
     "missing text": (file("text.txt", None), TRAIN, ["text.txt: no such file"]),
     "a folder as text": (None, (*TRAIN, "--data.text", "."), ["no such file"]),
@@ -480,7 +533,16 @@ MISTAKES = {
         ["run", "classification", "does not generate"],
     ),
     "workdir is a file": (None, (*TRAIN, "--workdir", "text.txt"), ["text.txt"]),
-    "misspelt command": (None, ("trian", "next_character.toml"), ["trian", "train"]),
+    "misspelt command": (
+        None,
+        ("trian", "next_character.toml"),
+        ["error: trian: unknown command; did you mean train? see lstm-jax --help"],
+    ),
+    "a command like no other": (
+        None,
+        ("qqqq",),
+        [f"qqqq: unknown command; known: {', '.join(COMMANDS)}; see lstm-jax --help"],
+    ),
 }
 
 
@@ -502,7 +564,7 @@ def test_a_mistake_is_told_in_one_line(name, folder, capsys):
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (("--prompt", "a fäx"), ["prompt", "'ä'", "position 3"]),
+        (("--prompt", "a fäx"), ["error: --prompt: character 'ä' at position 3"]),
         (("--length", -1), ["--length", "at least 0", "-1"]),
         (("--length", "abc"), ["--length", "abc"]),
         (("--temperature", -0.5), ["--temperature", "at least 0", "-0.5"]),
@@ -557,10 +619,11 @@ def test_other_endings_of_a_command(ending, status, message, monkeypatch, capfd)
     assert capfd.readouterr().err == message
 
 
-def test_output_that_nobody_reads_ends_a_command_quietly():
+@pytest.mark.parametrize("words", [("--help",), ("train", "classification.toml")])
+def test_output_that_nobody_reads_ends_a_command_quietly(words, folder):
     """As in ``lstm-jax ... | head -1``."""
     command = subprocess.Popen(
-        [sys.executable, "-m", "lstm_jax", "--help"],
+        [sys.executable, "-m", "lstm_jax", *words],
         env={**os.environ, "PYTHONUNBUFFERED": ""},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -577,6 +640,23 @@ def test_verbose_prints_how_jax_is_set_up(run, capsys):
     assert out.startswith("devices: ") and "\nallocator: " in out
     assert f"\ncompiled programs: {jax.config.jax_compilation_cache_dir}\n" in out
     assert "allocator" not in run.out
+
+
+LIGHT = """
+import resource, sys
+import lstm_jax.cli
+assert lstm_jax.cli.main(sys.argv[1:]) == 0
+heavy = {"jax", "flax", "numpy", "optax", "grain", "orbax", "rich", "tqdm"} & set(sys.modules)
+assert not heavy, heavy
+used = resource.getrusage(resource.RUSAGE_SELF)
+assert used.ru_utime + used.ru_stime < 1, used
+"""
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], *[[c, "--help"] for c in COMMANDS]])
+def test_help_imports_nothing_heavy_and_takes_less_than_a_second(words):
+    ran = subprocess.run([sys.executable, "-c", LIGHT, *words], capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr) == (0, "") and ran.stdout
 
 
 @pytest.mark.slow

@@ -180,3 +180,7 @@ def test_mistakes_are_told(text, message):
         cell_factory(text)
     with pytest.raises(UserError, match=f"cell: .*{message}"):
         RecurrentConfig(cell=text)
+
+
+def test_a_cell_string_is_parsed_once():
+    assert cell_factory("lstm(forget_bias=2.5)") is cell_factory("lstm(forget_bias=2.5)")

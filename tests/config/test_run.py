@@ -12,6 +12,7 @@ from lstm_jax.config import (
     TrainConfig,
     differing_keys,
     load_config,
+    options,
     sections_for,
     task_name,
     write_config,
@@ -120,7 +121,7 @@ def test_integer_for_a_float_is_a_float(toml):
         ),
         pytest.param(
             "[optimizer]\nlearning_rate = true\n",
-            ("optimizer.learning_rate", "a number of above 0", "True"),
+            ("optimizer.learning_rate", "a number above 0", "True"),
             id="bool for float",
         ),
         pytest.param(
@@ -254,7 +255,7 @@ def test_mistakes_in_overrides(key, value, words, toml):
 )
 def test_ranges_hold_for_sections_made_in_python(values):
     (key,) = values
-    with pytest.raises(UserError, match=f"^{key}: expected a number of .*, got {values[key]}"):
+    with pytest.raises(UserError, match=f"^{key}: expected a number .*, got {values[key]}"):
         OptimizerConfig(**values)
 
 
@@ -334,3 +335,17 @@ def test_a_custom_task_has_its_own_keys(own_tasks, toml):
 )
 def test_mistakes_in_the_name_of_a_custom_task(name, said, own_tasks, toml):
     assert said in message(toml("", name))
+
+
+def test_each_value_is_checked_once(toml, monkeypatch):
+    checked = []
+    problem = options._problem
+
+    def counting(field, value):
+        checked.append(field.name)
+        return problem(field, value)
+
+    monkeypatch.setattr(options, "_problem", counting)
+    load_config(toml("[train]\nseed = 3\n"))
+    sections = sections_for("next_character").values()
+    assert len(checked) == sum(len(dataclasses.fields(kind)) for kind in sections)

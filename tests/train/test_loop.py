@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import pathlib
 import signal
 
 import filelock
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from rich.console import Console
 
 from lstm_jax.config import TASKS
@@ -149,6 +151,49 @@ def test_train_loss_is_the_mean_since_the_last_line(whole, tmp_path):
             mean = np.mean([each[step] for step in range(begin + 1, line["step"] + 1)])
             np.testing.assert_allclose(line["train/loss"], mean, rtol=1e-12)
             begin = line["step"]
+
+
+@pytest.fixture
+def compile_again(tmp_path):
+    """Forgets compiled programs but for those in a folder of the test's, which it may use."""
+    names = ("enable_compilation_cache", "compilation_cache_dir")
+    sizes = ("persistent_cache_min_compile_time_secs", "persistent_cache_min_entry_size_bytes")
+    before = {f"jax_{name}": getattr(jax.config, f"jax_{name}") for name in (*names, *sizes)}
+
+    def forget(*, cache: bool) -> pathlib.Path:
+        jax.clear_caches()
+        compilation_cache.reset_cache()
+        values = (cache, str(tmp_path / "programs"), 0.0, -1)
+        for name, value in zip(before, values, strict=True):
+            jax.config.update(name, value)
+        return tmp_path / "programs"
+
+    yield forget
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+def test_a_run_is_the_same_with_and_without_a_compilation_cache(whole, tmp_path, compile_again):
+    """Compiled anew throughout; and stopped, then resumed with programs from the cache alone."""
+    config = write_config(tmp_path, data__text=whole[0].data.text)
+    programs = compile_again(cache=False)
+    train(config, tmp_path / "run without", Listener())
+    assert not programs.exists()
+    compile_again(cache=True)
+    train(config, tmp_path / "run before", Listener())
+    kept = sorted(programs.iterdir())
+    compile_again(cache=True)
+    with pytest.raises(Stopped):
+        train(config, tmp_path / "run", Listener(killer(signal.SIGINT, 13)))
+    compile_again(cache=True)
+    train(config, tmp_path / "run", Listener())
+    assert len(kept) > 3 and kept[0].name in {path.name for path in programs.iterdir()}
+    step = [path for path in programs.iterdir() if path.name.startswith("jit_step")]
+    assert [path for path in kept if path.name.startswith("jit_step")] == step
+    for run in ("run", "run before"):
+        assert files(tmp_path / run) == files(tmp_path / "run without")
+        assert final_meta(tmp_path / run) == final_meta(tmp_path / "run without")
 
 
 def test_stopped_often_is_never_stopped(whole, tmp_path):

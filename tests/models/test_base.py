@@ -1,0 +1,39 @@
+"""Compiled models: a sequence read in parts compiles each part's program once."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from lstm_jax.models import Compiled, LanguageModel
+from lstm_jax.models.base import _called
+from lstm_jax.tasks.language import _keys, continued, stream_losses
+
+
+@pytest.fixture(scope="module", params=["as it is", "on a device"])
+def model(request):
+    """As after training, or as restored from a checkpoint, where arrays are bound to a device."""
+    module = LanguageModel(5, 3, 4, rngs=nnx.Rngs(0))
+    if request.param == "on a device":
+        graph, state = nnx.split(module)
+        module = nnx.merge(graph, jax.device_put(state, jax.devices()[-1]))
+    return Compiled(module)
+
+
+def compiled_by(call) -> int:
+    """How many programs of a model's call something compiles."""
+    before = _called._cache_size()
+    call()
+    return _called._cache_size() - before
+
+
+def test_every_part_of_a_stream_runs_the_same_program(model):
+    tokens = np.tile(np.arange(5, dtype=np.int32), 13)
+    assert compiled_by(lambda: stream_losses(model, tokens, chunk=17)) == 1
+    assert compiled_by(lambda: list(continued(model, tokens[:1], 6, 0.8, seed=0))) == 1
+
+
+def test_the_keys_of_generation_are_those_of_a_split():
+    for seed in (0, 5, 2**32 - 1):
+        expected = jax.random.key_data(jax.random.split(jax.random.key(seed), 7))
+        np.testing.assert_array_equal(_keys(np.uint32(seed), 7), expected)
