@@ -407,6 +407,35 @@ def _from_bits(array: jax.Array, like: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(array, like.dtype) if _is_narrow(like) else array
 
 
+class _Pair(NamedTuple):
+    """A stack that a loop reads, and the same as integers."""
+
+    bits: jax.Array
+    array: jax.Array
+
+
+def _with_bits(array: jax.Array) -> Any:
+    """A stack for a loop to read, which for a narrow type XLA's CPU compiler would widen first."""
+    return _Pair(_bits(array), array) if _is_narrow(array) else array
+
+
+def _is_pair(leaf: Any) -> bool:
+    return isinstance(leaf, _Pair)
+
+
+def _value(leaf: Any) -> jax.Array:
+    """What the loop reads of :func:`_with_bits`: the integers, unless it is differentiated."""
+    return _read(*leaf) if _is_pair(leaf) else leaf
+
+
+@jax.custom_jvp
+def _read(bits: jax.Array, array: jax.Array) -> jax.Array:
+    return _from_bits(bits, array)
+
+
+_read.defjvp(lambda primals, tangents: (_read(*primals), tangents[1]))
+
+
 def in_chunks(
     stored: dict[Var, Any], init: Leaves, new_carry: Vars, config: ScanConfig
 ) -> list[Any]:
@@ -551,7 +580,8 @@ def scan_tangents(
         return graph.evaluate(step.tangents_out, values)
 
     def block(d_carry: Leaves, inputs: Any) -> Any:
-        (stored, start), xs, d_xs = inputs
+        chunk, d_xs = inputs
+        (stored, start), xs = jax.tree.map(_value, chunk, is_leaf=_is_pair)
         d_xs = [d.astype(dtype) for d, dtype in zip(d_xs, x_types, strict=True)]
         if config.offload:
             stored = jax.device_put(stored, jax.memory.Space.Device)
@@ -576,7 +606,10 @@ def scan_tangents(
         )
 
     block = jax.checkpoint(block, prevent_cse=False)
-    inputs = list(zip(chunks, in_blocks(xs, config), in_blocks(d_xs, config), strict=True))
+    values = list(zip(chunks, in_blocks(xs, config), strict=True))
+    if jax.default_backend() == "cpu" and not config.offload:
+        values = jax.tree.map(_with_bits, values)
+    inputs = list(zip(values, in_blocks(d_xs, config), strict=True))
     d_carry, d_chunks = over_blocks(block, d_init, inputs, config)
     return d_carry, [joined(list(parts)) for parts in zip(*d_chunks, strict=True)]
 
