@@ -79,6 +79,7 @@ num_steps = 600
 eval_every = 600
 checkpoint_every = 600
 sample_length = 1
+seed = 2
 """
 with open("small.toml", "w") as file:
     file.write(CONFIG)
@@ -196,7 +197,7 @@ plot_unit(few, quote_unit, text=held_out[line])
 # At the opening mark the forget gate $f$ falls to 0: what was in the cell is thrown away. The
 # input gate $i$ opens, and the candidate $g$ is +1: the cell now says "inside", and says so more
 # firmly with each character. At the closing mark the forget gate shuts once more, and the cell is
-# empty. In between, and outside, $f$ stays near 1, and the cell keeps what it has. Nobody designed
+# empty. In between, $f$ mostly stays near 1, and the cell keeps what it has. Nobody designed
 # this. It is what training made of the equations.
 #
 # ## Does the model use it?
