@@ -175,7 +175,7 @@ quote_unit = int(units.unit[0])
 sign = np.sign(units.correlation[0])
 h = np.asarray(values.values["layer_0"]["h"])[:, quote_unit]
 begin = held_out.index("\n\n", 3000) + 2
-piece = slice(begin, begin + 480)
+piece = slice(begin, begin + 240)
 text_html(held_out[piece], sign * h[piece], title=f"output of unit {quote_unit}")
 
 # %% [markdown]
