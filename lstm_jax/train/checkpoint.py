@@ -60,7 +60,7 @@ class Checkpoints:
     """The checkpoints of a run: the latest few and the best, each a numbered folder.
 
     Beside the state a checkpoint holds ``meta``, plain JSON: the place in the data, what has
-    been summed up since the last line of figures, and a digest of the state.
+    been summed up since the last line of metrics, and a digest of the state.
 
     Args:
       folder: where they lie; made if missing.

@@ -108,10 +108,10 @@ def loss_curve(
         points = [(line["step"], line[name]) for line in lines if name in line]
         if points:
             axes.plot(*zip(*points, strict=True), **style)
-    for number, (name, figures) in enumerate(baselines.items()):
-        if "loss" in figures:
+    for number, (name, reached) in enumerate(baselines.items()):
+        if "loss" in reached:
             dashes = [":", "-.", "--"][number % 3]
-            axes.axhline(figures["loss"], color="0.4", linestyle=dashes, label=name)
+            axes.axhline(reached["loss"], color="0.4", linestyle=dashes, label=name)
     axes.set_xlabel("training step")
     axes.set_ylabel(f"loss ({unit})")
     axes.grid(alpha=0.25)
