@@ -5,6 +5,8 @@ import hashlib
 import json
 import logging
 import pathlib
+import re
+import tempfile
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -45,6 +47,26 @@ def _digests(folder: pathlib.Path) -> dict[str, str]:
     }
 
 
+def _safe_path(folder: pathlib.Path) -> tuple[pathlib.Path, contextlib.ExitStack]:
+    """A path to a folder that Orbax reads literally, and what removes it.
+
+    Orbax takes ``[`` and ``**`` in a path as patterns, and ``gs:`` as the address of a bucket.
+    Such a folder is reached through a symbolic link.
+    """
+    link = contextlib.ExitStack()
+    if re.fullmatch(r"[\w /.-]*", str(folder)):
+        return folder, link
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = tempfile.TemporaryDirectory(prefix="lstm_jax-")
+        link.callback(temporary.cleanup)
+        path = pathlib.Path(temporary.name) / "checkpoints"
+        path.symlink_to(folder, target_is_directory=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror})") from error
+    return path, link
+
+
 class _LatestAndBest(ocp.checkpoint_managers.PreservationPolicy):
     """Keeps the steps that a function chooses; losses are the business of `Checkpoints`."""
 
@@ -71,8 +93,10 @@ class Checkpoints:
         self.folder = folder.absolute()
         self._keep = keep
         self._losses: dict[int, float] = {}
+        self._read_back = False  # whether a checkpoint of this process has been read
+        path, self._link = _safe_path(self.folder)
         self._manager = ocp.CheckpointManager(
-            self.folder,
+            path,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=_LatestAndBest(self._kept),
                 enable_async_checkpointing=False,
@@ -92,10 +116,15 @@ class Checkpoints:
     def save(self, state: TrainState, meta: dict[str, Any], loss: float | None) -> None:
         """Writes a checkpoint, in one move from a temporary folder.
 
+        The first one is read back, so that a path or disk that loses data is noticed at once.
+
         Args:
           state: what training goes on from.
           meta: what else it needs; JSON.
           loss: validation loss, by which the best is chosen; None where there is none.
+
+        Raises:
+          UserError: the checkpoint is written but cannot be read.
         """
         step = int(state.step)
         if step in self._manager.all_steps():
@@ -116,6 +145,9 @@ class Checkpoints:
         part = self.folder / str(step) / f"{FILES}.part"
         part.write_text(json.dumps(_digests(self.folder / str(step))), "utf-8")
         part.replace(self.folder / str(step) / FILES)
+        if not self._read_back:
+            self.restore(step, jax.device_get(state))
+            self._read_back = True
 
     def best_step(self) -> int | None:
         """The step of the lowest validation loss, or the latest where none was taken."""
@@ -223,4 +255,5 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for what is being written."""
-        self._manager.close()
+        with self._link:
+            self._manager.close()

@@ -8,11 +8,13 @@ import os
 import pathlib
 import pickle
 import shutil
+import tempfile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 import lstm_jax
@@ -128,6 +130,55 @@ def test_the_last_few_and_the_best_are_kept(reopened, tmp_path):
         restored, _ = checkpoints.restore(2, make_state(0))
     assert bits(restored) == bits(make_state(2))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "6", "7"]
+
+
+@pytest.mark.parametrize("name", ["my [runs]", "**", "*", "gs:", "a?b", "%20#|", "two\nlines", "ü"])
+def test_every_path_holds_checkpoints(name, tmp_path, monkeypatch):
+    """Orbax takes some names as patterns or addresses."""
+    links = tmp_path / "links"
+    links.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(links))
+    folder = tmp_path / name / "checkpoints"
+    with opened(folder, keep=1) as checkpoints:
+        for step, loss in ((1, 0.5), (2, 0.75), (3, 0.625)):
+            checkpoints.save(make_state(step), {"data": step}, loss)
+    assert sorted(path.name for path in folder.iterdir()) == ["1", "3"]
+    with opened(folder, keep=1) as checkpoints:
+        restored, meta = checkpoints.restore_latest(make_state(0), pytest.fail)
+        flip(largest(folder / "3"))
+        with pytest.raises(UserError) as caught:
+            checkpoints.restore(3, make_state(0))
+    assert bits(restored) == bits(make_state(3)) and meta["data"] == 3
+    assert str(caught.value).startswith(f"{folder / '3'}: ")  # the user's name, not the link's
+    assert list(links.iterdir()) == []
+
+
+def test_a_first_checkpoint_that_cannot_be_read_is_reported(tmp_path, monkeypatch):
+    """Where a disk loses what is written; later ones cost no reading."""
+    real_save = ocp.CheckpointManager.save
+    reads: list[int] = []
+    real_restore = ocp.CheckpointManager.restore
+
+    def restore(self, step, *args, **kwargs):
+        reads.append(step)
+        return real_restore(self, step, *args, **kwargs)
+
+    monkeypatch.setattr(ocp.CheckpointManager, "restore", restore)
+    with opened(tmp_path / "good") as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(make_state(step), {}, None)
+    assert reads == [1]
+
+    def lossy(self, step, *args, **kwargs):
+        saved = real_save(self, step, *args, **kwargs)
+        shutil.rmtree(tmp_path / "lossy" / str(step) / "state" / "d", ignore_errors=True)
+        return saved
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", lossy)
+    with opened(tmp_path / "lossy") as checkpoints, pytest.raises(UserError) as caught:
+        checkpoints.save(make_state(1), {}, None)
+    assert str(caught.value).startswith(f"{tmp_path / 'lossy' / '1'}: ")
+    assert "\n" not in str(caught.value)
 
 
 def test_best_is_the_latest_where_no_loss_was_taken(tmp_path):
