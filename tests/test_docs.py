@@ -6,11 +6,16 @@ import math
 import os
 import pathlib
 import re
+import socket
+import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from lstm_jax import LSTM
 from lstm_jax.cells import CELLS, BaseCell, GatedCell, LSTMFamilyCell
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -82,6 +87,36 @@ ELSEWHERE = ("your_own_cell", "your_own_task", "interop")
 @pytest.mark.parametrize("page", [p for p in DOCS if p.stem not in ELSEWHERE], ids=name_of)
 def test_the_blocks_of_a_page_run_in_order(page, tmp_path, monkeypatch, capsys):
     run_page(page, tmp_path, monkeypatch, capsys)
+
+
+def test_several_hosts(tmp_path):
+    """Two processes, each with half of the rows, print what one process with all rows finds."""
+    write_files(ROOT / "docs" / "sharding.md", tmp_path)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    command = [sys.executable, "several_hosts.py", address, "2"]
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1"}
+    hosts = [
+        subprocess.Popen(
+            [*command, str(n)], cwd=tmp_path, env=environment, text=True, stdout=subprocess.PIPE
+        )
+        for n in range(2)
+    ]
+    printed = [host.communicate(timeout=300)[0] for host in hosts]
+    assert [host.returncode for host in hosts] == [0, 0]
+
+    lstm = LSTM(16)
+    params = lstm.init(jax.random.key(0), 8)
+    rows = [np.random.default_rng(n).normal(size=(50, 4, 8)).astype("float32") for n in range(2)]
+    xs = np.concatenate(rows, 1)
+    value, gradient = jax.value_and_grad(lambda p: jnp.mean(lstm.apply(p, xs)[1] ** 2))(params)
+    norm = sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(gradient)) ** 0.5
+    for text in printed:
+        numbers = re.search(r"(\d+) rows, loss ([\d.]+), gradient ([\d.]+)", text)
+        numbers = [float(number) for number in numbers.groups()]
+        # Printed with six decimals, float32.
+        np.testing.assert_allclose(numbers, [8, value, norm], atol=2e-6)
 
 
 # ---- what is linked exists ----

@@ -87,7 +87,14 @@ def fused_scan(
     init_leaves, carry_tree = jax.tree.flatten(init)
     x_leaves = jax.tree.leaves(xs)
     num_steps = len(x_leaves[0])
-    block = block_size(num_steps, init_leaves) if block is None else min(block, num_steps)
+    if block is None:
+        block = block_size(num_steps, init_leaves)
+        # What is recomputed for a block needs memory, too: eight blocks need less in total than
+        # stored residuals, and below two steps in a block nothing is gained (measured).
+        save_residuals = save_residuals or num_steps < 16
+        if not save_residuals:
+            block = min(block, num_steps // 8)
+    block = min(block, num_steps)
     config = ScanConfig(num_steps, block, reverse, save_residuals, offload)
     run = _with_rule(graph, config, finite_coefficients)
     consts = [jnp.asarray(value) for value in graph.consts.values()]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lstm_jax import LSTM
+from lstm_jax import CELLS, LSTM, unroll
 from lstm_jax.sequence.fused import ScanConfig, block_size, fused_scan
 from lstm_jax.sequence.fused.scan import (
     in_blocks,
@@ -114,3 +114,31 @@ def test_no_stack_of_narrow_numbers_is_written_in_a_loop():
     written = re.findall(r"dynamic_update_slice.*: \(tensor<[^>]*x(\w+)>", text)
     assert {"f32", "ui16"} <= set(written)
     assert "bf16" not in written
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("lstm", (20_000, 1, 8, 8)),
+        ("lstm", (64, 4, 8, 8)),
+        ("lstm", (3, 2, 8, 8)),
+        ("rnn", (16, 16, 32, 64)),
+        ("layer_norm", (300, 4, 16, 32)),
+    ],
+)
+def test_recomputing_never_needs_more_memory(name, shape):
+    """Compiled and not run."""
+    T, B, D, H = shape
+    cell = CELLS[name](H)
+    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), D))
+    xs = jax.ShapeDtypeStruct((T, B, D), jnp.float32)
+
+    def temporary_memory(memory):
+        def loss(params, xs):
+            return jnp.sin(unroll(cell, params, xs, memory=memory)[1]).sum()
+
+        options = {"xla_backend_optimization_level": 0}
+        lowered = jax.jit(jax.grad(loss, (0, 1)), compiler_options=options).lower(params, xs)
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary_memory("recompute") <= temporary_memory("full")
