@@ -5,9 +5,11 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from lstm_jax import CELLS
 from lstm_jax.cells import named
-from lstm_jax.sequence.fused.graph import CHEAP, StepGraph, bind
+from lstm_jax.sequence.fused.graph import CHEAP, EXPENSIVE, TRANSCENDENTAL, StepGraph, bind
 
 
 def test_inner_calls_are_inlined_and_literals_and_constants_known():
@@ -69,3 +71,29 @@ def test_a_copy_is_independent():
     other.new((2,), jnp.float32)
     assert len(graph.equations) == 1
     assert graph.size(*graph.inputs) == 1
+
+
+def unclassified(step, *arguments):
+    """Names of primitives in a step and its derivative that no class contains."""
+    derivative = lambda arguments, tangents: jax.jvp(step, arguments, tangents)  # noqa: E731
+    graph = StepGraph(derivative, arguments, arguments)
+    classes = CHEAP | TRANSCENDENTAL | EXPENSIVE
+    return {equation.primitive for equation in graph.equations} - classes
+
+
+@pytest.mark.parametrize("name", list(CELLS))
+def test_every_primitive_of_a_cell_is_classified(name):
+    """A new version of JAX may trace a cell to other primitives, which the lists must contain."""
+    space = (3, 2) if name == "conv_lstm" else ()
+    cell = CELLS[name](hidden_size=4)
+    params = cell.init(jax.random.key(0), 3)
+    found = unclassified(cell.step, params, cell.zero_state((2, *space)), jnp.ones((2, *space, 3)))
+    assert not found, f"add to CHEAP, TRANSCENDENTAL or EXPENSIVE in graph.py: {sorted(found)}"
+
+
+def test_an_unclassified_primitive_is_named():
+    assert unclassified(jax.lax.lgamma, jnp.ones(2)) == {"lgamma", "digamma"}
+
+
+def test_classes_of_primitives_are_disjoint():
+    assert not CHEAP & TRANSCENDENTAL | CHEAP & EXPENSIVE | TRANSCENDENTAL & EXPENSIVE
