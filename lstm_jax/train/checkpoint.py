@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import pathlib
 import re
 import tempfile
@@ -23,6 +24,14 @@ logging.getLogger("absl").setLevel(logging.ERROR)
 FILES = "files.json"  # in each checkpoint: the SHA-256 of every other file of it
 
 
+class DamagedCheckpoint(UserError):  # noqa: N818 - describes the checkpoint
+    """A checkpoint with a wrong digest or a broken structure.
+
+    A file that cannot be read now, for lack of permission or after an error of the disk or
+    network, is not damage: it can be whole.
+    """
+
+
 def digest(tree: Any) -> str:
     """SHA-256 of the names, types, shapes and bytes of a tree of arrays.
 
@@ -40,11 +49,36 @@ def digest(tree: Any) -> str:
 
 
 def _digests(folder: pathlib.Path) -> dict[str, str]:
+    def stop(error: OSError) -> None:
+        raise error  # a folder that cannot be listed is not an empty one
+
+    paths = [
+        pathlib.Path(parent, name)
+        for parent, _, names in os.walk(folder, onerror=stop)
+        for name in names
+        if name not in (FILES, f"{FILES}.part")
+    ]
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in (FILES, f"{FILES}.part")
+        for path in sorted(paths)
     }
+
+
+def _known_digests(folder: pathlib.Path) -> dict[str, str]:
+    """Those that the checkpoint holds; none if the process was killed before it wrote them."""
+    try:
+        known = json.loads((folder / FILES).read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (ValueError, RecursionError, IsADirectoryError) as error:
+        raise DamagedCheckpoint(f"{folder}: damaged checkpoint ({FILES} is not JSON)") from error
+    if not isinstance(known, dict) or not known:
+        raise DamagedCheckpoint(f"{folder}: damaged checkpoint ({FILES} holds no digests)")
+    return known
+
+
+def _unreadable(path: pathlib.Path, error: OSError) -> UserError:
+    return UserError(f"{path}: cannot be read ({error.strerror}); nothing was deleted")
 
 
 def _safe_path(folder: pathlib.Path) -> tuple[pathlib.Path, contextlib.ExitStack]:
@@ -103,9 +137,17 @@ class Checkpoints:
             ),
             item_names=("state", "meta"),
         )
+        try:
+            self._read_losses()
+        except OSError as error:
+            self.close()
+            raise _unreadable(self.folder, error) from error
+
+    def _read_losses(self) -> None:
+        broken = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
         for step in self.steps():
             # Read by hand: Orbax would fail altogether on a damaged one.
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            with contextlib.suppress(*broken, ValueError, KeyError, TypeError, RecursionError):
                 meta = json.loads((self.folder / str(step) / "meta" / "metadata").read_text())
                 self._losses[step] = float(meta["loss"])
 
@@ -173,78 +215,79 @@ class Checkpoints:
           like: a state with the same structure, shapes, types and shardings.
 
         Raises:
-          UserError: the checkpoint is damaged.
+          DamagedCheckpoint: the checkpoint is damaged.
+          UserError: it cannot be read, or does not fit ``like``.
         """
-        self._check_files(step)
-        try:
-            restored = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(like), meta=ocp.args.JsonRestore()
-                ),
-            )
-            state, meta = restored["state"], restored["meta"]
-            whole = meta["digest"] == digest(state)
-        except Exception as error:  # a damaged file can fail in any of several libraries
-            reason = str(error).strip().splitlines()
-            raise UserError(
-                f"{self.folder / str(step)}: damaged checkpoint "
-                f"({type(error).__name__}: {reason[0][:100] if reason else ''})"
-            ) from error
-        if not whole:
-            raise UserError(f"{self.folder / str(step)}: damaged checkpoint (digest differs)")
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(like), meta=ocp.args.JsonRestore())
+        restored, fault = self._restore(step, args)
+        state, meta = restored["state"], restored["meta"]
+        if not isinstance(meta, dict) or meta.get("digest") != digest(state):
+            raise fault("digest differs")
         return state, meta
 
     def meta(self, step: int) -> dict[str, Any]:
-        """What a checkpoint holds beside the state.
+        """The JSON that a checkpoint holds besides the state; raises as :meth:`restore`."""
+        restored, fault = self._restore(step, ocp.args.Composite(meta=ocp.args.JsonRestore()))
+        if not isinstance(restored["meta"], dict):
+            raise fault("meta")
+        return restored["meta"]
 
-        Raises:
-          UserError: the checkpoint is damaged.
-        """
-        self._check_files(step)
+    def _restore(self, step: int, args: Any) -> tuple[Any, Callable[[str], UserError]]:
+        """What Orbax reads, and the error to raise where its content is wrong."""
+        folder = self.folder / str(step)
+        intact = self._check_files(folder)
+
+        def fault(reason: str) -> UserError:
+            if intact:
+                return UserError(f"{folder}: its files are intact, but do not fit ({reason})")
+            return DamagedCheckpoint(f"{folder}: damaged checkpoint ({reason})")
+
         try:
-            args = ocp.args.Composite(meta=ocp.args.JsonRestore())
-            return self._manager.restore(step, args=args)["meta"]
-        except Exception as error:
-            raise UserError(f"{self.folder / str(step)}: damaged checkpoint (meta)") from error
+            return self._manager.restore(step, args=args), fault
+        except FileNotFoundError as error:
+            raise fault("a file is missing") from error
+        except OSError as error:
+            raise _unreadable(folder, error) from error
+        except Exception as error:  # a damaged file can fail in any of several libraries
+            reason = str(error).strip().splitlines()
+            raise fault(f"{type(error).__name__}: {reason[0][:100] if reason else ''}") from error
 
-    def _check_files(self, step: int) -> None:
+    def _check_files(self, folder: pathlib.Path) -> bool:
         """Compares files with their digests: Orbax fails loudly in threads on damaged ones.
 
-        Where the digests themselves are missing, since the process was killed just before
-        they were written, the digest of the state alone must do.
+        Returns:
+          Whether the files are known to be intact.  Where the digests are missing, only the
+          digest of the state can show damage.
         """
-        folder = self.folder / str(step)
         try:
-            known = json.loads((folder / FILES).read_text("utf-8"))
-        except FileNotFoundError:
-            known = {}
-        except ValueError as error:
-            raise UserError(f"{folder}: damaged checkpoint ({FILES} is no JSON)") from error
-        found = _digests(folder)
+            known, found = _known_digests(folder), _digests(folder)
+        except OSError as error:
+            raise _unreadable(folder, error) from error
+        folders = {name.partition("/")[0] for name in found}
         for name in known or ("state", "meta"):
-            if not (folder / name).exists():
-                raise UserError(f"{folder}: damaged checkpoint ({name} is missing)")
+            if name not in (found if known else folders):
+                raise DamagedCheckpoint(f"{folder}: damaged checkpoint ({name} is missing)")
             if known and found[name] != known[name]:
-                raise UserError(f"{folder}: damaged checkpoint ({name} has changed)")
+                raise DamagedCheckpoint(f"{folder}: damaged checkpoint ({name} has changed)")
+        return bool(known)
 
     def restore_latest(
         self, like: TrainState, warn: Callable[[str], None]
     ) -> tuple[TrainState, dict[str, Any]] | None:
         """The latest checkpoint that is whole; None where there is none at all.
 
-        A damaged one is passed over with a warning and deleted, since training will come to
-        its step again.
+        A damaged one is skipped with a warning and deleted, since training will come to its
+        step again.
 
         Raises:
-          UserError: there are checkpoints, but every one is damaged.
+          UserError: every checkpoint is damaged, or one cannot be read; nothing is deleted.
         """
         steps = self.steps()
         for step in steps:
             try:
                 restored = self.restore(step, like)
-            except UserError as error:
-                warn(f"{error}; passed over for the one before it")
+            except DamagedCheckpoint as error:
+                warn(f"{error}; the one before it is used")
                 continue
             for newer in steps[: steps.index(step)]:
                 self._manager.delete(newer)

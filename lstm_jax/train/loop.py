@@ -17,7 +17,7 @@ from lstm_jax.config import Config, OptimizerConfig, TrainConfig, task_name
 from lstm_jax.errors import UserError
 from lstm_jax.models import Compiled
 from lstm_jax.tasks.base import Generates, Metrics, Task
-from lstm_jax.train.checkpoint import Checkpoints
+from lstm_jax.train.checkpoint import Checkpoints, DamagedCheckpoint
 from lstm_jax.train.devices import AXIS, data_mesh
 from lstm_jax.train.metrics import MetricsLog, check_tensorboard, loss_curve, read_metrics
 from lstm_jax.train.optimizer import build_optimizer, build_schedule
@@ -268,8 +268,8 @@ def _refuse_other_data(checkpoints: Checkpoints, task: Task, workdir: pathlib.Pa
     for step in checkpoints.steps():
         try:
             began_with = checkpoints.meta(step)["fingerprint"]
-        except UserError:
-            continue  # a damaged one, of which restoring will tell
+        except DamagedCheckpoint:
+            continue  # restoring reports it
         if began_with != task.fingerprint:
             raise UserError(
                 f"{workdir}: the data have changed since this run began: expected SHA-256 "

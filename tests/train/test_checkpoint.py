@@ -1,7 +1,8 @@
-"""Checkpoints: bit for bit, the best and the last kept, damage found and passed over."""
+"""Checkpoints: bit for bit, the best and the last kept, damage found and skipped."""
 
 import ast
 import contextlib
+import errno
 import gc
 import json
 import os
@@ -20,7 +21,7 @@ import pytest
 import lstm_jax
 from lstm_jax.errors import UserError
 from lstm_jax.train import Checkpoints, TrainState, data_mesh
-from lstm_jax.train.checkpoint import digest
+from lstm_jax.train.checkpoint import DamagedCheckpoint, digest
 from lstm_jax.train.devices import AXIS
 
 
@@ -248,7 +249,7 @@ def no_traceback(capfd):
 
 @pytest.mark.usefixtures("no_traceback")
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_a_damaged_latest_checkpoint_is_passed_over(kind, folder):
+def test_a_damaged_latest_checkpoint_is_skipped(kind, folder):
     DAMAGE[kind](folder / "3")
     warnings: list[str] = []
     with opened(folder) as checkpoints:
@@ -297,8 +298,83 @@ def test_losses_that_cannot_be_read_stop_nothing(folder):
     assert bits(restored) == bits(make_state(3)) and warnings == []
 
 
+def fail_to_read(monkeypatch, target: pathlib.Path, error: int) -> None:
+    """Reading a file, or listing a folder, fails; whether as root or not."""
+    read, scan = pathlib.Path.read_bytes, os.scandir
+    fault = OSError(error, os.strerror(error), str(target))
+
+    def read_bytes(path):
+        if path == target:
+            raise fault
+        return read(path)
+
+    def scandir(path):
+        if pathlib.Path(path) == target:
+            raise fault
+        return scan(path)
+
+    monkeypatch.setattr(pathlib.Path, "read_bytes", read_bytes)
+    monkeypatch.setattr(os, "scandir", scandir)
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.EACCES, errno.ESTALE], ids=errno.errorcode.get)
+@pytest.mark.parametrize("part", ["file", "folder"])
+def test_what_cannot_be_read_now_is_not_damage(part, error, folder, monkeypatch):
+    """One line, and nothing is deleted: the next attempt finds the checkpoint whole."""
+    target = largest(folder / "3") if part == "file" else folder / "3" / "state"
+    before = files_of(folder)
+    with opened(folder) as checkpoints, monkeypatch.context() as faulty:
+        fail_to_read(faulty, target, error)
+        for read in (
+            lambda: checkpoints.restore_latest(make_state(0), pytest.fail),
+            lambda: checkpoints.meta(3),
+        ):
+            with pytest.raises(UserError) as caught:
+                read()
+            assert not isinstance(caught.value, DamagedCheckpoint)
+            expected = f"cannot be read ({os.strerror(error)}); nothing was deleted"
+            assert str(caught.value) == f"{folder / '3'}: {expected}"
+    assert files_of(folder) == before
+    with opened(folder) as checkpoints:
+        assert checkpoints.restore_latest(make_state(0), pytest.fail)[0].step == 3
+
+
+def test_a_loss_that_cannot_be_read_now_stops_the_run(folder, monkeypatch):
+    """Otherwise the best checkpoint could be deleted."""
+    real = pathlib.Path.read_text
+
+    def read_text(path, *args):
+        if path == folder / "1" / "meta" / "metadata":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path, *args)
+
+    monkeypatch.setattr(pathlib.Path, "read_text", read_text)
+    with pytest.raises(UserError, match=r"cannot be read \(Input/output error\)"):
+        Checkpoints(folder, 3)
+
+
+def test_a_state_of_another_shape_is_not_damage(folder):
+    """As of a run whose config has changed."""
+    like = make_state(0)
+    like = like._replace(params={**like.params, "w": jnp.zeros((41, 30))})
+    with opened(folder) as checkpoints, pytest.raises(UserError) as caught:
+        checkpoints.restore_latest(like, pytest.fail)
+    assert str(caught.value).startswith(f"{folder / '3'}: its files are intact, but do not fit (")
+    assert "\n" not in str(caught.value)
+    assert sorted(path.name for path in folder.iterdir()) == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize("text", ["5", "[]", "{}", "null", "{", "[" * 10**5, '{"state/x": 1}'])
+def test_damaged_digests_are_damage(text, folder):
+    (folder / "3" / "files.json").write_text(text, "utf-8")
+    warnings: list[str] = []
+    with opened(folder) as checkpoints:
+        assert checkpoints.restore_latest(make_state(0), warnings.append)[0].step == 2
+    assert len(warnings) == 1 and "\n" not in warnings[0]
+
+
 @pytest.mark.usefixtures("no_traceback")
-def test_two_damaged_ones_are_passed_over(folder):
+def test_two_damaged_ones_are_skipped(folder):
     flip(largest(folder / "3"))
     halve(largest(folder / "2"))
     warnings: list[str] = []
