@@ -45,6 +45,16 @@ class TrainConfig(Section):
     num_steps: int = option(1000, "training steps", at_least=1)
     log_every: int = option(50, "steps from one line of training metrics to the next", at_least=1)
     eval_every: int = option(500, "steps from one evaluation to the next", at_least=1)
+    patience: int = option(
+        0, "evaluations without a lower validation loss after which training stops; 0: never",
+        at_least=0,
+    )  # fmt: skip
+    accumulate: int = option(
+        1, "batches whose gradients are averaged for one training step", at_least=1
+    )
+    init_from: str = option(
+        "", "folder of a run whose parameters training starts from", path_or=("",)
+    )
     checkpoint_every: int = option(500, "steps from one checkpoint to the next", at_least=1)
     keep_checkpoints: int = option(2, "latest checkpoints kept, beside the best", at_least=1)
     seed: int = option(

@@ -7,31 +7,35 @@ import json
 import math
 import pathlib
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import NamedSharding, PartitionSpec
+import numpy as np
+from flax import nnx
+from jax.sharding import NamedSharding
 
 from lstm_jax.config import Config, OptimizerConfig, TrainConfig, task_name
 from lstm_jax.errors import UserError
 from lstm_jax.models import Compiled
 from lstm_jax.tasks.base import Generates, Metrics, Task
 from lstm_jax.train.checkpoint import Checkpoints, DamagedCheckpoint
-from lstm_jax.train.devices import AXIS, data_mesh
-from lstm_jax.train.metrics import MetricsLog, check_tensorboard, loss_curve, read_metrics
+from lstm_jax.train.devices import data_mesh
+from lstm_jax.train.metrics import Callback, MetricsLog, check_tensorboard, loss_curve, read_metrics
 from lstm_jax.train.optimizer import build_optimizer, build_schedule
 from lstm_jax.train.report import Clock, Report
+from lstm_jax.train.start import Source, started_from
 from lstm_jax.train.step import (
     StepMetrics,
     TrainState,
     abstract_state,
+    batch_spec,
     build_step,
     init_state,
     state_shardings,
     trained_model,
 )
-from lstm_jax.train.workdir import claimed
+from lstm_jax.train.workdir import claimed, load_workdir, stored_metadata
 
 VALIDATION_LOSS = "validation/loss"
 SAMPLES = "samples"  # folder of a run for files that its task generates
@@ -66,6 +70,7 @@ def train(
     *,
     optimizer: OptimizerConfig | None = None,
     options: TrainConfig | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> dict[str, Metrics]:
     """Trains from the start, or from the last checkpoint in ``workdir``, to the end.
 
@@ -78,6 +83,8 @@ def train(
       report: receives progress and results; by default the console.
       optimizer: section ``[optimizer]``, where a task is given.
       options: section ``[train]``, where a task is given.
+      callbacks: loggers, each called as ``callback(step, metrics)`` with the metrics of every line
+        of ``metrics.jsonl``, and with the speed.
 
     Returns:
       The best checkpoint's metrics by split, as in ``results.json``.
@@ -96,10 +103,15 @@ def train(
     data_mesh(task.batch_size, config.train.num_devices)
     if config.train.tensorboard:
         check_tensorboard()
+    if config.train.patience and "validation" not in task.splits:
+        raise UserError(
+            f"train.patience: expected 0, got {config.train.patience}: there is no validation split"
+        )
+    source = None if has_checkpoint(workdir) else load_source(config.train.init_from)
     if isinstance(task, Generates) and config.train.sample_length:
         _check_prompt(task, config.train.sample_prompt)
     with claimed(workdir, config, task.known):
-        _run_steps(config, task, workdir, report)
+        _run_steps(config, task, workdir, report, source, callbacks)
         return evaluate(config, task, workdir, report)
 
 
@@ -124,13 +136,24 @@ def config_of(
     )
 
 
-def _run_steps(config: Config, task: Task, workdir: pathlib.Path, report: Report) -> None:
+def _run_steps(
+    config: Config,
+    task: Task,
+    workdir: pathlib.Path,
+    report: Report,
+    source: Source | None,
+    callbacks: Sequence[Callback],
+) -> None:
     options = config.train
     mesh = data_mesh(task.batch_size, options.num_devices)
     schedule = build_schedule(config.optimizer, options.num_steps)
     optimizer = build_optimizer(config.optimizer, schedule)
     graph, state = init_state(task, optimizer, config.optimizer.ema_decay > 0, options.seed)
-    take_step = build_step(task, graph, optimizer, schedule, config.optimizer.ema_decay, mesh)
+    take_step = build_step(
+        task, graph, optimizer, schedule, config.optimizer.ema_decay, mesh, options.accumulate
+    )
+    if source is not None:
+        state = started_from(source, state, task.known, report.say, report.warn)
     state = jax.device_put(state, state_shardings(state, mesh))
     batches = iter(task.batches(options.seed).to_iter_dataset())
     sums, loss = _Sums(), None  # loss: of the validation split, if taken at this step
@@ -143,18 +166,23 @@ def _run_steps(config: Config, task: Task, workdir: pathlib.Path, report: Report
         sums = _Sums(**meta["sums"])
         report.say(f"resuming from step {int(state.step)} in {workdir}")
 
+    units = task.units_per_step * options.accumulate
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     report.say(
         f"{config.task}: {parameters:,} parameters, {options.num_steps:,} steps of "
-        f"{task.units_per_step:,} {task.unit} on {mesh.size} {jax.default_backend()} device(s), "
+        f"{units:,} {task.unit} on {mesh.size} {jax.default_backend()} device(s), "
         f"in {workdir}"
     )
-    log = MetricsLog(workdir, int(state.step), options.tensorboard)
-    clock = Clock(task.units_per_step)
-    lowest = min(
-        (line[VALIDATION_LOSS] for line in log.lines() if VALIDATION_LOSS in line), default=math.inf
-    )
-    rows = NamedSharding(mesh, PartitionSpec(AXIS))
+    log = MetricsLog(workdir, int(state.step), options.tensorboard, callbacks)
+    clock = Clock(units)
+    losses = [line[VALIDATION_LOSS] for line in log.lines() if VALIDATION_LOSS in line]
+    rows = NamedSharding(mesh, batch_spec(options.accumulate))
+
+    def next_batch() -> Any:
+        if options.accumulate == 1:
+            return next(batches)
+        several = [next(batches) for _ in range(options.accumulate)]
+        return jax.tree.map(lambda *arrays: np.stack(arrays), *several)
 
     def save() -> None:
         log.flush()
@@ -176,7 +204,14 @@ def _run_steps(config: Config, task: Task, workdir: pathlib.Path, report: Report
 
     with contextlib.closing(log), contextlib.closing(checkpoints), _signals() as signals:
         for step in range(int(state.step) + 1, options.num_steps + 1):
-            batch = jax.device_put(next(batches), rows)
+            if out_of_patience(losses, options.patience):
+                report.end_progress()
+                report.say(
+                    f"stopped early after step {step - 1}: the validation loss has not been lower "
+                    f"for {options.patience} evaluations (train.patience)"
+                )
+                break
+            batch = jax.device_put(next_batch(), rows)
             clock.start()
             state, metrics = take_step(state, batch)
             metrics = jax.device_get(metrics)
@@ -207,12 +242,13 @@ def _run_steps(config: Config, task: Task, workdir: pathlib.Path, report: Report
                 if not math.isfinite(loss):
                     raise diverged(step, f"validation loss {loss}")
                 log.write(step, {f"validation/{name}": x for name, x in validation.items()})
-                better = loss < lowest
-                lowest = min(loss, lowest)
+                better = loss < min(losses, default=math.inf)
+                losses.append(loss)
                 written = (means if logged else {}) | {VALIDATION_LOSS: loss}
                 report.progress(line(written), lasting=True)
 
-            if last or better or signals or step % options.checkpoint_every == 0:
+            ended = last or out_of_patience(losses, options.patience)
+            if ended or better or signals or step % options.checkpoint_every == 0:
                 save()
             if signals:
                 report.end_progress()
@@ -222,6 +258,35 @@ def _run_steps(config: Config, task: Task, workdir: pathlib.Path, report: Report
                 )
                 raise Stopped(signals[0])
         report.end_progress()
+
+
+def has_checkpoint(workdir: pathlib.Path) -> bool:
+    """Whether a run in this folder would be resumed."""
+    return any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
+
+
+def load_source(folder: str) -> Source | None:
+    """The parameters of the best checkpoint of a run; None for an empty name."""
+    if not folder:
+        return None
+    path = pathlib.Path(folder)
+    try:
+        config, metadata = load_workdir(path), stored_metadata(path)
+        model, _ = best_model(config, config.build_task(metadata), path, check_data=False)
+    except UserError as error:
+        raise UserError(f"train.init_from: {error}") from error
+    return Source(path, nnx.to_pure_dict(nnx.state(model.module, nnx.Param)), metadata)
+
+
+def out_of_patience(losses: Sequence[float], patience: int) -> bool:
+    """Whether the lowest of the validation losses lies ``patience`` evaluations back.
+
+    >>> out_of_patience([3.0, 1.0, 2.0, 1.0], patience=2)
+    True
+    >>> out_of_patience([3.0, 1.0, 2.0, 0.5], patience=2)
+    False
+    """
+    return 0 < patience < len(losses) - losses.index(min(losses)) if losses else False
 
 
 def _progress_line(

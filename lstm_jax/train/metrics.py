@@ -4,13 +4,17 @@ import importlib.util
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lstm_jax.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+Callback = Callable[[int, dict[str, float]], None]
+"""A logger, called as ``callback(step, {"train/loss": 1.2, ...})``."""
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
@@ -39,9 +43,16 @@ class MetricsLog:
       step: the step from which the run continues; lines of later steps, which will be written
         again, are removed.
       tensorboard: whether to write TensorBoard's files, in the folder ``tensorboard``.
+      callbacks: called with a step and its metrics, speeds included.
     """
 
-    def __init__(self, workdir: pathlib.Path, step: int, tensorboard: bool = False):
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        step: int,
+        tensorboard: bool = False,
+        callbacks: Sequence[Callback] = (),
+    ):
         self.path = workdir / "metrics.jsonl"
         kept = [line for line in read_metrics(self.path) if line["step"] <= step]
         whole = "".join(json.dumps(line) + "\n" for line in kept)
@@ -50,6 +61,7 @@ class MetricsLog:
             part.write_text(whole, "utf-8")
             part.replace(self.path)
         self._file = self.path.open("a", encoding="utf-8")
+        self._callbacks = callbacks
         self._board = None
         if tensorboard:
             from tensorboardX import SummaryWriter
@@ -66,7 +78,9 @@ class MetricsLog:
         self.board(step, metrics)
 
     def board(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Metrics for TensorBoard only."""
+        """Metrics for TensorBoard and the callbacks only."""
+        for callback in self._callbacks:
+            callback(step, dict(metrics))
         if self._board is not None:
             for name, value in metrics.items():
                 self._board.add_scalar(name, value, step)

@@ -127,6 +127,11 @@ def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:
 # ---- the step ----
 
 
+def batch_spec(accumulate: int) -> PartitionSpec:
+    """How a batch, or a stack of batches, is sharded: by rows."""
+    return PartitionSpec(AXIS) if accumulate == 1 else PartitionSpec(None, AXIS)
+
+
 def build_step(
     task: Task,
     graph: nnx.GraphDef,
@@ -134,8 +139,12 @@ def build_step(
     schedule: optax.Schedule,
     ema_decay: float,
     mesh: Mesh,
+    accumulate: int = 1,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
     """The jitted step; the state that it is given is donated.
+
+    With ``accumulate`` above 1 a batch holds so many batches, stacked along a first axis.  They
+    are read one after another, and their mean gradient makes one update.
 
     Each device differentiates the loss of its own rows, with one sum of gradients at the
     end: were the batch partitioned by the compiler, that sum could land inside the scan.
@@ -148,22 +157,41 @@ def build_step(
         loss, carry = task.loss(model, carry, batch, nnx.Rngs(key))
         return loss, (carry, split(model)[2])
 
+    differentiated = jax.value_and_grad(loss_of, has_aux=True)
+
+    def mean_gradients(
+        params: Params, rest: Arrays, streams: Arrays, carry: Any, batches: Batch, key: jax.Array
+    ) -> tuple[jax.Array, Params, Arrays, Any]:
+        def add(before: Any, inputs: Any) -> Any:
+            (sums, rest, carry), (n, batch) = before, inputs
+            (loss, (carry, rest)), grads = differentiated(
+                params, rest, streams, carry, batch, jax.random.fold_in(key, n)
+            )
+            return (jax.tree.map(jnp.add, sums, (loss, grads)), rest, carry), None
+
+        zeros = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), params))
+        (sums, rest, carry), _ = jax.lax.scan(
+            add, (zeros, rest, carry), (jnp.arange(accumulate), batches)
+        )
+        return *jax.tree.map(lambda total: total / accumulate, sums), rest, carry
+
     def gradients(
         params: Params, rest: Arrays, streams: Arrays, carry: Any, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, Params, Arrays, Any]:
         device = jax.lax.axis_index(AXIS)
         key = jax.random.fold_in(jax.random.wrap_key_data(key), device)
         streams = jax.tree.map(lambda data: _folded(data, device), streams)
-        (loss, (carry, rest)), grads = jax.value_and_grad(loss_of, has_aux=True)(
-            params, rest, streams, carry, batch, key
-        )
+        if accumulate == 1:
+            (loss, (carry, rest)), grads = differentiated(params, rest, streams, carry, batch, key)
+        else:
+            loss, grads, rest, carry = mean_gradients(params, rest, streams, carry, batch, key)
         return *jax.lax.pmean((loss, grads), AXIS), jax.tree.map(_shared, rest), carry
 
     rows, everywhere = PartitionSpec(AXIS), PartitionSpec()
     gradients = jax.shard_map(
         gradients,
         mesh=mesh,
-        in_specs=(everywhere, everywhere, everywhere, rows, rows, everywhere),
+        in_specs=(everywhere, everywhere, everywhere, rows, batch_spec(accumulate), everywhere),
         out_specs=(everywhere, everywhere, everywhere, rows),
         # Loops in a user's module may begin with constants, which are alike on all devices.
         check_vma=False,

@@ -13,6 +13,7 @@ from lstm_jax.errors import UserError
 
 CONFIG_FILE = "config.toml"
 RUN_FILE = "run.json"
+NUM_STEPS = "train.num_steps"
 FORMAT = 2
 """The version of the layout of a run's folder; version 1 had no ``run.json``."""
 
@@ -91,16 +92,36 @@ def _begin(workdir: pathlib.Path, config: Config, metadata: Mapping[str, Any]) -
     part = workdir / ".run.part"
     part.write_text(json.dumps(held, ensure_ascii=False, indent=1) + "\n", "utf-8")
     part.replace(workdir / RUN_FILE)
+    _replace_config(workdir, config)
+
+
+def _replace_config(workdir: pathlib.Path, config: Config) -> None:
     write_config(config, workdir / ".config.part")
     (workdir / ".config.part").replace(workdir / CONFIG_FILE)
 
 
 def _refuse_other(workdir: pathlib.Path, config: Config) -> None:
-    differing = differing_keys(load_workdir(workdir), config)
+    """Raises where the folder's config is another one; a run that only becomes longer is not."""
+    stored = load_workdir(workdir)
+    differing = differing_keys(stored, config)
+    if set(differing) == {NUM_STEPS} and config.train.num_steps > stored.train.num_steps:
+        _check_extension(stored)
+        _replace_config(workdir, config)
+        return
     if differing:
         keys = ", ".join(
             f"{key} ({old!r} there, {new!r} asked)" for key, (old, new) in differing.items()
         )
         raise UserError(
             f"{workdir}: holds a run with another config: {keys}; take another --workdir"
+        )
+
+
+def _check_extension(config: Config) -> None:
+    """Raises where the learning rate of the steps already taken depends on their number."""
+    if config.optimizer.schedule == "cosine":
+        raise UserError(
+            f"{NUM_STEPS}: expected {config.train.num_steps}, where the cosine schedule of this "
+            "run ends; a longer run needs optimizer.schedule constant or exponential, or a new run "
+            "with train.init_from"
         )

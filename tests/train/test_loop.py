@@ -1,9 +1,11 @@
-"""The loop: what a run leaves behind, stopping and going on, and what it refuses."""
+"""The loop: what a run leaves behind, stopping and resuming, and what it refuses."""
 
+import dataclasses
 import json
 import math
 import os
 import pathlib
+import shutil
 import signal
 
 import filelock
@@ -18,7 +20,16 @@ from lstm_jax.config import TASKS
 from lstm_jax.errors import UserError
 from lstm_jax.models import LanguageModel
 from lstm_jax.tasks import NextCharacter
-from lstm_jax.train import Report, Stopped, best_model, evaluate, load_config, read_metrics, train
+from lstm_jax.train import (
+    Report,
+    Stopped,
+    best_model,
+    evaluate,
+    load_config,
+    load_workdir,
+    read_metrics,
+    train,
+)
 from tests.arrays import params_of
 
 CONFIG = """
@@ -415,3 +426,151 @@ def test_bfloat16_trains_and_keeps_float32_parameters(tmp_path):
     model, _ = best_model(config, config.build_task(), tmp_path / "run")
     assert {leaf.dtype.name for leaf in jax.tree.leaves(params_of(model.module))} == {"float32"}
     assert 1.0 < results["validation"]["loss"] < 4.0
+
+
+# ---- longer runs, other starts, early ends ----
+
+
+@pytest.fixture(scope="module")
+def longer(tmp_path_factory):
+    """A run of 24 steps with a constant learning rate."""
+    folder = tmp_path_factory.mktemp("longer")
+    config = write_config(folder, optimizer__schedule="constant")
+    train(config, folder / "run", Listener())
+    return config, folder / "run"
+
+
+def last_state(workdir, step):
+    """The digest of the last checkpoint's arrays."""
+    meta = (workdir / "checkpoints" / str(step) / "meta" / "metadata").read_text("utf-8")
+    return json.loads(meta)["digest"]
+
+
+def test_a_finished_run_becomes_longer(longer, tmp_path):
+    """Its parameters are those of a run that was as long from the start, bit for bit."""
+    config, workdir = longer
+    changed = {"train": dataclasses.replace(config.train, num_steps=30)}
+    config = dataclasses.replace(config, **changed)
+    shutil.copytree(workdir, tmp_path / "extended")
+    report = Listener()
+    train(config, tmp_path / "extended", report)
+    assert report.steps == list(range(25, 31))
+    assert load_workdir(tmp_path / "extended") == config
+    train(config, tmp_path / "whole", Listener())
+    assert last_state(tmp_path / "extended", 30) == last_state(tmp_path / "whole", 30)
+
+
+def test_what_does_not_become_longer(longer, whole, tmp_path):
+    config, workdir, *_ = whole
+    longer_train = dataclasses.replace(config.train, num_steps=30)
+    with pytest.raises(UserError, match=r"^train.num_steps: expected 24, where the cosine") as got:
+        train(dataclasses.replace(config, train=longer_train), workdir, Listener())
+    assert "\n" not in str(got.value)
+    config, workdir = longer
+    shorter = dataclasses.replace(config.train, num_steps=10)
+    with pytest.raises(UserError, match=r"train.num_steps \(24 there, 10 asked\)"):
+        train(dataclasses.replace(config, train=shorter), workdir, Listener())
+    also_other = dataclasses.replace(config.train, num_steps=30, seed=1)
+    with pytest.raises(UserError, match=r"train.seed \(0 there, 1 asked\)"):
+        train(dataclasses.replace(config, train=also_other), workdir, Listener())
+    assert load_workdir(workdir) == config
+
+
+def test_training_starts_from_the_parameters_of_another_run(whole, tmp_path):
+    _, workdir, *_ = whole
+    config = write_config(
+        tmp_path, train__init_from=workdir, optimizer__learning_rate=1e-30, train__num_steps=1
+    )
+    report = Listener()
+    results = train(config, tmp_path / "run", report)
+    known = json.loads((workdir / "results.json").read_text("utf-8"))["validation"]
+    assert results["validation"] == pytest.approx(known, abs=1e-6)
+    assert any(said.startswith(f"starting from {workdir}: ") for said in report.said)
+    assert not report.warned
+    # The other run is needed only once.
+    moved = dataclasses.replace(
+        config, train=dataclasses.replace(config.train, init_from=str(tmp_path / "gone"))
+    )
+    (tmp_path / "run" / "config.toml").write_text(
+        (tmp_path / "run" / "config.toml")
+        .read_text("utf-8")
+        .replace(str(workdir), str(tmp_path / "gone"))
+    )
+    train(moved, tmp_path / "run", Listener())
+
+
+def test_parameters_that_do_not_fit_are_listed(whole, tmp_path):
+    _, workdir, *_ = whole
+    report = Listener()
+    config = write_config(
+        tmp_path, train__init_from=workdir, model__hidden_size=12, train__num_steps=1
+    )
+    train(config, tmp_path / "run", report)
+    new, left_out = report.warned
+    assert "train.init_from: new: " in new and "lstm.layer_0.w_hh (12, 48) ((8, 32) there)" in new
+    assert left_out.startswith("train.init_from: left out: ") and "layer_0.w_hh" in left_out
+    with pytest.raises(UserError, match=r"^train.init_from: .*no run here"):
+        train(write_config(tmp_path, train__init_from=tmp_path), tmp_path / "other", Listener())
+    assert not (tmp_path / "other").exists()
+
+
+def test_another_alphabet_is_reported(whole, tmp_path):
+    """Embeddings of as many characters fit in shape, though they stand for others."""
+    _, workdir, *_ = whole
+    text = (workdir.parent / "text.txt").read_text("utf-8")
+    (tmp_path / "text.txt").write_text(text.replace("q", "z").replace("z", "ß"), "utf-8")
+    report = Listener()
+    config = write_config(tmp_path, train__init_from=workdir, train__num_steps=1)
+    train(config, tmp_path / "run", report)
+    assert any("has other metadata: vocabulary" in warned for warned in report.warned)
+
+
+class Worse(NextCharacter):
+    """A task whose validation loss is lowest at the second evaluation of a process."""
+
+    losses = iter(())
+
+    def evaluate(self, model, split):
+        return {**super().evaluate(model, split), "loss": next(self.losses)}
+
+
+def test_patience_ends_a_run_early(tmp_path, monkeypatch):
+    monkeypatch.setitem(TASKS, "next_character", f"{__name__}.Worse")
+    # The last value is that of the best checkpoint in results.json.
+    monkeypatch.setattr(Worse, "losses", iter([3.0, 1.0, 2.0, 1.0, 1.0]))
+    config = write_config(tmp_path, train__eval_every=3, train__patience=2)
+    report = Listener()
+    train(config, tmp_path / "run", report)
+    assert report.steps[-1] == 12
+    assert any("stopped early after step 12" in said for said in report.said)
+    assert {"6", "12"} <= {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert json.loads((tmp_path / "run" / "results.json").read_text("utf-8"))["step"] == 6
+
+    monkeypatch.setattr(Worse, "losses", iter([1.0]))
+    again = Listener()
+    train(config, tmp_path / "run", again)  # it stays stopped
+    assert again.steps == []
+
+
+def test_patience_needs_a_validation_split(tmp_path, monkeypatch):
+    monkeypatch.setattr(NextCharacter, "splits", ())
+    config = write_config(tmp_path, train__patience=2)
+    with pytest.raises(UserError, match=r"^train.patience: expected 0, got 2: there is no valid"):
+        train(config, tmp_path / "run", Listener())
+    assert not (tmp_path / "run").exists()
+
+
+def test_accumulated_batches_resume_bit_for_bit_and_callbacks_see_every_line(tmp_path):
+    config = write_config(tmp_path, train__accumulate=3, train__num_steps=6, train__log_every=2)
+    seen = []
+    train(config, tmp_path / "whole", Listener(), callbacks=[lambda *line: seen.append(line)])
+    lines = read_metrics(tmp_path / "whole" / "metrics.jsonl")
+    named = [{"step": step, **metrics} for step, metrics in seen]
+    assert [line for line in named if "characters per second" not in line] == lines
+    assert sum("characters per second" in line for line in named) == 3
+
+    with pytest.raises(Stopped):
+        train(config, tmp_path / "stopped", Listener(killer(signal.SIGTERM, 3)))
+    train(config, tmp_path / "stopped", Listener())
+    assert files(tmp_path / "stopped") == files(tmp_path / "whole")
+    assert last_state(tmp_path / "stopped", 6) == last_state(tmp_path / "whole", 6)

@@ -1,5 +1,6 @@
 """The training step: the same on two devices as on one, compiled once, its input donated."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +19,7 @@ from lstm_jax.train import (
     load_config,
 )
 from lstm_jax.train.devices import AXIS
-from lstm_jax.train.step import merged, state_shardings
+from lstm_jax.train.step import batch_spec, merged, state_shardings
 
 P = jax.sharding.PartitionSpec
 
@@ -117,6 +118,47 @@ def run(task, optimizer, schedule, num_devices, steps=3):
 
 def test_there_are_two_devices():
     assert len(jax.local_devices()) >= 2
+
+
+@pytest.mark.parametrize("num_devices", [1, 2])
+@pytest.mark.parametrize("name", TASKS)
+def test_accumulated_gradients_are_the_mean_over_several_batches(name, num_devices, build):
+    """Compared with gradients of each batch by hand; no update lies between the batches."""
+    task, optimizer, schedule = build(TASKS[name])
+    mesh = data_mesh(task.batch_size, num_devices)
+    graph, state = init_state(task, optimizer, True, seed=3)
+    batches = [task.batches(0)[n] for n in range(3)]
+
+    @jax.jit
+    def by_hand(params, batches):
+        def loss(params, carry, batch):
+            model = merged(graph, params, state.rest, state.streams)
+            return task.loss(model, carry, batch, nnx.Rngs(0))
+
+        carry, losses, grads = state.carry, [], []
+        for batch in batches:  # gradients do not reach from one batch into the one before
+            (value, after), one = jax.value_and_grad(loss, has_aux=True)(params, carry, batch)
+            losses.append(value)
+            grads.append(one)
+            carry = after
+        return sum(losses) / 3, jax.tree.map(lambda *g: sum(g) / 3, *grads), carry
+
+    loss, grads, carry = by_hand(state.params, batches)
+    updates, _ = optimizer.update(grads, state.opt_state, state.params)
+    expected = optax.apply_updates(state.params, updates)
+
+    take_step = build_step(
+        task, graph, optimizer, schedule, OPTIMIZER.ema_decay, mesh, accumulate=3
+    )
+    stacked = jax.tree.map(lambda *arrays: np.stack(arrays), *batches)
+    stacked = jax.device_put(stacked, jax.sharding.NamedSharding(mesh, batch_spec(3)))
+    new, metrics = take_step(jax.device_put(state, state_shardings(state, mesh)), stacked)
+    # Sums of float32 in another order; Adam divides by the root of a square of the same size.
+    np.testing.assert_allclose(metrics.loss, loss, rtol=1e-5)
+    np.testing.assert_allclose(metrics.grad_norm, optax.global_norm(grads), rtol=1e-4)
+    chex.assert_trees_all_close(jax.device_get(new.params), expected, atol=2e-5)
+    chex.assert_trees_all_close(jax.device_get(new.carry), carry, atol=1e-5)
+    assert int(new.step) == 1
 
 
 @pytest.mark.parametrize("name", TASKS)
