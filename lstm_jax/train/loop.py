@@ -157,6 +157,7 @@ def _run_steps(
     state = jax.device_put(state, state_shardings(state, mesh))
     batches = iter(task.batches(options.seed).to_iter_dataset())
     sums, loss = _Sums(), None  # loss: of the validation split, if taken at this step
+    _refuse_lost_checkpoints(workdir)
     checkpoints = Checkpoints(workdir / "checkpoints", options.keep_checkpoints)
     _refuse_other_data(checkpoints, task, workdir)
     restored = checkpoints.restore_latest(state, report.warn)
@@ -173,7 +174,7 @@ def _run_steps(
         f"{units:,} {task.unit} on {mesh.size} {jax.default_backend()} device(s), "
         f"in {workdir}"
     )
-    log = MetricsLog(workdir, int(state.step), options.tensorboard, callbacks)
+    log = MetricsLog(workdir, int(state.step), options.tensorboard, callbacks, report.warn)
     clock = Clock(units)
     losses = [line[VALIDATION_LOSS] for line in log.lines() if VALIDATION_LOSS in line]
     rows = NamedSharding(mesh, batch_spec(options.accumulate))
@@ -326,6 +327,24 @@ def _signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _refuse_lost_checkpoints(workdir: pathlib.Path) -> None:
+    """Training from the start would mix with the results of checkpoints that are gone.
+
+    The folder of the checkpoints is made before ``metrics.jsonl``, and ``results.json`` is
+    written after a checkpoint.
+    """
+    folder, results = workdir / "checkpoints", workdir / "results.json"
+    empty = not folder.is_dir() or not any(folder.iterdir())
+    if (not folder.exists() and (workdir / "metrics.jsonl").exists()) or (
+        empty and results.exists()
+    ):
+        beside = results if results.exists() else workdir / "metrics.jsonl"
+        raise UserError(
+            f"{folder}: expected the checkpoints of the run that wrote {beside.name}, got none; "
+            "put them back, or take another --workdir"
+        )
 
 
 def _refuse_other_data(checkpoints: Checkpoints, task: Task, workdir: pathlib.Path) -> None:

@@ -17,19 +17,46 @@ Callback = Callable[[int, dict[str, float]], None]
 """A logger, called as ``callback(step, {"train/loss": 1.2, ...})``."""
 
 
-def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The whole lines of a ``metrics.jsonl``; a last line cut short by a kill is left out.
+def _ignore(message: str) -> None:
+    pass
+
+
+def read_metrics(path: pathlib.Path, warn: Callable[[str], None] = _ignore) -> list[dict[str, Any]]:
+    """The lines of a ``metrics.jsonl`` that are whole.
+
+    Args:
+      path: the file.
+      warn: receives a message that names damaged lines, which are skipped.  A last line cut
+        short by a kill is skipped without one.
 
     >>> read_metrics(pathlib.Path("/no/such/metrics.jsonl"))
     []
     """
-    lines = []
-    for line in path.read_text("utf-8").splitlines() if path.exists() else []:
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return lines
+    try:
+        rows = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    lines = [_line(row) for row in rows]
+    damaged = [f"{n}" for n, line in enumerate(lines[:-1], 1) if line is None]
+    if damaged:
+        some = ", ".join(damaged[:5]) + (", ..." if len(damaged) > 5 else "")
+        warn(f"{path}: skipped {len(damaged)} damaged line(s): {some}")
+    return [line for line in lines if line is not None]
+
+
+def _line(row: bytes) -> dict[str, Any] | None:
+    """A step and its metrics; None where the row is anything else."""
+    try:
+        line = json.loads(row.decode("utf-8"))
+        if not isinstance(line, dict) or type(line.get("step")) is not int:
+            return None
+        if not all(type(value) in (int, float) for value in line.values()):
+            return None
+        for value in line.values():
+            float(value)  # OverflowError: a long integer is not a metric
+        return line
+    except (ValueError, OverflowError, RecursionError):
+        return None
 
 
 class MetricsLog:
@@ -44,6 +71,7 @@ class MetricsLog:
         again, are removed.
       tensorboard: whether to write TensorBoard's files, in the folder ``tensorboard``.
       callbacks: called with a step and its metrics, speeds included.
+      warn: receives a message that names damaged lines, which are removed.
     """
 
     def __init__(
@@ -52,11 +80,12 @@ class MetricsLog:
         step: int,
         tensorboard: bool = False,
         callbacks: Sequence[Callback] = (),
+        warn: Callable[[str], None] = _ignore,
     ):
         self.path = workdir / "metrics.jsonl"
-        kept = [line for line in read_metrics(self.path) if line["step"] <= step]
+        kept = [line for line in read_metrics(self.path, warn) if line["step"] <= step]
         whole = "".join(json.dumps(line) + "\n" for line in kept)
-        if not self.path.exists() or self.path.read_text("utf-8") != whole:
+        if not self.path.exists() or self.path.read_bytes() != whole.encode():
             part = self.path.with_suffix(".part")
             part.write_text(whole, "utf-8")
             part.replace(self.path)

@@ -302,6 +302,37 @@ def test_another_config_is_refused(whole):
     assert "train.seed" not in told
 
 
+@pytest.mark.parametrize("gone", ["checkpoints", "what is in them"])
+def test_lost_checkpoints_are_reported(gone, whole, tmp_path):
+    """Training does not start again next to results of another run."""
+    shutil.copytree(whole[1], tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    if gone != "checkpoints":
+        (tmp_path / "run" / "checkpoints").mkdir()
+    report, before = Listener(), files(tmp_path / "run")
+    with pytest.raises(UserError) as caught:
+        train(whole[0], tmp_path / "run", report)
+    assert str(caught.value) == (
+        f"{tmp_path / 'run' / 'checkpoints'}: expected the checkpoints of the run that wrote "
+        "results.json, got none; put them back, or take another --workdir"
+    )
+    assert report.steps == [] and files(tmp_path / "run") == before
+    (tmp_path / "run" / "results.json").unlink()
+    if gone == "checkpoints":
+        with pytest.raises(UserError, match=r"the run that wrote metrics\.jsonl, got none"):
+            train(whole[0], tmp_path / "run", report)
+
+
+def test_damaged_metrics_do_not_stop_a_run(whole, tmp_path):
+    shutil.copytree(whole[1], tmp_path / "run")
+    path, report = tmp_path / "run" / "metrics.jsonl", Listener()
+    with path.open("ab") as file:
+        file.write(b'\xff\n{"step": null}\n')
+    train(whole[0], tmp_path / "run", report)
+    assert len(report.warned) == 1 and str(path) in report.warned[0]
+    assert files(tmp_path / "run") == files(whole[1])
+
+
 @pytest.mark.parametrize("end", ["q", "Ω"], ids=["known characters", "a new character"])
 def test_changed_data_are_refused(end, whole, tmp_path):
     text = tmp_path / "text.txt"

@@ -62,6 +62,48 @@ def test_reading_a_file_with_half_a_line(tmp_path):
     assert [line["step"] for line in read_metrics(path)] == [1, 2]
 
 
+BROKEN = {
+    "not JSON": b"{",
+    "empty": b"",
+    "not UTF-8": b'{"step": 3, "train/l\xffss": 1.0}',
+    "zero bytes": b"\0\0\0",
+    "a number": b"5",
+    "a list": b"[1]",
+    "a string": b'"step"',
+    "no step": b'{"train/loss": 1.0}',
+    "a step that is null": b'{"step": null, "train/loss": 1.0}',
+    "a step that is a string": b'{"step": "3"}',
+    "a step that is true": b'{"step": true}',
+    "a step with a fraction": b'{"step": 2.5}',
+    "a value that is a string": b'{"step": 3, "validation/loss": "low"}',
+    "a value that is null": b'{"step": 3, "validation/loss": null}',
+    "a value too large": b'{"step": 3, "validation/loss": ' + b"9" * 400 + b"}",
+    "an integer too long": b'{"step": ' + b"9" * 6000 + b"}",
+    "nested too deep": b"[" * 10**5,
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
+def test_a_broken_line_costs_only_itself(broken, tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(lines(1, 2).encode() + broken + b"\n" + lines(4, 5).encode())
+    assert [line["step"] for line in read_metrics(path)] == [1, 2, 4, 5]
+    warnings: list[str] = []
+    log = MetricsLog(tmp_path, 4, warn=warnings.append)
+    assert warnings == [f"{path}: skipped 1 damaged line(s): 3"]
+    assert path.read_text("utf-8") == lines(1, 2, 4)
+    log.close()
+    MetricsLog(tmp_path, 4, warn=pytest.fail).close()  # removed
+
+
+def test_many_broken_lines_give_one_warning(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b"5\n" * 1000 + lines(1).encode() + b'{"st')
+    warnings: list[str] = []
+    assert read_metrics(path, warnings.append) == [{"step": 1, "train/loss": 1 / 3}]
+    assert warnings == [f"{path}: skipped 1000 damaged line(s): 1, 2, 3, 4, 5, ..."]
+
+
 def test_loss_curve_shows_both_losses_and_the_baselines(tmp_path):
     found = [
         {"step": 1, "train/loss": 3.0},
