@@ -8,7 +8,7 @@ from typing import Any
 
 import filelock
 
-from lstm_jax.config import Config, differing_keys, load_config, write_config
+from lstm_jax.config import Config, config_from, differing_keys, load_config, write_config
 from lstm_jax.errors import UserError
 
 CONFIG_FILE = "config.toml"
@@ -22,14 +22,18 @@ def load_workdir(workdir: pathlib.Path) -> Config:
     """The config of the run in a folder.
 
     Raises:
-      UserError: the folder holds no run, or one in another format.
+      UserError: the folder holds no run, or one in another format, or its config was edited
+        (the differing keys are named).
 
     >>> load_workdir(pathlib.Path("/no/such/run"))
     Traceback (most recent call last):
     lstm_jax.errors.UserError: /no/such/run: no run here (expected a config.toml)
     """
-    read_run_file(workdir)
-    return load_config(workdir / CONFIG_FILE)
+    held = read_run_file(workdir)
+    config = load_config(workdir / CONFIG_FILE)
+    if "config" in held:
+        _refuse_edited(workdir, held["config"], config)
+    return config
 
 
 def stored_metadata(workdir: pathlib.Path) -> dict[str, Any]:
@@ -38,7 +42,10 @@ def stored_metadata(workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def read_run_file(workdir: pathlib.Path) -> dict[str, Any]:
-    """What ``run.json`` holds, ``format`` and ``metadata``; raises as :func:`load_workdir`."""
+    """What ``run.json`` holds: ``format``, ``metadata`` and the run's first ``config``.
+
+    Raises as :func:`load_workdir`.
+    """
     if not (workdir / CONFIG_FILE).is_file():
         raise UserError(f"{workdir}: no run here (expected a {CONFIG_FILE})")
     path = workdir / RUN_FILE
@@ -88,7 +95,7 @@ def claimed(workdir: pathlib.Path, config: Config, metadata: Mapping[str, Any]) 
 
 def _begin(workdir: pathlib.Path, config: Config, metadata: Mapping[str, Any]) -> None:
     """Writes the config last: a folder that has one is complete."""
-    held = {"format": FORMAT, "metadata": metadata}
+    held = {"format": FORMAT, "metadata": metadata, "config": config.as_dict()}
     part = workdir / ".run.part"
     part.write_text(json.dumps(held, ensure_ascii=False, indent=1) + "\n", "utf-8")
     part.replace(workdir / RUN_FILE)
@@ -98,6 +105,25 @@ def _begin(workdir: pathlib.Path, config: Config, metadata: Mapping[str, Any]) -
 def _replace_config(workdir: pathlib.Path, config: Config) -> None:
     write_config(config, workdir / ".config.part")
     (workdir / ".config.part").replace(workdir / CONFIG_FILE)
+
+
+def _refuse_edited(workdir: pathlib.Path, first: Any, config: Config) -> None:
+    """Raises where config.toml is not the config with which the run began, or a longer run."""
+    if not isinstance(first, dict):
+        raise UserError(f"{workdir / RUN_FILE}: config: expected a section, got {first!r:.40}")
+    began = config_from(first, str(workdir / RUN_FILE), {}, workdir)
+    differing = differing_keys(began, config)
+    if set(differing) == {NUM_STEPS} and config.train.num_steps > began.train.num_steps:
+        _check_extension(began)
+    elif differing:
+        keys = ", ".join(
+            f"{key} ({old!r} when the run began, {new!r} now)"
+            for key, (old, new) in differing.items()
+        )
+        raise UserError(
+            f"{workdir / CONFIG_FILE}: edited since the run began: {keys}; undo this, or train "
+            "the new config in another --workdir"
+        )
 
 
 def _refuse_other(workdir: pathlib.Path, config: Config) -> None:
