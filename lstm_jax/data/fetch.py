@@ -1,10 +1,14 @@
 """Named files: fetched once, checked by their SHA-256, kept in a cache folder."""
 
+import contextlib
 import csv
+import fcntl
 import functools
+import glob
 import importlib.resources
 import os
 import pathlib
+import tempfile
 from typing import NamedTuple
 
 from lstm_jax.errors import UserError
@@ -76,15 +80,7 @@ def fetch(file: str) -> pathlib.Path:
     entry = registry()[file]
     path = cache_folder() / file
     if not path.exists():
-        try:
-            # Checked below and not by pooch, so that a file in the cache and a file just
-            # fetched are judged by the same lines; pooch moves it into place when complete.
-            pooch.retrieve(entry.url, None, path.name, path.parent, progressbar=True)
-        except Exception as error:  # requests and the file system fail in many ways
-            raise UserError(
-                f"{file}: could not be fetched from {entry.url} ({_brief(error)}); put the file "
-                f"at {path} by hand, or set {CACHE_VARIABLE} to a folder that holds it"
-            ) from error
+        _download(entry, path)
     digest = pooch.file_hash(str(path), alg="sha256")
     if digest != entry.sha256:
         raise UserError(
@@ -92,6 +88,46 @@ def fetch(file: str) -> pathlib.Path:
             "fetch it again"
         )
     return path
+
+
+def _download(entry: Entry, path: pathlib.Path) -> None:
+    """Downloads to a temporary file beside ``path``, which becomes ``path`` if its digest is right.
+
+    A download holds a lock on its temporary file; an unlocked one was left by a killed process.
+    """
+    import pooch
+
+    by_hand = f"put the file at {path} by hand, or set {CACHE_VARIABLE} to a folder that holds it"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(f"{glob.escape(path.name)}.*.part"):
+            with left.open("rb") as file, contextlib.suppress(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                left.unlink()
+        with tempfile.NamedTemporaryFile(
+            dir=path.parent, prefix=f"{path.name}.", suffix=".part", delete=False
+        ) as file:
+            part = pathlib.Path(file.name)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                download = pooch.downloaders.choose_downloader(entry.url, progressbar=True)
+                download(entry.url, file, None)
+                file.flush()
+                digest = pooch.file_hash(str(part), alg="sha256")
+                if digest == entry.sha256:
+                    part.chmod(0o644)
+                    part.replace(path)
+            finally:
+                part.unlink(missing_ok=True)
+    except Exception as error:  # requests and the file system fail in many ways
+        raise UserError(
+            f"{entry.file}: could not be fetched from {entry.url} ({_brief(error)}); {by_hand}"
+        ) from error
+    if digest != entry.sha256:
+        raise UserError(
+            f"{entry.file}: wrong SHA-256 of {entry.url}: expected {entry.sha256}, got {digest}; "
+            f"the network may have answered with another page; {by_hand}"
+        )
 
 
 def _brief(error: Exception) -> str:

@@ -1,5 +1,6 @@
 """The registry, the cache folder and the digests, without any network but this machine."""
 
+import fcntl
 import gc
 import hashlib
 import http.server
@@ -104,6 +105,31 @@ def test_a_download_with_another_digest_is_refused(cache, register, server):
     register("b.txt", "0" * 64, f"{address}/good.txt")
     with pytest.raises(UserError, match="wrong SHA-256"):
         fetch("b.txt")
+
+
+def test_a_wrong_download_does_not_stay_in_the_cache(cache, register, server):
+    """As where a network's login page answers: the next attempt downloads again."""
+    address, asked = server
+    register("b.txt", "0" * 64, f"{address}/good.txt")
+    with pytest.raises(UserError, match="wrong SHA-256"):
+        fetch("b.txt")
+    assert list(cache.iterdir()) == []
+    register("b.txt", hashlib.sha256(CONTENT).hexdigest(), f"{address}/good.txt")
+    assert fetch("b.txt").read_bytes() == CONTENT
+    assert asked == ["/good.txt"] * 2
+
+
+def test_what_a_killed_download_left_is_removed(cache, register, server):
+    """Not so the temporary file of a download that is still running, and thus locked."""
+    register("b.txt", hashlib.sha256(CONTENT).hexdigest(), f"{server[0]}/good.txt")
+    cache.mkdir()
+    for name in ("b.txt.killed.part", "b.txt.running.part", "other.txt.x.part"):
+        (cache / name).write_bytes(b"half")
+    with (cache / "b.txt.running.part").open("rb") as running:
+        fcntl.flock(running, fcntl.LOCK_EX)
+        fetch("b.txt")
+    names = sorted(path.name for path in cache.iterdir())
+    assert names == ["b.txt", "b.txt.running.part", "other.txt.x.part"]
 
 
 def test_a_wrong_digest_names_the_file_and_both_digests(cache, register):

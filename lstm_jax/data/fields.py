@@ -1,0 +1,110 @@
+"""Fields of text files: numbers in one spelling, and the rows of a CSV file."""
+
+import csv
+import io
+import math
+import pathlib
+import re
+
+from lstm_jax.data.text import read_text
+from lstm_jax.errors import UserError
+
+_NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
+_DECIMAL_COMMA = re.compile(r"\s*[+-]?\d*,\d+([eE][+-]?\d+)?\s*", re.ASCII)
+
+
+def is_number(field: str) -> bool:
+    """Whether a field is a decimal number in ASCII digits, with or without an exponent.
+
+    >>> [is_number(field) for field in ("-1.5e3", "1_000", "\u0661", "nan", "1,5")]
+    [True, False, False, False, False]
+    """
+    return _NUMBER.fullmatch(field) is not None
+
+
+def number(field: str, where: str) -> float:
+    """The finite number that a field holds.
+
+    Args:
+      field: the text.
+      where: its place in the file, for the message.
+
+    Raises:
+      UserError: the field is missing, is not a number, or exceeds the range of float64.
+
+    >>> number("1_000", "sales.csv: line 2")
+    Traceback (most recent call last):
+    lstm_jax.errors.UserError: sales.csv: line 2: expected a number, got '1_000'
+    """
+    value = float(field) if is_number(field) else math.nan
+    if math.isfinite(value):
+        return value
+    got = "a missing value" if field.strip() in ("", "?") else repr(field)
+    point = " with a decimal point" if _DECIMAL_COMMA.fullmatch(field) else ""
+    raise UserError(f"{where}: expected a number{point}, got {got}")
+
+
+def read_rows(path: str | pathlib.Path) -> list[list[str]]:
+    """The lines of a CSV file as fields; the first line holds the names of the columns.
+
+    Fields are separated by commas, semicolons or tabs, whichever the first line has most of.
+    Numbers of a file with semicolons may have a decimal comma, which is returned as a point.
+
+    Raises:
+      UserError: the file is missing or is not CSV, the first line holds numbers or one name
+        twice, a line has another number of fields, or decimal commas and points are mixed.
+
+    >>> read_rows("/no/such/file.csv")
+    Traceback (most recent call last):
+    lstm_jax.errors.UserError: /no/such/file.csv: no such file
+    """
+    text = read_text(path)
+    unquoted = re.sub(r'"[^"]*"', "", re.split(r"[\r\n]", text.lstrip("\r\n"), maxsplit=1)[0])
+    separator = max(";\t,", key=unquoted.count)
+    try:
+        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator))
+    except csv.Error as error:
+        raise UserError(f"{path}: not a CSV file: {error}") from error
+    while rows and not rows[-1]:  # blank lines at the end
+        rows.pop()
+    _check_header(rows[0], path)
+    for line, row in enumerate(rows[1:], start=2):
+        if len(row) != len(rows[0]):
+            raise UserError(
+                f"{path}: line {line}: expected {len(rows[0])} fields as in the header, "
+                f"got {len(row)}"
+            )
+    if separator == ";" and any(_DECIMAL_COMMA.fullmatch(f) for row in rows[1:] for f in row):
+        return [rows[0], *(_with_points(row, f"{path}: line {n}") for n, row in _lines(rows))]
+    return rows
+
+
+def _lines(rows: list[list[str]]) -> list[tuple[int, list[str]]]:
+    """The rows after the header with the numbers of their lines."""
+    return list(enumerate(rows[1:], start=2))
+
+
+def _with_points(row: list[str], where: str) -> list[str]:
+    for field in row:
+        if is_number(field) and "." in field:
+            raise UserError(f"{where}: expected a decimal comma as in other lines, got {field!r}")
+    return [f.replace(",", ".") if _DECIMAL_COMMA.fullmatch(f) else f for f in row]
+
+
+def _check_header(names: list[str], path: str | pathlib.Path) -> None:
+    """Raises where the first line looks like a line of data, or names a column twice.
+
+    Names may be numbers (``date,2019,2020``), but not after a first field with a digit.
+    """
+    first, *others = names or [""]
+    numbers = [name for name in others if is_number(name)]
+    fractions = [name for name in numbers if "." in name]
+    has_digit = any(character.isdigit() for character in first)
+    if fractions or (has_digit and numbers) or (is_number(first) and not others):
+        raise UserError(
+            f"{path}: line 1: expected a header with the names of the columns, got "
+            f"{', '.join(names)[:80]}"
+        )
+    for name in others:
+        if names.count(name) > 1:
+            raise UserError(f"{path}: line 1: expected different names of columns, got two {name!r}")
