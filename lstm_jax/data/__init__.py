@@ -3,7 +3,15 @@
 from lstm_jax.data.fetch import CACHE_VARIABLE, Entry, cache_folder, fetch, registry
 from lstm_jax.data.pipelines import Batch, shuffled, sliding_windows, stream_windows
 from lstm_jax.data.scaling import Scaling, digest, scaling_of, standardised, unscaled
-from lstm_jax.data.tables import LabelledSequences, Table, dates, last_of_each, read_csv, read_ts
+from lstm_jax.data.sequences import (
+    LabelledSequences,
+    SequenceColumns,
+    last_of_each,
+    read_npz,
+    read_sequences,
+    read_ts,
+)
+from lstm_jax.data.tables import Table, dates, read_csv
 from lstm_jax.data.text import encode, ngram_loss, python_reference, read_text
 
 __all__ = [
@@ -12,6 +20,7 @@ __all__ = [
     "Entry",
     "LabelledSequences",
     "Scaling",
+    "SequenceColumns",
     "Table",
     "cache_folder",
     "dates",
@@ -22,6 +31,8 @@ __all__ = [
     "ngram_loss",
     "python_reference",
     "read_csv",
+    "read_npz",
+    "read_sequences",
     "read_text",
     "read_ts",
     "registry",

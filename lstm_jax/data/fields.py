@@ -75,13 +75,9 @@ def read_rows(path: str | pathlib.Path) -> list[list[str]]:
                 f"got {len(row)}"
             )
     if separator == ";" and any(_DECIMAL_COMMA.fullmatch(f) for row in rows[1:] for f in row):
-        return [rows[0], *(_with_points(row, f"{path}: line {n}") for n, row in _lines(rows))]
+        lines = enumerate(rows[1:], start=2)
+        return [rows[0], *(_with_points(row, f"{path}: line {line}") for line, row in lines)]
     return rows
-
-
-def _lines(rows: list[list[str]]) -> list[tuple[int, list[str]]]:
-    """The rows after the header with the numbers of their lines."""
-    return list(enumerate(rows[1:], start=2))
 
 
 def _with_points(row: list[str], where: str) -> list[str]:
@@ -107,4 +103,6 @@ def _check_header(names: list[str], path: str | pathlib.Path) -> None:
         )
     for name in others:
         if names.count(name) > 1:
-            raise UserError(f"{path}: line 1: expected different names of columns, got two {name!r}")
+            raise UserError(
+                f"{path}: line 1: expected different names of columns, got two {name!r}"
+            )

@@ -1,10 +1,14 @@
 """Standardisation of features, with moments that are plain values for a JSON file."""
 
 import hashlib
+from collections.abc import Callable
 
 import numpy as np
 
+from lstm_jax.errors import UserError
+
 Scaling = dict[str, list[float]]  # "mean" and "deviation" of the last axis
+LARGEST = 1e15  # deviations from the mean
 
 
 def scaling_of(values: np.ndarray) -> Scaling:
@@ -16,9 +20,10 @@ def scaling_of(values: np.ndarray) -> Scaling:
     {'mean': [2.0, 0.1], 'deviation': [1.0, 0.0]}
     """
     values = values.astype(np.float64)
-    constant = np.ptp(values, 0) == 0
-    deviation = np.where(constant, 0.0, values.std(0))
-    return {"mean": values.mean(0).tolist(), "deviation": deviation.tolist()}
+    constant = (values == values[:1]).all(0)
+    with np.errstate(over="ignore", invalid="ignore"):  # check_numbers rejects such values
+        deviation = np.where(constant, 0.0, values.std(0))
+        return {"mean": values.mean(0).tolist(), "deviation": deviation.tolist()}
 
 
 def standardised(values: np.ndarray, scaling: Scaling) -> np.ndarray:
@@ -29,6 +34,47 @@ def standardised(values: np.ndarray, scaling: Scaling) -> np.ndarray:
     """
     mean, deviation = np.array(scaling["mean"]), np.array(scaling["deviation"])
     return ((values - mean) / deviation).astype(np.float32)
+
+
+def check_numbers(
+    values: np.ndarray, scaling: Scaling, name: str, place: Callable[[int, int], str]
+) -> None:
+    """Raises where a value does not survive standardisation in float32.
+
+    That is a value outside float32's range or more than 1e15 deviations from the mean (the square
+    of a larger one can overflow in a sum), or one so far from the others of its column that
+    these become equal to each other.
+
+    Args:
+      values: ``[rows, D]``.
+      scaling: their scaling; no deviation is zero.
+      name: the file, for the message.
+      place: the place of a row and column in the file, in words.
+
+    Raises:
+      UserError: with the place of the value.
+
+    >>> scaling = {"mean": [0.0], "deviation": [1.0]}
+    >>> check_numbers(np.array([[1e60]]), scaling, "a.csv", "row {}, column {}".format)
+    Traceback (most recent call last):
+    lstm_jax.errors.UserError: a.csv: row 0, column 0: expected a number that float32 can hold...
+    """
+    mean, deviation = np.array(scaling["mean"]), np.array(scaling["deviation"])
+    values = values.astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        scaled = np.abs((values - mean) / deviation)
+        wrong = ~((np.abs(values) <= np.finfo(np.float32).max) & (scaled <= LARGEST))
+    if not wrong.any():
+        narrow = standardised(values, scaling)
+        for n in range(values.shape[1]):
+            if 2 * len(np.unique(narrow[:, n])) < len(np.unique(values[:, n])):
+                wrong[scaled[:, n].argmax(), n] = True
+    for row, column in np.argwhere(wrong)[:1].tolist():
+        raise UserError(
+            f"{name}: {place(row, column)}: expected a number that float32 can hold "
+            f"once standardised (mean {mean[column]:.6g}, deviation {deviation[column]:.6g}), got "
+            f"{values[row, column]:.6g}"
+        )
 
 
 def unscaled(values: np.ndarray, scaling: Scaling) -> np.ndarray:

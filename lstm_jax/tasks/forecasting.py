@@ -69,12 +69,8 @@ class Forecasting(Task):
     def __post_init__(self) -> None:
         data, model, table = self.data, self.model, f"data.table: {self.data.table}"
         window, rows = data.window, len(self._table.values)
-        expect(
-            window % model.segment == 0,
-            "model.segment",
-            f"a divisor of data.window = {window}",
-            model.segment,
-        )
+        divides = window % model.segment == 0
+        expect(divides, "model.segment", f"a divisor of data.window = {window}", model.segment)
         expect(data.season <= window, "data.season", f"at most data.window = {window}", data.season)
         needed = {"train": window + data.horizon, "validation": data.horizon, "test": data.horizon}
         for split, least in needed.items():
@@ -84,10 +80,12 @@ class Forecasting(Task):
         total = data.train_rows + data.validation_rows + data.test_rows
         words = "at least train_rows + validation_rows + test_rows"
         expect(rows >= total, table, f"{words} = {total} rows", rows)
-        constant = np.flatnonzero(np.ptp(self._table.values[: data.train_rows], 0) == 0)
+        constant = np.flatnonzero(np.array(self._scaling["deviation"]) == 0)
         if constant.size:
             column = self._table.columns[constant[0]]
             raise UserError(f"{table}: column {column!r} is constant over the training rows")
+        values, place = self._table.values, self._table.place
+        scaling.check_numbers(values, self._scaling, table, place)
         model.check_layers(model.hidden_size)
 
     # ---- data ----
@@ -177,6 +175,7 @@ class Forecasting(Task):
         expect(list(table.columns) == columns, f"{source}", wanted, ", ".join(table.columns))
         rows, window = len(table.values), self.data.window
         expect(rows >= window, f"{source}", f"at least data.window = {window} rows", rows)
+        scaling.check_numbers(table.values, self._scaling, f"{source}", table.place)
         past = scaling.standardised(table.values[-window:], self._scaling)
         future = scaling.unscaled(np.asarray(_forecast(model, past[None]))[0], self._scaling)
         numbers = {"row": np.arange(1, self.data.horizon + 1)}
@@ -189,7 +188,8 @@ class Forecasting(Task):
         forecast = scaling.unscaled(np.asarray(_forecast(model, past[places])), self._scaling)
         shown = np.arange(-min(data.window, 2 * data.horizon), data.horizon)
         rows = (data.train_rows + data.validation_rows + places)[:, None] + shown
-        truth, times = self._table.values[rows], dates(np.array(self._table.times)[rows])
+        times, truth = np.array(self._table.times), self._table.values[rows]
+        times = dates(times[rows]) if times.size else None
         titles = [f"test window {place}" for place in places]
         yield "forecasts", forecasts(truth, forecast, self._table.columns, titles, times)
 

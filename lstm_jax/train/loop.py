@@ -240,8 +240,9 @@ def _run_steps(
             if evaluated:
                 validation = task.evaluate(_on_one_device(graph, state), "validation")
                 loss = validation["loss"]
-                if not math.isfinite(loss):
-                    raise diverged(step, f"validation loss {loss}")
+                for name, value in validation.items():
+                    if not math.isfinite(value):
+                        raise diverged(step, f"validation {name} {value}")
                 log.write(step, {f"validation/{name}": x for name, x in validation.items()})
                 better = loss < min(losses, default=math.inf)
                 losses.append(loss)
@@ -402,15 +403,23 @@ def evaluate(
 
     Returns:
       The metrics by split.
+
+    Raises:
+      UserError: there is no checkpoint, the data have changed, or a metric is not finite.
     """
     model, step = best_model(config, task, workdir)
     results: dict[str, Any] = {"step": step}
     baselines = {split: task.baselines(split) for split in task.splits}
     for split in task.splits:
         results[split] = task.evaluate(model, split)
+        for name, value in results[split].items():
+            if not math.isfinite(value):
+                raise UserError(f"{split} split: {name}: expected a finite number, got {value}")
         rows = {f"this run, step {step}": results[split], **baselines[split]}
         report.metrics(f"{split} split", rows)
-    (workdir / "results.json").write_text(json.dumps(results, indent=2) + "\n", "utf-8")
+    (workdir / "results.json").write_text(
+        json.dumps(results, indent=2, allow_nan=False) + "\n", "utf-8"
+    )
     # The curve shows the validation loss, where there is one.
     for path in _plot(task, model, workdir, baselines.get("validation", {}), report):
         report.say(f"plotted {path}")

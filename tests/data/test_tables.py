@@ -1,13 +1,11 @@
-"""Readers of CSV and .ts files: what they read, and what they say of broken files."""
+"""The reader of CSV tables: what it reads, and what it says of broken files."""
 
 import numpy as np
 import pytest
 
-from lstm_jax.data import fetch, read_csv, read_ts
+from lstm_jax.data import fetch, read_csv
 from lstm_jax.data.tables import dates
 from lstm_jax.errors import UserError
-
-HEADER = "# a comment\n@problemName Tiny\n@timeStamps false\n@classLabel true one two\n@data\n"
 
 
 def written(tmp_path, content: str | bytes, name: str = "file"):
@@ -72,85 +70,67 @@ def test_read_csv_of_no_csv_file_is_an_error_for_the_user(tmp_path):
         read_csv(written(tmp_path, 't,a\n1,"' + "x" * 200_000))
 
 
-@pytest.mark.parametrize("read", [read_csv, read_ts])
-def test_a_missing_file_is_named(tmp_path, read):
+def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"nothing\.csv: no such file"):
-        read(tmp_path / "nothing.csv")
+        read_csv(tmp_path / "nothing.csv")
 
 
-def test_read_ts_gives_sequences_of_different_lengths(tmp_path):
-    content = HEADER + "1,2,3:4,5,6:two\n\n# between\n7:8:one\n1.5,-2:0,1e2:two\n"
-    sequences = read_ts(written(tmp_path, content))
-    assert sequences.classes == ("one", "two")
-    assert (sequences.xs.dtype, sequences.lengths.dtype) == (np.float32, np.int32)
-    np.testing.assert_array_equal(sequences.lengths, [3, 1, 2])
-    np.testing.assert_array_equal(sequences.labels, [1, 0, 1])
-    np.testing.assert_array_equal(
-        sequences.xs,
-        [[[1, 4], [2, 5], [3, 6]], [[7, 8], [0, 0], [0, 0]], [[1.5, 0], [-2, 100], [0, 0]]],
-    )
+SPREADSHEETS = [
+    "t;a;b\n1;2,5;-3\n2;1e3;,5\n",
+    "t;a;b\n1;2.5;-3\n2;1e3;.5\n",
+    "t\ta\tb\n1\t2.5\t-3\n2\t1e3\t.5\n",
+    'zeit;a;b\n1.7.2016;"2,5";-3,0\n2.7.2016;1000;0,5\n',
+]
 
 
-def test_read_ts_takes_steps_without_any_value_at_the_end_as_padding(tmp_path):
-    plain = read_ts(written(tmp_path, HEADER + "1,2:4,5:two\n7,8,9:8,7,6:one\n"))
-    padded = HEADER + "1,2,?,?:4,5,?,NaN:two\n7,8,9,?:8,7,6, ?:one\n"
-    sequences = read_ts(written(tmp_path, padded))
-    np.testing.assert_array_equal(sequences.lengths, [2, 3])
-    np.testing.assert_array_equal(sequences.xs, plain.xs)
+@pytest.mark.parametrize("content", SPREADSHEETS)
+def test_read_csv_recognises_separators_and_decimal_commas(tmp_path, content):
+    table = read_csv(written(tmp_path, content))
+    assert table.columns == ("a", "b")
+    np.testing.assert_array_equal(table.values, [[2.5, -3.0], [1000.0, 0.5]])
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (HEADER + "1:2:one\n1,2:3,4:three\n", "line 7: expected a label among one, two, got 't"),
-        (HEADER + "1,2\n", "line 6: expected a label among one, two, got '1,2'"),
-        (HEADER + "1,2:3:one\n", "line 6: expected dimensions of one length, got lengths 2, 1"),
-        (HEADER + "one\n", "line 6: expected dimensions of one length, got lengths of nothing"),
-        (HEADER + "1:2:one\n1:two\n", "line 7: expected 2 dimensions as in the first example, g"),
-        (HEADER + "1,?,3:4,5,6:one\n", "line 6: expected a number, got a missing value"),
-        (HEADER + "1,?:4,5:one\n", "line 6: expected a number, got a missing value"),
-        (HEADER + "1,,3:4,5,6:one\n", "line 6: expected a number, got a missing value"),
-        (HEADER + "1,x:4,5:one\n", "line 6: expected a number, got 'x'"),
-        (HEADER + "1,inf:4,5:one\n", "line 6: expected a number, got 'inf'"),
-        (HEADER + "?,?:?,?:one\n", "line 6: expected at least one step, got none"),
-        ("@classLabel false\n@data\n1:2\n", "line 3: expected @classLabel and @data before the"),
-        ("@data\n1:2:one\n", "line 2: expected @classLabel and @data before the first example"),
-        ("@classLabel true one\n1:one\n", "line 2: expected @classLabel and @data before the fir"),
-        (HEADER, "expected examples after @data, got none"),
-        ("", "expected text, got an empty file"),
+        ("2016-07-01,2,3\n2016-07-02,4,5\n", "line 1: expected a header with the names of the"),
+        ("1,2,3\n2,4,5\n", "line 1: expected a header with the names of the columns, got 1, 2, 3"),
+        ("5\n6\n", "line 1: expected a header with the names of the columns, got 5"),
+        ("first,1.5,2\nsecond,4,5\n", "line 1: expected a header with the names of the columns"),
+        ("t,a,a\n1,2,3\n", "line 1: expected different names of columns, got two 'a'"),
+        ("t;a\n1;1.234\n2;0,5\n", "line 2: expected a decimal comma as in other lines, got '1.2"),
+        ('t,a\n1,"2,5"\n', "line 2: column 'a': expected a number with a decimal point, got '2,5'"),
+        ("t\ta\n1\t2,5\n", "line 2: column 'a': expected a number with a decimal point, got '2"),
+        ("t;a\n1;1.234,5\n", "line 2: column 'a': expected a number, got '1.234,5'"),
+        ("a,b\n3,1\n?,2\n5,3\n", "line 3: column 'a': expected a number, got a missing value"),
+        ("t,a\n1,1_000\n", "line 2: column 'a': expected a number, got '1_000'"),
+        ("t,a\n1,\u0661\u0662\n", "line 2: column 'a': expected a number, got '\u0661\u0662'"),
+        ("t,a\n1,1e400\n", "line 2: column 'a': expected a number, got '1e400'"),
     ],
 )
-def test_read_ts_says_what_is_wrong_and_where(tmp_path, content, message):
+def test_read_csv_rejects_what_it_would_read_wrongly(tmp_path, content, message):
     path = written(tmp_path, content)
     with pytest.raises(UserError) as caught:
-        read_ts(path)
+        read_csv(path)
     assert str(caught.value).startswith(f"{path}: {message}")
 
 
-def test_read_ts_of_other_bytes_than_utf8_is_an_error_for_the_user(tmp_path):
-    with pytest.raises(UserError, match="UTF-8"):
-        read_ts(written(tmp_path, HEADER.encode() + b"1:\xff:one\n"))
-
-
-@pytest.mark.data
-def test_japanese_vowels_are_as_published(public_data):
-    """270 and 370 utterances of 9 speakers, 12 coefficients, 7 to 29 frames (Kudo et al.)."""
-    names = [f"japanese_vowels/JapaneseVowels_{part}.ts" for part in ("TRAIN", "TEST")]
-    public_data(*names)
-    train, test = (read_ts(fetch(name)) for name in names)
-    assert train.xs.shape == (270, train.lengths.max(), 12)
-    assert test.xs.shape == (370, test.lengths.max(), 12)
-    assert len(train.classes) == 9
-    assert train.classes == test.classes
-    lengths = np.concatenate([train.lengths, test.lengths])
-    assert (lengths.min(), lengths.max()) == (7, 29)
-    np.testing.assert_array_equal(np.bincount(train.labels), [30] * 9)
-    # The numbers of test utterances that the archive's description gives for each speaker.
-    np.testing.assert_array_equal(np.bincount(test.labels), [31, 35, 88, 44, 29, 24, 40, 50, 29])
-    for sequences in (train, test):
-        past_end = np.arange(sequences.xs.shape[1]) >= sequences.lengths[:, None]
-        assert (sequences.xs[past_end] == 0).all()
-        assert (sequences.xs[~past_end] != 0).any(-1).all()
+@pytest.mark.parametrize(
+    ("content", "columns", "times"),
+    [
+        ("a,b\n3,1\n1,2\n2,3\n", ("a", "b"), ()),
+        ("sales\n3\n5\n", ("sales",), ()),
+        ("a,b\n3,1\n", ("a", "b"), ()),
+        ("t,b\n3,1\n1,2\n", ("b",), ("3", "1")),
+        (",0,1\n7,1,2\n9,2,4\n", ("0", "1"), ("7", "9")),
+        ("seconds,b\n0.1,1\n0.2,2\n0.3,5\n", ("b",), ("0.1", "0.2", "0.3")),
+        ("date,2019,2020\n1 July,1,2\n", ("2019", "2020"), ("1 July",)),
+    ],
+)
+def test_a_first_column_of_numbers_is_data_unless_it_counts_time(tmp_path, content, columns, times):
+    table = read_csv(written(tmp_path, content))
+    assert (table.columns, table.times) == (columns, times)
+    assert table.values.shape == (content.count("\n") - 1, len(columns))
 
 
 @pytest.mark.data

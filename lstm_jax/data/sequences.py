@@ -1,0 +1,375 @@
+"""Readers of sequences with labels: .ts files (UEA and UCR archives), CSV files, NumPy archives."""
+
+import pathlib
+import re
+import zipfile
+import zlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from lstm_jax.data.fields import is_number, number, read_rows
+from lstm_jax.data.tables import dates
+from lstm_jax.data.text import read_text
+from lstm_jax.errors import UserError, expect
+
+LARGEST = float(np.finfo(np.float32).max)
+
+
+class LabelledSequences(NamedTuple):
+    """Sequences of different lengths, each with a label.
+
+    Attributes:
+      xs: float32 or float64 ``[N, T, D]``, zero past each sequence's end.
+      lengths: int32 ``[N]``.
+      labels: int32 ``[N]``, positions in ``classes``; zeros where the file has no labels.
+      classes: the labels' names; empty where the file has no labels.
+      ids: the name of each sequence, ``[N]``; None to count from 1.
+      features: the names of the D columns; empty where the file names none.
+
+    >>> LabelledSequences(np.zeros((1, 3, 2)), np.array([2]), np.array([0]), ("a",)).xs.shape
+    (1, 3, 2)
+    """
+
+    xs: np.ndarray
+    lengths: np.ndarray
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    ids: np.ndarray | None = None
+    features: tuple[str, ...] = ()
+
+    def rows(self, chosen: np.ndarray) -> "LabelledSequences":
+        """Some of the sequences, by booleans ``[N]`` or positions."""
+        arrays = {"xs": self.xs, "lengths": self.lengths, "labels": self.labels, "ids": self.names}
+        return self._replace(**{name: array[chosen] for name, array in arrays.items()})
+
+    @property
+    def names(self) -> np.ndarray:
+        """The name of each sequence, by default its number from 1; ``[N]``."""
+        return np.arange(1, len(self.labels) + 1) if self.ids is None else self.ids
+
+    @property
+    def steps(self) -> np.ndarray:
+        """The steps of all sequences without padding, ``[sum of lengths, D]``."""
+        return self.xs[np.arange(self.xs.shape[1]) < self.lengths[:, None]]
+
+    def place(self, step: int, dimension: int) -> str:
+        """Where a row of :attr:`steps` is, in words."""
+        ends = np.cumsum(self.lengths)
+        row = int(np.searchsorted(ends, step, "right"))
+        name = f"dimension {dimension}"
+        if self.features:
+            name = f"column {self.features[dimension]!r}"
+        place = step - ends[row] + self.lengths[row] + 1
+        return f"sequence {self.names[row]}, step {place}, {name}"
+
+
+class SequenceColumns(NamedTuple):
+    """What the columns of a CSV file of sequences mean.
+
+    Attributes:
+      id: the column whose value is the same in all rows of a sequence.
+      label: the column with the sequence's label.
+      order: the column that orders the rows of a sequence, numbers or dates; empty for the order
+        of the file.
+      features: the columns of the inputs; empty for all others that hold numbers.
+
+    >>> SequenceColumns(order="t").id
+    'id'
+    """
+
+    id: str = "id"
+    label: str = "label"
+    order: str = ""
+    features: tuple[str, ...] = ()
+
+
+DEFAULT_COLUMNS = SequenceColumns()
+
+
+def last_of_each(labels: np.ndarray, fraction: float) -> np.ndarray:
+    """Booleans ``[N]``, true for the last rows of each label, a share ``fraction`` of them.
+
+    >>> last_of_each(np.array([0, 1, 0, 1, 1]), 0.4).tolist()
+    [False, False, True, False, True]
+    """
+    chosen = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        chosen[rows[len(rows) - round(len(rows) * fraction) :]] = True
+    return chosen
+
+
+def read_sequences(
+    path: str | pathlib.Path,
+    columns: SequenceColumns = DEFAULT_COLUMNS,
+    classes: tuple[str, ...] = (),
+    labelled: bool = True,
+) -> LabelledSequences:
+    """Sequences from a .ts, CSV or .npz file, recognised by its name or else by its content.
+
+    Args:
+      path: the file.
+      columns: what the columns of a CSV file mean.
+      classes: the names of the possible labels; empty for those of the file.  (A .ts file declares
+        its classes itself.)
+      labelled: False to read sequences without labels; a CSV or .npz file may lack them, and they
+        are ignored.
+
+    Raises:
+      UserError: the file is missing, is of another kind, or is broken.
+
+    >>> read_sequences("/no/such/file.csv")
+    Traceback (most recent call last):
+    lstm_jax.errors.UserError: /no/such/file.csv: no such file
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    with path.open("rb") as file:
+        head = file.read(1024)
+    if path.suffix == ".npz" or head.startswith(b"PK\x03\x04"):
+        return read_npz(path, classes, labelled)
+    if b"\0" in head:
+        raise UserError(f"{path}: expected a .ts, CSV or .npz file, got another kind of file")
+    if path.suffix == ".ts" or re.search(r"^\s*@\w", read_text(path), re.MULTILINE):
+        return read_ts(path, labelled)
+    return read_sequences_csv(path, columns, classes, labelled)
+
+
+def read_ts(path: str | pathlib.Path, labelled: bool = True) -> LabelledSequences:
+    """A .ts file: multivariate sequences of different lengths with class labels.
+
+    Each data line holds one example: its dimensions separated by colons, each a list of numbers
+    separated by commas, then the label.  Steps in which every dimension is missing (``?``) at the
+    end of an example are padding and count as past its end.
+
+    Args:
+      path: the file.
+      labelled: False to accept a file that declares no class labels.
+
+    Raises:
+      UserError: the file is missing, declares no class labels, or a line does not fit what
+        the header declares (with the line's number).
+
+    >>> read_ts("/no/such/file.ts")
+    Traceback (most recent call last):
+    lstm_jax.errors.UserError: /no/such/file.ts: no such file
+    """
+    classes: tuple[str, ...] = ()
+    examples: list[np.ndarray] = []
+    labels: list[int] = []
+    in_data = False
+    for line_number, line in enumerate(re.split(r"\r\n|\r|\n", read_text(path)), start=1):
+        line = line.strip(" \t")
+        if not line or line.startswith("#"):
+            continue
+        if line.startswith("@"):
+            word, *rest = re.split(r"[ \t]+", line)
+            if word.lower() == "@classlabel" and rest and rest[0].lower() == "true":
+                classes = tuple(rest[1:])
+            in_data = in_data or word.lower() == "@data"
+            continue
+        where = f"{path}: line {line_number}"
+        if not in_data or (labelled and not classes):
+            raise UserError(f"{where}: expected @classLabel and @data before the first example")
+        dimensions = line.split(":")
+        if classes:
+            label = dimensions.pop()
+            if label not in classes and (labelled or label != "?"):
+                known = ", ".join(classes)
+                raise UserError(f"{where}: expected a label among {known}, got {label!r}")
+            labels.append(0 if label == "?" and not labelled else classes.index(label))
+        else:
+            labels.append(0)
+        examples.append(_example(dimensions, where))
+        if examples[-1].shape[1] != examples[0].shape[1]:
+            raise UserError(
+                f"{where}: expected {examples[0].shape[1]} dimensions as in the first example, "
+                f"got {examples[-1].shape[1]}"
+            )
+    if not examples:
+        raise UserError(f"{path}: expected examples after @data, got none")
+    xs, lengths = _padded(examples, np.float32)
+    return LabelledSequences(xs, lengths, np.array(labels, np.int32), classes)
+
+
+def _example(dimensions: list[str], where: str) -> np.ndarray:
+    """One example as ``[T, D]``, without the padding at its end."""
+    columns = [dimension.split(",") for dimension in dimensions]
+    if not columns or len({len(column) for column in columns}) != 1:
+        raise UserError(
+            f"{where}: expected dimensions of one length, got lengths "
+            f"{', '.join(str(len(column)) for column in columns) or 'of nothing'}"
+        )
+    steps = list(zip(*columns, strict=True))
+    while steps and all(field.strip() in ("?", "NaN") for field in steps[-1]):
+        steps.pop()
+    if not steps:
+        raise UserError(f"{where}: expected at least one step, got none")
+    return np.array([[_float32(field, where) for field in step] for step in steps], np.float32)
+
+
+def _float32(field: str, where: str) -> float:
+    """A number that float32 can hold."""
+    value = number(field, where)
+    if abs(value) > LARGEST:
+        raise UserError(f"{where}: expected a number in the range of float32, got {field}")
+    return value
+
+
+def _padded(examples: Sequence[np.ndarray], dtype: type) -> tuple[np.ndarray, np.ndarray]:
+    """Examples ``[T_n, D]`` as one array ``[N, T, D]`` with zeros past their ends, and lengths."""
+    lengths = np.array([len(example) for example in examples], np.int32)
+    xs = np.zeros((len(examples), int(lengths.max()), examples[0].shape[1]), dtype)
+    for row, example in zip(xs, examples, strict=True):
+        row[: len(example)] = example
+    return xs, lengths
+
+
+def read_sequences_csv(
+    path: str | pathlib.Path, columns: SequenceColumns, classes: tuple[str, ...], labelled: bool
+) -> LabelledSequences:
+    """A CSV file with named columns and one row a step; arguments as for :func:`read_sequences`.
+
+    The rows of a sequence have the same value in the id column and one label.  Sequences come in
+    the order of their first rows.
+
+    Raises:
+      UserError: the file is not CSV, lacks a column, or a row does not fit (with its line).
+    """
+    names, *rows = read_rows(path)
+    features = columns.features
+    needed = [columns.id, *([columns.label] if labelled else []), *features]
+    for name in [*needed, *([columns.order] if columns.order else [])]:
+        if name not in names:
+            raise UserError(
+                f"{path}: expected a .ts or .npz file, or a CSV file with the columns "
+                f"{', '.join(needed)}; column {name!r} is missing from {', '.join(names)[:120]}"
+            )
+    if not rows:
+        raise UserError(f"{path}: expected rows after the header, got none")
+    if not features:
+        others = [n for n in names if n not in (columns.id, columns.label, columns.order)]
+        features = tuple(n for n in others if any(is_number(r[names.index(n)]) for r in rows))
+        expect(features, str(path), "columns of numbers besides the id and the label", "none")
+    by_id: dict[str, list[int]] = {}
+    for n, row in enumerate(rows):
+        by_id.setdefault(row[names.index(columns.id)].strip(), []).append(n)
+    if columns.order:
+        field = names.index(columns.order)
+        by_id = _ordered(by_id, [row[field] for row in rows], f"{path}", columns.order)
+    values = np.empty((len(rows), len(features)))
+    for m, name in enumerate(features):
+        field = names.index(name)
+        for n, row in enumerate(rows):
+            values[n, m] = _float32(row[field], f"{path}: line {n + 2}: column {name!r}")
+    xs, lengths = _padded([values[chosen] for chosen in by_id.values()], np.float64)
+    ids = np.array(list(by_id))
+    if not labelled:
+        return LabelledSequences(xs, lengths, np.zeros(len(ids), np.int32), (), ids, features)
+    given = [row[names.index(columns.label)].strip() for row in rows]
+    for key, chosen in by_id.items():
+        for n in chosen:
+            where = f"{path}: line {n + 2}: column {columns.label!r}"
+            expect(given[n], where, "a label", "a missing value")
+            first = given[chosen[0]]
+            expect(given[n] == first, where, f"the label {first!r} of sequence {key}", given[n])
+    firsts = [chosen[0] for chosen in by_id.values()]
+    places = [f"{path}: line {n + 2}: column {columns.label!r}" for n in firsts]
+    labels, classes = _positions([given[n] for n in firsts], classes, places)
+    return LabelledSequences(xs, lengths, labels, classes, ids, features)
+
+
+def _ordered(
+    by_id: dict[str, list[int]], fields: list[str], path: str, name: str
+) -> dict[str, list[int]]:
+    """The rows of each sequence in the order of a column of numbers or dates."""
+    if any(is_number(field) for field in fields):
+        where = f"{path}: line {{}}: column {name!r}"
+        keys = np.array([number(field, where.format(n + 2)) for n, field in enumerate(fields)])
+    elif (keys := dates(fields)) is None:
+        raise UserError(f"{path}: column {name!r}: expected numbers or dates such as 2016-07-01")
+    ordered = {}
+    for key, chosen in by_id.items():
+        ordered[key] = sorted(chosen, key=lambda n: keys[n])
+        for one, other in zip(ordered[key], ordered[key][1:], strict=False):
+            if keys[one] == keys[other]:
+                raise UserError(
+                    f"{path}: line {max(one, other) + 2}: column {name!r}: expected different "
+                    f"values in sequence {key}, got {fields[other]} twice"
+                )
+    return ordered
+
+
+def _positions(
+    labels: Sequence[str], classes: tuple[str, ...], places: Sequence[str]
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Labels as positions in the classes: given ones, or the labels found, sorted."""
+    if not classes:
+        whole = all(re.fullmatch(r"-?\d+", label, re.ASCII) for label in labels)
+        found = sorted(set(labels))
+        classes = tuple(sorted(found, key=int) if whole else found)
+    for label, place in zip(labels, places, strict=True):
+        expect(label in classes, place, f"a label among {', '.join(classes)[:200]}", repr(label))
+    return np.array([classes.index(label) for label in labels], np.int32), classes
+
+
+def read_npz(
+    path: str | pathlib.Path, classes: tuple[str, ...] = (), labelled: bool = True
+) -> LabelledSequences:
+    """A NumPy archive of ``xs`` ``[N, T, D]``, ``labels`` ``[N]``, and ``lengths`` ``[N]``.
+
+    Labels are integers or strings.  Without ``lengths``, every sequence has T steps; with them,
+    what ``xs`` holds past a sequence's end is ignored.  Pickled objects are not read.
+
+    Args:
+      path: the file.
+      classes: the names of the possible labels; empty for those of the file.
+      labelled: False to ignore labels, which may then be missing.
+
+    Raises:
+      UserError: the file is missing or broken, or an array is missing or does not fit.
+
+    >>> import tempfile
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "a.npz"
+    >>> np.savez(path, xs=np.ones((2, 3, 1)), labels=["no", "yes"])
+    >>> read_npz(path).classes
+    ('no', 'yes')
+    """
+    if not pathlib.Path(path).is_file():
+        raise UserError(f"{path}: no such file")
+    names = ("xs", "labels", "lengths") if labelled else ("xs", "lengths")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in names if name in file}
+    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+        what = (str(error).splitlines() or [""])[0][:120]
+        raise UserError(f"{path}: not a .npz file of numbers and strings ({what})") from error
+    for name in names[:-1]:
+        expect(name in arrays, f"{path}", "the arrays xs and labels", f"no {name}")
+    xs = arrays["xs"]
+    wanted = "numbers [N, T, D], each at least 1"
+    real = xs.dtype.kind in "fiu"
+    expect(xs.ndim == 3 and xs.size and real, f"{path}: xs", wanted, f"{xs.dtype} {xs.shape}")
+    rows, steps, _ = xs.shape
+    lengths = arrays.get("lengths", np.full(rows, steps))
+    fits = lengths.shape == (rows,) and lengths.dtype.kind in "iu"
+    fits = fits and lengths.min() >= 1 and lengths.max() <= steps
+    got = f"{lengths.dtype} {lengths.shape}"
+    expect(fits, f"{path}: lengths", f"{rows} integers from 1 to {steps}", f"{got}: {lengths}"[:90])
+    inside = np.arange(steps) < lengths[:, None]
+    xs = np.where(inside[..., None], xs, 0).astype(np.float64)
+    for position in np.argwhere(~(np.abs(xs) <= LARGEST))[:1]:
+        where = f"{path}: xs[{', '.join(map(str, position))}]"
+        raise UserError(f"{where}: expected a number in the range of float32, got {xs[*position]}")
+    numbers, names_of_classes = np.zeros(rows, np.int32), ()
+    if labelled:
+        labels = arrays["labels"]
+        fits = labels.shape == (rows,) and labels.dtype.kind in "iuU"
+        got = f"{labels.dtype} {labels.shape}"
+        expect(fits, f"{path}: labels", f"{rows} integers or strings", got)
+        places = [f"{path}: labels[{n}]" for n in range(rows)]
+        numbers, names_of_classes = _positions([str(x) for x in labels], classes, places)
+    return LabelledSequences(xs, lengths.astype(np.int32), numbers, names_of_classes)

@@ -1,0 +1,106 @@
+"""Readers of .ts files, CSV files and NumPy archives of sequences with labels."""
+
+import numpy as np
+import pytest
+
+from lstm_jax.data import (
+    fetch,
+    read_npz,
+    read_sequences,
+    read_ts,
+)
+from lstm_jax.errors import UserError
+
+HEADER = "# a comment\n@problemName Tiny\n@timeStamps false\n@classLabel true one two\n@data\n"
+
+
+def written(tmp_path, content: str | bytes, name: str = "file"):
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+@pytest.mark.parametrize("read", [read_ts, read_npz, read_sequences])
+def test_a_missing_file_is_named(tmp_path, read):
+    with pytest.raises(UserError, match=r"nothing\.csv: no such file"):
+        read(tmp_path / "nothing.csv")
+
+
+def test_read_ts_gives_sequences_of_different_lengths(tmp_path):
+    content = HEADER + "1,2,3:4,5,6:two\n\n# between\n7:8:one\n1.5,-2:0,1e2:two\n"
+    sequences = read_ts(written(tmp_path, content))
+    assert sequences.classes == ("one", "two")
+    assert (sequences.xs.dtype, sequences.lengths.dtype) == (np.float32, np.int32)
+    np.testing.assert_array_equal(sequences.lengths, [3, 1, 2])
+    np.testing.assert_array_equal(sequences.labels, [1, 0, 1])
+    np.testing.assert_array_equal(
+        sequences.xs,
+        [[[1, 4], [2, 5], [3, 6]], [[7, 8], [0, 0], [0, 0]], [[1.5, 0], [-2, 100], [0, 0]]],
+    )
+
+
+def test_read_ts_takes_steps_without_any_value_at_the_end_as_padding(tmp_path):
+    plain = read_ts(written(tmp_path, HEADER + "1,2:4,5:two\n7,8,9:8,7,6:one\n"))
+    padded = HEADER + "1,2,?,?:4,5,?,NaN:two\n7,8,9,?:8,7,6, ?:one\n"
+    sequences = read_ts(written(tmp_path, padded))
+    np.testing.assert_array_equal(sequences.lengths, [2, 3])
+    np.testing.assert_array_equal(sequences.xs, plain.xs)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (HEADER + "1:2:one\n1,2:3,4:three\n", "line 7: expected a label among one, two, got 't"),
+        (HEADER + "1,2\n", "line 6: expected a label among one, two, got '1,2'"),
+        (HEADER + "1,2:3:one\n", "line 6: expected dimensions of one length, got lengths 2, 1"),
+        (HEADER + "one\n", "line 6: expected dimensions of one length, got lengths of nothing"),
+        (HEADER + "1:2:one\n1:two\n", "line 7: expected 2 dimensions as in the first example, g"),
+        (HEADER + "1,?,3:4,5,6:one\n", "line 6: expected a number, got a missing value"),
+        (HEADER + "1,?:4,5:one\n", "line 6: expected a number, got a missing value"),
+        (HEADER + "1,,3:4,5,6:one\n", "line 6: expected a number, got a missing value"),
+        (HEADER + "1,x:4,5:one\n", "line 6: expected a number, got 'x'"),
+        (HEADER + "1,inf:4,5:one\n", "line 6: expected a number, got 'inf'"),
+        (HEADER + "?,?:?,?:one\n", "line 6: expected at least one step, got none"),
+        ("@classLabel false\n@data\n1:2\n", "line 3: expected @classLabel and @data before the"),
+        ("@data\n1:2:one\n", "line 2: expected @classLabel and @data before the first example"),
+        ("@classLabel true one\n1:one\n", "line 2: expected @classLabel and @data before the fir"),
+        (HEADER, "expected examples after @data, got none"),
+        ("", "expected text, got an empty file"),
+        (HEADER + "1,1_0:4,5:one\n", "line 6: expected a number, got '1_0'"),
+        (HEADER + "1:\u0663:one\n", "line 6: expected a number, got '\u0663'"),
+        (HEADER + "1:1e39:one\n", "line 6: expected a number in the range of float32, got 1e39"),
+        (HEADER + "1:2:one\x0b\n", "line 6: expected a label among one, two, got 'one\\x0b'"),
+        (HEADER + "1:2:one\x0b1:2:two\n3:one\n", "line 6: expected a number, got 'one\\x0b1'"),
+    ],
+)
+def test_read_ts_says_what_is_wrong_and_where(tmp_path, content, message):
+    path = written(tmp_path, content)
+    with pytest.raises(UserError) as caught:
+        read_ts(path)
+    assert str(caught.value).startswith(f"{path}: {message}")
+
+
+def test_read_ts_of_other_bytes_than_utf8_is_an_error_for_the_user(tmp_path):
+    with pytest.raises(UserError, match="UTF-8"):
+        read_ts(written(tmp_path, HEADER.encode() + b"1:\xff:one\n"))
+
+
+@pytest.mark.data
+def test_japanese_vowels_are_as_published(public_data):
+    """270 and 370 utterances of 9 speakers, 12 coefficients, 7 to 29 frames (Kudo et al.)."""
+    names = [f"japanese_vowels/JapaneseVowels_{part}.ts" for part in ("TRAIN", "TEST")]
+    public_data(*names)
+    train, test = (read_ts(fetch(name)) for name in names)
+    assert train.xs.shape == (270, train.lengths.max(), 12)
+    assert test.xs.shape == (370, test.lengths.max(), 12)
+    assert len(train.classes) == 9
+    assert train.classes == test.classes
+    lengths = np.concatenate([train.lengths, test.lengths])
+    assert (lengths.min(), lengths.max()) == (7, 29)
+    np.testing.assert_array_equal(np.bincount(train.labels), [30] * 9)
+    # The numbers of test utterances that the archive's description gives for each speaker.
+    np.testing.assert_array_equal(np.bincount(test.labels), [31, 35, 88, 44, 29, 24, 40, 50, 29])
+    for sequences in (train, test):
+        past_end = np.arange(sequences.xs.shape[1]) >= sequences.lengths[:, None]
+        assert (sequences.xs[past_end] == 0).all()
+        assert (sequences.xs[~past_end] != 0).any(-1).all()
