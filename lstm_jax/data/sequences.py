@@ -41,8 +41,8 @@ class LabelledSequences(NamedTuple):
 
     def rows(self, chosen: np.ndarray) -> "LabelledSequences":
         """Some of the sequences, by booleans ``[N]`` or positions."""
-        arrays = {"xs": self.xs, "lengths": self.lengths, "labels": self.labels, "ids": self.names}
-        return self._replace(**{name: array[chosen] for name, array in arrays.items()})
+        xs, lengths, labels = self.xs[chosen], self.lengths[chosen], self.labels[chosen]
+        return self._replace(xs=xs, lengths=lengths, labels=labels, ids=self.names[chosen])
 
     @property
     def names(self) -> np.ndarray:

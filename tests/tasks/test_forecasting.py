@@ -343,3 +343,13 @@ def test_baselines_of_etth1_are_in_the_published_neighbourhood(public_data):
     baselines = Forecasting(SeriesData(), ForecasterConfig()).baselines("test")
     assert 1.28 < baselines["persistence"]["mse"] < 1.31
     assert 0.50 < baselines["seasonal naive (24 rows)"]["mse"] < 0.52
+
+
+@pytest.mark.parametrize("value", [1e308, 1e60, 1e39])
+@pytest.mark.parametrize("row", [5, TRAIN + VALIDATION + 3], ids=["training", "test"])
+def test_a_number_that_float32_cannot_hold_is_named_before_training(make, value, row):
+    values = table()
+    values[row, 1] = value
+    with pytest.raises(UserError) as caught:
+        make(values)
+    assert f"line {row + 2}: column 'two': expected a number that float32 can" in str(caught.value)

@@ -432,6 +432,33 @@ def test_a_validation_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatc
     assert best_model(config, config.build_task(), tmp_path / "run")[1] == 8
 
 
+class Immeasurable(NextCharacter):
+    """A metric of one split is not a number."""
+
+    split = ""
+
+    def evaluate(self, model, split):
+        metrics = {"loss": 1.0, "accuracy": 1.0}
+        return {**metrics, "accuracy": math.nan} if split == type(self).split else metrics
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        ("validation", "step 2: validation accuracy nan: not finite"),
+        ("test", "test split: accuracy: expected a finite number, got nan"),
+    ],
+)
+def test_every_metric_of_every_split_is_finite(tmp_path, monkeypatch, split, message):
+    monkeypatch.setitem(TASKS, "next_character", f"{__name__}.Immeasurable")
+    monkeypatch.setattr(Immeasurable, "split", split)
+    monkeypatch.setattr(Immeasurable, "splits", ("validation", "test"))
+    config = write_config(tmp_path, train__num_steps=2)
+    with pytest.raises(UserError, match=message):
+        train(config, tmp_path / "run", Listener())
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
 def test_a_learning_rate_far_too_high(tmp_path):
     """However the figures run away, the checkpoints that are left hold finite parameters."""
     config = write_config(
