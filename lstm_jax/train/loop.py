@@ -22,7 +22,8 @@ from lstm_jax.tasks.base import Generates, Metrics, Task
 from lstm_jax.train.checkpoint import Checkpoints, DamagedCheckpoint
 from lstm_jax.train.devices import data_mesh
 from lstm_jax.train.metrics import Callback, MetricsLog, check_tensorboard, loss_curve, read_metrics
-from lstm_jax.train.optimizer import build_optimizer, build_schedule
+from lstm_jax.train.optimizer import build_optimizer
+from lstm_jax.train.programs import Programs, own_programs
 from lstm_jax.train.report import Clock, Report
 from lstm_jax.train.start import Source, started_from
 from lstm_jax.train.step import (
@@ -30,8 +31,6 @@ from lstm_jax.train.step import (
     TrainState,
     abstract_state,
     batch_spec,
-    build_step,
-    init_state,
     state_shardings,
     trained_model,
 )
@@ -39,6 +38,10 @@ from lstm_jax.train.workdir import claimed, load_workdir, stored_metadata
 
 VALIDATION_LOSS = "validation/loss"
 SAMPLES = "samples"  # folder of a run for files that its task generates
+
+
+class Diverged(UserError):
+    """A loss was not finite."""
 
 
 class Stopped(Exception):  # noqa: N818 - no error: the user asked for it
@@ -111,7 +114,9 @@ def train(
     if isinstance(task, Generates) and config.train.sample_length:
         _check_prompt(task, config.train.sample_prompt)
     with claimed(workdir, config, task.known):
-        _run_steps(config, task, workdir, report, source, callbacks)
+        with signals() as came:
+            programs = own_programs(config, task)
+            run_steps(config, task, workdir, report, programs, came, source, callbacks)
         return evaluate(config, task, workdir, report)
 
 
@@ -136,25 +141,29 @@ def config_of(
     )
 
 
-def _run_steps(
+def run_steps(
     config: Config,
     task: Task,
     workdir: pathlib.Path,
     report: Report,
-    source: Source | None,
-    callbacks: Sequence[Callback],
+    programs: Programs,
+    signals: Sequence[int],
+    source: Source | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> None:
-    options = config.train
-    mesh = data_mesh(task.batch_size, options.num_devices)
-    schedule = build_schedule(config.optimizer, options.num_steps)
-    optimizer = build_optimizer(config.optimizer, schedule)
-    graph, state = init_state(task, optimizer, config.optimizer.ema_decay > 0, options.seed)
-    take_step = build_step(
-        task, graph, optimizer, schedule, config.optimizer.ema_decay, mesh, options.accumulate
-    )
+    """Takes a run's steps, from its last checkpoint to its end.
+
+    Args:
+      config, task, workdir, report, callbacks: as for :func:`train`; the folder is claimed.
+      programs: what it computes with.
+      signals: once it is not empty, the run stops after a step with all saved.
+      source: the run whose parameters it starts from, if it does.
+    """
+    options, mesh = config.train, programs.mesh
+    state = programs.new_state()
     if source is not None:
         state = started_from(source, state, task.known, report.say, report.warn)
-    state = jax.device_put(state, state_shardings(state, mesh))
+        state = jax.device_put(state, state_shardings(state, mesh))
     batches = iter(task.batches(options.seed).to_iter_dataset())
     sums, loss = _Sums(), None  # loss: of the validation split, if taken at this step
     _refuse_lost_checkpoints(workdir)
@@ -194,16 +203,16 @@ def _run_steps(
         }
         checkpoints.save(state, meta, loss)
 
-    def diverged(step: int, what: str) -> UserError:
+    def diverged(step: int, what: str) -> Diverged:
         report.end_progress()
         kept = checkpoints.latest_step()
-        return UserError(
+        return Diverged(
             f"step {step}: {what}: not finite, training stops; the last good checkpoint is "
             f"{'none' if kept is None else f'that of step {kept}'}; try a lower "
             "optimizer.learning_rate or optimizer.max_norm"
         )
 
-    with contextlib.closing(log), contextlib.closing(checkpoints), _signals() as signals:
+    with contextlib.closing(log), contextlib.closing(checkpoints):
         for step in range(int(state.step) + 1, options.num_steps + 1):
             if out_of_patience(losses, options.patience):
                 report.end_progress()
@@ -214,7 +223,7 @@ def _run_steps(
                 break
             batch = jax.device_put(next_batch(), rows)
             clock.start()
-            state, metrics = take_step(state, batch)
+            state, metrics = programs.take_step(state, batch)
             metrics = jax.device_get(metrics)
             clock.stop()
             if not (math.isfinite(metrics.loss) and math.isfinite(metrics.grad_norm)):
@@ -238,7 +247,7 @@ def _run_steps(
 
             loss, better = None, False
             if evaluated:
-                validation = task.evaluate(_on_one_device(graph, state), "validation")
+                validation = task.evaluate(programs.model(state), "validation")
                 loss = validation["loss"]
                 for name, value in validation.items():
                     if not math.isfinite(value):
@@ -303,15 +312,8 @@ def _progress_line(
     return " | ".join(parts)
 
 
-def _on_one_device(graph: Any, state: TrainState) -> Compiled:
-    """The model to evaluate; every device has its parameters, and one is enough."""
-    device = next(iter(state.step.devices()))
-    needed = state._replace(opt_state=(), carry=())
-    return trained_model(graph, jax.device_put(jax.device_get(needed), device))
-
-
 @contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
+def signals() -> Iterator[list[int]]:
     """Collects SIGINT and SIGTERM in a list, so that a step can be finished; once only."""
     came: list[int] = []
 
@@ -377,12 +379,24 @@ def best_model(
     Raises:
       UserError: there is no checkpoint, it is damaged, or the data have changed.
     """
-    if not (workdir / "checkpoints").is_dir():
-        raise UserError(f"{workdir}: no checkpoint yet")
     optimizer = build_optimizer(config.optimizer, lambda step: 0.0)
     graph, like = abstract_state(task, optimizer, config.optimizer.ema_decay > 0)
+    state, step = best_state(config, task, workdir, like, check_data=check_data)
+    return trained_model(graph, state), step
+
+
+def best_state(
+    config: Config, task: Task, workdir: pathlib.Path, like: TrainState, *, check_data: bool = True
+) -> tuple[TrainState, int]:
+    """The state in a run's best checkpoint, on one device, and its step; see :func:`best_model`.
+
+    Args:
+      like: a state of the same shapes and types.
+    """
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), like)
+    if not (workdir / "checkpoints").is_dir():
+        raise UserError(f"{workdir}: no checkpoint yet")
     checkpoints = Checkpoints(workdir / "checkpoints", config.train.keep_checkpoints)
     with contextlib.closing(checkpoints):
         step = checkpoints.best_step()
@@ -390,8 +404,7 @@ def best_model(
             raise UserError(f"{workdir}: no checkpoint yet")
         if check_data:
             _refuse_other_data(checkpoints, task, workdir)
-        state, _ = checkpoints.restore(step, like)
-    return trained_model(graph, state), step
+        return checkpoints.restore(step, like)[0], step
 
 
 def evaluate(
@@ -408,24 +421,25 @@ def evaluate(
       UserError: there is no checkpoint, the data have changed, or a metric is not finite.
     """
     model, step = best_model(config, task, workdir)
-    results: dict[str, Any] = {"step": step}
+    results = write_results(task, model, step, workdir)
     baselines = {split: task.baselines(split) for split in task.splits}
     for split in task.splits:
-        results[split] = task.evaluate(model, split)
-        for name, value in results[split].items():
-            if not math.isfinite(value):
-                raise UserError(f"{split} split: {name}: expected a finite number, got {value}")
         rows = {f"this run, step {step}": results[split], **baselines[split]}
         report.metrics(f"{split} split", rows)
-    (workdir / "results.json").write_text(
-        json.dumps(results, indent=2, allow_nan=False) + "\n", "utf-8"
-    )
     # The curve shows the validation loss, where there is one.
     for path in _plot(task, model, workdir, baselines.get("validation", {}), report):
         report.say(f"plotted {path}")
     if isinstance(task, Generates) and config.train.sample_length:
         _generate_sample(task, model, config.train, task.unit, workdir, report)
-    return {split: results[split] for split in task.splits}
+    return results
+
+
+def write_results(task: Task, model: Compiled, step: int, workdir: pathlib.Path) -> dict[str, Metrics]:
+    """The metrics of a run's best model by split, written into ``results.json`` with its step."""
+    results = {split: task.evaluate(model, split) for split in task.splits}
+    text = json.dumps({"step": step, **results}, indent=2) + "\n"
+    (workdir / "results.json").write_text(text, "utf-8")
+    return results
 
 
 def _generate_sample(

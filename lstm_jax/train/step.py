@@ -85,19 +85,20 @@ def init_state(
     task: Task, optimizer: optax.GradientTransformation, ema: bool, seed: int
 ) -> tuple[nnx.GraphDef, TrainState]:
     """The model's structure and the state before the first step, by one compiled program."""
-    return jax.jit(lambda: _new_state(task, optimizer, ema, seed))()
+    return jax.jit(lambda: new_state(task, optimizer, ema, seed))()
 
 
 def abstract_state(
     task: Task, optimizer: optax.GradientTransformation, ema: bool
 ) -> tuple[nnx.GraphDef, TrainState]:
     """As :func:`init_state`, with shapes and types in place of arrays."""
-    return jax.eval_shape(lambda: _new_state(task, optimizer, ema, 0))
+    return jax.eval_shape(lambda: new_state(task, optimizer, ema, 0))
 
 
-def _new_state(
-    task: Task, optimizer: optax.GradientTransformation, ema: bool, seed: int
+def new_state(
+    task: Task, optimizer: optax.GradientTransformation, ema: bool, seed: int | jax.Array
 ) -> tuple[nnx.GraphDef, TrainState]:
+    """As :func:`init_state`, inside a compiled program, with a seed that can be traced."""
     init_key, key = jax.random.split(jax.random.key(seed))
     model = task.build(nnx.Rngs(init_key))
     model.train()

@@ -1,0 +1,378 @@
+"""What a run computes with: its own compiled programs, or those that points of a sweep share."""
+
+import copy
+import dataclasses
+import functools
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from lstm_jax.config import Config
+from lstm_jax.models import Compiled
+from lstm_jax.models.base import Carry
+from lstm_jax.tasks.base import Batch, Task
+from lstm_jax.train.devices import AXIS, data_mesh
+from lstm_jax.train.optimizer import build_optimizer, build_schedule
+from lstm_jax.train.step import (
+    StepMetrics,
+    TrainState,
+    abstract_state,
+    build_step,
+    init_state,
+    new_state,
+    split,
+    state_shardings,
+    trained_model,
+)
+
+
+class Programs(NamedTuple):
+    """What the loop computes with.
+
+    Attributes:
+      mesh: the devices that share a batch.
+      new_state: returns the state before the first step, on these devices.
+      take_step: from a state, which is donated, and a batch to the next state and the metrics.
+      model: returns the model of a state in evaluation mode, on one device.
+    """
+
+    mesh: Mesh
+    new_state: Callable[[], TrainState]
+    take_step: Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
+    model: Callable[[TrainState], Compiled]
+
+
+def own_programs(config: Config, task: Task) -> Programs:
+    """The programs of a single run, compiled for its own numbers."""
+    mesh = data_mesh(task.batch_size, config.train.num_devices)
+    schedule = build_schedule(config.optimizer, config.train.num_steps)
+    optimizer = build_optimizer(config.optimizer, schedule)
+    decay = config.optimizer.ema_decay
+    graph, state = init_state(task, optimizer, decay > 0, config.train.seed)
+    state = jax.device_put(state, state_shardings(state, mesh))
+
+    def model(state: TrainState) -> Compiled:
+        return trained_model(graph, on_one_device(state))
+
+    take_step = build_step(
+        task, graph, optimizer, schedule, decay, mesh, config.train.accumulate
+    )
+    return Programs(mesh, lambda: state, take_step, model)
+
+
+def on_one_device(state: TrainState) -> TrainState:
+    """What evaluation needs of a state; every device has it, and one is enough."""
+    device = next(iter(state.step.devices()))
+    needed = state._replace(opt_state=(), carry=())
+    return jax.device_put(jax.device_get(needed), device)
+
+
+# ---- programs that take numbers of the config as arguments ----
+
+
+ARITHMETIC = {
+    f"optimizer.{name}"
+    for name in ("learning_rate", "alpha", "b1", "b2", "eps", "decay", "weight_decay", "ema_decay")
+}
+"""Numbers that are only computed with, and never compared, while an optimizer is built."""
+
+
+class Number:
+    """A number of a config inside a compiled program that is shared by several values of it.
+
+    It computes as the traced number that it holds.  A comparison with a constant is known where
+    it is the same for all values between the lowest and the highest; elsewhere it raises
+    :class:`TypeError`, and the number cannot be shared.
+
+    Args:
+      traced: the number inside the program.
+      low, high: the range of the values.
+
+    >>> rate = Number(jnp.array(0.25), 0.1, 0.5)
+    >>> rate == 0, rate < 1, float(2 * rate)
+    (False, True, 0.5)
+    >>> rate < 0.2
+    Traceback (most recent call last):
+    TypeError: not the same for all values from 0.1 to 0.5
+    """
+
+    def __init__(self, traced: Any, low: float, high: float):
+        self.traced, self.low, self.high = traced, low, high
+
+    def __jax_array__(self) -> Any:
+        return jnp.asarray(self.traced)
+
+    def _same(self, at_low: bool, at_high: bool) -> bool:
+        if at_low != at_high:
+            raise TypeError(f"not the same for all values from {self.low} to {self.high}")
+        return at_low
+
+    def __lt__(self, other: Any) -> Any:
+        return self._same(self.low < other, self.high < other)
+
+    def __le__(self, other: Any) -> Any:
+        return self._same(self.low <= other, self.high <= other)
+
+    def __gt__(self, other: Any) -> Any:
+        return not self <= other
+
+    def __ge__(self, other: Any) -> Any:
+        return not self < other
+
+    def __eq__(self, other: Any) -> Any:
+        if isinstance(other, int | float):
+            return self <= other and self >= other
+        return self is other
+
+    def __bool__(self) -> bool:
+        return not self == 0
+
+    __hash__ = object.__hash__
+
+    def __neg__(self) -> Any:
+        return -self.traced
+
+    def __add__(self, other: Any) -> Any:
+        return self.traced + other
+
+    def __sub__(self, other: Any) -> Any:
+        return self.traced - other
+
+    def __rsub__(self, other: Any) -> Any:
+        return other - self.traced
+
+    def __mul__(self, other: Any) -> Any:
+        return self.traced * other
+
+    def __truediv__(self, other: Any) -> Any:
+        return self.traced / other
+
+    def __rtruediv__(self, other: Any) -> Any:
+        return other / self.traced
+
+    def __pow__(self, other: Any) -> Any:
+        return self.traced**other
+
+    def __rpow__(self, other: Any) -> Any:
+        return other**self.traced
+
+    __radd__, __rmul__ = __add__, __mul__
+
+
+def with_values(config: Config, values: Mapping[str, Any]) -> Config:
+    """A config with some values replaced, by dotted key, and not checked: they may be traced."""
+    sections: dict[str, Any] = {}
+    for key, value in values.items():
+        name, _, field = key.partition(".")
+        sections.setdefault(name, copy.copy(getattr(config, name)))
+        object.__setattr__(sections[name], field, value)
+    return dataclasses.replace(config, **sections)
+
+
+class SharedPrograms:
+    """The programs of configs that differ in their seed and in some numbers, each compiled once.
+
+    Args:
+      config: one of the configs; the others differ from it in ``train.seed`` and ``ranges`` only.
+      task: its task.
+      ranges: the lowest and highest value of each number, by dotted key.  Zero is not among the
+        values of a number that has others, since a zero can switch a part of the program off.
+    """
+
+    def __init__(self, config: Config, task: Task, ranges: Mapping[str, tuple[float, float]]):
+        self._config, self._task, self._ranges = config, task, dict(ranges)
+        self._task_varies = any(not key.startswith("optimizer.") for key in ranges)
+        self._new_state = jax.jit(self._traced_new_state)
+        self._called = jax.jit(self._traced_call)
+        self._initial_carry = jax.jit(self._traced_initial_carry, static_argnums=1)
+        self._compiled_steps: dict[tuple[jax.Device, bool], Callable] = {}
+
+    @functools.cached_property
+    def graph(self) -> nnx.GraphDef:
+        """The structure of the model, with the numbers of the config given to the constructor."""
+        optimizer = build_optimizer(self._config.optimizer, lambda step: 0.0)
+        return abstract_state(self._task, optimizer, False)[0]
+
+    @functools.cached_property
+    def abstract_state(self) -> TrainState:
+        """Shapes and types of a state."""
+        return jax.eval_shape(self._traced_new_state, jnp.uint32(0), self.numbers(self._config))
+
+    def numbers(self, config: Config) -> tuple[float, ...]:
+        """The values of the shared numbers in a config."""
+        keys = (key.partition(".") for key in self._ranges)
+        return tuple(float(getattr(getattr(config, name), field)) for name, _, field in keys)
+
+    def check(self) -> None:
+        """Raises an error of any kind where a number cannot be shared; compiles nothing."""
+        batch = jax.tree.map(jnp.asarray, self._task.batches(0)[0])
+        numbers = self.numbers(self._config)
+        device = jax.local_devices()[0]
+        jax.eval_shape(self.step(device), self.abstract_state, batch, numbers)
+
+    def for_point(
+        self, config: Config, device: jax.Device, lockstep: "Lockstep | None" = None
+    ) -> Programs:
+        """The programs of one of the configs on one device.
+
+        Args:
+          config: the point's.
+          device: where it is trained.
+          lockstep: takes the steps of several points together, if they are.
+        """
+        numbers, mesh, step = self.numbers(config), _one(device), self.step(device)
+        take = step if lockstep is None else lockstep.take_step
+
+        def new_state() -> TrainState:
+            state = self._new_state(jnp.uint32(config.train.seed), numbers)
+            return jax.device_put(state, state_shardings(state, mesh))
+
+        def take_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+            return take(state, batch, numbers)
+
+        def model(state: TrainState) -> Compiled:
+            compiled = trained_model(self.graph, on_one_device(state))
+            return _SharedModel(self, numbers, compiled) if self._task_varies else compiled
+
+        return Programs(mesh, new_state, take_step, model)
+
+    def step(self, device: jax.Device, together: bool = False) -> Callable:
+        """The compiled step on a device, ``(state, batch, numbers) -> (state, metrics)``.
+
+        With ``together`` it takes and returns tuples with an entry for each of several points.
+        """
+        if (device, together) not in self._compiled_steps:
+
+            def step(state: TrainState, batch: Batch, numbers: tuple[float, ...]) -> Any:
+                return self._traced_step(_one(device), state, batch, numbers)
+
+            def steps(states: tuple, batches: tuple, numbers: tuple) -> tuple:
+                stacked = jax.tree.map(lambda *each: jnp.stack(each), *zip(states, batches, numbers))  # fmt: skip
+                stepped = jax.vmap(step)(*stacked)
+                return tuple(
+                    jax.tree.map(lambda leaf: leaf[n], stepped) for n in range(len(states))
+                )
+
+            function = steps if together else step
+            self._compiled_steps[device, together] = jax.jit(function, donate_argnums=0)
+        return self._compiled_steps[device, together]
+
+    # ---- inside the programs ----
+
+    def _with(self, numbers: Sequence[Any]) -> tuple[Config, Task]:
+        """The config and the task with traced numbers."""
+        if not self._ranges:
+            return self._config, self._task
+        values = {
+            key: number if key in ARITHMETIC else Number(number, *limits)
+            for (key, limits), number in zip(self._ranges.items(), numbers, strict=True)
+        }
+        config = with_values(self._config, values)
+        return config, config.build_task(self._task.known) if self._task_varies else self._task
+
+    def _traced_new_state(self, seed: jax.Array, numbers: Sequence[Any]) -> TrainState:
+        config, task = self._with(numbers)
+        optimizer = build_optimizer(config.optimizer, lambda step: 0.0)
+        return new_state(task, optimizer, self._config.optimizer.ema_decay > 0, seed)[1]
+
+    def _traced_step(
+        self, mesh: Mesh, state: TrainState, batch: Batch, numbers: Sequence[Any]
+    ) -> tuple[TrainState, StepMetrics]:
+        config, task = self._with(numbers)
+        graph = split(_in_training(task))[0] if self._task_varies else self.graph
+        schedule = build_schedule(config.optimizer, config.train.num_steps)
+        optimizer = build_optimizer(config.optimizer, schedule)
+        take_step = build_step(
+            task, graph, optimizer, schedule, config.optimizer.ema_decay, mesh,
+            config.train.accumulate,
+        )  # fmt: skip
+        return take_step(state, batch)
+
+    def _module(self, variables: Any, numbers: Sequence[Any]) -> Any:
+        """A module with traced numbers and the arrays of another."""
+        module = self._with(numbers)[1].build(nnx.Rngs(0))
+        module.eval()
+        return nnx.merge(nnx.graphdef(module), variables)
+
+    def _traced_call(
+        self, variables: Any, numbers: Sequence[Any], args: tuple, inputs: dict[str, Any]
+    ) -> Any:
+        return self._module(variables, numbers)(*args, **inputs)
+
+    def _traced_initial_carry(self, variables: Any, rows: int, numbers: Sequence[Any]) -> Carry:
+        return self._module(variables, numbers).initial_carry(rows)
+
+
+class _SharedModel(Compiled):
+    """A model in evaluation mode whose compiled calls take the numbers of its config."""
+
+    def __init__(self, programs: SharedPrograms, numbers: tuple[float, ...], model: Compiled):
+        self.graph, self.state = model.graph, model.state
+        self._programs, self._numbers = programs, numbers
+
+    def initial_carry(self, rows: int) -> Carry:
+        return self._programs._initial_carry(self.state, rows, self._numbers)
+
+    def __call__(self, *args: Any, **inputs: Any) -> Any:
+        return self._programs._called(self.state, self._numbers, args, inputs)
+
+
+def _one(device: jax.Device) -> Mesh:
+    return Mesh([device], (AXIS,), axis_types=(jax.sharding.AxisType.Auto,))  # type: ignore[bad-argument-type]
+
+
+def _in_training(task: Task) -> nnx.Module:
+    model = task.build(nnx.Rngs(0))
+    model.train()
+    return model
+
+
+class Lockstep:
+    """Takes one step of several points by one program, each time all of them ask for one.
+
+    Each point is trained in its own thread and calls :meth:`take_step`, which waits for the
+    others.
+
+    Args:
+      step: takes and returns tuples with an entry for each point.
+      points: how many points there are.
+    """
+
+    def __init__(self, step: Callable, points: int):
+        self._step, self._points = step, points
+        self._turn = threading.Condition()
+        self._asked: list[tuple] = []
+        self._answers: list[Any] = []
+
+    def take_step(self, *asked: Any) -> tuple[TrainState, StepMetrics]:
+        """One point's step: state, batch and numbers to the next state and the metrics."""
+        with self._turn:
+            mine, answers = len(self._asked), self._answers
+            self._asked.append(asked)
+            self._take_if_complete()
+            self._turn.wait_for(lambda: bool(answers))
+        answer = answers[mine]
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    def leave(self) -> None:
+        """One point takes no further step."""
+        with self._turn:
+            self._points -= 1
+            self._take_if_complete()
+
+    def _take_if_complete(self) -> None:
+        if not self._asked or len(self._asked) < self._points:
+            return
+        try:
+            self._answers.extend(self._step(*zip(*self._asked, strict=True)))
+        except Exception as error:
+            self._answers.extend([error] * len(self._asked))
+        self._asked, self._answers = [], []
+        self._turn.notify_all()
