@@ -17,6 +17,8 @@ from lstm_jax.errors import UserError
 
 COMMANDS = {
     "train": "train from a config file, or resume a run",
+    "sweep": "train a run for each combination of some values, in one process",
+    "compare": "runs next to each other: metrics, differing config keys, curves",
     "evaluate": "metrics of a run's best checkpoint next to those of simple methods; plots",
     "predict": "predictions for new data, as a table or a file",
     "generate": "write text with a run's best checkpoint",

@@ -40,7 +40,7 @@ VALIDATION_LOSS = "validation/loss"
 SAMPLES = "samples"  # folder of a run for files that its task generates
 
 
-class Diverged(UserError):
+class Diverged(UserError):  # noqa: N818 - as Stopped
     """A loss was not finite."""
 
 
@@ -434,7 +434,9 @@ def evaluate(
     return results
 
 
-def write_results(task: Task, model: Compiled, step: int, workdir: pathlib.Path) -> dict[str, Metrics]:
+def write_results(
+    task: Task, model: Compiled, step: int, workdir: pathlib.Path
+) -> dict[str, Metrics]:
     """The metrics of a run's best model by split, written into ``results.json`` with its step."""
     results = {split: task.evaluate(model, split) for split in task.splits}
     text = json.dumps({"step": step, **results}, indent=2) + "\n"

@@ -130,7 +130,10 @@ class Number:
         return self is other
 
     def __bool__(self) -> bool:
-        return not self == 0
+        return bool(self != 0)
+
+    def __ne__(self, other: Any) -> Any:
+        return not self.__eq__(other)
 
     __hash__ = object.__hash__
 
@@ -252,11 +255,10 @@ class SharedPrograms:
                 return self._traced_step(_one(device), state, batch, numbers)
 
             def steps(states: tuple, batches: tuple, numbers: tuple) -> tuple:
-                stacked = jax.tree.map(lambda *each: jnp.stack(each), *zip(states, batches, numbers))  # fmt: skip
+                points = zip(states, batches, numbers, strict=True)
+                stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *points)
                 stepped = jax.vmap(step)(*stacked)
-                return tuple(
-                    jax.tree.map(lambda leaf: leaf[n], stepped) for n in range(len(states))
-                )
+                return tuple(_entry(stepped, n) for n in range(len(states)))
 
             function = steps if together else step
             self._compiled_steps[device, together] = jax.jit(function, donate_argnums=0)
@@ -326,6 +328,10 @@ def _one(device: jax.Device) -> Mesh:
     return Mesh([device], (AXIS,), axis_types=(jax.sharding.AxisType.Auto,))  # type: ignore[bad-argument-type]
 
 
+def _entry(stacked: Any, number: int) -> Any:
+    return jax.tree.map(lambda leaf: leaf[number], stacked)
+
+
 def _in_training(task: Task) -> nnx.Module:
     model = task.build(nnx.Rngs(0))
     model.train()
@@ -341,10 +347,15 @@ class Lockstep:
     Args:
       step: takes and returns tuples with an entry for each point.
       points: how many points there are.
+      came: a list of signals.
+
+    Attributes:
+      signals: what ``came`` held before the last step, so that all points see the same.
     """
 
-    def __init__(self, step: Callable, points: int):
-        self._step, self._points = step, points
+    def __init__(self, step: Callable, points: int, came: Sequence[int] = ()):
+        self._step, self._points, self._came = step, points, came
+        self.signals: list[int] = []
         self._turn = threading.Condition()
         self._asked: list[tuple] = []
         self._answers: list[Any] = []
@@ -370,6 +381,7 @@ class Lockstep:
     def _take_if_complete(self) -> None:
         if not self._asked or len(self._asked) < self._points:
             return
+        self.signals[:] = self._came
         try:
             self._answers.extend(self._step(*zip(*self._asked, strict=True)))
         except Exception as error:

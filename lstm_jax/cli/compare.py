@@ -1,0 +1,33 @@
+"""Show runs next to each other: metrics, the config keys that differ, and their curves."""
+
+import argparse
+import pathlib
+from collections.abc import Sequence
+
+from lstm_jax.cli.parser import Parser
+
+
+def configure(parser: Parser, words: Sequence[str]) -> None:
+    """Adds the options."""
+    parser.usage = "lstm-jax compare RUN RUN ... [OPTION ...]"
+    parser.add_argument(
+        "runs",
+        metavar="RUN",
+        nargs="+",
+        type=pathlib.Path,
+        help="the folder of a run, or of a sweep for all its points",
+    )
+    parser.add_argument(
+        "--output",
+        type=pathlib.Path,
+        default=pathlib.Path("compare.png"),
+        metavar="FILE",
+        help="the plot of the curves, .png, .svg or .pdf (default: compare.png)",
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    """Prints the table and writes the plot."""
+    from lstm_jax.train.compare import compare
+
+    compare(options.runs, options.output)

@@ -1,0 +1,167 @@
+"""Runs next to each other: their metrics, the config keys in which they differ, their curves."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from lstm_jax.config import Config, differing_keys
+from lstm_jax.errors import UserError
+from lstm_jax.train.metrics import read_metrics
+from lstm_jax.train.report import Report
+from lstm_jax.train.sweep import SWEEP_FILE, load_sweep
+from lstm_jax.train.workdir import load_workdir
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NOT_COMPARED = ("train.num_devices",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What is compared of a run.
+
+    Attributes:
+      folder: its folder.
+      config: its config.
+      results: metrics of its best checkpoint by names such as ``validation/loss``; empty for a
+        run that is not finished.
+      lines: its ``metrics.jsonl``.
+    """
+
+    folder: pathlib.Path
+    config: Config
+    results: dict[str, float]
+    lines: list[dict[str, Any]]
+
+
+def runs_in(folders: Sequence[str | pathlib.Path]) -> list[Trained]:
+    """The runs in some folders, each a run's or that of a sweep, whose points are all taken.
+
+    Raises:
+      UserError: a folder holds neither, is given twice, or its run has no metrics yet.
+    """
+    runs: list[Trained] = []
+    for folder in map(pathlib.Path, folders):
+        inside = [folder]
+        if (folder / SWEEP_FILE).is_file():
+            # Points that are not started have no folder yet.
+            inside = [
+                p.folder for p in load_sweep(folder)[2] if (p.folder / "config.toml").exists()
+            ]
+        runs += [_read(each) for each in inside]
+    for run in runs:
+        if [each.folder.absolute() for each in runs].count(run.folder.absolute()) > 1:
+            raise UserError(f"{run.folder}: expected different runs, got this one twice")
+    return runs
+
+
+def _read(folder: pathlib.Path) -> Trained:
+    config, lines = load_workdir(folder), read_metrics(folder / "metrics.jsonl")
+    path, results = folder / "results.json", {}
+    if path.exists():
+        try:
+            held = json.loads(path.read_text("utf-8"))
+            results = {
+                f"{split}/{name}": float(value)
+                for split, metrics in held.items()
+                if isinstance(metrics, dict)
+                for name, value in metrics.items()
+            }
+        except (ValueError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}: expected the JSON of a run's results") from error
+    if not lines and not results:
+        raise UserError(f"{folder}: this run has no metrics yet")
+    return Trained(folder, config, results, lines)
+
+
+def differing(runs: Sequence[Trained]) -> list[str]:
+    """The config keys in which some of the runs differ."""
+    keys = dict.fromkeys(
+        key for run in runs[1:] for key in differing_keys(runs[0].config, run.config)
+    )
+    return [key for key in keys if key not in NOT_COMPARED]
+
+
+def table(runs: Sequence[Trained]) -> dict[str, list[Any]]:
+    """Columns: the run, the config keys that differ, the metrics of the best checkpoint.
+
+    A run that is not finished has no metrics there; column ``steps`` shows how far each one is.
+    """
+    columns: dict[str, list[Any]] = {"run": [str(run.folder) for run in runs]}
+    for key in differing(runs):
+        columns[key] = [_value(run.config, key) for run in runs]
+    columns["steps"] = [str(run.lines[-1]["step"] if run.lines else "") for run in runs]
+    for name in dict.fromkeys(name for run in runs for name in run.results):
+        values = [run.results.get(name) for run in runs]
+        columns[name] = ["" if value is None else f"{value:.4f}" for value in values]
+    return columns
+
+
+def _value(config: Config, key: str) -> str:
+    section, _, field = key.partition(".")
+    value = getattr(config, section)
+    return str(getattr(value, field, "") if field else value)
+
+
+def plot(runs: Sequence[Trained]) -> "Figure":
+    """The validation loss of each run over its steps, or the training loss where none has one."""
+    from matplotlib.figure import Figure
+
+    names = {name for run in runs for line in run.lines for name in line}
+    name = "validation/loss" if "validation/loss" in names else "train/loss"
+    keys = differing(runs)
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for number, run in enumerate(runs):
+        curve = [(line["step"], line[name]) for line in run.lines if name in line]
+        values = ", ".join(
+            f"{key.partition('.')[2] or key} {_value(run.config, key)}" for key in keys[:3]
+        )
+        label = f"{run.folder.name}: {values}" if values else run.folder.name
+        style = {"color": f"C{number % 10}", "linestyle": ("-", "--", ":", "-.")[number // 10 % 4]}
+        if curve:
+            axes.plot(*zip(*curve, strict=True), label=label, marker=".", **style)
+    axes.set_xlabel("training step")
+    axes.set_ylabel(name)
+    axes.grid(alpha=0.25)
+    if axes.get_legend_handles_labels()[0]:
+        figure.legend(loc="outside right upper", frameon=False, fontsize="small")
+    return figure
+
+
+def compare(
+    folders: Sequence[str | pathlib.Path], output: pathlib.Path, report: Report | None = None
+) -> None:
+    """Prints a table of the runs, and writes a plot of their curves.
+
+    Args:
+      folders: two runs at least, or a sweep.
+      output: the plot's file; its ending decides the format.
+      report: receives the table; by default the console.
+
+    Raises:
+      UserError: there are fewer than two runs, a folder holds no run or has no metrics, or the
+        plot cannot be written.
+
+    >>> compare(["/no/such/run", "/no/such/other"], pathlib.Path("compare.png"))
+    Traceback (most recent call last):
+    lstm_jax.errors.UserError: /no/such/run: no run here (expected a config.toml)
+    """
+    report = report or Report()
+    runs = runs_in(folders)
+    if len(runs) < 2:
+        raise UserError(f"expected at least two runs to compare, got {len(runs)}")
+    report.columns(table(runs), len(runs))
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        report.warn("no plot: matplotlib is not installed (pip install 'lstm_jax[plot]')")
+        return
+    try:
+        plot(runs).savefig(output, dpi=120)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--output: {output}: cannot be written ({error})") from error
+    report.say(f"plotted {output}")
