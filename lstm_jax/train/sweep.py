@@ -596,11 +596,13 @@ def mean_and_deviation(points: Sequence[Point], metric: str) -> tuple[float, flo
 
 
 def table(points: Sequence[Point]) -> dict[str, list[Any]]:
-    """Columns: the swept values, the number of seeds, mean and deviation of each metric."""
+    """Columns: the swept values, the number of runs, mean and deviation of each metric."""
     columns: dict[str, list[Any]] = {}
+    fields = [key.partition(".")[2] for key in points[0].values]
     for values, members in over_seeds(points):
         for key, value in values.items():
-            columns.setdefault(key, []).append(value)
+            field = key.partition(".")[2]
+            columns.setdefault(field if fields.count(field) == 1 else key, []).append(value)
         done = [point for point in members if point.results is not None]
         columns.setdefault("runs", []).append(len(done))
         for metric in metric_names(points):
@@ -624,6 +626,11 @@ def present(points: Sequence[Point], axes: Axes, folder: pathlib.Path, report: R
     report.say(f"plotted {folder / 'sweep.png'}")
 
 
+def _on_an_axis(values: Sequence[Any], key: str) -> bool:
+    numbers = all(isinstance(x, int | float) and not isinstance(x, bool) for x in values)
+    return numbers and key != SEED
+
+
 def plot(points: Sequence[Point], axes: Axes) -> "Figure":
     """Mean and deviation of each metric of one split, with every run as a dot.
 
@@ -638,10 +645,7 @@ def plot(points: Sequence[Point], axes: Axes) -> "Figure":
     )
     names = [name for name in names if name.startswith(f"{split}/")]
     figure = Figure(figsize=(1 + 4.5 * len(names), 4), layout="constrained")
-    number = next(
-        (key for key in reversed(axes) if key != SEED and isinstance(axes[key][0], int | float)
-         and not isinstance(axes[key][0], bool)), None
-    )  # fmt: skip
+    number = next((key for key in reversed(list(axes)) if _on_an_axis(axes[key], key)), None)
     lines: dict[str, list[tuple[Any, list[Point]]]] = {}
     for values, members in over_seeds(points):
         place = values.pop(number) if number else ", ".join(f"{v}" for v in values.values())

@@ -91,11 +91,20 @@ def test_each_point_as_by_itself(points, shared):
     assert_same(together, alone)
 
 
-def test_points_share_one_compilation(points, shared):
-    device = jax.local_devices()[0]
+def test_points_share_one_compilation(points, monkeypatch):
+    """The step is traced once for two points, whose every number differs."""
+    traced, ranges = [], {key: (min(values), max(values)) for key, values in VALUES.items()}
+    original = SharedPrograms._traced_step
+
+    def counted(self, *args):
+        traced.append(1)
+        return original(self, *args)
+
+    monkeypatch.setattr(SharedPrograms, "_traced_step", counted)
+    shared = SharedPrograms(points[0], points[0].build_task(), ranges)
     for point in points:
-        trained(point, shared.for_point(point, device), steps=1)
-    assert shared.step(device)._cache_size() == 1
+        trained(point, shared.for_point(point, jax.local_devices()[0]), steps=2)
+    assert traced == [1]
 
 
 class Scaled(LanguageModel):
