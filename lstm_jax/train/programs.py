@@ -59,9 +59,7 @@ def own_programs(config: Config, task: Task) -> Programs:
     def model(state: TrainState) -> Compiled:
         return trained_model(graph, on_one_device(state))
 
-    take_step = build_step(
-        task, graph, optimizer, schedule, decay, mesh, config.train.accumulate
-    )
+    take_step = build_step(task, graph, optimizer, schedule, decay, mesh, config.train.accumulate)
     return Programs(mesh, lambda: state, take_step, model)
 
 
@@ -213,7 +211,9 @@ class SharedPrograms:
 
     def check(self) -> None:
         """Raises an error of any kind where a number cannot be shared; compiles nothing."""
-        batch = jax.tree.map(jnp.asarray, self._task.batches(0)[0])
+        batch, accumulate = self._task.batches(0)[0], self._config.train.accumulate
+        if accumulate > 1:
+            batch = jax.tree.map(lambda array: jnp.stack([array] * accumulate), batch)
         numbers = self.numbers(self._config)
         device = jax.local_devices()[0]
         jax.eval_shape(self.step(device), self.abstract_state, batch, numbers)

@@ -19,7 +19,16 @@ import jax
 from lstm_jax.config import Config, config_from, differing_keys
 from lstm_jax.errors import UserError
 from lstm_jax.tasks.base import Task
-from lstm_jax.train.loop import Diverged, Stopped, best_state, run_steps, signals, write_results
+from lstm_jax.train.loop import (
+    Diverged,
+    Stopped,
+    best_state,
+    has_checkpoint,
+    load_source,
+    run_steps,
+    signals,
+    write_results,
+)
 from lstm_jax.train.programs import Lockstep, SharedPrograms
 from lstm_jax.train.report import Report
 from lstm_jax.train.workdir import claimed
@@ -407,7 +416,8 @@ class _Training:
         came = self._came if lockstep is None else lockstep.signals
         with claimed(workdir, config, task.known):
             try:
-                run_steps(config, task, workdir, _PointReport(point, self), programs, came)
+                source = None if has_checkpoint(workdir) else load_source(config.train.init_from)
+                run_steps(config, task, workdir, _PointReport(point, self), programs, came, source)
             except Diverged as error:
                 return None, str(error)
             state, step = best_state(config, task, workdir, shared.abstract_state)
