@@ -439,7 +439,11 @@ def write_results(
 ) -> dict[str, Metrics]:
     """The metrics of a run's best model by split, written into ``results.json`` with its step."""
     results = {split: task.evaluate(model, split) for split in task.splits}
-    text = json.dumps({"step": step, **results}, indent=2) + "\n"
+    for split, metrics in results.items():
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                raise UserError(f"{split} split: {name}: expected a finite number, got {value}")
+    text = json.dumps({"step": step, **results}, indent=2, allow_nan=False) + "\n"
     (workdir / "results.json").write_text(text, "utf-8")
     return results
 
