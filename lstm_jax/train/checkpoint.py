@@ -7,6 +7,7 @@ import logging
 import os
 import pathlib
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -21,6 +22,7 @@ from lstm_jax.train.step import TrainState
 # Orbax reports each step of its work; a run prints what concerns its user itself.
 logging.getLogger("absl").setLevel(logging.ERROR)
 
+TEMPORARY = ".orbax-checkpoint-tmp"  # in the names of folders that are being written
 FILES = "files.json"  # in each checkpoint: the SHA-256 of every other file of it
 
 
@@ -295,6 +297,12 @@ class Checkpoints:
         if steps:
             raise UserError(f"{self.folder}: every checkpoint is damaged; start in a new workdir")
         return None
+
+    def remove_unfinished(self) -> None:
+        """Removes what a kill in the midst of a save has left; for the process that trains."""
+        for path in self.folder.iterdir():
+            if path.is_dir() and TEMPORARY in path.name:
+                shutil.rmtree(path, ignore_errors=True)
 
     def close(self) -> None:
         """Waits for what is being written."""

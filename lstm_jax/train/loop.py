@@ -5,8 +5,10 @@ import dataclasses
 import functools
 import json
 import math
+import os
 import pathlib
 import signal
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -95,7 +97,7 @@ def train(
     Raises:
       UserError: the folder belongs to another run or process, the data have changed, or the
         loss is not finite.
-      Stopped: SIGINT or SIGTERM came; the step was finished and all is saved.
+      Stopped: SIGINT, SIGTERM or SIGHUP came; the step was finished and all is saved.
     """
     workdir, report = pathlib.Path(workdir), report or Report()
     if isinstance(what, Config):
@@ -114,7 +116,7 @@ def train(
     if isinstance(task, Generates) and config.train.sample_length:
         _check_prompt(task, config.train.sample_prompt)
     with claimed(workdir, config, task.known):
-        with signals() as came:
+        with signals(report) as came:
             programs = own_programs(config, task)
             run_steps(config, task, workdir, report, programs, came, source, callbacks)
         return evaluate(config, task, workdir, report)
@@ -168,6 +170,7 @@ def run_steps(
     sums, loss = _Sums(), None  # loss: of the validation split, if taken at this step
     _refuse_lost_checkpoints(workdir)
     checkpoints = Checkpoints(workdir / "checkpoints", options.keep_checkpoints)
+    checkpoints.remove_unfinished()
     _refuse_other_data(checkpoints, task, workdir)
     restored = checkpoints.restore_latest(state, report.warn)
     if restored is not None:
@@ -213,6 +216,9 @@ def run_steps(
         )
 
     with contextlib.closing(log), contextlib.closing(checkpoints):
+        if signals:
+            report.say(f"stopped before the first step; resume with: lstm-jax train {workdir}")
+            raise Stopped(signals[0])
         for step in range(int(state.step) + 1, options.num_steps + 1):
             if out_of_patience(losses, options.patience):
                 report.end_progress()
@@ -313,16 +319,32 @@ def _progress_line(
 
 
 @contextlib.contextmanager
-def signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM in a list, so that a step can be finished; once only."""
+def signals(report: Report) -> Iterator[list[int]]:
+    """Collects signals in a list, so that set-up or a step is finished and saved.
+
+    The second signal only says so.  The third ends the process at once, which leaves the last
+    good checkpoint.  SIGHUP comes when a terminal is closed.
+    """
     came: list[int] = []
 
     def take(number: int, frame: Any) -> None:
         came.append(number)
-        for known, handler in before.items():
-            signal.signal(known, handler)
+        if number == getattr(signal, "SIGHUP", None):
+            report.leave_terminal()
+        if len(came) == 2:
+            with contextlib.suppress(RuntimeError):  # in the midst of another message
+                report.warn("stopping after this step, all is being saved; a third signal kills")
+        if len(came) == 3:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    names = ("SIGINT", "SIGTERM", "SIGHUP")
+    before = {getattr(signal, name): None for name in names if hasattr(signal, name)}
+    before = {number: signal.getsignal(number) for number in before}
+    if before.get(getattr(signal, "SIGHUP", None)) is signal.SIG_IGN:
+        del before[signal.SIGHUP]  # as nohup wants it
+    if threading.current_thread() is not threading.main_thread():
+        before = {}  # only the main thread may set handlers
     for number in before:
         signal.signal(number, take)
     try:

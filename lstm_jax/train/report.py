@@ -1,5 +1,6 @@
 """What a run prints."""
 
+import io
 import time
 from collections.abc import Mapping
 
@@ -53,6 +54,11 @@ class Report:
         if self._live is not None:
             self._live.stop()
             self._live = None
+
+    def leave_terminal(self) -> None:
+        """Writes no more to a terminal, which may have been closed."""
+        if self._console.is_terminal:
+            self._console.file = io.StringIO()
 
     def columns(self, columns: Columns, shown: int) -> None:
         """A table of columns of equal length, its first ``shown`` rows."""

@@ -291,7 +291,7 @@ def sweep(
             f"{len(groups)} set(s) of programs on {jax.local_device_count()} "
             f"{jax.default_backend()} device(s), in {folder}"
         )
-        with signals() as came:
+        with signals(report) as came:
             training = _Training(tasks, report, came, together)
 
             def finished(point: Point) -> None:

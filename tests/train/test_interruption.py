@@ -202,7 +202,9 @@ def test_killed_at_random_moments(run, config, whole, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda n: n.name
+)
 def test_stopped_by_a_signal(number, config, whole, tmp_path, capsys):
     workdir = tmp_path / "run"
     with process("train", config, "--workdir", workdir) as running:
@@ -223,4 +225,17 @@ def test_stopped_by_a_signal(number, config, whole, tmp_path, capsys):
     assert read_metrics(workdir / "metrics.jsonl")[-1]["step"] >= step - 7
     assert main(["train", str(workdir)]) == 0
     assert f"resuming from step {step} in" in capsys.readouterr().out
+    assert left_behind(workdir) == left_behind(whole)
+
+
+@pytest.mark.slow
+def test_a_third_signal_kills_and_costs_only_steps(config, whole, tmp_path):
+    workdir = tmp_path / "run"
+    with process("train", config, "--workdir", workdir) as running:
+        assert wait_for(running, lambda: newest(workdir) > 0)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            running.send_signal(number)
+        running.communicate(timeout=PATIENCE)
+    assert running.returncode in (-signal.SIGINT, -signal.SIGTERM, -signal.SIGHUP)
+    assert main(["train", str(workdir)]) == 0
     assert left_behind(workdir) == left_behind(whole)

@@ -1,6 +1,8 @@
 """The loop: what a run leaves behind, stopping and resuming, and what it refuses."""
 
 import dataclasses
+import errno
+import io
 import json
 import math
 import os
@@ -234,6 +236,54 @@ def test_stopped_often_is_never_stopped(whole, tmp_path):
     assert report.steps == [] and report.warned == []
     assert files(tmp_path / "run") == files(workdir)
     assert final_meta(tmp_path / "run") == final_meta(workdir)
+
+
+def test_a_second_signal_does_not_stop_the_save(whole, tmp_path):
+    """However quickly it comes."""
+    config = write_config(tmp_path, data__text=whole[0].data.text)
+    report = Listener(lambda step: step == 13 and signal_twice())
+
+    def signal_twice():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(Stopped) as stopped:
+        train(config, tmp_path / "run", report)
+    assert stopped.value.signal == signal.SIGINT
+    assert len(report.warned) == 1 and "all is being saved; a third signal" in report.warned[0]
+    (tmp_path / "run" / "checkpoints" / "15.orbax-checkpoint-tmp").mkdir()  # as a kill leaves it
+    report = Listener()
+    train(config, tmp_path / "run", report)
+    assert report.steps[0] == 14 and files(tmp_path / "run") == files(whole[1])
+    assert all(path.name.isdigit() for path in (tmp_path / "run" / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP], ids=lambda n: n.name)
+def test_a_signal_during_set_up_stops_before_the_first_step(number, whole, tmp_path):
+    class Early(Listener):
+        def say(self, message):
+            if "parameters" in message:
+                os.kill(os.getpid(), number)
+            super().say(message)
+
+    config, before = write_config(tmp_path, data__text=whole[0].data.text), signal.getsignal(number)
+    report = Early()
+    with pytest.raises(Stopped) as stopped:
+        train(config, tmp_path / "run", report)
+    assert stopped.value.signal == number and signal.getsignal(number) is before
+    assert report.steps == [] and report.said[-1].startswith("stopped before the first step")
+
+
+def test_a_closed_terminal_does_not_stop_the_save():
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    report = Report(Console(file=Closed(), force_terminal=True))
+    report.leave_terminal()
+    report.progress("step 1/2", lasting=True)
+    report.end_progress()
+    report.say("saved")
 
 
 def test_a_damaged_checkpoint_only_costs_time(whole, tmp_path):
