@@ -11,27 +11,13 @@ import numpy as np
 import optax
 from flax import nnx
 
-from lstm_jax.config import RecurrentConfig, Section, option
-from lstm_jax.data import LabelledSequences, digest, fetch, last_of_each, read_ts, scaling, shuffled
+from lstm_jax.config import RecurrentConfig, option
+from lstm_jax.data import LabelledSequences, digest, last_of_each, read_sequences, scaling, shuffled
 from lstm_jax.errors import UserError, expect
 from lstm_jax.models import Classifier
 from lstm_jax.tasks.base import Batch, Columns, Metrics, Plots, Task
 from lstm_jax.tasks.plots import confusion_matrix
-
-SOURCE = {"meaning": "japanese_vowels, or the path of a .ts file", "path_or": ("japanese_vowels",)}
-
-
-@dataclasses.dataclass(frozen=True)
-class SequencesData(Section):
-    """Section ``[data]`` of task ``classification``."""
-
-    train: str = option("japanese_vowels", **SOURCE)
-    test: str = option("japanese_vowels", **SOURCE)
-    validation_fraction: float = option(
-        0.0, "share of each class held out from training to choose the best checkpoint",
-        at_least=0, below=1,
-    )  # fmt: skip
-    batch_size: int = option(32, "sequences a training step", at_least=1)
+from lstm_jax.tasks.sequences_data import SequencesData
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,10 +65,14 @@ class Classification(Task):
         expect(rows >= data.batch_size, "data.batch_size", batch_size, data.batch_size)
         some = f"a share that holds out at least one of {len(train.labels)} sequences"
         expect(not share or self._held_out.any(), "data.validation_fraction", some, share)
-        self._check_format(test, f"data.test: {data.test}")
+        expect(len(test.labels), "data.test_fraction", some, data.test_fraction)
+        name = data.test or data.train
+        self._check_format(test, f"data.test: {name}")
         constant = np.flatnonzero(np.array(self._scaling["deviation"]) == 0)
         if constant.size:
             raise UserError(f"data.train: {data.train}: dimension {constant[0]} is constant")
+        self._check_numbers(train, f"data.train: {data.train}")
+        self._check_numbers(test, f"data.test: {name}")
         self.model.check_layers(train.xs.shape[-1])
 
     # ---- data ----
@@ -93,12 +83,7 @@ class Classification(Task):
 
     @functools.cached_property
     def _files(self) -> tuple[LabelledSequences, LabelledSequences]:
-        def read(source: str, part: str) -> LabelledSequences:
-            if source == "japanese_vowels":
-                return read_ts(fetch(f"japanese_vowels/JapaneseVowels_{part}.ts"))
-            return read_ts(source)
-
-        return read(self.data.train, "TRAIN"), read(self.data.test, "TEST")
+        return self.data.read()
 
     @functools.cached_property
     def _held_out(self) -> np.ndarray:
@@ -106,9 +91,10 @@ class Classification(Task):
         return last_of_each(self._files[0].labels, self.data.validation_fraction)
 
     def metadata(self) -> dict[str, Any]:
-        """``classes`` in the order of the logits, and the ``scaling`` of the features."""
+        """``classes`` in the order of the logits, ``features`` and their ``scaling``."""
         train = self._files[0].rows(~self._held_out)
-        return {"classes": list(train.classes), "scaling": {"xs": scaling.scaling_of(train.steps)}}
+        scaled = {"xs": scaling.scaling_of(train.steps)}
+        return {"classes": [*train.classes], "features": [*train.features], "scaling": scaled}
 
     @property
     def _scaling(self) -> scaling.Scaling:
@@ -119,7 +105,11 @@ class Classification(Task):
         found = sequences.xs.shape[-1]
         expect(found == size, name, f"{size} dimensions as in the training file", found)
         found = ", ".join(sequences.classes)
-        expect(found == classes, name, f"the classes {classes} of the training file", found)
+        fits = found == classes or not found  # a file to predict needs no labels
+        expect(fits, name, f"the classes {classes} of the training file", found)
+
+    def _check_numbers(self, sequences: LabelledSequences, name: str) -> None:
+        scaling.check_numbers(sequences.steps, self._scaling, name, sequences.place)
 
     def _standardised(self, sequences: LabelledSequences) -> LabelledSequences:
         return sequences._replace(xs=scaling.standardised(sequences.xs, self._scaling))
@@ -168,14 +158,18 @@ class Classification(Task):
         return {"loss": float(losses.mean()), "accuracy": 100.0 * float(right.mean())}
 
     def predict(self, model: Any, source: pathlib.Path | None) -> Columns:
-        """The likeliest class of each sequence of a .ts file, and the probability of each class."""
-        sequences = self._files[1] if source is None else read_ts(source)
+        """The likeliest class of each sequence and the probability of each class."""
+        sequences = self._files[1]
+        if source is not None:
+            columns = self.data.columns(self.known.get("features", ()))
+            sequences = read_sequences(source, columns, labelled=False)
         self._check_format(sequences, str(source))
+        self._check_numbers(sequences, str(source))
         logits = _logits(model, self._standardised(sequences))
         probabilities = np.asarray(jax.nn.softmax(logits))
         classes = self.known["classes"]
         return {
-            "sequence": np.arange(1, len(logits) + 1),
+            "sequence": sequences.names,
             "class": [classes[n] for n in logits.argmax(-1)],
             **{f"probability {c}": probabilities[:, n] for n, c in enumerate(classes)},
         }

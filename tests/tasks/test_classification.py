@@ -371,6 +371,112 @@ def test_the_fingerprint_changes_with_either_file(make):
     assert task.fingerprint != make(train=content(*sequences(2, 30))).fingerprint
 
 
+def csv_content(xs, labels, labelled=True) -> str:
+    """The rows of all sequences, the last step first, with columns that are not features."""
+    rows = [
+        f"s{n};{t};{CLASSES[label]};{x[t, 0]};{x[t, 1]};a note"
+        for n, (x, label) in enumerate(zip(xs, labels, strict=True))
+        for t in range(len(x) - 1, -1, -1)
+    ]
+    text = "\n".join(["who;t;class;one;two;remark", *rows])
+    if labelled:
+        return text
+    return "\n".join(";".join(np.delete(row.split(";"), 2)) for row in text.split("\n"))
+
+
+def save_npz(path, xs, **arrays):
+    """Sequences with garbage past their ends."""
+    lengths = np.array([len(x) for x in xs])
+    padded = np.full((len(xs), lengths.max(), xs[0].shape[1]), np.nan)
+    for row, x in zip(padded, xs, strict=True):
+        row[: len(x)] = x
+    np.savez(path, xs=padded, lengths=lengths, **arrays)
+
+
+def of_files(train, test="", **options) -> Classification:
+    columns = {"id_column": "who", "label_column": "class", "order_column": "t"}
+    data = {"train": str(train), "test": str(test or ""), "batch_size": 4, **columns, **options}
+    return Classification(SequencesData(**data), ClassifierConfig(hidden_size=5))
+
+
+def test_csv_and_npz_hold_the_same_data_as_ts(make, tmp_path):
+    """The same batches, splits and predictions, and new files need no labels."""
+    for part, (xs, labels) in (("train", TRAIN), ("test", TEST)):
+        (tmp_path / f"{part}.csv").write_text(csv_content(xs, labels))
+        (tmp_path / f"{part}.ts").write_text(content(xs, labels))
+        save_npz(tmp_path / f"{part}.npz", xs, labels=np.array(CLASSES)[labels])
+    (tmp_path / "new.csv").write_text(csv_content(*TEST, labelled=False))
+    save_npz(tmp_path / "new.npz", TEST[0])
+    unlabelled = [line.rpartition(":")[0] for line in content(*TEST).split("\n")[2:]]
+    (tmp_path / "new.ts").write_text("\n".join(["@classLabel false", "@data", *unlabelled]))
+    expected = make(num_layers=1)
+    model = Compiled(built(expected))
+    predicted = expected.predict(model, None)
+    for kind in ("ts", "csv", "npz"):
+        task = of_files(tmp_path / f"train.{kind}", tmp_path / f"test.{kind}")
+        for name in ("train", "test"):
+            one, other = task._splits[name], expected._splits[name]
+            np.testing.assert_array_equal(one.labels, other.labels)
+            np.testing.assert_array_equal(one.lengths, other.lengths)
+            np.testing.assert_array_equal(one.steps, other.steps)
+        assert task.known["classes"] == list(CLASSES)
+        columns = task.predict(model, tmp_path / f"new.{kind}")
+        np.testing.assert_array_equal(columns["class"], predicted["class"])
+        ids = [f"s{n}" for n in range(20)] if kind == "csv" else list(range(1, 21))
+        assert columns["sequence"].tolist() == ids
+    assert of_files(tmp_path / "train.csv").known["features"] == ["one", "two"]
+
+
+def test_without_a_test_file_a_share_of_each_class_is_the_test(tmp_path):
+    (tmp_path / "train.csv").write_text(csv_content(*TRAIN))
+    task = of_files(tmp_path / "train.csv", test_fraction=0.3, validation_fraction=0.2)
+    counts = {name: np.bincount(split.labels).tolist() for name, split in task._splits.items()}
+    assert counts == {"train": [6] * 3, "validation": [1] * 3, "test": [3] * 3}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("who;", "name;"), "column 'who' is missing from name, t, class"),
+        ((";oh;", ";;"), "column 'class': expected a label, got a missing value"),
+        (("s29;1;oh", "s29;1;ah"), "expected the label 'oh' of sequence s29, got ah"),
+        (("s29;1;", "s29;0;"), "expected different values in sequence s29, got 0 twice"),
+        (("s5;0;oh;", "s5;0;oh;x"), "column 'one': expected a number, got 'x"),
+        (("s5;0;oh;", "s5;0;oh;1e39;#"), "expected 6 fields as in the header, got 7"),
+    ],
+)
+def test_a_csv_file_that_does_not_fit_is_named(tmp_path, change, message):
+    path = tmp_path / "train.csv"
+    text = csv_content(*TRAIN)
+    assert change[0] in text
+    path.write_text(text.replace(*change))
+    with pytest.raises(UserError) as caught:
+        of_files(path)
+    assert str(caught.value).startswith(f"{path}: ") and message in str(caught.value)
+
+
+def test_another_kind_of_file_is_answered_with_what_is_expected(tmp_path):
+    path = tmp_path / "data.bin"
+    for data, message in (
+        (b"\x89PNG\r\n\0\0", "expected a .ts, CSV or .npz file, got another kind of file"),
+        (b"Once upon a time\n", "expected a .ts or .npz file, or a CSV file with the columns who,"),
+        (b"PK\x03\x04 half", "not a .npz file of numbers and strings"),
+    ):
+        path.write_bytes(data)
+        with pytest.raises(UserError) as caught:
+            of_files(path)
+        assert str(caught.value).startswith(f"{path}: {message}")
+
+
+def test_a_test_value_that_float32_cannot_hold_is_named(tmp_path):
+    (tmp_path / "train.csv").write_text(csv_content(*TRAIN))
+    xs = [x.astype(np.float64) for x in TEST[0]]
+    xs[3][0, 1] = 1e30
+    (tmp_path / "test.csv").write_text(csv_content(xs, TEST[1]))
+    with pytest.raises(UserError, match=r"test\.csv: sequence s3, step 1, column 'two': expected"):
+        of_files(tmp_path / "train.csv", tmp_path / "test.csv")
+
+
 @pytest.mark.data
 def test_padding_changes_nothing_in_the_japanese_vowels(public_data):
     public_data(*(f"japanese_vowels/JapaneseVowels_{part}.ts" for part in ("TRAIN", "TEST")))
