@@ -51,7 +51,8 @@ def main(args: Sequence[str] | None = None) -> int:
         sys.path.append("")
     try:
         status = _status(dashed(sys.argv[1:] if args is None else args))
-        sys.stdout.flush()
+        if sys.stdout is not None:  # None: the command was started with a closed output
+            sys.stdout.flush()
         return status
     except WrongCommandLine as error:
         return _fail(f"error: {error}", WRONG_COMMAND_LINE)
@@ -64,6 +65,10 @@ def main(args: Sequence[str] | None = None) -> int:
         # even when the interpreter flushes its files at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
+    except OSError as error:  # a full disk, a read-only folder, a file in the place of a folder
+        _drop_unwritable_output()
+        where = "" if error.filename is None else f"{error.filename}: "
+        return _fail(f"error: {where}{error.strerror or error}", 1)
     except SystemExit as end:
         return _fail(f"error: imported code ended the program (exit status {end.code})", 1)
 
@@ -95,6 +100,15 @@ def _run(words: list[str]) -> int | None:
     parsers[name].description = command.__doc__
     command.configure(parsers[name], words[words.index(name) + 1 :])
     return command.run(parser.parse(words, parsers[name]))
+
+
+def _drop_unwritable_output() -> None:
+    """The interpreter flushes its output at its end, which must not fail once more."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, status: int) -> int:

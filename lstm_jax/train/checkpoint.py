@@ -20,7 +20,7 @@ from lstm_jax.errors import UserError
 from lstm_jax.train.step import TrainState
 
 # Orbax reports each step of its work; a run prints what concerns its user itself.
-logging.getLogger("absl").setLevel(logging.ERROR)
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 TEMPORARY = ".orbax-checkpoint-tmp"  # in the names of folders that are being written
 FILES = "files.json"  # in each checkpoint: the SHA-256 of every other file of it
@@ -168,7 +168,7 @@ class Checkpoints:
           loss: validation loss, by which the best is chosen; None where there is none.
 
         Raises:
-          UserError: the checkpoint is written but cannot be read.
+          UserError: the checkpoint cannot be written, or not be read afterwards.
         """
         step = int(state.step)
         if step in self._manager.all_steps():
@@ -177,18 +177,27 @@ class Checkpoints:
         self._losses.pop(step, None)
         if loss is not None:
             self._losses[step] = loss
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                # From the host: of sharded arrays Orbax would compile a slice of each shape.
-                state=ocp.args.StandardSave(jax.device_get(state)),
-                meta=ocp.args.JsonSave({**meta, "loss": loss, "digest": digest(state)}),
-            ),
-            force=True,
-        )
-        part = self.folder / str(step) / f"{FILES}.part"
-        part.write_text(json.dumps(_digests(self.folder / str(step))), "utf-8")
-        part.replace(self.folder / str(step) / FILES)
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    # From the host: of sharded arrays Orbax would compile a slice of each shape.
+                    state=ocp.args.StandardSave(jax.device_get(state)),
+                    meta=ocp.args.JsonSave({**meta, "loss": loss, "digest": digest(state)}),
+                ),
+                force=True,
+            )
+            part = self.folder / str(step) / f"{FILES}.part"
+            part.write_text(json.dumps(_digests(self.folder / str(step))), "utf-8")
+            part.replace(self.folder / str(step) / FILES)
+        except Exception as error:  # a full disk can fail in any of several libraries
+            reason = str(error.strerror if isinstance(error, OSError) else error)
+            reason = reason.strip().partition("\n")[0][:200]
+            last = max((n for n in self.steps() if n != step), default=None)
+            raise UserError(
+                f"{self.folder / str(step)}: cannot be written ({reason}); "
+                f"the last good checkpoint is {'none' if last is None else f'that of step {last}'}"
+            ) from error
         if not self._read_back:
             self.restore(step, jax.device_get(state))
             self._read_back = True

@@ -606,8 +606,10 @@ def test_no_command_is_a_mistake(capsys):
         (KeyboardInterrupt(), 130, "lstm-jax: interrupted\n"),
         (SystemExit(0), 1, "lstm-jax: error: imported code ended the program (exit status 0)\n"),
         (BrokenPipeError(), 141, ""),
+        (OSError(28, "No space left", "a/b"), 1, "lstm-jax: error: a/b: No space left\n"),
+        (NotADirectoryError(20, "Not a directory"), 1, "lstm-jax: error: Not a directory\n"),
     ],
-    ids=["interrupt", "exit", "pipe"],
+    ids=["interrupt", "exit", "pipe", "disk", "folder"],
 )
 def test_other_endings_of_a_command(ending, status, message, monkeypatch, capfd):
     def run(options):
@@ -617,6 +619,35 @@ def test_other_endings_of_a_command(ending, status, message, monkeypatch, capfd)
     monkeypatch.setattr("os.dup2", lambda *files: None)  # pytest's own standard output
     assert main(["evaluate", "somewhere"]) == status
     assert capfd.readouterr().err == message
+
+
+@pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="needs /dev/full")
+def test_output_to_a_full_disk_is_one_line():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "lstm_jax", "--version"],
+            env={**os.environ, "PYTHONUNBUFFERED": ""},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
+    assert done.returncode == 1
+    assert done.stderr == "lstm-jax: error: No space left on device\n"
+
+
+def test_a_custom_module_that_ends_the_program_is_an_error(tmp_path, monkeypatch, capfd):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "leaving_cells.py").write_text("import sys\nsys.exit(0)\n", "utf-8")
+    config = (
+        'task = "next_character"\n[data]\ntext = "t.txt"\n[model]\ncell = "leaving_cells.Cell"\n'
+    )
+    (tmp_path / "run.toml").write_text(config, "utf-8")
+    (tmp_path / "t.txt").write_text("ab " * 3000, "utf-8")
+    workdir = str(tmp_path / "run")
+    assert main(["train", str(tmp_path / "run.toml"), "--workdir", workdir]) == 1
+    message = capfd.readouterr().err
+    assert "exit status 0" in message and message.count("\n") == 1
 
 
 @pytest.mark.parametrize("words", [("--help",), ("train", "classification.toml")])

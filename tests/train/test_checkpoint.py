@@ -182,6 +182,30 @@ def test_a_first_checkpoint_that_cannot_be_read_is_reported(tmp_path, monkeypatc
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.usefixtures("no_traceback")
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        (ValueError("RESOURCE_EXHAUSTED: No space left\nSource: x"), "RESOURCE_EXHAUSTED: No sp"),
+    ],
+    ids=["system", "library"],
+)
+def test_a_full_disk_leaves_the_last_good_checkpoint(error, reason, folder, monkeypatch):
+    def fail(*args, **kwargs):
+        raise error
+
+    with opened(folder) as checkpoints:
+        with monkeypatch.context() as full, pytest.raises(UserError) as caught:
+            full.setattr(ocp.CheckpointManager, "save", fail)
+            checkpoints.save(make_state(4), {}, None)
+        message = str(caught.value)
+        assert message.startswith(f"{folder / '4'}: cannot be written ({reason}")
+        assert message.endswith("; the last good checkpoint is that of step 3")
+        assert "\n" not in message
+        assert checkpoints.restore_latest(make_state(0), pytest.fail)[0].step == 3
+
+
 def test_best_is_the_latest_where_no_loss_was_taken(tmp_path):
     with opened(tmp_path) as checkpoints:
         assert checkpoints.best_step() is None and checkpoints.latest_step() is None
