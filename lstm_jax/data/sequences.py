@@ -342,7 +342,7 @@ def read_npz(
         raise UserError(f"{path}: no such file")
     names = ("xs", "labels", "lengths") if labelled else ("xs", "lengths")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(path) as file:
             arrays = {name: file[name] for name in names if name in file}
     except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         what = (str(error).splitlines() or [""])[0][:120]

@@ -104,3 +104,39 @@ def test_japanese_vowels_are_as_published(public_data):
         past_end = np.arange(sequences.xs.shape[1]) >= sequences.lengths[:, None]
         assert (sequences.xs[past_end] == 0).all()
         assert (sequences.xs[~past_end] != 0).any(-1).all()
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"xs": np.ones((2, 3, 1)), "labels": np.array(["a", {}], object)}, "not a .npz file of"),
+        ({"xs": np.ones((2, 3, 1))}, "expected the arrays xs and labels, got no labels"),
+        ({"xs": np.ones((2, 3)), "labels": [0, 1]}, "xs: expected numbers [N, T, D], each at"),
+        ({"xs": np.ones((2, 3, 1)), "labels": [0]}, "labels: expected 2 integers or strings, got"),
+        (
+            {"xs": np.ones((2, 3, 1)), "labels": [0, 1], "lengths": [3, 4]},
+            "lengths: expected 2 integers from 1 to 3, got int64 (2,): [3 4]",
+        ),
+        (
+            {"xs": np.array([[[1.0], [np.nan]]]), "labels": [0]},
+            "xs[0, 1, 0]: expected a number in the range of float32, got nan",
+        ),
+    ],
+)
+def test_read_npz_says_what_is_wrong(tmp_path, arrays, message):
+    """Objects, which would have to be unpickled, are not read."""
+    path = tmp_path / "a.npz"
+    np.savez(path, **arrays)
+    with pytest.raises(UserError) as caught:
+        read_npz(path)
+    assert str(caught.value).startswith(f"{path}") and message in str(caught.value)
+
+
+def test_read_npz_sorts_integer_labels_and_reads_big_endian_numbers(tmp_path):
+    xs = np.arange(6.0).reshape(3, 2, 1)
+    np.savez(tmp_path / "a.npz", xs=xs.astype(">f8"), labels=[10, 9, 10])
+    sequences = read_npz(tmp_path / "a.npz")
+    assert sequences.classes == ("9", "10")
+    assert sequences.labels.tolist() == [1, 0, 1]
+    np.testing.assert_array_equal(sequences.xs, xs)
+    np.testing.assert_array_equal(sequences.lengths, [2, 2, 2])
