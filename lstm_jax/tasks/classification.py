@@ -159,8 +159,9 @@ class Classification(Task):
 
     def predict(self, model: Any, source: pathlib.Path | None) -> Columns:
         """The likeliest class of each sequence and the probability of each class."""
-        sequences = self._files[1]
-        if source is not None:
+        if source is None:
+            sequences = self._files[1]
+        else:
             columns = self.data.columns(self.known.get("features", ()))
             sequences = read_sequences(source, columns, labelled=False)
         self._check_format(sequences, str(source))
