@@ -139,7 +139,10 @@ def test_the_folder_holds_what_prediction_needs(folder):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("classification", "new.csv"), "new.csv: line 1: expected @classLabel and @data before"),
+        (
+            ("classification", "new.csv"),
+            "new.csv: expected a .ts or .npz file, or a CSV file with the columns id; column",
+        ),
         (("forecasting", "no.csv"), "no.csv: no such file"),
         (("forecasting", "new.csv", "--output", "out.xls"), "--output: expected a .csv, .json or"),
         (("forecasting", "new.csv", "--output", "no/o.csv"), "--output: no/o.csv: cannot be writ"),
