@@ -95,7 +95,7 @@ def _latencies(model: Model) -> str:
     """How long one row takes, in one step and in many, in words."""
     parts = []
     for steps, count, what in (
-        (1, 200, "one step of one row"),
+        (1, 200, "a step of one row"),
         (STEPS_TIMED, 20, f"{STEPS_TIMED} steps at once"),
     ):
         first, *others = _times(model, steps, count)

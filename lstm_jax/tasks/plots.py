@@ -74,7 +74,7 @@ def forecasts(
         panel.set_title(title, loc="right", fontsize="small", parse_math=False)
     for panel in panels[-1]:
         if np.issubdtype(times.dtype, np.datetime64):
-            locator = matplotlib.dates.AutoDateLocator(maxticks=5)
+            locator = matplotlib.dates.AutoDateLocator(minticks=2, maxticks=5)
             panel.xaxis.set_major_locator(locator)
             panel.xaxis.set_major_formatter(matplotlib.dates.ConciseDateFormatter(locator))
         else:

@@ -464,7 +464,7 @@ def test_precomputed_factors(monkeypatch, name):
     """As on a CPU of one device; two have them in the loop, and are tested everywhere else."""
     with jax.enable_x64(True):
         expected = by_scan(name)
-        monkeypatch.setattr(scan, "has_all_cores", lambda: True)
+        monkeypatch.setattr(scan, "has_all_cores", lambda *arrays: True)
         jax.clear_caches()
         for memory in ("full", "recompute"):
             close_to_scan(value_and_gradients(name, engine="fused", memory=memory), expected)
@@ -480,7 +480,7 @@ def test_which_cells_have_precomputed_factors(monkeypatch):
         chosen.append(known(linear).has_factors)
         return known(linear)
 
-    monkeypatch.setattr(scan, "has_all_cores", lambda: True)
+    monkeypatch.setattr(scan, "has_all_cores", lambda *arrays: True)
     monkeypatch.setattr(scan.LinearizedStep, "with_factors", noted)
     jax.clear_caches()
     for name in ("lstm", "peephole", "coupled", "layer_norm"):

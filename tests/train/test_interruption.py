@@ -109,6 +109,12 @@ def whole(config) -> pathlib.Path:
     return workdir
 
 
+def heed_signals():
+    """What a shell in the background, or nohup, has ignored would be ignored by a child, too."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @contextlib.contextmanager
 def process(*args):
     """A command in a process of its own, which does not outlive the test."""
@@ -117,6 +123,7 @@ def process(*args):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=heed_signals,
     ) as running:
         try:
             yield running

@@ -391,15 +391,16 @@ def scan_stacking_bits(
     """
     if jax.default_backend() != "cpu":
         return jax.lax.scan(body, carry, xs, reverse=reverse)
-    outputs: Any = None
+    types: Any = None  # not the outputs themselves, which are tracers of the step
 
     def step(carry: Any, x: Any) -> tuple[Any, Any]:
-        nonlocal outputs
+        nonlocal types
         carry, outputs = body(carry, x)
+        types = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), outputs)
         return carry, jax.tree.map(_bits, outputs)
 
     carry, stacks = jax.lax.scan(step, carry, xs, reverse=reverse)
-    return carry, jax.tree.map(_from_bits, stacks, outputs)
+    return carry, jax.tree.map(_from_bits, stacks, types)
 
 
 def _bits(array: jax.Array) -> jax.Array:
@@ -409,7 +410,7 @@ def _bits(array: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(array, f"uint{8 * array.dtype.itemsize}")
 
 
-def _from_bits(array: jax.Array, like: jax.Array) -> jax.Array:
+def _from_bits(array: jax.Array, like: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
     """The array of which ``array`` is :func:`_bits`, in the type of ``like``."""
     return jax.lax.bitcast_convert_type(array, like.dtype) if _is_narrow(like) else array
 
