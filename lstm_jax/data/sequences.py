@@ -245,8 +245,8 @@ def read_sequences_csv(
     for name in [*needed, *([columns.order] if columns.order else [])]:
         if name not in names:
             raise UserError(
-                f"{path}: expected a .ts or .npz file, or a CSV file with the columns "
-                f"{', '.join(needed)}; column {name!r} is missing from {', '.join(names)[:120]}"
+                f"{path}: expected a .ts or .npz file, or a CSV file whose first line names "
+                f"{', '.join(needed)}; {name} is missing in {', '.join(names)[:120]!r}"
             )
     if not rows:
         raise UserError(f"{path}: expected rows after the header, got none")

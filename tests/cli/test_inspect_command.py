@@ -270,7 +270,8 @@ def test_a_text_of_ones_own(folder, monkeypatch):
         (
             ["classification", "--text", "a.txt"],
             {"a.txt": "the"},
-            "--text: a.txt: line 1: expected @classLabel and @data before the first example",
+            "--text: a.txt: expected a .ts or .npz file, or a CSV file whose first line names id; "
+            "id is missing in 'the'",
         ),
     ],
 )  # fmt: skip

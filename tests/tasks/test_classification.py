@@ -437,7 +437,7 @@ def test_without_a_test_file_a_share_of_each_class_is_the_test(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("who;", "name;"), "column 'who' is missing from name, t, class"),
+        (("who;", "name;"), "who is missing in 'name, t, class"),
         ((";oh;", ";;"), "column 'class': expected a label, got a missing value"),
         (("s29;1;oh", "s29;1;ah"), "expected the label 'oh' of sequence s29, got ah"),
         (("s29;1;", "s29;0;"), "expected different values in sequence s29, got 0 twice"),

@@ -59,6 +59,21 @@ def test_forecasts_show_columns_by_name_and_no_texts_overlap(names):
     )
 
 
+def test_dates_of_every_step_have_ticks():
+    """From seconds to years: no warning, and at least two ticks in each panel."""
+    past, future, forecast = curves(1)
+    truth = np.concatenate([past, future], axis=1)
+    for step in (1, 60, 900, 3600, 3 * 3600, 86400, 7 * 86400, 30 * 86400, 365 * 86400):
+        times = np.datetime64("2024-02-28T23:00:00") + np.arange(10) * np.timedelta64(step, "s")
+        figure = forecasts(truth, forecast, ("a",), ["one", "two", "three"], np.array([times] * 3))
+        drawn(figure)
+        for panel in figure.axes:
+            shown = [
+                t for t in panel.get_xticks() if panel.get_xlim()[0] <= t <= panel.get_xlim()[1]
+            ]
+            assert 2 <= len(shown) <= 7, (step, shown)
+
+
 @pytest.mark.parametrize("dated", [True, False])
 def test_the_forecasters_plot_has_the_tables_units_and_dates(dated, tmp_path):
     times = np.datetime64("2024-02-28") + np.arange(30)
