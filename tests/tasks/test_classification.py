@@ -459,7 +459,10 @@ def test_another_kind_of_file_is_answered_with_what_is_expected(tmp_path):
     path = tmp_path / "data.bin"
     for data, message in (
         (b"\x89PNG\r\n\0\0", "expected a .ts, CSV or .npz file, got another kind of file"),
-        (b"Once upon a time\n", "expected a .ts or .npz file, or a CSV file with the columns who,"),
+        (
+            b"Once upon a time\n",
+            "expected a .ts or .npz file, or a CSV file whose first line names who,",
+        ),
         (b"PK\x03\x04 half", "not a .npz file of numbers and strings"),
     ):
         path.write_bytes(data)

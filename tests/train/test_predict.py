@@ -141,7 +141,7 @@ def test_the_folder_holds_what_prediction_needs(folder):
     [
         (
             ("classification", "new.csv"),
-            "new.csv: expected a .ts or .npz file, or a CSV file with the columns id; column",
+            "new.csv: expected a .ts or .npz file, or a CSV file whose first line names id; id",
         ),
         (("forecasting", "no.csv"), "no.csv: no such file"),
         (("forecasting", "new.csv", "--output", "out.xls"), "--output: expected a .csv, .json or"),
