@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 onnx = pytest.importorskip("onnx", reason="needs onnx")
 
@@ -21,14 +22,12 @@ from lstm_jax.interop.onnx import (  # noqa: E402
     layers_from_onnx,
     to_onnx,
 )
-from lstm_jax.tasks.base import Trained  # noqa: E402
-from lstm_jax.tasks.classification import (  # noqa: E402
-    Classification,
-    ClassifierModel,
-    SequencesData,
-)
-from lstm_jax.tasks.forecasting import Forecasting, ForecastModel, SeriesData  # noqa: E402
-from lstm_jax.tasks.next_character import CharacterModel, NextCharacter, TextData  # noqa: E402
+from lstm_jax.models import Compiled  # noqa: E402
+from lstm_jax.tasks import Classification, Forecasting, NextCharacter  # noqa: E402
+from lstm_jax.tasks.classification import ClassifierConfig  # noqa: E402
+from lstm_jax.tasks.forecasting import ForecasterConfig, SeriesData  # noqa: E402
+from lstm_jax.tasks.next_character import LanguageModelConfig, TextData  # noqa: E402
+from lstm_jax.tasks.sequences_data import SequencesData  # noqa: E402
 
 # Tests run what they compile once or twice.
 quickly = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -277,7 +276,7 @@ def character_task(folder):
     path = folder / "text.txt"
     path.write_text("".join(np.random.default_rng(0).choice(list("abcd \n"), 800)), "utf-8")
     data = TextData(str(path), validation_fraction=0.2, lanes=2, window=8)
-    return NextCharacter(data, CharacterModel(hidden_size=6, embedding_size=5, num_layers=2))
+    return NextCharacter(data, LanguageModelConfig(hidden_size=6, embedding_size=5, num_layers=2))
 
 
 def classification_task(folder):
@@ -291,7 +290,7 @@ def classification_task(folder):
         ]
         (folder / part).write_text("\n".join(["@classLabel true c0 c1", "@data", *rows]))
     data = SequencesData(train=str(folder / "train"), test=str(folder / "test"), batch_size=4)
-    return Classification(data, ClassifierModel(hidden_size=5, cell="gru"))
+    return Classification(data, ClassifierConfig(hidden_size=5, cell="gru"))
 
 
 def forecasting_task(folder):
@@ -300,38 +299,38 @@ def forecasting_task(folder):
     rows = [",".join([str(n), *map(str, row)]) for n, row in enumerate(values)]
     path.write_text("\n".join(["date,a,b,c", *rows]))
     data = SeriesData(str(path), 100, 50, 50, 24, 5, 8, batch_size=4)
-    return Forecasting(data, ForecastModel(segment=6, hidden_size=4, cell="mgu"))
+    return Forecasting(data, ForecasterConfig(segment=6, hidden_size=4, cell="mgu"))
 
 
 class ReadBack:
-    """A task's model that went to ONNX and came back."""
+    """A model that went to ONNX and came back."""
 
-    def __init__(self, task, params):
-        function = task.functions["sequence"]
+    def __init__(self, model):
+        graph, streams, weights = nnx.split(model.module, nnx.RngState, ...)
         scope = jax.export.SymbolicScope()
         symbolic = lambda text: jax.export.symbolic_shape(text, scope=scope)  # noqa: E731
         (rows,) = symbolic("b")
         inputs = {
             name: jax.ShapeDtypeStruct(symbolic(shape), dtype)
-            for name, (shape, dtype) in function.inputs.items()
+            for name, (shape, dtype) in model.inputs.items()
         }
-        inputs["state"] = jax.eval_shape(lambda params: task.initial_state(params, rows), params)
+        inputs["carry"] = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype),
+            model.initial_carry(1),
+        )
 
-        def run(params, state, **inputs):
-            state, outputs = function.apply(params, state, **inputs)
-            return {**outputs, "new_state": state}
+        def run(weights, carry, **inputs):
+            carry, outputs = nnx.merge(graph, streams, weights)(carry, **inputs)
+            return {**outputs, "new_carry": carry}
 
-        self.run = quickly(from_onnx(function_to_onnx(run, params, inputs)))
-        self.of = Trained(task, params)
+        self.run = quickly(from_onnx(function_to_onnx(run, nnx.to_pure_dict(weights), inputs)))
+        self.initial_carry = model.initial_carry
 
-    def initial_state(self, rows):
-        return self.of.initial_state(rows)
-
-    def sequence(self, state, **inputs):
-        leaves, structure = jax.tree.flatten(state)
+    def __call__(self, carry, **inputs):
+        leaves, structure = jax.tree.flatten(carry)
         names = [
-            f"state.{jax.tree_util.keystr(path, simple=True, separator='.')}"
-            for path, _ in jax.tree.leaves_with_path(state)
+            f"carry.{jax.tree_util.keystr(path, simple=True, separator='.')}"
+            for path, _ in jax.tree.leaves_with_path(carry)
         ]
         outputs = self.run(**dict(zip(names, leaves, strict=True)), **inputs)
         new = [outputs.pop(f"new_{name}") for name in names]
@@ -339,15 +338,16 @@ class ReadBack:
 
 
 @pytest.mark.parametrize("make", [character_task, classification_task, forecasting_task])
-def test_tasks_have_the_same_figures_when_read_back(make, tmp_path):
+def test_tasks_have_the_same_metrics_when_read_back(make, tmp_path):
     task = make(tmp_path)
-    params = jax.tree.map(lambda leaf: 1.5 * leaf, task.init(jax.random.key(0)))
-    split = task.splits[-1]
-    figures, back = task.evaluate(params, split), task.score(ReadBack(task, params), split)
-    assert set(back) == set(figures)
-    for name, figure in figures.items():
-        np.testing.assert_allclose(back[name], figure, rtol=1e-6, err_msg=name)
-        assert f"{back[name]:.4f}" == f"{figure:.4f}", name
+    module = task.build(nnx.Rngs(0))
+    nnx.update(module, jax.tree.map(lambda leaf: 1.5 * leaf, nnx.state(module, nnx.Param)))
+    model, split = Compiled(module), task.splits[-1]
+    metrics, back = task.evaluate(model, split), task.evaluate(ReadBack(model), split)
+    assert set(back) == set(metrics)
+    for name, value in metrics.items():
+        np.testing.assert_allclose(back[name], value, rtol=1e-6, err_msg=name)
+        assert f"{back[name]:.4f}" == f"{value:.4f}", name
 
 
 # ---- mistakes ----

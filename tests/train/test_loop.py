@@ -258,8 +258,20 @@ def test_a_second_signal_does_not_stop_the_save(whole, tmp_path):
     assert all(path.name.isdigit() for path in (tmp_path / "run" / "checkpoints").iterdir())
 
 
+@pytest.fixture
+def heeded():
+    """Signals that a shell in the background, or nohup, has ignored are heeded again."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler == signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP], ids=lambda n: n.name)
-def test_a_signal_during_set_up_stops_before_the_first_step(number, whole, tmp_path):
+def test_a_signal_during_set_up_stops_before_the_first_step(number, whole, tmp_path, heeded):
     class Early(Listener):
         def say(self, message):
             if "parameters" in message:
