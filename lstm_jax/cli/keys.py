@@ -54,5 +54,5 @@ def add_keys(
 
 
 def overrides(options: argparse.Namespace) -> dict[str, str]:
-    """The given values of config keys, as texts by dotted key."""
+    """The given values of config keys, as strings by dotted key."""
     return {name: text for name, text in vars(options).items() if "." in name}
