@@ -4,7 +4,8 @@ A pipeline's place is the number of the next batch, so that an iterator's state 
 is part of a checkpoint, and finds its place again at once.
 """
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 
 import grain
 import numpy as np
@@ -119,3 +120,74 @@ def shuffled(arrays: Batch, batch_size: int, seed: int) -> grain.MapDataset:
 
     order = grain.MapDataset.range(rows).shuffle(seed=seed).repeat()
     return order.map(example).batch(batch_size)
+
+
+def length_bounds(longest: int) -> tuple[int, ...]:
+    """The few lengths to which sequences are padded: 8, 12, 16, 24, 32, 48, ... up to ``longest``.
+
+    Each is at most one and a half times the one before it.
+
+    >>> length_bounds(20)
+    (8, 12, 16, 24)
+    """
+    bounds = [8]
+    while bounds[-1] < longest:
+        power = 1 << (bounds[-1].bit_length() - 1)
+        bounds.append(2 * power if bounds[-1] > power else power + power // 2)
+    return tuple(bounds)
+
+
+def bucketed(
+    lengths: np.ndarray, bounds: Sequence[int], batch_size: int, seed: int
+) -> grain.MapDataset:
+    """Which sequences of about the same length form a batch, in random order.
+
+    Each epoch shuffles the sequences and divides those of each bucket, whose lengths lie between
+    two bounds, into batches.  Those that are left over join the next longer bucket, and the last
+    batch is filled with random others, so that every sequence occurs in every epoch.  The lengths
+    of all batches in their order are the same for every seed: batches of several runs can be
+    stacked.
+
+    Args:
+      lengths: of the sequences, integers ``[N]``.
+      bounds: rising lengths to which sequences are padded; the last is at least the longest.
+      batch_size: B, at most N.
+      seed: decides which sequences are together.
+
+    Returns:
+      An endless data set of pairs: the sequences of a batch, positions ``[B]``, and the bound to
+      which they are padded.
+
+    Raises:
+      ValueError: there are fewer sequences than a batch, or one is longer than the last bound.
+
+    >>> rows, bound = bucketed(np.array([3, 9, 4, 12]), (4, 12), batch_size=2, seed=0)[0]
+    >>> sorted(rows.tolist()), bound
+    ([0, 2], 4)
+    """
+    if batch_size > len(lengths):
+        raise ValueError(f"expected at least batch_size = {batch_size} rows, got {len(lengths)}")
+    if max(lengths) > bounds[-1]:
+        raise ValueError(f"expected lengths of at most {bounds[-1]}, got {max(lengths)}")
+    bucket = np.searchsorted(bounds, lengths)
+    count = -(-len(lengths) // batch_size)
+
+    @functools.lru_cache(maxsize=2)
+    def epoch(number: int) -> list[tuple[np.ndarray, int]]:
+        order = np.random.default_rng((seed, number)).permutation(len(lengths))
+        batches, left = [], order[:0]
+        for n, bound in enumerate(bounds):
+            rows = np.concatenate([left, order[bucket[order] == n]])
+            end = len(rows) // batch_size * batch_size
+            batches += [(batch, bound) for batch in rows[:end].reshape(-1, batch_size)]
+            left = rows[end:]
+        if len(left):
+            others = order[~np.isin(order, left)]
+            batches.append((np.concatenate([left, others])[:batch_size], bounds[-1]))
+        return [batches[n] for n in np.random.default_rng(number).permutation(count)]
+
+    def batch(index: int, _: int) -> tuple[np.ndarray, int]:
+        number, k = divmod(index, count)
+        return epoch(number)[k]
+
+    return grain.MapDataset.range(count).repeat().map_with_index(batch)

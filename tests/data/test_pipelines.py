@@ -1,12 +1,13 @@
 """Endless batches: which rows they hold, in which order, and how they find their place."""
 
+import itertools
 import json
 
 import grain
 import numpy as np
 import pytest
 
-from lstm_jax.data import shuffled, sliding_windows, stream_windows
+from lstm_jax.data import bucketed, length_bounds, shuffled, sliding_windows, stream_windows
 
 
 def counted(n: int) -> np.ndarray:
@@ -145,3 +146,46 @@ def test_an_iterators_state_as_json_finds_the_place_again(name):
         for key in batch:
             np.testing.assert_array_equal(got[key], batch[key])
             np.testing.assert_array_equal(indexed[key], batch[key])
+
+
+def test_bounds_rise_by_at_most_a_half():
+    bounds = length_bounds(1000)
+    assert bounds[0] == 8 and bounds[-2] < 1000 <= bounds[-1]
+    assert all(low < high <= 1.5 * low for low, high in itertools.pairwise(bounds))
+    assert length_bounds(8) == (8,) and length_bounds(9) == (8, 12)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 50])
+def test_a_bucketed_epoch_has_every_sequence_in_the_shortest_buffer_that_fits(batch_size):
+    lengths = np.random.default_rng(0).integers(1, 24, 50)
+    bounds = length_bounds(23)
+    batches = bucketed(lengths, bounds, batch_size, seed=3)
+    count = -(-50 // batch_size)
+    for epoch in range(2):
+        made = [batches[epoch * count + k] for k in range(count)]
+        assert all(len(rows) == len(set(rows.tolist())) == batch_size for rows, _ in made)
+        assert all(lengths[rows].max() <= bound for rows, bound in made)
+        times = np.bincount(np.concatenate([rows for rows, _ in made]), minlength=50)
+        assert times.min() == 1 and times.sum() == count * batch_size
+        # Only what was left over from a shorter bucket, or fills the last batch, is padded more.
+        padded_more = [
+            (np.searchsorted(bounds, lengths[rows]) < bounds.index(bound)).sum()
+            for rows, bound in made
+        ]
+        assert sum(padded_more) <= (len(bounds) - 1) * (batch_size - 1) + batch_size
+
+
+def test_bucketed_batches_change_with_epoch_and_seed_but_their_lengths_not_with_the_seed():
+    lengths = np.random.default_rng(0).integers(1, 24, 60)
+    one, other = (bucketed(lengths, length_bounds(23), 4, seed) for seed in (0, 1))
+    shapes = [[batches[k][1] for k in range(30)] for batches in (one, other)]
+    assert shapes[0] == shapes[1] and shapes[0][:15] != shapes[0][15:]
+    assert any((one[k][0] != other[k][0]).any() for k in range(15))
+    np.testing.assert_array_equal(one[20][0], bucketed(lengths, length_bounds(23), 4, 0)[20][0])
+
+
+def test_bucketed_sequences_must_fit():
+    with pytest.raises(ValueError, match="expected at least batch_size = 4 rows, got 3"):
+        bucketed(np.array([1, 2, 3]), (8,), 4, seed=0)
+    with pytest.raises(ValueError, match="expected lengths of at most 8, got 9"):
+        bucketed(np.array([1, 9]), (8,), 1, seed=0)

@@ -1,0 +1,215 @@
+"""Tokenizers: text as numbers and back, trained and run by the ``tokenizers`` library."""
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lstm_jax.errors import UserError, expect
+
+if TYPE_CHECKING:
+    import tokenizers
+
+KINDS = ("words", "subwords", "characters")
+SPECIAL = ("<pad>", "<unk>", "<s>", "</s>")
+PAD, UNKNOWN, START, END = range(len(SPECIAL))
+
+# A word, a clitic as the Penn Treebank separates it (do | n't, it | 's), or a run of one mark.
+WORD = r"\w+?(?=n't\b)|n't\b|'(?:s|re|ve|ll|d|m)\b|\w+|([^\w\s])\1*"
+
+
+class Tokenizer:
+    """Splits text into tokens of a vocabulary, each a number.
+
+    The first numbers stand for the special tokens: ``<pad>`` 0, ``<unk>`` 1, ``<s>`` 2 and ``</s>``
+    3.  Text never becomes one of them, not even text that spells one, except that an unknown word
+    or character becomes ``<unk>``.  There are three kinds:
+
+    ``"words"``
+      Words, clitics and runs of one punctuation mark: ``do | n't | stop | ...``.  Decoding joins
+      them with single spaces.
+    ``"subwords"``
+      Byte-pair encoding of the bytes of UTF-8.  There are no unknown tokens, and decoding gives
+      exactly the text.  A space belongs to the word that follows it; the first word of a text is
+      taken as if a space came before it.
+    ``"characters"``
+      Unicode characters, spaces and line ends included.  Decoding gives exactly the text, but for
+      unknown characters.
+
+    ``lowercase=True`` lowers the case of text before it is split.  Characters that UTF-8 cannot
+    express (lone surrogates) are read as U+FFFD.
+
+    Args:
+      library: a tokenizer of the ``tokenizers`` library, as :meth:`train` makes it.
+
+    Example:
+      >>> tokenizer = Tokenizer.train(["the cat", "the dog"], kind="words")
+      >>> len(tokenizer), tokenizer.tokens
+      (7, ['<pad>', '<unk>', '<s>', '</s>', 'the', 'cat', 'dog'])
+      >>> [ids.tolist() for ids in tokenizer.encode(["The dog", "the  dog!"])]
+      [[1, 6], [4, 6, 1]]
+      >>> tokenizer.decode([2, 4, 6, 3])
+      'the dog'
+
+    References:
+      Rico Sennrich, Barry Haddow, Alexandra Birch, "Neural Machine Translation of Rare Words with
+      Subword Units", ACL 2016 (byte-pair encoding); Alec Radford et al., "Language Models are
+      Unsupervised Multitask Learners", 2019, section 2.2 (of bytes).
+    """
+
+    def __init__(self, library: "tokenizers.Tokenizer"):
+        self._library = library
+        self._library.encode_special_tokens = True  # "</s>" in a text is ordinary text
+
+    @classmethod
+    def train(
+        cls,
+        lines: Iterable[str],
+        *,
+        kind: str,
+        vocabulary_size: int = 30_000,
+        min_count: int = 1,
+        lowercase: bool = False,
+    ) -> "Tokenizer":
+        """A tokenizer whose vocabulary is taken from some text; equal text gives an equal one.
+
+        Args:
+          lines: the text, in any pieces.
+          kind: ``"words"``, ``"subwords"`` or ``"characters"``.
+          vocabulary_size: the largest number of tokens, special ones included.  Subwords take 260
+            for the special tokens and the bytes.
+          min_count: how often a word, character or pair of subwords occurs at least.
+          lowercase: whether case is ignored.
+
+        Raises:
+          UserError: ``kind`` is another one, or ``vocabulary_size`` leaves no room for the special
+            tokens (and the bytes).
+        """
+        from tokenizers import (
+            Regex,
+            decoders,
+            models,
+            normalizers,
+            pre_tokenizers,
+            trainers,
+        )
+        from tokenizers import Tokenizer as Library
+
+        expect(kind in KINDS, "kind", f"one of {', '.join(KINDS)}", repr(kind))
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet()) if kind == "subwords" else []
+        least = len(SPECIAL) + max(1, len(alphabet))
+        expect(vocabulary_size >= least, "vocabulary_size", f"at least {least}", vocabulary_size)
+        options = {
+            "vocab_size": vocabulary_size,
+            "min_frequency": min_count,
+            "special_tokens": list(SPECIAL),
+            "show_progress": False,
+        }
+        normalizer = [normalizers.Lowercase()] if lowercase else []
+        if kind == "subwords":
+            library = Library(models.BPE())
+            normalizer.append(normalizers.Prepend(" "))
+            library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+            library.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
+            trainer = trainers.BpeTrainer(initial_alphabet=alphabet, **options)
+        else:
+            library = Library(models.WordLevel({}, unk_token=SPECIAL[UNKNOWN]))
+            trainer = trainers.WordLevelTrainer(**options)
+        if kind == "words":
+            words = pre_tokenizers.Split(Regex(WORD), "isolated")
+            spaces = pre_tokenizers.Split(Regex(r"\s+"), "removed")
+            library.pre_tokenizer = pre_tokenizers.Sequence([spaces, words])
+        elif kind == "characters":
+            library.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+            library.decoder = decoders.Fuse()
+        library.normalizer = normalizers.Sequence(normalizer)
+        library.train_from_iterator(map(_valid, lines), trainer)
+        return cls(library)
+
+    def __len__(self) -> int:
+        return self._library.get_vocab_size()
+
+    @property
+    def tokens(self) -> list[str]:
+        """All tokens in the order of their numbers; subwords as the library spells their bytes."""
+        vocabulary = self._library.get_vocab()
+        return sorted(vocabulary, key=vocabulary.__getitem__)
+
+    def encode(self, lines: Sequence[str]) -> list[np.ndarray]:
+        """The tokens of each string, int32 ``[T]``; no start or end is added."""
+        encoded = self._library.encode_batch([_valid(line) for line in lines])
+        return [np.array(each.ids, np.int32) for each in encoded]
+
+    def spans(self, line: str) -> list[tuple[int, int]]:
+        """Where each token of a string begins and ends in it.
+
+        >>> Tokenizer.train(["a bc"], kind="words").spans("a  bc!")
+        [(0, 1), (3, 5), (5, 6)]
+        """
+        return self._library.encode(_valid(line)).offsets
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of some tokens; ``<pad>``, ``<s>`` and ``</s>`` are left out.
+
+        Raises:
+          ValueError: a number lies outside the vocabulary.
+        """
+        ids = [int(token) for token in ids]
+        if ids and not 0 <= min(ids) <= max(ids) < len(self):
+            raise ValueError(f"ids must be from 0 to {len(self) - 1}, got {min(ids)} to {max(ids)}")
+        text = [token for token in ids if token not in (PAD, START, END)]
+        return self._library.decode(text, skip_special_tokens=False)
+
+    def to_json(self) -> str:
+        """The whole tokenizer as a string, the library's own JSON format."""
+        return self._library.to_str()
+
+    @classmethod
+    def from_json(cls, text: str) -> "Tokenizer":
+        """The tokenizer of which :meth:`to_json` gave this string.
+
+        Raises:
+          UserError: it is not such a string.
+
+        >>> Tokenizer.from_json("{}")
+        Traceback (most recent call last):
+        lstm_jax.errors.UserError: tokenizer: expected JSON of the tokenizers library, got '{}' ...
+        """
+        from tokenizers import Tokenizer as Library
+
+        expected = "tokenizer: expected JSON of the tokenizers library"
+        try:
+            library = Library.from_str(text)
+        except Exception as error:  # the library raises nothing more special
+            cause = " ".join(f"{error}".split())[:120]
+            raise UserError(f"{expected}, got {text[:40]!r} ({cause})") from error
+        if any(library.token_to_id(token) != n for n, token in enumerate(SPECIAL)):
+            raise UserError(f"{expected} whose first tokens are {', '.join(SPECIAL)}, got another")
+        return cls(library)
+
+
+def padded(rows: Sequence[np.ndarray], length: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of different lengths as one array, and their lengths.
+
+    Args:
+      rows: integers ``[T_n]`` for each of N rows.
+      length: T; 0 for the length of the longest row.  Longer rows are cut.
+
+    Returns:
+      int32 ``[N, T]``, ``PAD`` past each row's end, and int32 ``[N]``.
+
+    >>> padded([np.array([7, 8]), np.array([9])])
+    (array([[7, 8],
+           [9, 0]], dtype=int32), array([2, 1], dtype=int32))
+    """
+    length = length or max(map(len, rows), default=0)
+    lengths = np.array([min(len(row), length) for row in rows], np.int32)
+    tokens = np.full((len(rows), length), PAD, np.int32)
+    for n, row in enumerate(rows):
+        tokens[n, : lengths[n]] = row[:length]
+    return tokens, lengths
+
+
+def _valid(text: str) -> str:
+    """The text without lone surrogates, which stand for bytes that are not UTF-8."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
