@@ -1,7 +1,7 @@
 """Predict on new data with a run's best checkpoint.
 
 FILE has the format of the training data, and may be anywhere; the training data themselves need
-not exist any more.
+not exist any more.  A task that reads text also takes it from the command line.
 """
 
 import argparse
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from lstm_jax.cli.parser import Parser
 from lstm_jax.cli.process import add_process_options, add_run, set_up
+from lstm_jax.errors import UserError
 
 
 def configure(parser: Parser, words: Sequence[str]) -> None:
@@ -22,6 +23,12 @@ def configure(parser: Parser, words: Sequence[str]) -> None:
         nargs="?",
         help="new data in the format of the training data (default: the run's own test or "
         "validation data; for a table, what follows it)",
+    )
+    parser.add_argument(
+        "--text",
+        action="append",
+        metavar="TEXT",
+        help="text to predict on in place of a file; repeat it for more strings",
     )
     parser.add_argument(
         "--output",
@@ -37,5 +44,7 @@ def run(options: argparse.Namespace) -> None:
     from lstm_jax.train import Report
     from lstm_jax.train.predict import predict_run
 
+    if options.file is not None and options.text is not None:
+        raise UserError(f"--text: expected no file beside it, got {options.file}")
     set_up(options)
-    predict_run(options.run_folder, options.file, options.output, Report())
+    predict_run(options.run_folder, options.text or options.file, options.output, Report())

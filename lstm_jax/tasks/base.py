@@ -42,6 +42,7 @@ class Task:
       loss_unit: unit of the loss, for the axis of its curve.
       splits: what :meth:`evaluate` accepts.  ``"validation"``, if there, chooses the best
         checkpoint.
+      reads_text: whether :meth:`Predicts.predict` also takes a list of strings.
 
     Example:
       >>> import grain, optax
@@ -71,6 +72,7 @@ class Task:
     unit: ClassVar[str] = "rows"
     loss_unit: ClassVar[str] = "training objective"
     splits: ClassVar[tuple[str, ...]] = ("validation",)
+    reads_text: ClassVar[bool] = False
 
     # ---- what a subclass defines ----
 
@@ -159,13 +161,16 @@ class Task:
 class Predicts(Protocol):
     """A task that predicts on new data."""
 
-    def predict(self, model: Any, source: pathlib.Path | None) -> Columns:
-        """Predictions for a file in the format of the training data, as columns of a table.
+    def predict(self, model: Any, source: pathlib.Path | list[str] | None) -> Columns:
+        """Predictions on new data, as columns of a table.
 
-        Where ``source`` is None, for the task's own test or validation data.
+        Args:
+          model: the trained model.
+          source: a file in the format of the training data; None for the task's own test or
+            validation data; where the task has ``reads_text``, also a list of strings.
 
         Raises:
-          UserError: the file is missing or does not fit the training data.
+          UserError: the file is missing, or the data do not fit the training data.
         """
         ...
 

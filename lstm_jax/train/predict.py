@@ -16,13 +16,17 @@ SHOWN = 50  # rows of a table that is printed
 
 
 def predict_run(
-    folder: pathlib.Path, source: pathlib.Path | None, output: pathlib.Path | None, report: Report
+    folder: pathlib.Path,
+    source: pathlib.Path | list[str] | None,
+    output: pathlib.Path | None,
+    report: Report,
 ) -> Columns:
     """Predicts on new data with a run's best checkpoint; writes the predictions, or prints them.
 
     Args:
       folder: the run's folder.
-      source: a file in the format of the training data; None for the task's own data.
+      source: a file in the format of the training data, or a list of strings; None for the
+        task's own data.
       output: a .csv, .json or .npz file to write; None prints a table.
       report: receives the table.
 
@@ -30,7 +34,7 @@ def predict_run(
       The predictions, as columns of equal length by name.
 
     Raises:
-      UserError: the folder holds no run, the file does not fit, or ``output`` cannot be written.
+      UserError: the folder holds no run, the data do not fit, or ``output`` cannot be written.
     """
     if output is not None:
         check_output(output)

@@ -30,17 +30,23 @@ class Run:
     model: Compiled
     step: int
 
-    def predict(self, source: str | pathlib.Path | None = None) -> Columns:
-        """Predictions for a file in the format of the training data, as columns of a table.
+    def predict(self, source: str | pathlib.Path | list[str] | None = None) -> Columns:
+        """Predictions on new data, as columns of a table.
 
-        Without a file, for the task's own test or validation data.
+        Args:
+          source: a file in the format of the training data; None for the task's own test or
+            validation data; a list of strings for a task that reads text.
 
         Raises:
-          UserError: the task does not predict, or the file does not fit.
+          UserError: the task does not predict or does not read text, or the data do not fit.
         """
         if not isinstance(self.task, Predicts):
             raise UserError(f"{self.folder}: task {self.config.task} does not predict on new data")
-        return self.task.predict(self.model, None if source is None else pathlib.Path(source))
+        if isinstance(source, list) and not getattr(self.task, "reads_text", False):
+            raise UserError(f"{self.folder}: task {self.config.task} does not read text")
+        return self.task.predict(
+            self.model, pathlib.Path(source) if isinstance(source, str) else source
+        )
 
 
 def load_run(folder: str | pathlib.Path) -> Run:

@@ -147,6 +147,11 @@ def test_the_folder_holds_what_prediction_needs(folder):
         (("forecasting", "new.csv", "--output", "out.xls"), "--output: expected a .csv, .json or"),
         (("forecasting", "new.csv", "--output", "no/o.csv"), "--output: no/o.csv: cannot be writ"),
         (("next_character",), "text.txt: no such file"),  # its own data, which are gone
+        (("forecasting", "--text", "x"), "forecasting: task forecasting does not read text"),
+        (
+            ("forecasting", "new.csv", "--text", "x"),
+            "--text: expected no file beside it, got new.c",
+        ),
         (("nothing", "new.csv"), "nothing: no run here (expected a config.toml)"),
     ],
 )
