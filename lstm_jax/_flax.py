@@ -12,13 +12,17 @@ import jax.numpy as jnp
 
 from lstm_jax import sequence
 from lstm_jax.cells import CELLS
-from lstm_jax.cells.base import Cell, Initializer, Params, State, check_size
+from lstm_jax.cells.base import Cell, Initializer, Params, State, check_features, check_size
 from lstm_jax.cells.base import draw as draw_parameter
 from lstm_jax.sequence.bidirectional import Bidirectional, BidirectionalState
-from lstm_jax.sequence.layers import num_feature_axes
-from lstm_jax.sequence.protocol import check_cell_or_layer, input_size, is_layer
+from lstm_jax.sequence.protocol import (
+    check_cell_or_layer,
+    input_size,
+    is_layer,
+    num_feature_axes,
+)
 from lstm_jax.sequence.regularizers import without_regularizers
-from lstm_jax.sequence.rows import flipped, flipped_by_mask, valid_steps
+from lstm_jax.sequence.rows import checked_flags, flipped, flipped_by_mask, valid_steps
 from lstm_jax.sequence.stack import Stack
 from lstm_jax.sequence.unroll import initial_state
 
@@ -335,14 +339,20 @@ def as_layer(thing: Any) -> Any:
     return thing if is_layer(thing) else Stack([thing])
 
 
-def check_axes(layer: Any, xs: jax.Array, time_major: bool) -> str:
-    """The layout that ``xs`` must have, as text; raises where axes are missing."""
-    features = num_feature_axes(layer)
-    batch = "[T, ..., " if time_major else "[..., T, "
-    layout = f"{batch}{'space, ' * (features - 1)}D]"
-    if xs.ndim < 1 + features:
-        raise ValueError(f"xs must be {layout}, got shape {xs.shape}")
-    return layout
+def checked_inputs(layer: Any, params: Params | None, xs: Any, time_major: bool) -> jax.Array:
+    """The inputs as an array; raises where axes are missing or the feature size is another one.
+
+    Args:
+      layer: a functional layer.
+      params: its parameters; None where they are not known yet.
+      xs: ``[..., T, D]``, or ``[T, ..., D]`` where ``time_major``.
+      time_major: whether time leads.
+    """
+    xs = jnp.asarray(xs)
+    size = None if params is None else input_size(layer, params)
+    lead = "T, ..." if time_major else "..., T"
+    check_features("xs", xs, size, num_feature_axes(layer), lead)
+    return xs
 
 
 def over_sequence(
@@ -365,7 +375,7 @@ def over_sequence(
     Args:
       layer: a functional layer.
       params: its parameters.
-      xs: ``[..., T, D]``, or ``[T, ..., D]`` where ``time_major``.
+      xs: from :func:`checked_inputs`.
       initial_carry: the layer's state before the first step, in one of the forms that
         :func:`state_of` accepts; the last state is returned in the same form.
       seq_lengths: integers of the batch shape.
@@ -381,23 +391,13 @@ def over_sequence(
     Returns:
       The outputs, or the pair ``(carry, outputs)``.
     """
-    xs, features = jnp.asarray(xs), num_feature_axes(layer)
-    layout = check_axes(layer, xs, time_major)
-    size = input_size(layer, params)
-    if size is not None and xs.shape[-1] != size:
-        raise ValueError(
-            f"xs must be {layout} with D={size} (the parameters were initialised with it), "
-            f"got shape {xs.shape}"
-        )
+    features = num_feature_axes(layer)
+    steps = xs.shape[: xs.ndim - features]
 
     def time_leading(name: str, flags: jax.Array | None) -> jax.Array | None:
         if flags is None:
             return None
-        flags, shape = jnp.asarray(flags), xs.shape[: xs.ndim - features]
-        if flags.shape != shape:
-            raise ValueError(
-                f"{name} must have the time and batch axes of xs, {shape}, got shape {flags.shape}"
-            )
+        flags = checked_flags(name, flags, steps)
         return flags if time_major else jnp.moveaxis(flags, -1, 0)
 
     mask, resets = time_leading("mask", mask), time_leading("resets", resets)

@@ -19,8 +19,7 @@ from lstm_jax import _flax, cells
 from lstm_jax.cells.activations import Activation
 from lstm_jax.cells.base import Initializer, check_size
 from lstm_jax.sequence.bidirectional import Merge
-from lstm_jax.sequence.layers import num_feature_axes
-from lstm_jax.sequence.protocol import check_cell, is_stochastic
+from lstm_jax.sequence.protocol import check_cell, is_stochastic, num_feature_axes
 from lstm_jax.sequence.regularizers import single_step
 from lstm_jax.sequence.unroll import initial_state
 
@@ -565,8 +564,9 @@ class _Sequence(nn.Module):
           flax.errors.InvalidRngError: dropout or a regulariser needs the stream ``dropout``, and
             there is none.
         """
-        layer, xs = self.functional, jnp.asarray(xs)
-        _flax.check_axes(layer, xs, self.time_major if time_major is None else time_major)
+        layer = self.functional
+        time_major = self.time_major if time_major is None else time_major
+        xs = _flax.checked_inputs(layer, None, xs, time_major)
         return _flax.over_sequence(
             layer,
             _params(self, layer, xs.shape[-1]),
@@ -576,7 +576,7 @@ class _Sequence(nn.Module):
             mask=mask,
             resets=resets,
             key=_key(self, layer, deterministic, rng),
-            time_major=self.time_major if time_major is None else time_major,
+            time_major=time_major,
             reverse=reverse,
             keep_order=self.keep_order if keep_order is None else keep_order,
             return_carry=self.return_carry if return_carry is None else return_carry,

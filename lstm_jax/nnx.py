@@ -19,8 +19,7 @@ from lstm_jax import _flax, cells
 from lstm_jax.cells.activations import Activation
 from lstm_jax.cells.base import Initializer, check_size
 from lstm_jax.sequence.bidirectional import Merge
-from lstm_jax.sequence.layers import num_feature_axes
-from lstm_jax.sequence.protocol import check_cell, is_stochastic
+from lstm_jax.sequence.protocol import check_cell, is_stochastic, num_feature_axes
 from lstm_jax.sequence.regularizers import single_step
 from lstm_jax.sequence.unroll import initial_state
 
@@ -757,16 +756,18 @@ class Stack(_Stochastic):
         """
         if isinstance(rngs, nnx.RngStream) and rngs.tag == "carry":
             rngs = None
+        params = self.params
+        time_major = self.time_major if time_major is None else time_major
         return _flax.over_sequence(
             self.layer,
-            self.params,
-            xs,
+            params,
+            _flax.checked_inputs(self.layer, params, xs, time_major),
             initial_carry,
             seq_lengths=seq_lengths,
             mask=mask,
             resets=resets,
             key=self._key(self.layer, deterministic, rngs),
-            time_major=self.time_major if time_major is None else time_major,
+            time_major=time_major,
             reverse=reverse,
             keep_order=self.keep_order if keep_order is None else keep_order,
             return_carry=self.return_carry if return_carry is None else return_carry,

@@ -261,27 +261,11 @@ class BaseCell:
     def check_x(self, params: Params, x: jax.Array) -> None:
         """Raises where an input does not fit the parameters."""
         check_real("x", x)
-        size = self.input_size(params)
-        if size is not None and (x.ndim < self.num_feature_axes or x.shape[-1] != size):
-            raise ValueError(
-                f"x must be [..., D] with D={size} (as the parameters have it), got shape {x.shape}"
-            )
+        check_features("x", x, self.input_size(params), self.num_feature_axes)
 
     def check_state(self, state: Any) -> None:
-        """Raises where a state has not the fields, sizes or types of :meth:`zero_state`."""
-        expected = jax.eval_shape(self.zero_state)
-        kind = type(expected)
-        if not isinstance(state, kind):
-            fields = ", ".join(expected._fields)
-            raise TypeError(f"state must be {kind.__name__}({fields}), got {type(state).__name__}")
-        for name, wanted in expected._asdict().items():
-            given = getattr(state, name)
-            rank = len(wanted.shape)
-            if given.shape[given.ndim - rank :] != wanted.shape or given.ndim < rank:
-                sizes = ", ".join(map(str, ("...", *wanted.shape)))
-                raise ValueError(f"state.{name} must be [{sizes}], got shape {given.shape}")
-            if not jnp.issubdtype(given.dtype, jnp.floating):
-                raise TypeError(f"state.{name} must be floating, got {given.dtype}")
+        """Raises where a state does not have the fields, sizes and types of :meth:`zero_state`."""
+        check_state(state, jax.eval_shape(self.zero_state), any_batch=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -575,3 +559,67 @@ def check_real(name: str, array: jax.Array) -> None:
     """Raises where an array is complex."""
     if jnp.issubdtype(array.dtype, jnp.complexfloating):
         raise TypeError(f"{name} must be real, got {array.dtype}")
+
+
+def check_features(
+    name: str, x: jax.Array, size: int | None, num_feature_axes: int = 1, lead: str = "..."
+) -> None:
+    """Raises where inputs lack an axis or have another feature size than the parameters.
+
+    Args:
+      name: the argument, ``"x"`` for one step and ``"xs"`` for a sequence.
+      x: the inputs.
+      size: D as the parameters have it; None where they cannot tell.
+      num_feature_axes: the last axes that are not batch axes: D, and those of space before it.
+      lead: the axes before these: ``"..."`` for one step, ``"T, ..."`` or ``"..., T"`` for a
+        sequence.
+
+    >>> check_features("xs", jnp.ones((5, 4)), 3, lead="T, ...")
+    Traceback (most recent call last):
+    ValueError: xs must be [T, ..., D] with D=3 (as the parameters have it), got shape (5, 4)
+    """
+    lacks_axis = x.ndim < num_feature_axes + ("T" in lead)
+    if lacks_axis or size not in (None, x.shape[-1]):
+        layout = f"[{lead}, {'space, ' * (num_feature_axes - 1)}D]"
+        known = "" if size is None else f" with D={size} (as the parameters have it)"
+        raise ValueError(f"{name} must be {layout}{known}, got shape {x.shape}")
+
+
+def check_state(state: State, expected: State, *, any_batch: bool = False) -> None:
+    """Raises where a state has another structure, shape or kind of type than expected.
+
+    Args:
+      state: a pytree of arrays.
+      expected: a pytree of arrays, or of shapes and types.
+      any_batch: whether any batch axes may precede the expected shapes.
+
+    >>> from lstm_jax import LSTMCell
+    >>> check_state((jnp.ones(3), jnp.ones(3)), LSTMCell(3).zero_state())
+    Traceback (most recent call last):
+    TypeError: state must be LSTMState(h, c), got tuple
+    """
+    if jax.tree.structure(state) != jax.tree.structure(expected):
+        wanted, given = _kind(expected), _kind(state)
+        if wanted == given:
+            wanted, given = map(str, map(jax.tree.structure, (expected, state)))
+        raise TypeError(f"state must be {wanted}, got {given}")
+    for (path, wanted), given in zip(
+        jax.tree.leaves_with_path(expected), jax.tree.leaves(state), strict=True
+    ):
+        name = f"state{jax.tree_util.keystr(path)}"
+        begin = given.ndim - wanted.ndim if any_batch else 0
+        if given.shape[begin:] != wanted.shape:
+            sizes = f"{wanted.shape} (the batch shape, then the cell's sizes)"
+            if any_batch:
+                sizes = f"[{', '.join(map(str, ('...', *wanted.shape)))}]"
+            raise ValueError(f"{name} must have shape {sizes}, got shape {given.shape}")
+        if jnp.issubdtype(given.dtype, jnp.floating) != jnp.issubdtype(wanted.dtype, jnp.floating):
+            raise TypeError(
+                f"{name} must be {wanted.dtype} or another such type, got {given.dtype}"
+            )
+
+
+def _kind(tree: Any) -> str:
+    """The type of a pytree, with the fields of a NamedTuple."""
+    fields = ", ".join(getattr(tree, "_fields", ()))
+    return f"{type(tree).__name__}({fields})" if fields else type(tree).__name__

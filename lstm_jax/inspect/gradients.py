@@ -15,8 +15,7 @@ from lstm_jax.inspect.models import directions, functional, run_by, stepwise
 from lstm_jax.inspect.trace import field_names
 from lstm_jax.sequence import Bidirectional, BidirectionalState, initial_state, unroll
 from lstm_jax.sequence.fused.graph import StepGraph, bind
-from lstm_jax.sequence.layers import num_feature_axes
-from lstm_jax.sequence.protocol import Around
+from lstm_jax.sequence.protocol import Around, num_feature_axes
 
 Probes = dict[str, list[jax.Array]]  # by place, for each array of the state [T, ..., n]
 

@@ -11,8 +11,7 @@ import jax.numpy as jnp
 
 from lstm_jax.cells.base import Params, State
 from lstm_jax.sequence import LSTM, Bidirectional, Stack
-from lstm_jax.sequence.layers import num_feature_axes
-from lstm_jax.sequence.protocol import check_cell_or_layer, is_layer
+from lstm_jax.sequence.protocol import check_cell_or_layer, is_layer, num_feature_axes
 from lstm_jax.sequence.regularizers import without_regularizers
 
 ALONE = "cell"

@@ -8,7 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.base import Cell, Params, State, check_size
-from lstm_jax.sequence.protocol import check_cell, input_size, is_stochastic, output_size
+from lstm_jax.sequence.protocol import (
+    check_cell,
+    input_size,
+    is_stochastic,
+    num_feature_axes,
+    output_size,
+)
 from lstm_jax.sequence.resets import reversed_resets
 from lstm_jax.sequence.rows import counted_steps, where
 from lstm_jax.sequence.unroll import initial_state, unroll
@@ -112,6 +118,11 @@ class Bidirectional:
             for cell in (self.forward, self.backward)
         )
         return jax.eval_shape(self._merged, *outputs).shape[-1]
+
+    @property
+    def num_feature_axes(self) -> int:
+        """How many axes of an input are not batch axes, as the cells have it."""
+        return num_feature_axes(self.forward)
 
     @property
     def is_stochastic(self) -> bool:

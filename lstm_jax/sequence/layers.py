@@ -153,6 +153,11 @@ class LSTM:
         return self.stack.output_size
 
     @property
+    def num_feature_axes(self) -> int:
+        """How many axes of an input are not batch axes, as :class:`Stack` has it."""
+        return self.stack.num_feature_axes
+
+    @property
     def is_stochastic(self) -> bool:
         """Whether ``apply`` uses a key, as :class:`Stack` has it."""
         return self.stack.is_stochastic
@@ -234,18 +239,3 @@ def _check_makes_cells(cell: Callable[..., Any], **arguments: Any) -> None:
         raise TypeError(
             f"cell must make a cell from keywords, as in cell({call}), got {cell!r}: {error}"
         ) from None
-
-
-def num_feature_axes(thing: Any) -> int:
-    """How many axes of an input are no batch axes: the last, and those of space before it.
-
-    >>> num_feature_axes(LSTM(3, cell="gru"))
-    1
-    """
-    if isinstance(thing, LSTM):
-        thing = thing.stack
-    if isinstance(thing, Stack):
-        return num_feature_axes(thing.layers[0][1])
-    if isinstance(thing, Bidirectional):
-        return num_feature_axes(thing.forward)
-    return getattr(thing, "num_feature_axes", 1)

@@ -123,3 +123,13 @@ def input_size(thing: Any, params: Params) -> int | None:
     2
     """
     return thing.input_size(params) if hasattr(thing, "input_size") else None
+
+
+def num_feature_axes(thing: Any) -> int:
+    """How many axes of an input are not batch axes: the last, and those of space before it.
+
+    >>> from lstm_jax import LSTM
+    >>> num_feature_axes(LSTM(3)), num_feature_axes(LSTM(3, cell="conv_lstm"))
+    (1, 3)
+    """
+    return getattr(thing, "num_feature_axes", 1)

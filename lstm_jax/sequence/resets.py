@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lstm_jax.sequence.rows import valid_steps
+from lstm_jax.sequence.rows import checked_flags, valid_steps
 
 
 def resets_from_dones(dones: jax.Array, previous_done: jax.Array) -> jax.Array:
@@ -45,15 +45,10 @@ def resets_from_dones(dones: jax.Array, previous_done: jax.Array) -> jax.Array:
       Matthew Hausknecht, Peter Stone, "Deep Recurrent Q-Learning for Partially Observable
       MDPs", AAAI Fall Symposium 2015 (the state begins anew with each episode).
     """
-    dones, previous_done = jnp.asarray(dones), jnp.asarray(previous_done)
-    _check_flags("dones", dones)
-    if previous_done.dtype != bool:
-        raise TypeError(f"previous_done must be booleans, got {previous_done.dtype}")
-    if previous_done.shape != dones.shape[1:]:
-        raise ValueError(
-            f"previous_done must have the batch shape of dones, {dones.shape[1:]}, "
-            f"got shape {previous_done.shape}"
-        )
+    dones = checked_flags("dones", dones)
+    previous_done = checked_flags(
+        "previous_done", previous_done, dones.shape[1:], "the batch shape of dones"
+    )
     return jnp.concatenate([previous_done[None], dones])[: len(dones)]
 
 
@@ -122,15 +117,9 @@ def reversed_resets(
       >>> reversed_resets(jnp.array([True, False, True, False, False])).tolist()
       [False, True, False, False, False]
     """
-    resets = jnp.asarray(resets)
-    _check_flags("resets", resets)
+    resets = checked_flags("resets", resets)
     if mask is not None:
-        mask = jnp.asarray(mask)
-        _check_flags("mask", mask)
-        if mask.shape != resets.shape:
-            raise ValueError(
-                f"mask must have the shape of resets, {resets.shape}, got shape {mask.shape}"
-            )
+        mask = checked_flags("mask", mask, resets.shape, "the shape of resets")
     if mask is None:
         ends = jnp.concatenate([resets[1:], jnp.zeros_like(resets[:1])])
         if lengths is None:
@@ -146,10 +135,3 @@ def reversed_resets(
     none = (resets[:1] & valid[:1] & False).any(0)  # sharded as the flags are
     _, ends = jax.lax.scan(step, none, (valid, resets), reverse=True)
     return ends
-
-
-def _check_flags(name: str, flags: Any) -> None:
-    if flags.dtype != bool:
-        raise TypeError(f"{name} must be booleans, got {flags.dtype}")
-    if flags.ndim < 1:
-        raise ValueError(f"{name} must be [T, ...], got shape {flags.shape}")

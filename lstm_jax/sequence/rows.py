@@ -1,9 +1,37 @@
-"""Steps that count: up to a row's length, and where a mask is true."""
+"""Flags of steps, and steps that count: up to a row's length, and where a mask is true."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+
+def checked_flags(
+    name: str,
+    flags: Any,
+    shape: tuple[int, ...] | None = None,
+    of: str = "the time and batch axes of xs",
+) -> jax.Array:
+    """``mask``, ``resets`` and the like as an array, which must be of booleans and fit.
+
+    Args:
+      name: the argument.
+      flags: its value.
+      shape: what its shape must be; None where it must only have a time axis.
+      of: which shape that is, in words.
+
+    >>> checked_flags("mask", [True, False], (3,))
+    Traceback (most recent call last):
+    ValueError: mask must have the time and batch axes of xs, (3,), got shape (2,)
+    """
+    flags = jnp.asarray(flags)
+    if flags.dtype != bool:
+        raise TypeError(f"{name} must be booleans, got {flags.dtype}")
+    if shape is None and flags.ndim < 1:
+        raise ValueError(f"{name} must be [T, ...], got shape {flags.shape}")
+    if shape not in (None, flags.shape):
+        raise ValueError(f"{name} must have {of}, {shape}, got shape {flags.shape}")
+    return flags
 
 
 def valid_steps(num_steps: int, lengths: jax.Array) -> jax.Array:

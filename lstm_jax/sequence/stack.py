@@ -14,6 +14,7 @@ from lstm_jax.sequence.protocol import (
     input_size,
     is_layer,
     is_stochastic,
+    num_feature_axes,
     output_size,
 )
 from lstm_jax.sequence.regularizers import dropout
@@ -109,6 +110,11 @@ class Stack:
         """Features of one output: the top layer's, or with ``"skip"`` those of all layers."""
         widths = [output_size(layer) for _, layer in self.layers]
         return sum(widths) if self.connections == "skip" else widths[-1]
+
+    @property
+    def num_feature_axes(self) -> int:
+        """How many axes of an input are not batch axes: those of the first layer."""
+        return num_feature_axes(self.layers[0][1])
 
     @property
     def is_stochastic(self) -> bool:
@@ -243,7 +249,6 @@ class Stack:
         key: jax.Array | None = None,
     ) -> tuple[dict[str, State], jax.Array]:
         """Every layer on what it reads, ``run(n, name, layer, xs)``, from the bottom up."""
-        xs = jnp.asarray(xs)
         ys, outputs, states = xs, [], {}
         for n, (name, layer) in enumerate(self.layers):
             reads = below = ys
@@ -252,7 +257,7 @@ class Stack:
                     below, self.dropout, None if key is None else jax.random.fold_in(key, n)
                 )
                 if self.connections == "skip":
-                    reads = jnp.concatenate([xs, reads], -1)
+                    reads = jnp.concatenate([jnp.asarray(xs), reads], -1)
             with _noting(name):
                 states[name], ys = run(n, name, layer, reads)
             if n > 0 and self.connections == "residual":

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lstm_jax.cells.base import Params, State, check_size, like
+from lstm_jax.cells.base import Params, State, check_size, check_state, like
 from lstm_jax.sequence.protocol import check_cell_or_layer
 from lstm_jax.sequence.rows import where
 from lstm_jax.sequence.unroll import initial_state
@@ -116,20 +116,8 @@ class Stream:
 
     def _fitting_state(self, state: Any) -> State:
         """The state in the stream's types, where structure and shapes are right."""
-        if jax.tree.structure(state) != jax.tree.structure(self._start):
-            raise TypeError(
-                f"state must have the structure of initial_state(), "
-                f"{jax.tree.structure(self._start)}, got {jax.tree.structure(state)}"
-            )
         state = jax.tree.map(jnp.asarray, state)
-        for (path, given), wanted in zip(
-            jax.tree.leaves_with_path(state), jax.tree.leaves(self._start), strict=True
-        ):
-            if given.shape != wanted.shape:
-                raise ValueError(
-                    f"state{jax.tree_util.keystr(path)} must have shape {wanted.shape}, "
-                    f"got shape {given.shape}"
-                )
+        check_state(state, self._start)
         return like(state, self._start)
 
 

@@ -8,13 +8,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lstm_jax.cells.base import Cell, Params, State, like, widened, widest
+from lstm_jax.cells.base import (
+    Cell,
+    Params,
+    State,
+    check_features,
+    check_state,
+    like,
+    widened,
+    widest,
+)
 from lstm_jax.sequence import engines, shardings
 from lstm_jax.sequence.cudnn import cudnn_lstm
 from lstm_jax.sequence.fused.scan import with_finite_coefficients
-from lstm_jax.sequence.protocol import is_layer
+from lstm_jax.sequence.protocol import input_size, is_layer, num_feature_axes
 from lstm_jax.sequence.regularizers import noisy_step
-from lstm_jax.sequence.rows import counted_steps, where, with_masked_replaced
+from lstm_jax.sequence.rows import checked_flags, counted_steps, where, with_masked_replaced
 
 sequence_runner = jax.make_user_context(None)
 """A function that :func:`unroll` calls instead of running an engine, where there is no key.
@@ -113,25 +122,26 @@ def unroll(
     engines.check_memory(memory)
     params, xs = jax.tree.map(jnp.asarray, params), jnp.asarray(xs)
     params = shardings.gathered(params, xs)
-    batch_shape = _checked_batch_shape(cell, params, xs)
-    num_steps = xs.shape[0]
+    features = num_feature_axes(cell)
+    check_features("xs", xs, input_size(cell, params), features, lead="T, ...")
+    num_steps, batch_shape = xs.shape[0], xs.shape[1 : xs.ndim - features]
     inputs = (params, xs, lengths, mask, resets, key)
     start = shardings.like_batch(initial_state(cell, params, xs.shape[1:-1], xs), xs, others=inputs)
     if state is None:
         state = start
     else:
         state = shardings.like_batch(jax.tree.map(jnp.asarray, state), xs, others=inputs)
-        _check_state(state, start)
+        check_state(state, start)
         start = like(start, state)
 
     if lengths is not None:
         lengths = _checked_lengths(lengths, num_steps, batch_shape)
         lengths = shardings.like_batch(lengths, xs)
     if mask is not None:
-        mask = _checked_flags("mask", mask, (num_steps, *batch_shape))
+        mask = checked_flags("mask", mask, (num_steps, *batch_shape))
         mask = shardings.like_batch(mask, xs, lead=1)
     if resets is not None:
-        resets = _checked_flags("resets", resets, (num_steps, *batch_shape))
+        resets = checked_flags("resets", resets, (num_steps, *batch_shape))
         resets = shardings.like_batch(resets, xs, lead=1)
     valid = counted_steps(num_steps, lengths, mask)
     if valid is not None:
@@ -331,54 +341,6 @@ def initial_state(
     if is_layer(cell) or getattr(cell, "dtype", None) is not None:
         return state
     return widened(state, params, xs)
-
-
-def _checked_batch_shape(cell: Cell, params: Params, xs: jax.Array) -> tuple[int, ...]:
-    """The axes between time and features, where the inputs fit the parameters."""
-    features = getattr(cell, "num_feature_axes", 1)
-    layout = "[T, ..., D]" if features == 1 else f"[T, ..., {'space, ' * (features - 1)}D]"
-    if xs.ndim < 1 + features:
-        raise ValueError(f"xs must be {layout}, got shape {xs.shape}")
-    size = cell.input_size(params) if hasattr(cell, "input_size") else None
-    if size is not None and xs.shape[-1] != size:
-        raise ValueError(
-            f"xs must be {layout} with D={size} (the parameters were initialised with "
-            f"input_size={size}), got shape {xs.shape}"
-        )
-    return xs.shape[1 : xs.ndim - features]
-
-
-def _check_state(state: State, expected: State) -> None:
-    if jax.tree.structure(state) != jax.tree.structure(expected):
-        raise TypeError(
-            f"state must have the structure of cell.zero_state(), "
-            f"{jax.tree.structure(expected)}, got {jax.tree.structure(state)}"
-        )
-    for (path, wanted), given in zip(
-        jax.tree.leaves_with_path(expected), jax.tree.leaves(state), strict=True
-    ):
-        name = f"state{jax.tree_util.keystr(path)}"
-        if given.shape != wanted.shape:
-            raise ValueError(
-                f"{name} must have shape {wanted.shape} (the batch shape of xs, then the "
-                f"cell's sizes), got shape {given.shape}"
-            )
-        if jnp.issubdtype(given.dtype, jnp.floating) != jnp.issubdtype(wanted.dtype, jnp.floating):
-            raise TypeError(
-                f"{name} must be {wanted.dtype} or another such type, got {given.dtype}"
-            )
-
-
-def _checked_flags(name: str, flags: Any, shape: tuple[int, ...]) -> jax.Array:
-    """``mask`` or ``resets`` as an array of booleans with the time and batch axes of ``xs``."""
-    flags = jnp.asarray(flags)
-    if flags.dtype != bool:
-        raise TypeError(f"{name} must be booleans, got {flags.dtype}")
-    if flags.shape != shape:
-        raise ValueError(
-            f"{name} must have the time and batch axes of xs, {shape}, got shape {flags.shape}"
-        )
-    return flags
 
 
 def _checked_lengths(lengths: Any, num_steps: int, batch_shape: tuple[int, ...]) -> jax.Array:

@@ -113,7 +113,10 @@ def test_state_of_another_size(name):
         size = getattr(cell.zero_state(), field).shape[-1]
         short = getattr(state, field)[..., :-1]
         with refused(
-            ValueError, f"state.{field} must be [...", f"{size}]", f"got shape {short.shape}"
+            ValueError,
+            f"state.{field} must have shape [...",
+            f"{size}]",
+            f"got shape {short.shape}",
         ):
             cell.step(params, state._replace(**{field: short}), x)
 
@@ -121,7 +124,7 @@ def test_state_of_another_size(name):
 @over_steps
 def test_state_without_axes(name):
     cell, params, x, state = fitting(name)
-    with refused(ValueError, "state.h must be [...", "got shape ()"):
+    with refused(ValueError, "state.h must have shape [...", "got shape ()"):
         cell.step(params, state._replace(h=jnp.float32(0.0)), x)
 
 
@@ -138,7 +141,7 @@ def test_integer_state(name):
     cell, params, x, state = fitting(name)
     for field in state._fields:
         whole = state._replace(**{field: getattr(state, field).astype("int32")})
-        with refused(TypeError, f"state.{field} must be floating, got int32"):
+        with refused(TypeError, f"state.{field} must be float32 or another such type, got int32"):
             cell.step(params, whole, x)
 
 
@@ -227,7 +230,8 @@ def test_state_of_another_batch(name):
 @over_sequences
 def test_a_whole_state_of_another_kind(name):
     cell, params, xs, state = sequence(name)
-    with refused(TypeError, "state must have the structure of cell.zero_state()", "got"):
+    expected = f"state must be {type(state).__name__}({', '.join(state._fields)}), got tuple"
+    with refused(TypeError, expected):
         unroll(cell, params, xs, tuple(state))
     with refused(TypeError, "state.h must be float32", "got int32"):
         unroll(cell, params, xs, state._replace(h=state.h.astype("int32")))

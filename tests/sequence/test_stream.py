@@ -185,12 +185,12 @@ class TestErrors:
 
     def test_a_state_of_another_shape(self):
         with pytest.raises(
-            ValueError, match=r"state\.h must have shape \(2, 5\), got shape \(5,\)"
+            ValueError, match=r"state\.h must have shape \(2, 5\).*got shape \(5,\)"
         ):
             self.step(CELL.zero_state(), np.zeros((2, D)))
 
     def test_a_state_of_another_structure(self):
-        with pytest.raises(TypeError, match="state must have the structure of initial_state"):
+        with pytest.raises(TypeError, match=r"state must be LSTMState\(h, c\), got dict"):
             self.step({"h": 1}, np.zeros((2, D)))
 
     def test_what_needs_the_future(self):
