@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 EXTRAS := train,plot,tensorboard,interop,notebooks,dev
 RUN := runs/quickstart
 
-.PHONY: demo test bench notebooks lint types setup peers clean
+.PHONY: demo test test-oldest test-newest bench notebooks lint types setup peers clean
 
 setup: $(VENV)/.installed
 
@@ -33,6 +33,23 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
+# The core's tests with the oldest versions that pyproject.toml declares and with the newest published
+# ones, each in an environment of its own; another Python may have newer ones: PYTHON=python3.13.
+# Every cell, fused engine, sequences, stacks, both directions, shardings, nnx, linen, models, and one
+# short training: about 5 minutes each.
+CORE := cells/test_lstm.py cells/test_published.py cells/test_ways.py sequence/fused \
+  sequence/test_unroll.py sequence/test_stack.py sequence/test_bidirectional.py \
+  sequence/test_shardings.py test_nnx.py test_linen.py models \
+  train/test_loop.py::test_what_a_run_leaves
+DECLARED = import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"])
+
+test-oldest test-newest: test-%:
+	$(PYTHON) -m venv --clear .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --editable '.[train,plot,dev]' \
+	  $(if $(filter oldest,$*),$$($(PYTHON) -c '$(DECLARED)' | sed 's/>=/==/g'))
+	.venv-$*/bin/python -m pip list | grep -E '^(jax|jaxlib|flax|optax|chex) '
+	.venv-$*/bin/python -m pytest --numprocesses 2 --dist worksteal $(CORE:%=tests/%)
+
 # Tables and pictures of docs/benchmarks/, beside the peers of the [bench] extra; a quarter hour.
 bench: peers
 	$(BIN)/python benchmarks/speed.py
@@ -50,4 +67,4 @@ types: setup
 	$(BIN)/pyrefly check
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) .venv-oldest .venv-newest runs

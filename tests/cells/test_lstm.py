@@ -165,7 +165,7 @@ class TestErrors:
 
     def test_wrong_state_size(self):
         bad = LSTMState(h=jnp.zeros(H + 1), c=jnp.zeros(H))
-        with pytest.raises(ValueError, match=r"state\.h must be \[\.\.\., 7\], got shape \(8,\)"):
+        with pytest.raises(ValueError, match=r"state\.h must have shape \[\.\.\., 7\], .*\(8,\)"):
             self.cell.step(self.params, bad, jnp.ones(D))
 
     def test_state_of_another_structure(self):
