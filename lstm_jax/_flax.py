@@ -14,6 +14,7 @@ from lstm_jax import sequence
 from lstm_jax.cells import CELLS
 from lstm_jax.cells.base import Cell, Initializer, Params, State, check_features, check_size
 from lstm_jax.cells.base import draw as draw_parameter
+from lstm_jax.cells.initializers import Joint
 from lstm_jax.sequence.bidirectional import Bidirectional, BidirectionalState
 from lstm_jax.sequence.protocol import (
     check_cell_or_layer,
@@ -127,7 +128,7 @@ class _Drawing:
                 seen.append((source, box))
                 return value
 
-            return unboxed
+            return Joint(unboxed) if isinstance(init, Joint) else unboxed
 
         noted = copy.copy(cell)  # not replace, whose checks may know their own initialisers
         for field in dataclasses.fields(cell):

@@ -713,9 +713,9 @@ class LSTM(_Sequence):
     param_dtype: DTypeLike | None = None
     gate_fn: Activation | None = None
     activation_fn: Activation | None = None
-    kernel_init: Initializer | None = None
-    recurrent_kernel_init: Initializer | None = None
-    bias_init: Initializer | None = None
+    kernel_init: Initializer | str | None = None
+    recurrent_kernel_init: Initializer | str | None = None
+    bias_init: Initializer | str | None = None
 
     def __post_init__(self):
         _ = self.functional  # checks the fields

@@ -22,6 +22,7 @@ from lstm_jax.cells.coupled import CoupledLSTMCell, coupled_cell
 from lstm_jax.cells.ea_lstm import EntityAwareLSTMCell, ea_lstm_cell
 from lstm_jax.cells.gru import GRUCell, gru_cell, gru_reset_after_cell
 from lstm_jax.cells.ind_rnn import IndRNNCell, ind_rnn_cell
+from lstm_jax.cells.initializers import INITIALIZERS, Joint
 from lstm_jax.cells.layer_norm import LayerNormLSTMCell, layer_norm_cell
 from lstm_jax.cells.lstm import LSTMCell, LSTMState, lstm_cell
 from lstm_jax.cells.lstm_1997 import LSTM1997Cell, lstm_1997_cell
@@ -67,6 +68,7 @@ CELLS: dict[str, Callable[..., Any]] = {
 __all__ = [
     "ACTIVATIONS",
     "CELLS",
+    "INITIALIZERS",
     "Activations",
     "BaseCell",
     "Cell",
@@ -77,6 +79,7 @@ __all__ = [
     "GRUCell",
     "GatedCell",
     "IndRNNCell",
+    "Joint",
     "LSTM1997Cell",
     "LSTMCell",
     "LSTMFamilyCell",

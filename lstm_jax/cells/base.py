@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -11,11 +10,20 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from lstm_jax.cells.activations import Activation, Activations, activation, check_limit, clipped
+from lstm_jax.cells.initializers import (
+    Initializer,
+    blocks,
+    chrono_bias,
+    constant,
+    glorot_uniform,
+    initializer,
+    orthogonal,
+    zeros,
+)
 from lstm_jax.cells.products import accumulation_dtype, dot
 
 Params = Any  # a pytree of arrays
 State = Any  # a pytree of arrays, each with the batch axes leading
-Initializer = Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
 
 
 class Cell(Protocol):
@@ -52,25 +60,8 @@ class Parameter(NamedTuple):
       shape: its shape.
     """
 
-    init: Initializer
+    init: Initializer | str
     shape: tuple[int, ...]
-
-
-# Functions of this module, since cells compare (and hash, and are pickled) by those they hold:
-# what JAX's factories return is new with each call.
-
-
-def glorot_uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """Draws uniformly, with the variance 2 / (in + out) (Glorot & Bengio 2010)."""
-    return jax.nn.initializers.glorot_uniform()(key, shape, dtype)
-
-
-def orthogonal(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """Draws a matrix with orthonormal rows or columns (Saxe et al. 2014)."""
-    return jax.nn.initializers.orthogonal()(key, shape, dtype)
-
-
-zeros = jax.nn.initializers.zeros
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +83,8 @@ class BaseCell:
       dtype: type of the products (``"bfloat16"``, ``"float32"``, ...); None takes the widest
         of parameters and inputs.  Cell states and every sum stay in float32 or wider.
       param_dtype: type in which parameters are stored.
-      kernel_init: draws each gate's input weights; Glorot-uniform.
+      kernel_init: draws each gate's input weights; Glorot-uniform.  An initialiser is given by
+        its name in :data:`lstm_jax.cells.INITIALIZERS` or itself, here and elsewhere.
       recurrent_kernel_init: draws each gate's recurrent weights; orthogonal.
       bias_init: draws each gate's bias; zeros.
       learn_initial_state: whether the state before the first step is a parameter, too:
@@ -103,15 +95,19 @@ class BaseCell:
     _: dataclasses.KW_ONLY
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = "float32"
-    kernel_init: Initializer = glorot_uniform
-    recurrent_kernel_init: Initializer = orthogonal
-    bias_init: Initializer = zeros
+    kernel_init: Initializer | str = glorot_uniform
+    recurrent_kernel_init: Initializer | str = orthogonal
+    bias_init: Initializer | str = zeros
     learn_initial_state: bool = False
 
     def __post_init__(self):
         check_size("hidden_size", self.hidden_size)
         for name in ("dtype", "param_dtype"):
             check_dtype(name, getattr(self, name))
+        for field in dataclasses.fields(self):
+            if field.name.endswith("_init"):  # from here on the functions, which cells compare by
+                given = initializer(field.name, getattr(self, field.name))
+                object.__setattr__(self, field.name, given)
         check_bool("learn_initial_state", self.learn_initial_state)
 
     # ---- what a cell says ----
@@ -408,37 +404,8 @@ def draw(parameter: Parameter, key: jax.Array, dtype: DTypeLike) -> jax.Array:
     Drawn in float32 or wider: an orthogonal matrix comes from a QR decomposition, which has
     no narrower types.
     """
-    return parameter.init(key, parameter.shape, accumulation_dtype(dtype)).astype(dtype)
-
-
-def blocks(init: Initializer, count: int) -> Initializer:
-    """An initialiser of ``count`` equal blocks side by side along the last axis.
-
-    It initialises each block by itself: with an orthogonal ``init``, the recurrent weights of each
-    gate are orthogonal.
-
-    >>> import jax
-    >>> blocks(jax.nn.initializers.orthogonal(), 4)(jax.random.key(0), (3, 12), "float32").shape
-    (3, 12)
-    """
-
-    def init_blocks(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-        shape = (*shape[:-1], shape[-1] // count)
-        return jnp.concatenate([init(k, shape, dtype) for k in jax.random.split(key, count)], -1)
-
-    return init_blocks
-
-
-def constant(value: jax.Array) -> Initializer:
-    """Begins with ``value``."""
-    return lambda key, shape, dtype: jnp.broadcast_to(value, shape).astype(dtype)
-
-
-def chrono_bias(longest: float) -> Initializer:
-    """Draws log u with u uniform in [1, longest - 1] (Tallec & Ollivier 2018)."""
-    return lambda key, shape, dtype: jnp.log(
-        jax.random.uniform(key, shape, dtype, 1.0, longest - 1.0)
-    )
+    init = initializer("init", parameter.init)
+    return init(key, parameter.shape, accumulation_dtype(dtype)).astype(dtype)
 
 
 # ---- arithmetic ----

@@ -114,7 +114,7 @@ class ConvLSTMCell(LSTMFamilyCell):
     kernel_size: tuple[int, ...] = (3, 3)
     peepholes: bool = False
     spatial_shape: tuple[int, ...] | None = None
-    peephole_init: Initializer = zeros
+    peephole_init: Initializer | str = zeros
 
     def __post_init__(self):
         super().__post_init__()

@@ -102,7 +102,7 @@ class CoupledLSTMCell(LSTMFamilyCell):
 
     _: dataclasses.KW_ONLY
     peepholes: bool = False
-    peephole_init: Initializer = zeros
+    peephole_init: Initializer | str = zeros
 
     def __post_init__(self):
         super().__post_init__()

@@ -88,7 +88,7 @@ class IndRNNCell(BaseCell):
     """
 
     _: dataclasses.KW_ONLY
-    recurrent_kernel_init: Initializer = uniform
+    recurrent_kernel_init: Initializer | str = uniform
     activation_fn: Activation = "relu"
     preactivation_clip: float | None = None
 

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 
 from lstm_jax.cells.activations import Activation, Activations
 from lstm_jax.cells.base import (
-    Initializer,
     LSTMFamilyCell,
     Parameter,
     affine,
@@ -16,6 +15,7 @@ from lstm_jax.cells.base import (
     like,
     named,
 )
+from lstm_jax.cells.initializers import side_by_side
 from lstm_jax.cells.lstm import LSTMState
 
 
@@ -144,14 +144,3 @@ class LSTM1997Cell(LSTMFamilyCell):
         self, params: dict[str, jax.Array], state: LSTMState, x: jax.Array
     ) -> tuple[LSTMState, jax.Array]:
         return lstm_1997_cell(params, state, x, self.activations)
-
-
-def side_by_side(init: Initializer, widths: tuple[int, ...]) -> Initializer:
-    """Draws blocks of these widths side by side along the last axis, each by itself."""
-
-    def init_blocks(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-        keys = jax.random.split(key, len(widths))
-        drawn = [init(k, (*shape[:-1], w), dtype) for k, w in zip(keys, widths, strict=True)]
-        return jnp.concatenate(drawn, -1)
-
-    return init_blocks

@@ -145,7 +145,7 @@ class MogrifierLSTMCell(LSTMFamilyCell):
         return parameters
 
     def factors(
-        self, name: str, init: Initializer, rows: int, columns: int
+        self, name: str, init: Initializer | str, rows: int, columns: int
     ) -> dict[str, Parameter]:
         """A matrix ``(rows, columns)`` by its name, as two factors where there is a rank."""
         if self.rank is None:

@@ -184,7 +184,7 @@ class OdysseyLSTMCell(LSTMFamilyCell):
 
     _: dataclasses.KW_ONLY
     variant: str
-    peephole_init: Initializer = zeros
+    peephole_init: Initializer | str = zeros
 
     def __post_init__(self):
         super().__post_init__()

@@ -120,7 +120,7 @@ class PeepholeLSTMCell(LSTMFamilyCell):
     """
 
     _: dataclasses.KW_ONLY
-    peephole_init: Initializer = zeros
+    peephole_init: Initializer | str = zeros
 
     def parameters(self, input_size: int) -> dict[str, Parameter]:
         D, H = input_size, self.hidden_size

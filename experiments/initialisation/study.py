@@ -1,0 +1,124 @@
+"""Compares how an LSTM begins here with how it begins in Flax, Keras and torch, on five tasks.
+
+    python experiments/initialisation/study.py runs/initialisation
+
+trains what is not trained yet, one sweep for each task, and prints and draws docs/initialisation.md's
+table and plot.
+"""
+
+import pathlib
+import statistics
+import sys
+
+import numpy as np
+from matplotlib.figure import Figure
+
+import lstm_jax
+from lstm_jax.data import fetch
+from lstm_jax.train import load_config, read_metrics
+from lstm_jax.train.sweep import sweep
+
+HERE = pathlib.Path(__file__).parent
+CELLS = {
+    "lstm_jax": "lstm",
+    "Flax": 'lstm(kernel_init="lecun_normal", forget_bias=0.0)',
+    "Flax, optimized": (
+        'lstm(kernel_init="lecun_normal", recurrent_kernel_init="joint_orthogonal", '
+        "forget_bias=0.0)"
+    ),
+    "Keras": 'lstm(kernel_init="joint_glorot_uniform", recurrent_kernel_init="joint_orthogonal")',
+    "torch": (
+        'lstm(kernel_init="torch_uniform", recurrent_kernel_init="torch_uniform", '
+        'bias_init="torch_bias", forget_bias=0.0)'
+    ),
+}
+"""Cells that begin as each library's LSTM does."""
+
+RATES = (3e-3, 1e-2)
+SEEDS = range(5)
+REPORTED = {  # the metric of each task that the table shows
+    "adding": "test/loss",
+    "japanese_vowels": "test/accuracy",
+    "pen_digits": "test/accuracy",
+    "python_reference": "validation/loss",
+    "etth1": "test/mse",
+}
+
+
+def write_pen_digits():
+    """The published files, a line for each digit: eight points, then ten flags of the class."""
+    for part, end in (("train", "tra"), ("test", "tes")):
+        rows = np.loadtxt(fetch(f"pen_digits/pendigits.{end}"), str, delimiter=",")
+        labels = [flags.index("1") for flags in rows[:, 16]]
+        xs = rows[:, :16].astype(np.float32).reshape(-1, 8, 2)
+        np.savez(HERE / f"pen_digits_{part}.npz", xs=xs, labels=labels)
+
+
+def trained(task, folder):
+    """The points of a task's sweep, by library and learning rate."""
+    config = load_config(HERE / f"{task}.toml")
+    axes = {
+        "model.cell": list(CELLS.values()),
+        "optimizer.learning_rate": list(RATES),
+        "train.seed": list(SEEDS),
+    }
+    names = {cell: name for name, cell in CELLS.items()}
+    groups = {}
+    for point in sweep(config, axes, folder / task):
+        cell, rate, _ = point.values.values()
+        groups.setdefault(names[cell], {}).setdefault(rate, []).append(point)
+    return groups
+
+
+def mean_of(points, metric):
+    """Mean and sample deviation of a metric, such as ``test/loss``, over points."""
+    split, name = metric.split("/")
+    values = [point.results[split][name] for point in points]
+    return statistics.fmean(values), statistics.stdev(values)
+
+
+def best_rate(rates):
+    """The learning rate whose points have the lowest mean validation loss."""
+    return min(rates, key=lambda rate: mean_of(rates[rate], "validation/loss")[0])
+
+
+def curves(points):
+    """Steps, and the validation loss at each of them ``[points, steps]``."""
+    lines = [read_metrics(point.folder / "metrics.jsonl") for point in points]
+    lines = [[line for line in one if "validation/loss" in line] for one in lines]
+    return [line["step"] for line in lines[0]], np.array(
+        [[line["validation/loss"] for line in one] for one in lines]
+    )
+
+
+def main(folder):
+    print(lstm_jax.tune_cpu())
+    lstm_jax.cache_compiled()
+    write_pen_digits()
+    sys.path.insert(0, str(HERE))  # where adding.py is
+    studied = {task: trained(task, folder) for task in REPORTED}
+
+    figure = Figure(figsize=(18, 3.6), layout="constrained")
+    header = ["", *(f"{task}: {metric}" for task, metric in REPORTED.items())]
+    rows = {name: [name] for name in CELLS}
+    for axes, (task, groups) in zip(figure.subplots(1, len(studied)), studied.items(), strict=True):
+        for name, rates in groups.items():
+            rate = best_rate(rates)
+            mean, deviation = mean_of(rates[rate], REPORTED[task])
+            rows[name].append(f"{mean:.4g} ± {deviation:.2g} ({rate:g})")
+            steps, losses = curves(rates[rate])
+            (line,) = axes.plot(steps, losses.mean(0), label=name)
+            spread = losses.std(0, ddof=1)
+            low, high = losses.mean(0) - spread, losses.mean(0) + spread
+            axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.12, linewidth=0)
+        axes.set(title=task, xlabel="step", yscale="log")
+        axes.grid(alpha=0.25, which="both")
+    figure.axes[0].set_ylabel("validation loss")
+    figure.axes[0].legend(frameon=False)
+    figure.savefig(folder / "initialisation.png", dpi=110)
+    for row in (header, ["---"] * len(header), *rows.values()):
+        print("|", " | ".join(row), "|")
+
+
+if __name__ == "__main__":
+    main(pathlib.Path(sys.argv[1]))
