@@ -1,7 +1,6 @@
 """Switches of the process that make a CPU faster; nothing here happens by itself."""
 
 import ctypes
-import hashlib
 import os
 import pathlib
 import platform
@@ -9,6 +8,8 @@ import warnings
 from typing import NamedTuple
 
 import jax
+
+from lstm_jax.program_cache import processor_and_version, remove_oldest
 
 # From glibc's malloc.h.
 M_TRIM_THRESHOLD = -1
@@ -140,10 +141,10 @@ def cache_compiled(
 
         folder = platformdirs.user_cache_path("lstm_jax", appauthor=False) / "compiled"
     folder = pathlib.Path(folder)
-    own = folder / _processor_and_version()
+    own = folder / processor_and_version()
     try:
         own.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _remove_oldest(folder, max_bytes)
+        remove_oldest(folder, max_bytes)
     except OSError:
         return None
     if not os.access(own, os.W_OK):
@@ -155,34 +156,3 @@ def cache_compiled(
     # A program that cannot be read or written, on a full disk for one, is compiled again.
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
     return own
-
-
-def _processor_and_version() -> str:
-    """A name for all that makes a compiled program run here and perhaps not elsewhere."""
-    from jaxlib.version import __version__ as jaxlib_version
-
-    processor = [platform.machine(), platform.processor()]
-    try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-        # The features of one core, named "flags" on x86 and "Features" on ARM.
-        names = ("vendor_id", "cpu family", "model", "model name", "flags", "Features")
-        processor += sorted({line for line in lines if line.split("\t")[0].strip() in names})
-    except OSError:
-        pass  # not Linux
-    digest = hashlib.sha256("\n".join(processor).encode()).hexdigest()[:16]
-    return f"jax-{jax.__version__}-{jaxlib_version}-{digest}"
-
-
-def _remove_oldest(folder: pathlib.Path, max_bytes: int) -> None:
-    """Removes the files that were not used for longest, of all processors and versions."""
-    found = []
-    for path in folder.rglob("*"):
-        status = path.lstat()
-        if path.is_file():
-            found.append((max(status.st_atime, status.st_mtime), status.st_size, path))
-    total = sum(size for _, size, _ in found)
-    for _, size, path in sorted(found):
-        if total <= max_bytes:
-            return
-        path.unlink(missing_ok=True)
-        total -= size

@@ -5,11 +5,10 @@ same program is compiled again. Its key covers the program, the compiler's optio
 Loading skips nothing else: tracing, lowering and the counts of both are as without it.
 """
 
-import hashlib
-import importlib.metadata
 import os
-import platform
 from pathlib import Path
+
+from lstm_jax.program_cache import processor_and_version, remove_oldest
 
 LIMIT = 2_000_000_000  # bytes; one run of the tests stores about a tenth
 
@@ -22,14 +21,7 @@ def root() -> Path:
 
 def folder() -> Path:
     """The folder of the installed JAX on this processor, for which its programs are compiled."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        processor = [line for line in lines if line.startswith(("model name", "flags", "Features"))]
-    except OSError:
-        processor = [platform.processor()]
-    key = hashlib.sha256("\n".join(sorted(set(processor))).encode()).hexdigest()[:12]
-    jax, jaxlib = map(importlib.metadata.version, ("jax", "jaxlib"))
-    return root() / f"jax-{jax}-jaxlib-{jaxlib}-{platform.machine()}-{key}"
+    return root() / processor_and_version()
 
 
 def share() -> None:
@@ -45,15 +37,6 @@ def share() -> None:
         os.environ["PYTHONWARNINGS"] = f"{others},{ignored}" if others else ignored
 
 
-def limit(tree: Path | None = None, most: int = LIMIT) -> None:
-    """Deletes the entries that were not used for longest until at most ``most`` bytes are left."""
-    entries = []
-    for path in (root() if tree is None else tree).glob("*/*-cache"):
-        stat = path.stat()
-        entries.append((max(stat.st_atime, stat.st_mtime), stat.st_size, path))
-    size = sum(size for _, size, _ in entries)
-    for _, bytes_, path in sorted(entries):
-        if size <= most:
-            break
-        path.unlink(missing_ok=True)
-        size -= bytes_
+def limit() -> None:
+    """Deletes the entries that were not used for longest until at most ``LIMIT`` bytes are left."""
+    remove_oldest(root(), LIMIT)

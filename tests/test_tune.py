@@ -11,7 +11,8 @@ import jax
 import pytest
 
 from lstm_jax import tune_cpu
-from lstm_jax.tune import _remove_oldest, cache_compiled
+from lstm_jax.program_cache import remove_oldest
+from lstm_jax.tune import cache_compiled
 
 needs_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 LIBC = """
@@ -148,7 +149,8 @@ def test_compiled_programs_are_found_again_and_give_the_same_bits(first):
     "change",
     [
         "import platform; platform.machine = lambda: 'pdp11'\n",
-        "import jax; jax.__version__ = '99.0'\n",
+        "import importlib.metadata as m; v = m.version\n"
+        "m.version = lambda name: '99.0' if name == 'jax' else v(name)\n",
         "import pathlib; read = pathlib.Path.read_text\n"
         "pathlib.Path.read_text = lambda *a, **k: read(*a, **k).replace('sse2', 'sse9')\n",
     ],
@@ -182,11 +184,11 @@ def test_the_programs_used_least_recently_go_first(tmp_path):
     for age, name in enumerate(["new", "another/older", "oldest"]):
         (tmp_path / name).write_bytes(bytes(100))
         os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
-    _remove_oldest(tmp_path, 300)
+    remove_oldest(tmp_path, 300)
     assert len(list(tmp_path.rglob("*"))) == 4
-    _remove_oldest(tmp_path, 299)
+    remove_oldest(tmp_path, 299)
     assert {path.name for path in tmp_path.rglob("*")} == {"new", "another", "older"}
-    _remove_oldest(tmp_path, 0)
+    remove_oldest(tmp_path, 0)
     assert {path.name for path in tmp_path.rglob("*")} == {"another"}
 
 

@@ -2,28 +2,10 @@
 
 import argparse
 import dataclasses
-import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from lstm_jax.cli.parser import meaning, metavar, shown
-from lstm_jax.cli.process import FLAGS
 from lstm_jax.config import Section
-
-
-def find_source(words: Sequence[str]) -> pathlib.Path | None:
-    """The config file or run folder in the words of a command line, before they are parsed.
-
-    Which options there are is known only when it has been read; here every option but a flag
-    takes a value.
-
-    >>> find_source(["--train.seed", "5", "--verbose", "runs/a"]).as_posix()
-    'runs/a'
-    """
-    for before, word in zip(["", *words], words, strict=False):
-        is_value = before.startswith("--") and "=" not in before and before not in FLAGS
-        if not is_value and not word.startswith("-"):
-            return pathlib.Path(word)
-    return None
 
 
 def add_keys(

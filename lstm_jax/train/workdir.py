@@ -6,10 +6,9 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import filelock
-
 from lstm_jax.config import Config, config_from, differing_keys, load_config, write_config
 from lstm_jax.errors import UserError
+from lstm_jax.train.files import locked, replace_text
 
 CONFIG_FILE = "config.toml"
 RUN_FILE = "run.json"
@@ -66,39 +65,22 @@ def read_run_file(workdir: pathlib.Path) -> dict[str, Any]:
 def claimed(workdir: pathlib.Path, config: Config, metadata: Mapping[str, Any]) -> Iterator[None]:
     """The folder for this process only: created or found to fit, and locked against others.
 
-    The lock is the operating system's and ends with the process, however that ends.
-
     Raises:
       UserError: another process is at work in the folder, it holds a run with another config
         (the differing keys are named), or it cannot be created.
     """
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{workdir}: cannot be made a folder ({error.strerror})") from error
-    lock = filelock.FileLock(workdir / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except filelock.Timeout as error:
-        raise UserError(f"{workdir}: another process is training in this folder") from error
-    except OSError as error:
-        raise UserError(f"{workdir}: cannot be written ({error.strerror})") from error
-    try:
+    with locked(workdir, "training"):
         if (workdir / CONFIG_FILE).exists():
             _refuse_other(workdir, config)
         else:
             _begin(workdir, config, metadata)
         yield
-    finally:
-        lock.release()
 
 
 def _begin(workdir: pathlib.Path, config: Config, metadata: Mapping[str, Any]) -> None:
     """Writes the config last: a folder that has one is complete."""
     held = {"format": FORMAT, "metadata": metadata, "config": config.as_dict()}
-    part = workdir / ".run.part"
-    part.write_text(json.dumps(held, ensure_ascii=False, indent=1) + "\n", "utf-8")
-    part.replace(workdir / RUN_FILE)
+    replace_text(workdir / RUN_FILE, json.dumps(held, ensure_ascii=False, indent=1) + "\n")
     _replace_config(workdir, config)
 
 
