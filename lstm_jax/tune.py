@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import jax
 
-from lstm_jax.program_cache import processor_and_version, remove_oldest
+from lstm_jax._program_cache import processor_and_version, remove_oldest
 
 # From glibc's malloc.h.
 M_TRIM_THRESHOLD = -1

@@ -8,7 +8,7 @@ Loading skips nothing else: tracing, lowering and the counts of both are as with
 import os
 from pathlib import Path
 
-from lstm_jax.program_cache import processor_and_version, remove_oldest
+from lstm_jax._program_cache import processor_and_version, remove_oldest
 
 LIMIT = 2_000_000_000  # bytes; one run of the tests stores about a tenth
 

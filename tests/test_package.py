@@ -125,7 +125,7 @@ def test_arrows_between_the_parts_point_one_way():
     """
     order = [
         "errors",
-        "program_cache",
+        "_program_cache",
         "tune",
         "cells",
         "sequence",

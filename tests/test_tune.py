@@ -11,7 +11,7 @@ import jax
 import pytest
 
 from lstm_jax import tune_cpu
-from lstm_jax.program_cache import remove_oldest
+from lstm_jax._program_cache import remove_oldest
 from lstm_jax.tune import cache_compiled
 
 needs_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")

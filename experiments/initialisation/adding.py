@@ -1,4 +1,4 @@
-"""The adding problem: the sum of the two marked numbers of a sequence (Hochreiter & Schmidhuber 1997)."""
+"""The adding problem: the sum of two marked numbers (Hochreiter & Schmidhuber 1997)."""
 
 import dataclasses
 

@@ -2,8 +2,8 @@
 
     python experiments/initialisation/study.py runs/initialisation
 
-trains what is not trained yet, one sweep for each task, and prints and draws docs/initialisation.md's
-table and plot.
+trains what is not trained yet, one sweep for each task, and writes the table and the plot of
+docs/initialisation.md.
 """
 
 import pathlib
@@ -93,7 +93,7 @@ def curves(points):
 
 def main(folder):
     print(lstm_jax.tune_cpu())
-    lstm_jax.cache_compiled()
+    lstm_jax.tune.cache_compiled()
     write_pen_digits()
     sys.path.insert(0, str(HERE))  # where adding.py is
     studied = {task: trained(task, folder) for task in REPORTED}
