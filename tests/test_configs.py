@@ -7,7 +7,7 @@ import tomllib
 import pytest
 
 from lstm_jax.cli import main
-from lstm_jax.data.fetch import registry
+from lstm_jax.data import NAMED_MUSIC, registry
 from lstm_jax.train import load_config, sections_for
 
 CONFIGS = sorted(pathlib.Path(__file__).parents[1].glob("configs/*.toml"))
@@ -30,6 +30,12 @@ SMALL = {
         "model.hidden_size": 8,
     },
     "classification": {"data.batch_size": 4, "model.hidden_size": 8},
+    "music": {
+        "data.lanes": 4,
+        "data.window": 8,
+        "model.hidden_size": 8,
+        "train.sample_length": 4,
+    },
 }
 SHORT = {
     "train.num_steps": 4,
@@ -43,7 +49,8 @@ SHORT = {
 def needed(path: pathlib.Path) -> list[str]:
     """The registered files that a config's data come from."""
     names = {value for value in tomllib.loads(path.read_text("utf-8"))["data"].values()}
-    return [file for file in registry() if file.split("/")[0] in names]
+    names |= {NAMED_MUSIC[name] for name in names & NAMED_MUSIC.keys()}
+    return [file for file in registry() if {file, file.split("/")[0]} & names]
 
 
 def cases():
@@ -53,9 +60,9 @@ def cases():
 
 
 def test_there_are_configs():
-    assert {"quickstart", "tiny_shakespeare", "etth1", "japanese_vowels"} <= {
-        path.stem for path in CONFIGS
-    }
+    shipped = {"quickstart", "tiny_shakespeare", "etth1", "japanese_vowels"}
+    shipped |= {"jsb", "jsb_notes", "nottingham"}
+    assert shipped <= {path.stem for path in CONFIGS}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -103,7 +110,11 @@ def test_shrunk_it_runs_to_its_end(path, tmp_path, capsys, public_data):
     assert "4" in {path.name for path in (workdir / "checkpoints").iterdir()}
 
     plots = {plot.stem: plot for plot in (workdir / "plots").glob("*.png")}
-    expected = {"forecasting": {"forecasts"}, "classification": {"confusion"}}
+    expected = {
+        "forecasting": {"forecasts"},
+        "classification": {"confusion"},
+        "music": {"piano_roll"},
+    }
     assert set(plots) == {"loss", *expected.get(config.task, set())}
     assert all(plot.read_bytes().startswith(b"\x89PNG") for plot in plots.values())
     results = json.loads((workdir / "results.json").read_text("utf-8"))

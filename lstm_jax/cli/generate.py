@@ -1,4 +1,4 @@
-"""Write text with a run's best checkpoint."""
+"""Write text, or files such as tunes, with a run's best checkpoint."""
 
 import argparse
 import dataclasses
@@ -6,18 +6,19 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
+from lstm_jax.cli.keys import find_source
 from lstm_jax.cli.parser import Parser, add_section
 from lstm_jax.cli.process import add_process_options, add_run, keep_programs
 from lstm_jax.config import Section, option, task_class
-from lstm_jax.errors import UserError
+from lstm_jax.errors import UserError, expect
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling(Section):
-    """How text is written."""
+    """How a sample is written."""
 
-    prompt: str = option("", "how the text begins")
-    length: int = option(400, "characters to write after the prompt", at_least=0)
+    prompt: str = option("", "how the text begins; for music, a MIDI file")
+    length: int = option(400, "characters or frames to write after the prompt", at_least=0)
     temperature: float = option(
         0.8, "below 1 likelier, above 1 bolder; 0 always takes the likeliest", at_least=0
     )
@@ -25,31 +26,52 @@ class Sampling(Section):
 
 
 def configure(parser: Parser, words: Sequence[str]) -> None:
-    """Adds the options."""
+    """Adds the options; those of a task are known from the run's folder."""
     add_run(parser)
     add_section(parser, Sampling())
+    if (folder := find_source(words)) is not None:
+        from lstm_jax.train import load_workdir
+
+        further = task_class(load_workdir(folder).task).sampling()
+        add_section(parser, further)
+        parser.set_defaults(further=[field.name for field in dataclasses.fields(further)])
+    parser.add_argument(
+        "--output",
+        type=pathlib.Path,
+        metavar="OUT",
+        help="path of generated files, each of which has its own ending (default: names that the "
+        "task gives, in the current folder)",
+    )
     add_process_options(parser)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Prints the text as it is generated, and writes generated files to the current folder."""
+    """Prints the text as it is generated, and writes generated files, by default where it runs."""
     from lstm_jax.tasks.base import File, Generates
     from lstm_jax.train import load_run, load_workdir
 
+    if options.output is not None:
+        expect(options.output.name, "--output", "the path of a file", f"{options.output}")
     config = load_workdir(options.run_folder)
     if not issubclass(task_class(config.task), Generates):
         raise UserError(f"{options.run_folder}: task {config.task} does not generate")
     keep_programs(options)
     run = load_run(options.run_folder)
-    sampling = {field.name: getattr(options, field.name) for field in dataclasses.fields(Sampling)}
+    names = [*(field.name for field in dataclasses.fields(Sampling)), *options.further]
+    sampling = {name: getattr(options, name) for name in names}
     try:
         pieces = run.task.generate(run.model, **sampling)
     except UserError as error:
-        raise UserError(f"--prompt: {str(error).removeprefix('prompt: ')}") from error
+        known = str(error).partition(": ")[0] in names
+        raise UserError(f"--{'' if known else 'prompt: '}{error}") from error
+    at_line_start = True
     for piece in pieces:
         if isinstance(piece, File):
-            pathlib.Path(piece.name).write_bytes(piece.content)
-            piece = f"wrote {piece.name}"
+            path = pathlib.Path(piece.name)
+            path = path if options.output is None else options.output.with_suffix(path.suffix)
+            path.write_bytes(piece.content)
+            piece = f"wrote {path}" if at_line_start else f"\nwrote {path}"
+        at_line_start = piece.endswith("\n") if piece else at_line_start
         sys.stdout.write(piece)
         sys.stdout.flush()
     sys.stdout.write("\n")

@@ -10,6 +10,7 @@ TASKS: dict[str, str] = {
     "next_character": "lstm_jax.tasks.next_character.NextCharacter",
     "forecasting": "lstm_jax.tasks.forecasting.Forecasting",
     "classification": "lstm_jax.tasks.classification.Classification",
+    "music": "lstm_jax.tasks.music.Music",
 }
 """Where the class of each built-in task is, by the name that a config gives as ``task``."""
 

@@ -1,6 +1,16 @@
 """Data: named files with a checked digest, their readers, and endless Grain pipelines."""
 
 from lstm_jax.data.fetch import CACHE_VARIABLE, Entry, cache_folder, fetch, registry
+from lstm_jax.data.midi import LOWEST, PITCHES, Note, midi_bytes, notes_of, pitch_name, read_midi
+from lstm_jax.data.piano_rolls import (
+    NAMED_MUSIC,
+    Piece,
+    frequencies,
+    read_collection,
+    read_pieces,
+    roll_windows,
+    transitions,
+)
 from lstm_jax.data.pipelines import (
     Batch,
     bucketed,
@@ -18,15 +28,21 @@ from lstm_jax.data.sequences import (
     read_sequences,
     read_ts,
 )
+from lstm_jax.data.synthesis import wav_bytes
 from lstm_jax.data.tables import Table, dates, read_csv
 from lstm_jax.data.text import encode, ngram_loss, python_reference, read_text
 from lstm_jax.data.tokens import Tokenizer, padded
 
 __all__ = [
     "CACHE_VARIABLE",
+    "LOWEST",
+    "NAMED_MUSIC",
+    "PITCHES",
     "Batch",
     "Entry",
     "LabelledSequences",
+    "Note",
+    "Piece",
     "Scaling",
     "SequenceColumns",
     "Table",
@@ -37,21 +53,31 @@ __all__ = [
     "digest",
     "encode",
     "fetch",
+    "frequencies",
     "last_of_each",
     "length_bounds",
+    "midi_bytes",
     "ngram_loss",
+    "notes_of",
     "padded",
+    "pitch_name",
     "python_reference",
+    "read_collection",
     "read_csv",
+    "read_midi",
     "read_npz",
+    "read_pieces",
     "read_sequences",
     "read_text",
     "read_ts",
     "registry",
+    "roll_windows",
     "scaling_of",
     "shuffled",
     "sliding_windows",
     "standardised",
     "stream_windows",
+    "transitions",
     "unscaled",
+    "wav_bytes",
 ]

@@ -4,6 +4,7 @@ from lstm_jax.models.base import Carry, Compiled, Model, Outputs, evaluation
 from lstm_jax.models.classifier import Classifier, ClassifierCarry
 from lstm_jax.models.forecaster import SegmentForecaster
 from lstm_jax.models.language import LanguageModel
+from lstm_jax.models.music import PianoRollCarry, PianoRollModel
 
 __all__ = [
     "Carry",
@@ -13,6 +14,8 @@ __all__ = [
     "LanguageModel",
     "Model",
     "Outputs",
+    "PianoRollCarry",
+    "PianoRollModel",
     "SegmentForecaster",
     "evaluation",
 ]

@@ -7,6 +7,7 @@ from lstm_jax.config import TASKS, Section, option
 from lstm_jax.tasks.base import Batch, Columns, File, Generates, Metrics, Plots, Predicts, Task
 from lstm_jax.tasks.classification import Classification
 from lstm_jax.tasks.forecasting import Forecasting
+from lstm_jax.tasks.music import Music
 from lstm_jax.tasks.next_character import NextCharacter
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Forecasting",
     "Generates",
     "Metrics",
+    "Music",
     "NextCharacter",
     "Plots",
     "Predicts",

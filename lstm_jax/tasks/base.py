@@ -43,6 +43,7 @@ class Task:
       splits: what :meth:`evaluate` accepts.  ``"validation"``, if there, chooses the best
         checkpoint.
       reads_text: whether :meth:`Predicts.predict` also takes a list of strings.
+      sampling: a section of further options of ``generate``, which it takes as keywords.
 
     Example:
       >>> import grain, optax
@@ -73,6 +74,7 @@ class Task:
     loss_unit: ClassVar[str] = "training objective"
     splits: ClassVar[tuple[str, ...]] = ("validation",)
     reads_text: ClassVar[bool] = False
+    sampling: ClassVar[type[Section]] = Section
 
     # ---- what a subclass defines ----
 
@@ -195,6 +197,8 @@ class Generates(Protocol):
         self, model: Any, *, prompt: str, length: int, temperature: float, seed: int
     ) -> Iterator[str | File]:
         """A new sample piece by piece, as soon as each is known.
+
+        The fields of the task's :attr:`Task.sampling` are further keywords.
 
         Args:
           model: the trained model.

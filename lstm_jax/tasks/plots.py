@@ -1,9 +1,11 @@
 """Plots of what tasks have learned."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from lstm_jax.data import PITCHES, pitch_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -81,4 +83,38 @@ def forecasts(
             panel.set_xlabel("rows from the end of the past", fontsize="small")
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper right", ncols=3, frameon=False)
+    return figure
+
+
+def piano_rolls(panels: Mapping[str, np.ndarray], frames_per_beat: int) -> "Figure":
+    """Piano rolls one above the other: how much each pitch sounds, 0 to 1, in each frame.
+
+    Args:
+      panels: the rolls by title, ``[T, 88]`` each.
+      frames_per_beat: how many frames a beat has, for the axis of time.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    beats = max(len(roll) for roll in panels.values()) / frames_per_beat
+    sounding = np.flatnonzero(np.any([(roll > 0.5).any(0) for roll in panels.values()], axis=0))
+    low, high = (sounding[0], sounding[-1]) if sounding.size else (0, PITCHES - 1)
+    width = float(np.clip(2 + beats / 8, 6, 40))
+    figure = Figure(figsize=(width, 0.4 + 2.6 * len(panels)), layout="constrained")
+    axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    octaves = [pitch for pitch in range(PITCHES) if pitch_name(pitch).startswith("C")]
+    octaves = [pitch for pitch in octaves if "#" not in pitch_name(pitch)]
+    for panel, (title, roll) in zip(axes, panels.items(), strict=True):
+        extent = (0, len(roll) / frames_per_beat, -0.5, PITCHES - 0.5)
+        panel.imshow(
+            roll.T, cmap="Blues", vmin=0, vmax=1, aspect="auto", origin="lower",
+            interpolation="nearest", extent=extent,
+        )  # fmt: skip
+        panel.set_yticks(octaves, [pitch_name(pitch) for pitch in octaves])
+        panel.set_ylim(low - 2.5, high + 2.5)
+        panel.grid(axis="y", color="0.85", linewidth=0.6)
+        panel.set_title(title, loc="left", fontsize="small")
+        panel.set_ylabel("pitch")
+    axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[-1].set_xlabel("beats")
     return figure

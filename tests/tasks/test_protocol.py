@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from lstm_jax.config import TASKS, sections_of, task_class
+from lstm_jax.data import midi_bytes
 from lstm_jax.models import Compiled, Model
 from lstm_jax.tasks import Generates, Predicts, Task
 from tests.arrays import params_of, with_params
@@ -40,6 +41,13 @@ def task(request, tmp_path_factory):
         data = {"table": str(file), "train_rows": 40, "validation_rows": 20, "test_rows": 30}
         data |= {"window": 12, "horizon": 5, "season": 4, "batch_size": 3}
         model = {"segment": 4, "hidden_size": 5}
+    elif request.param == "music":
+        for n in range(4):
+            roll = rng.random((6 + n, 88)) < 0.05
+            roll[-1, 40] = True
+            (folder / f"{n}.mid").write_bytes(midi_bytes(roll, 1, 90.0))
+        data = {"pieces": str(folder), "transpose": 1, "lanes": 3, "window": 5}
+        model = {"hidden_size": 5, "conditioned": True, "interval_features": 2}
     else:
         file = folder / "sequences.ts"
         lengths = rng.integers(2, 9, 24)
@@ -80,8 +88,8 @@ def test_a_model_names_its_inputs_and_is_called_in_one_way(task):
 def test_a_restored_task_builds_the_same_model_without_reading_data(task, monkeypatch):
     again = type(task).restored(task.known, data=task.data, model=task.model)
     assert again == task
-    for read in ("read_text", "read_csv", "read_ts"):
-        for module in ("next_character", "forecasting", "classification"):
+    for read in ("read_text", "read_csv", "read_ts", "read_collection"):
+        for module in ("next_character", "forecasting", "classification", "music"):
             monkeypatch.delattr(f"lstm_jax.tasks.{module}.{read}", raising=False)
     one, other = (params_of(each.build(nnx.Rngs(0))) for each in (task, again))
     jax.tree.map(np.testing.assert_array_equal, one, other)
@@ -103,6 +111,8 @@ def test_batches_hold_batch_size_rows_and_their_units(task):
         assert all(isinstance(array, np.ndarray) for array in batches[k].values())
     if task.unit == "characters":
         assert task.units_per_step == batches[0]["targets"].size
+    elif task.unit == "frames":
+        assert task.units_per_step == batches[0]["start"].size
     else:
         assert task.units_per_step == 3
 
@@ -185,8 +195,8 @@ def test_plots_are_figures_that_can_be_saved(task, tmp_path):
 
 def test_every_task_predicts_and_characters_are_generated(task):
     assert isinstance(task, Predicts)
-    assert isinstance(task, Generates) == (task.unit == "characters")
-    if isinstance(task, Generates):
+    assert isinstance(task, Generates) == (task.unit in ("characters", "frames"))
+    if task.unit == "characters":
         options = {"prompt": "ab", "length": 5, "temperature": 1.0, "seed": 0}
         text = "".join(task.generate(Compiled(task.build(nnx.Rngs(0))), **options))
         assert text.startswith("ab") and len(text) == 7
