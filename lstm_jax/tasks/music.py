@@ -15,53 +15,19 @@ from flax import nnx
 from lstm_jax.config import RecurrentConfig, Section, option
 from lstm_jax.data import (
     LOWEST,
-    NAMED_MUSIC,
     PITCHES,
     Piece,
     digest,
-    fetch,
-    frequencies,
-    read_collection,
     read_midi,
     read_pieces,
     roll_windows,
-    transitions,
 )
 from lstm_jax.errors import UserError, expect
 from lstm_jax.models import PianoRollModel
 from lstm_jax.tasks.base import Batch, Columns, File, Metrics, Plots, Task
-from lstm_jax.tasks.piano_rolls import continued, frame_losses, summary, tune
+from lstm_jax.tasks.music_data import MusicData
+from lstm_jax.tasks.piano_rolls import continued, frame_losses, simple_models, summary, tune
 from lstm_jax.tasks.plots import piano_rolls
-
-SETS = tuple(NAMED_MUSIC)
-
-
-@dataclasses.dataclass(frozen=True)
-class MusicData(Section):
-    """Section ``[data]`` of task ``music``."""
-
-    pieces: str = option(
-        "jsb", f"{', '.join(SETS)}, a .mat or .json file of piano rolls, or a folder of MIDI files",
-        path_or=SETS,
-    )  # fmt: skip
-    frames_per_beat: int = option(
-        1, "frames of a quarter note, in the MIDI files read and written", at_least=1, at_most=96
-    )
-    held_out_fraction: float = option(
-        0.1,
-        "share of a folder's files for validation, and as many for the test",
-        above=0,
-        below=0.5,
-    )
-    transpose: int = option(
-        0, "training pieces are moved by up to so many semitones, up or down", at_least=0
-    )
-    lanes: int = option(16, "rows of a batch, each reading the pieces in its own order", at_least=1)
-    window: int = option(64, "frames a row reads (and gradients flow back) a step", at_least=1)
-    tempo: float = option(90.0, "beats a minute of generated tunes", at_least=10, at_most=400)
-    instrument: int = option(
-        0, "General MIDI program of generated tunes; 0: grand piano", at_least=0, at_most=127
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,12 +90,7 @@ class Music(Task):
 
     @functools.cached_property
     def _splits(self) -> dict[str, list[Piece]]:
-        data = self.data
-        path = fetch(NAMED_MUSIC[data.pieces]) if data.pieces in SETS else data.pieces
-        try:
-            return read_collection(path, data.frames_per_beat, data.held_out_fraction)
-        except UserError as error:
-            raise UserError(f"data.pieces: {error}") from error
+        return self.data.read()
 
     def _rolls(self, split: str) -> list[np.ndarray]:
         return [piece.roll for piece in self._splits[split]]
@@ -179,20 +140,7 @@ class Music(Task):
 
     def baselines(self, split: str) -> dict[str, Metrics]:
         """Each pitch by itself: as often as in training, or as a Markov chain."""
-        shares, chain = frequencies(self._rolls("train")), transitions(self._rolls("train"))
-
-        def losses(roll: np.ndarray, markov: bool) -> np.ndarray:
-            p = np.tile(shares, (len(roll), 1))
-            if markov:
-                p[1:] = np.where(roll[:-1], chain[1], chain[0])
-            return -np.log(np.where(roll, p, 1 - p)).sum(1)
-
-        names = {"independent pitches": False, "each pitch a Markov chain": True}
-        rolls = self._rolls(split)
-        return {
-            name: summary([losses(roll, markov) for roll in rolls])
-            for name, markov in names.items()
-        }
+        return simple_models(self._rolls("train"), self._rolls(split))
 
     def plots(self, model: Any) -> Plots:
         """The first test piece, and how likely the model found each pitch."""

@@ -4,7 +4,7 @@ import functools
 import io
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +12,17 @@ import numpy as np
 import optax
 from flax import nnx
 
-from lstm_jax.data import PITCHES, midi_bytes, pitch_name, wav_bytes
+from lstm_jax.data import (
+    PITCHES,
+    frequencies,
+    midi_bytes,
+    pitch_name,
+    transitions,
+    wav_bytes,
+)
 from lstm_jax.tasks.base import File, Metrics
+from lstm_jax.tasks.music_data import MusicData
 from lstm_jax.tasks.plots import piano_rolls
-
-if TYPE_CHECKING:
-    from lstm_jax.tasks.music import MusicData
 
 ROWS, STEPS = 16, 128  # of one call in evaluation, which bounds the memory
 FRAMES_PER_LINE = 4
@@ -62,6 +67,25 @@ def summary(losses: Sequence[np.ndarray]) -> Metrics:
         "loss": float(np.concatenate(later).mean()),
         "with_first_frame": float(np.concatenate(losses).mean()),
         "by_piece": float(np.mean([piece.mean() for piece in later])),
+    }
+
+
+def simple_models(train: Sequence[np.ndarray], rolls: Sequence[np.ndarray]) -> dict[str, Metrics]:
+    """Metrics of models that treat each pitch by itself, by their names.
+
+    A Markov chain's first frame is as likely as with independent frames.
+    """
+    shares, chain = frequencies(train), transitions(train)
+
+    def losses(roll: np.ndarray, markov: bool) -> np.ndarray:
+        p = np.tile(shares, (len(roll), 1))
+        if markov:
+            p[1:] = np.where(roll[:-1], chain[1], chain[0])
+        return -np.log(np.where(roll, p, 1 - p)).sum(1)
+
+    return {
+        "independent pitches": summary([losses(roll, markov=False) for roll in rolls]),
+        "each pitch a Markov chain": summary([losses(roll, markov=True) for roll in rolls]),
     }
 
 
@@ -122,9 +146,7 @@ def _chosen(
     return model(carry, frames=frame[None, None])[0], frame > 0
 
 
-def tune(
-    given: np.ndarray, frames: Iterator[np.ndarray], data: "MusicData"
-) -> Iterator[str | File]:
+def tune(given: np.ndarray, frames: Iterator[np.ndarray], data: MusicData) -> Iterator[str | File]:
     """Frames as text, line by line, as soon as they are known; at the end the tune as files."""
     roll = []
     for n, frame in enumerate(itertools.chain(given, frames)):

@@ -89,7 +89,7 @@ def test_a_restored_task_builds_the_same_model_without_reading_data(task, monkey
     again = type(task).restored(task.known, data=task.data, model=task.model)
     assert again == task
     for read in ("read_text", "read_csv", "read_ts", "read_collection"):
-        for module in ("next_character", "forecasting", "classification", "music"):
+        for module in ("next_character", "forecasting", "classification", "music_data"):
             monkeypatch.delattr(f"lstm_jax.tasks.{module}.{read}", raising=False)
     one, other = (params_of(each.build(nnx.Rngs(0))) for each in (task, again))
     jax.tree.map(np.testing.assert_array_equal, one, other)
