@@ -8,10 +8,12 @@ from flax import nnx
 from lstm_jax.cli import main
 from lstm_jax.data import midi_bytes, read_midi
 from lstm_jax.errors import UserError
+from lstm_jax.export.runner import Model as ExportedModel
 from lstm_jax.models import Compiled, PianoRollModel
 from lstm_jax.tasks import File
 from lstm_jax.tasks.music import Music, MusicData, PianoRollConfig
 from lstm_jax.tasks.piano_rolls import continued, frame_losses, summary
+from lstm_jax.train import load_run
 from tests.arrays import in_float64, params_of, with_params
 
 # Sums of a few dozen terms of size one in float32 (eps 1.2e-7), through ten steps.
@@ -271,6 +273,29 @@ def test_predict_reads_midi_files_and_folders(run, folder, capsys):
     assert "00.mid" in capsys.readouterr().out
     assert main(["predict", str(run), str(folder)]) == 0
     assert "11.mid" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("format", ["stablehlo", "onnx"])
+def test_an_exported_model_streams(run, format, capsys):
+    """Frame by frame it gives what the run's model gives for the whole piece."""
+    pytest.importorskip("onnxruntime")
+    assert main(["export", str(run), "--format", format]) == 0
+    assert capsys.readouterr().err == ""
+    exported, (roll,) = ExportedModel(run / "export" / f"{format}-float32"), rolls(0, 5)
+    frames, model = roll[None].astype(np.float32), load_run(run).model
+    expected = model(model.initial_carry(1), frames=frames)[1]["logits"]
+    carry, parts = exported.initial_carry(1), []
+    for n in range(5):
+        carry, outputs = exported(carry, frames=frames[:, n : n + 1])
+        parts.append(outputs["logits"])
+    np.testing.assert_allclose(np.concatenate(parts, 1), expected, rtol=0, atol=TOLERANCE)
+    _, outputs = exported(exported.initial_carry(1), frames=frames)
+    np.testing.assert_allclose(outputs["logits"], expected, rtol=0, atol=TOLERANCE)
+
+
+def test_a_run_can_be_inspected(run):
+    assert main(["inspect", str(run)]) == 0
+    assert "sequence(s) of the validation split" in (run / "inspect.html").read_text("utf-8")
 
 
 @pytest.mark.parametrize(
