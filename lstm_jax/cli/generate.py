@@ -6,9 +6,9 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from lstm_jax.cli.keys import find_source
 from lstm_jax.cli.parser import Parser, add_section
 from lstm_jax.cli.process import add_process_options, add_run, keep_programs
+from lstm_jax.cli.source import find_source
 from lstm_jax.config import Section, option, task_class
 from lstm_jax.errors import UserError, expect
 
