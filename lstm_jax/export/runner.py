@@ -9,12 +9,19 @@ In Python::
     model = Model(folder)
     carry = model.initial_carry(rows)
     carry, outputs = model(carry, tokens=...)  # any number of steps, also a single one
+
+A file that has changed since the export, and an input of another kind, shape or range than
+`manifest.json` states, are errors.
 """
 
 import argparse
+import hashlib
 import itertools
 import json
+import math
+import os
 import pathlib
+import re
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -23,6 +30,7 @@ import numpy as np
 
 Carry = dict[str, Any]  # arrays [rows, ...]
 NOISE_BLOCK = 256  # characters for which noise is computed at once
+LONGEST = 10_000_000  # characters of a text
 
 
 class Model:
@@ -30,46 +38,62 @@ class Model:
 
     Attributes:
       metadata: its ``manifest.json``.
+
+    Raises:
+      ValueError: a file is missing, damaged or has changed since the export.
     """
 
     def __init__(self, folder: pathlib.Path):
-        self.metadata = json.loads((folder / "manifest.json").read_text("utf-8"))
+        self.metadata = read_manifest(folder)
         runtime = {"stablehlo": StableHLO, "onnx": ONNX}[self.metadata["format"]]
-        self.runtime = runtime(folder, self.metadata["programs"])
+        try:
+            self.runtime = runtime(folder, self.metadata["programs"])
+        except ImportError:
+            raise
+        except Exception as error:  # each runtime has errors of its own
+            raise ValueError(f"{folder}: the model cannot be loaded: {brief(error)}") from error
 
     def initial_carry(self, rows: int) -> Carry:
         """The carry before the first step of ``rows`` sequences."""
         return {name: np.repeat(row, rows, axis=0) for name, row in self.runtime.first.items()}
 
     def __call__(self, carry: Carry, **inputs: Any) -> tuple[Carry, dict[str, Any]]:
-        """The carry after a stretch of each sequence, and the outputs by name."""
-        self._check(inputs)
+        """The carry after a stretch of each sequence, and the outputs by name.
+
+        Raises:
+          ValueError: an input, or the carry, has another name, type, shape or range than the
+            model's, or a number in it is not finite.
+        """
         specs = self.metadata["inputs"]
-        given = {name: np.asarray(inputs[name], spec["dtype"]) for name, spec in specs.items()}
+        given = checked(inputs, specs)
+        wanted = {name: tuple(shape) for name, shape in self.metadata["carry"].items()}
+        found = {name: np.shape(array)[1:] for name, array in carry.items()}
+        if found != wanted:
+            raise ValueError(f"the model's carry has the shapes {wanted} a row, got {found}")
         one_step = all(is_one_step(given[name].shape, specs[name]["shape"]) for name in specs)
         step = one_step and "step" in self.metadata["programs"]
         return self.runtime.call("step" if step else "sequence", carry, given)
 
-    def _check(self, inputs: dict[str, Any]) -> None:
-        wanted = self.metadata["inputs"]
-        if set(inputs) != set(wanted):
-            names = ", ".join(inputs) or "nothing"
-            raise ValueError(f"the model's inputs are {', '.join(wanted)}, got {names}")
-
     def apply(self, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
-        """The outputs of whole sequences, in the units of the data: ``metadata["scaling"]``."""
-        self._check(inputs)
+        """The outputs of whole sequences, in the units of the data: ``metadata["scaling"]``.
+
+        Raises:
+          ValueError: an input does not fit, as for a call of the model; or an output is not
+            finite, since inputs are far from those of the training data.
+        """
         scaling = self.metadata.get("scaling", {})
-        scaled = dict(inputs)
+        scaled = checked(inputs, self.metadata["inputs"])
         for name in scaling.keys() & inputs.keys():
             mean, deviation = (np.array(scaling[name][key]) for key in ("mean", "deviation"))
-            scaled[name] = (inputs[name] - mean) / deviation
-        rows = len(next(iter(inputs.values())))
+            scaled[name] = (np.asarray(inputs[name], np.float64) - mean) / deviation
+        rows = len(next(iter(scaled.values())))
         _, outputs = self(self.initial_carry(rows), **scaled)
         outputs = {name: np.asarray(array) for name, array in outputs.items()}
         for name in scaling.keys() & outputs.keys():
             mean, deviation = (np.array(scaling[name][key]) for key in ("mean", "deviation"))
             outputs[name] = outputs[name] * deviation + mean
+        for name, array in outputs.items():
+            check_finite(name, array, "output")
         return outputs
 
     def generate(self, prompt: str, length: int, temperature: float, seed: int) -> Iterator[str]:
@@ -88,6 +112,163 @@ class Model:
             token = int(scores.argmax())
             yield vocabulary[token]
             carry, outputs = self(carry, tokens=[[token]])
+
+
+# ---- what is checked ----
+
+
+def brief(error: BaseException) -> str:
+    """An error as one printable line.
+
+    >>> brief(KeyError("a\\nb"))
+    "KeyError: 'a b'"
+    """
+    words = " ".join(f"{type(error).__name__}: {error}".replace("\\n", " ").split())
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in words)[:400]
+
+
+def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
+    """``manifest.json``, whose digest is checked, and the digest of each file that it names.
+
+    Raises:
+      ValueError: a file is missing or has changed since the export.
+    """
+    path = folder / "manifest.json"
+    try:
+        manifest = json.loads(path.read_text("utf-8"))
+        intact = manifest["sha256"] == digest_of(manifest)
+        files = {name: str(digest) for name, digest in manifest["files"].items()}
+        programs = [program_file(manifest["format"], name) for name in manifest["programs"]]
+        fits = {*programs, "carry.npz"} <= files.keys()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"{path}: expected the manifest of an exported model, got something else"
+        ) from error
+    if not intact or not fits:
+        raise ValueError(f"{path}: has changed since the export; export the model again")
+    for name, digest in files.items():
+        if pathlib.PurePath(name).name != name:
+            raise ValueError(f"{path}: expected files of its own folder, got {name!r}")
+        try:
+            found = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        except OSError as error:
+            raise ValueError(f"{folder / name}: cannot be read ({error.strerror})") from error
+        if found != digest:
+            raise ValueError(f"{folder / name}: has changed since the export: wrong SHA-256")
+    return manifest
+
+
+def digest_of(manifest: dict[str, Any]) -> str:
+    """SHA-256 of a manifest without its own digest, ``manifest["sha256"]``.
+
+    >>> digest_of({"a": 1, "sha256": "?"}) == digest_of({"a": 1})
+    True
+    """
+    content = {name: value for name, value in manifest.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def program_file(format: str, name: str) -> str:
+    """The file of a program.
+
+    >>> program_file("onnx", "step")
+    'step.onnx'
+    """
+    if name not in ("step", "sequence"):
+        raise ValueError(f"unknown program {name!r}")
+    return name + {"stablehlo": ".jaxexport", "onnx": ".onnx"}[format]
+
+
+def checked(inputs: dict[str, Any], specs: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The inputs as arrays of the types that the model reads.
+
+    Args:
+      inputs: arrays by name.
+      specs: of each input its ``shape`` (``"b, t, 3"``), ``dtype`` and, for some integers,
+        ``range``: the least and the largest, which can be a letter of a shape.
+
+    Raises:
+      ValueError: an input does not fit; the message names it.
+
+    >>> specs = {"tokens": {"shape": "b, t", "dtype": "int32", "range": [0, 9]}}
+    >>> checked({"tokens": [[3, 10]]}, specs)
+    Traceback (most recent call last):
+    ValueError: tokens[0, 1]: expected an integer from 0 to 9, got 10
+    """
+    if set(inputs) != set(specs):
+        names = ", ".join(inputs) or "nothing"
+        raise ValueError(f"the model's inputs are {', '.join(specs)}, got {names}")
+    arrays = {name: as_array(name, inputs[name], spec["dtype"]) for name, spec in specs.items()}
+    sizes: dict[str, int] = {}
+    for name, array in arrays.items():
+        check_shape(name, array.shape, specs[name]["shape"], sizes)
+    for name, array in arrays.items():
+        dtype = np.dtype(specs[name]["dtype"])
+        if dtype.kind in "iu":
+            least, largest = specs[name].get("range", (np.iinfo(dtype).min, np.iinfo(dtype).max))
+            check_range(name, array, least, sizes.get(largest, largest))
+        with np.errstate(over="ignore", invalid="ignore"):
+            arrays[name] = array.astype(dtype)
+        if dtype.kind == "f":
+            check_finite(name, arrays[name], f"{dtype} input")
+    return arrays
+
+
+def as_array(name: str, value: Any, dtype: str) -> np.ndarray:
+    """An input as an array of a type that can be converted to ``dtype``."""
+    try:
+        array = np.asarray(value)
+    except ValueError as error:  # lists of different lengths
+        raise ValueError(f"{name}: expected an array, got {brief(error)}") from error
+    kinds = {"i": "iu", "u": "iu", "f": "fiu", "b": "b"}[np.dtype(dtype).kind]
+    narrow = "f" in kinds and array.dtype.name == "bfloat16"
+    if array.dtype.kind not in kinds and not narrow:
+        raise ValueError(f"{name}: expected numbers of type {dtype}, got {array.dtype}")
+    return array
+
+
+def check_shape(name: str, shape: tuple[int, ...], symbolic: str, sizes: dict[str, int]) -> None:
+    """Raises where a shape does not fit ``"b, 4*t, 7"``; adds its letters to ``sizes``.
+
+    >>> check_shape("xs", (3, 8, 7), "b, 4*t, 7", sizes := {})
+    >>> sizes
+    {'b': 3, 't': 2}
+    >>> check_shape("lengths", (0,), "b", {})
+    Traceback (most recent call last):
+    ValueError: lengths: expected shape [b], letters at least 1 and alike in all inputs, got (0,)
+    """
+    axes = [axis.strip().split("*") for axis in symbolic.split(",")]
+    fits = len(shape) == len(axes)
+    for size, factors in zip(shape, axes, strict=False):
+        number = math.prod(int(factor) for factor in factors if factor.isdigit())
+        letters = [factor for factor in factors if not factor.isdigit()]
+        count, rest = divmod(size, number)
+        alike = all(sizes.setdefault(letter, count) == count for letter in letters)
+        fits = fits and rest == 0 and count >= 1 and alike and (letters != [] or count == 1)
+    if not fits:
+        raise ValueError(
+            f"{name}: expected shape [{symbolic}], letters at least 1 and alike in all inputs, "
+            f"got {tuple(shape)}"
+        )
+
+
+def check_range(name: str, array: np.ndarray, least: int, largest: int) -> None:
+    """Raises where an integer is outside a range."""
+    for position in np.argwhere((array < least) | (array > largest))[:1]:
+        place = ", ".join(map(str, position))
+        raise ValueError(
+            f"{name}[{place}]: expected an integer from {least} to {largest}, got "
+            f"{array[tuple(position)]}"
+        )
+
+
+def check_finite(name: str, array: np.ndarray, what: str) -> None:
+    """Raises where a number is infinite or not a number."""
+    for position in np.argwhere(~np.isfinite(array))[:1]:
+        place = ", ".join(map(str, position))
+        raise ValueError(f"{name}[{place}]: expected a finite {what}, got {array[tuple(position)]}")
 
 
 def is_one_step(shape: tuple[int, ...], symbolic: str) -> bool:
@@ -113,7 +294,9 @@ class StableHLO:
         self.first = dict(arrays(folder / "carry.npz"))
         self.programs = {
             name: jax.jit(
-                jax.export.deserialize(bytearray((folder / f"{name}.jaxexport").read_bytes())).call
+                jax.export.deserialize(
+                    bytearray((folder / program_file("stablehlo", name)).read_bytes())
+                ).call
             )
             for name in programs
         }
@@ -138,7 +321,8 @@ class ONNX:
 
         self.first = dict(arrays(folder / "carry.npz"))
         self.sessions = {
-            name: onnxruntime.InferenceSession(str(folder / f"{name}.onnx")) for name in programs
+            name: onnxruntime.InferenceSession(str(folder / program_file("onnx", name)))
+            for name in programs
         }
 
     def call(self, name: str, carry: Carry, inputs: dict[str, Any]) -> Any:
@@ -159,15 +343,49 @@ class ONNX:
 
 
 def arrays(path: pathlib.Path) -> Iterator[tuple[str, np.ndarray]]:
-    """The arrays of a file by name; NumPy's files tell of bfloat16 only that it has two bytes."""
-    with np.load(path) as file:
-        for name in file.files:
-            array = file[name]
-            if array.dtype == "V2":
-                import ml_dtypes  # comes with jax
+    """The arrays of a .npz file by name.
 
-                array = array.view(ml_dtypes.bfloat16)
-            yield name, array
+    NumPy stores of bfloat16 only that it has two bytes.
+
+    Raises:
+      ValueError: the file is missing, damaged or of another kind; nothing is unpickled.
+    """
+    try:
+        with np.load(path) as file:
+            found = {name: file[name] for name in file.files}
+        for name, array in found.items():
+            if not isinstance(array, np.ndarray):  # NumPy returns other members as they are
+                raise ValueError(f"{name} is not an array")
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except Exception as error:  # zipfile, zlib and NumPy have errors of their own
+        raise ValueError(f"{path}: expected a .npz file of numbers ({brief(error)})") from error
+    for name, array in found.items():
+        if array.dtype == "V2":
+            import ml_dtypes  # comes with jax
+
+            array = array.view(ml_dtypes.bfloat16)
+        yield name, array
+
+
+def write_arrays(path: pathlib.Path, outputs: dict[str, Any]) -> None:
+    """Writes a .npz file; until it is complete, what was there before stays.
+
+    Raises:
+      ValueError: the file cannot be written.
+    """
+    if path.suffix != ".npz":
+        raise ValueError(f"{path}: expected a name that ends in .npz")
+    part = path.with_name(f".{os.getpid()}.part")
+    try:
+        try:
+            with part.open("wb") as file:
+                np.savez(file, **outputs)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def threefry(keys: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -202,41 +420,79 @@ def gumbel(bits: np.ndarray) -> np.ndarray:
     return -np.log(-np.log(np.maximum(uniform, np.finfo(np.float32).tiny)))
 
 
+def integer(text: str) -> int:
+    """A whole number in ASCII digits; ``int`` reads ``1_000`` and other alphabets' digits, too."""
+    if not re.fullmatch(r"[+-]?[0-9]{1,30}", text):
+        raise ValueError
+    return int(text)
+
+
+def number(text: str) -> float:
+    """A number in ASCII digits."""
+    if not re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", text):
+        raise ValueError
+    return float(text)
+
+
 def main() -> int:
     """The command line; returns its exit status."""
     parser = argparse.ArgumentParser(description="Runs the exported model beside this file.")
     commands = parser.add_subparsers(dest="command", required=True)
     generate = commands.add_parser("generate", help="write text")
     generate.add_argument("--prompt", default="", help="what the text begins with")
-    generate.add_argument("--length", type=int, default=400, help="characters after the prompt")
-    generate.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest")
-    generate.add_argument("--seed", type=int, default=0, help="decides the random choices")
+    generate.add_argument("--length", type=integer, default=400, help="characters after the prompt")
+    generate.add_argument("--temperature", type=number, default=0.8, help="0: always the likeliest")
+    generate.add_argument("--seed", type=integer, default=0, help="decides the random choices")
     apply = commands.add_parser("apply", help="outputs of whole sequences")
     apply.add_argument("inputs", help=".npz file with the arrays that manifest.json names")
     apply.add_argument("outputs", help=".npz file to write")
     args = parser.parse_args()
     try:
-        model = Model(pathlib.Path(__file__).parent)
-        if args.command == "generate":
-            check(args)
-            if "vocabulary" not in model.metadata:
-                raise ValueError("generate: this model does not generate text")
-            how = (args.prompt, args.length, args.temperature, args.seed)
-            for text in itertools.chain(model.generate(*how), "\n"):
-                sys.stdout.buffer.write(text.encode())
-                sys.stdout.buffer.flush()
-        else:
-            np.savez(args.outputs, **model.apply(dict(arrays(pathlib.Path(args.inputs)))))
-    except (ImportError, OSError, ValueError) as error:
-        print(f"run.py: error: {error}", file=sys.stderr)
-        return 1
+        run(args)
+    except KeyboardInterrupt:
+        return fail("interrupted", 130)
+    except BrokenPipeError:  # whoever read the output has closed it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (ImportError, ValueError) as error:
+        return fail(f"error: {error}", 1)
+    except OSError as error:  # the output's disk is full; the interpreter flushes it once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return fail(f"error: the text cannot be written ({error.strerror or error})", 1)
+    except Exception as error:  # a runtime's own, for lack of memory, say
+        return fail(f"error: {brief(error)}", 1)
     return 0
+
+
+def run(args: argparse.Namespace) -> None:
+    """Runs a command."""
+    if args.command == "generate":
+        check(args)
+    model = Model(pathlib.Path(__file__).parent)
+    if args.command == "apply":
+        inputs = dict(arrays(pathlib.Path(args.inputs)))
+        write_arrays(pathlib.Path(args.outputs), model.apply(inputs))
+        return
+    if "vocabulary" not in model.metadata:
+        raise ValueError("generate: this model does not generate text")
+    if sys.stdout is None:
+        raise ValueError("generate: the standard output is closed")
+    how = (args.prompt, args.length, args.temperature, args.seed)
+    for text in itertools.chain(model.generate(*how), "\n"):
+        sys.stdout.buffer.write(text.encode())
+        sys.stdout.buffer.flush()
+
+
+def fail(message: str, status: int) -> int:
+    """Prints a message of one line; returns an exit status."""
+    print(f"run.py: {message}", file=sys.stderr)
+    return status
 
 
 def check(args: argparse.Namespace) -> None:
     """Raises where an option of ``generate`` is out of its range."""
     ranges = {
-        "length": (args.length >= 0, "at least 0"),
+        "length": (0 <= args.length <= LONGEST, f"from 0 to {LONGEST}"),
         "temperature": (0 <= args.temperature < float("inf"), "at least 0"),
         "seed": (0 <= args.seed < 2**32, "from 0 to 2**32 - 1"),
     }

@@ -1,6 +1,5 @@
 """A trained run as files with which another process runs its model by itself."""
 
-import json
 import math
 import pathlib
 import time
@@ -12,7 +11,7 @@ import numpy as np
 from lstm_jax.config import Config
 from lstm_jax.errors import UserError
 from lstm_jax.export.runner import Model
-from lstm_jax.export.writing import DTYPES, export_onnx, export_stablehlo
+from lstm_jax.export.writing import DTYPES, export_onnx, export_stablehlo, write_manifest
 from lstm_jax.models import Model as TrainableModel
 from lstm_jax.tasks.base import Metrics, Task
 from lstm_jax.train import Report, best_model
@@ -45,7 +44,8 @@ def export_run(
 
     Raises:
       UserError: there is no checkpoint, ``dtype`` does not go with ``format``, the model does not
-        name its inputs, or a library that ``format`` needs is not installed.
+        name its inputs, a library that ``format`` needs is not installed, or the folder cannot be
+        written.
     """
     if dtype == DYNAMIC and format != "onnx":
         raise UserError(f"--dtype {DYNAMIC} is onnxruntime's: expected --format onnx, got {format}")
@@ -81,8 +81,7 @@ def export_run(
             "difference": change,
         }
         report.metrics(f"{split} split", rows)
-    manifest = json.dumps(exported.metadata | {"metrics": metrics}, indent=2, ensure_ascii=False)
-    (folder / "manifest.json").write_text(manifest + "\n", "utf-8")
+    write_manifest(folder, exported.metadata | {"metrics": metrics})
 
     sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     parts = ", ".join(f"{name} {size / 1000:,.1f} kB" for name, size in sizes.items())

@@ -3,17 +3,22 @@
 It holds the model's programs, ``sequence`` for any number of steps and, where a state passes from
 one call to the next, ``step`` for a single one: in StableHLO (``*.jaxexport``, with the weights
 beside them in ``weights.npz``) or in ONNX (``*.onnx``, weights within).  With them come the initial
-carry of one sequence (``carry.npz``), the metadata (``manifest.json``), and a script that runs the
-model with jax or onnxruntime alone (``run.py``, :mod:`lstm_jax.export.runner`).
+carry of one sequence (``carry.npz``), the metadata and the digests of these files
+(``manifest.json``), and a script that runs the model with jax or onnxruntime alone (``run.py``,
+:mod:`lstm_jax.export.runner`).
 """
 
+import contextlib
+import hashlib
 import importlib.metadata
 import inspect
 import json
 import logging
 import math
 import pathlib
-from collections.abc import Callable, Mapping
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +27,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from lstm_jax._files import write_content
 from lstm_jax.cells.base import Params, like
+from lstm_jax.errors import UserError
 from lstm_jax.export import runner
 from lstm_jax.models import Compiled, Model
 
@@ -41,6 +48,7 @@ class _Parts(NamedTuple):
       weights: parameters and other variables, a nested dict.
       first: the initial carry of one sequence, arrays ``[1, ...]``.
       inputs: shape and type of each input of ``sequence``, as :attr:`Model.inputs`.
+      ranges: of integer inputs, as :attr:`Model.ranges`.
       programs: shape and type of each input, by program.
     """
 
@@ -48,6 +56,7 @@ class _Parts(NamedTuple):
     weights: Params
     first: Any
     inputs: dict[str, tuple[str, str]]
+    ranges: dict[str, tuple[int, int | str]]
     programs: dict[str, dict[str, tuple[str, str]]]
 
 
@@ -63,7 +72,8 @@ def _parts(model: Model | Compiled) -> _Parts:
     programs = {"sequence": inputs}
     if jax.tree.leaves(first):
         programs["step"] = one
-    return _Parts(apply, nnx.to_pure_dict(weights), first, inputs, programs)
+    weights = nnx.to_pure_dict(weights)
+    return _Parts(apply, weights, first, inputs, compiled.ranges, programs)
 
 
 def _one_step(shape: str) -> str:
@@ -185,8 +195,11 @@ def export_stablehlo(
     Returns:
       The model, read back.
 
+    An export that is there already is replaced once the new one is complete.
+
     Raises:
       ValueError: ``dtype`` is unknown.
+      UserError: the folder cannot be written.
 
     Example:
       >>> import tempfile
@@ -207,18 +220,20 @@ def export_stablehlo(
         after, outputs = parts.apply(restored(weights, parts.weights), before, inputs)
         return flat(like(after, before)), outputs
 
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, shapes in parts.programs.items():
-        carry, inputs = symbolic(shapes, parts.first)
-        exported = jax.export.export(jax.jit(call), platforms=platforms)(
-            weights, flat(carry), inputs
-        )
-        (folder / f"{name}.jaxexport").write_bytes(exported.serialize())
-    np.savez(folder / "weights.npz", **weights)
     metadata = {
         "format": "stablehlo", "dtype": dtype, "platforms": platforms, **(metadata or {})
     }  # fmt: skip
-    return finished(folder, parts, metadata, ("jax", "jaxlib"))
+    with replaced(folder) as new:
+        for name, shapes in parts.programs.items():
+            carry, inputs = symbolic(shapes, parts.first)
+            exported = jax.export.export(jax.jit(call), platforms=platforms)(
+                weights, flat(carry), inputs
+            )
+            path = new / runner.program_file("stablehlo", name)
+            path.write_bytes(exported.serialize())
+        np.savez(new / "weights.npz", **weights)
+        write_rest(new, parts, metadata, ("jax", "jaxlib"))
+    return runner.Model(folder)
 
 
 def export_onnx(
@@ -238,6 +253,7 @@ def export_onnx(
     Raises:
       ValueError: ``dtype`` is unknown, or the model has an operation without a translation.
       ImportError: onnx or, for ``dynamic``, onnxruntime is not installed.
+      UserError: the folder cannot be written.
     """
     import onnx
 
@@ -250,18 +266,19 @@ def export_onnx(
         after, outputs = parts.apply(weights, carry, inputs)
         return {"new_carry": like(after, carry), **outputs}
 
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, shapes in parts.programs.items():
-        carry, inputs = symbolic(shapes, parts.first)
-        graph = function_to_onnx(call, weights, {"carry": carry, **inputs})
-        path = folder / f"{name}.onnx"
-        onnx.save(with_matrices_in(graph, dtype), path)
-        if dynamic:
-            quantize_dynamically(path)
     metadata = {
         "format": "onnx", "dtype": "dynamic int8" if dynamic else dtype, **(metadata or {})
     }  # fmt: skip
-    return finished(folder, parts, metadata, ("onnx", "onnxruntime"))
+    with replaced(folder) as new:
+        for name, shapes in parts.programs.items():
+            carry, inputs = symbolic(shapes, parts.first)
+            graph = function_to_onnx(call, weights, {"carry": carry, **inputs})
+            path = new / runner.program_file("onnx", name)
+            onnx.save(with_matrices_in(graph, dtype), path)
+            if dynamic:
+                quantize_dynamically(path)
+        write_rest(new, parts, metadata, ("onnx", "onnxruntime"))
+    return runner.Model(folder)
 
 
 def quantize_dynamically(path: pathlib.Path) -> None:
@@ -340,10 +357,29 @@ def symbolic(inputs: dict[str, tuple[str, str]], first: Any) -> tuple[Any, dict[
     return carry, {name: spec(*shape_and_type) for name, shape_and_type in inputs.items()}
 
 
-def finished(
+@contextlib.contextmanager
+def replaced(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A new folder, whose files are moved into ``folder`` once all of them are written.
+
+    Raises:
+      UserError: ``folder`` cannot be written; what was there before stays.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(".part-*"):  # by a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as name:
+            yield pathlib.Path(name)
+            for path in sorted(pathlib.Path(name).iterdir()):
+                path.replace(folder / path.name)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from error
+
+
+def write_rest(
     folder: pathlib.Path, parts: _Parts, metadata: Mapping[str, Any], made_with: tuple[str, ...]
-) -> runner.Model:
-    """Writes the rest of the folder's files, and reads the model back from them."""
+) -> None:
+    """Writes the files beside the programs and their weights."""
     first: Weights = {
         name: np.asarray(array, np.float32 if metadata["format"] == "onnx" else None)
         if jnp.issubdtype(array.dtype, jnp.floating)
@@ -351,19 +387,36 @@ def finished(
         for name, array in flat(parts.first).items()
     }
     np.savez(folder / "carry.npz", **first)
+    (folder / "run.py").write_text(inspect.getsource(runner), "utf-8")
+    inputs: dict[str, dict[str, Any]] = {
+        name: {"shape": shape, "dtype": dtype} for name, (shape, dtype) in parts.inputs.items()
+    }
+    for name, (least, largest) in parts.ranges.items():
+        inputs[name]["range"] = [least, largest]
     manifest = {
         **metadata,
         "programs": list(parts.programs),
-        "inputs": {
-            name: {"shape": shape, "dtype": dtype} for name, (shape, dtype) in parts.inputs.items()
-        },
+        "inputs": inputs,
         "carry": {name: list(array.shape[1:]) for name, array in first.items()},
         "made_with": {name: importlib.metadata.version(name) for name in made_with},
+        "files": {
+            path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(folder.iterdir())
+        },
     }
-    text = json.dumps(manifest, indent=2, ensure_ascii=False)
-    (folder / "manifest.json").write_text(text + "\n", "utf-8")
-    (folder / "run.py").write_text(inspect.getsource(runner), "utf-8")
-    return runner.Model(folder)
+    write_manifest(folder, manifest)
+
+
+def write_manifest(folder: pathlib.Path, manifest: Mapping[str, Any]) -> None:
+    """Writes ``manifest.json`` with its own digest.
+
+    Raises:
+      UserError: it cannot be written; what was there before stays.
+    """
+    content = {name: value for name, value in manifest.items() if name != "sha256"}
+    content["sha256"] = runner.digest_of(content)
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    write_content(folder / "manifest.json", text)
 
 
 def checked_dtype(dtype: str) -> str:

@@ -6,13 +6,13 @@ import pathlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from lstm_jax._files import one_line, write_content
 from lstm_jax.cells.base import BaseCell
 from lstm_jax.errors import UserError
 from lstm_jax.interop.cudnn import from_cudnn, to_cudnn
 from lstm_jax.interop.equinox import from_equinox, to_equinox
 from lstm_jax.interop.files import read_arrays, write_arrays
 from lstm_jax.interop.flax import from_flax, to_flax
-from lstm_jax.interop.guards import one_line, write_content
 from lstm_jax.interop.haiku import from_haiku, to_haiku
 from lstm_jax.interop.keras import from_keras, to_keras
 from lstm_jax.interop.keras_files import keras_options

@@ -14,9 +14,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from lstm_jax._files import one_line, write_content
 from lstm_jax.errors import UserError
 from lstm_jax.interop import keras_files
-from lstm_jax.interop.guards import native, needed, one_line, readable, write_content, zip_members
+from lstm_jax.interop.guards import native, needed, readable, zip_members
 from lstm_jax.interop.weights import flattened
 
 READ = ".safetensors, .npz, .h5, .hdf5, .keras"

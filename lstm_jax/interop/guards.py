@@ -1,4 +1,4 @@
-"""What readers and writers of files share: one-line errors, bounded memory, whole files.
+"""What readers of files share: one-line errors and bounded memory.
 
 A file is read as data and nothing else: nothing is unpickled, no other file is opened, and arrays
 take no more memory than :func:`check_room` allows for a file of its size.
@@ -8,29 +8,17 @@ import contextlib
 import importlib
 import os
 import pathlib
-import secrets
 import zipfile
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
+from lstm_jax._files import one_line
 from lstm_jax.errors import UserError
 
 ALWAYS = 256 * 2**20
 PER_BYTE = 64
-LONGEST = 600  # characters of a message: names in it may come from a hostile file
-
-
-def one_line(message: Any) -> str:
-    """A message as one printable line; a long one is shortened in the middle.
-
-    >>> one_line("no array\\n  is named \\x1b[2J")
-    'no array is named \\\\x1b[2J'
-    """
-    line = " ".join(str(message).split())
-    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
-    return line if len(line) <= LONGEST else f"{line[: LONGEST - 105]} ... {line[-100:]}"
 
 
 @contextlib.contextmanager
@@ -110,28 +98,3 @@ def native(array: np.ndarray) -> np.ndarray:
     dtype('float32')
     """
     return np.array(array, array.dtype.newbyteorder("="), order="C")
-
-
-def write_content(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file as a whole: until it is complete, what was there before stays.
-
-    Raises:
-      UserError: the folder does not exist, the disk is full, or anything else prevents it.
-    """
-    target = pathlib.Path(os.path.realpath(path))
-    partial = target.with_name(f".{secrets.token_hex(8)}.partial")
-    try:
-        if target.exists() and not target.is_file():
-            raise UserError(one_line(f"{path}: cannot be written: it is not a regular file"))
-        if not target.parent.is_dir():
-            raise UserError(one_line(f"{path}: cannot be written: no folder {path.parent}"))
-        try:
-            partial.write_bytes(content)
-            partial.replace(target)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
-            raise
-    except (OSError, ValueError) as error:  # ValueError: a null character in the path
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(one_line(f"{path}: cannot be written: {reason}")) from error

@@ -38,6 +38,15 @@ class Model(nnx.Module):
         """
         raise NotImplementedError(f"{type(self).__name__} does not define its inputs")
 
+    @property
+    def ranges(self) -> dict[str, tuple[int, int | str]]:
+        """The least and the largest value of integer inputs: ``{"tokens": (0, 99)}``.
+
+        The largest can be a letter of the shapes: ``{"lengths": (0, "t")}``.  An exported model
+        rejects other values.
+        """
+        return {}
+
     def initial_carry(self, rows: int) -> Carry:
         """The carry before the first step of ``rows`` sequences, arrays ``[rows, ...]``."""
         return ()

@@ -77,6 +77,10 @@ class Classifier(Model):
     def inputs(self) -> dict[str, tuple[str, str]]:
         return {"xs": (f"b, t, {self.lstm.in_features}", "float32"), "lengths": ("b", "int32")}
 
+    @property
+    def ranges(self) -> dict[str, tuple[int, int | str]]:
+        return {"lengths": (0, "t")}
+
     def initial_carry(self, rows: int) -> ClassifierCarry:
         return ClassifierCarry(
             lstm=self.lstm.layer.initial_state(self.lstm.params, (rows,)),

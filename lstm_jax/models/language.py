@@ -89,6 +89,10 @@ class LanguageModel(Model):
     def inputs(self) -> dict[str, tuple[str, str]]:
         return {"tokens": ("b, t", "int32")}
 
+    @property
+    def ranges(self) -> dict[str, tuple[int, int | str]]:
+        return {"tokens": (0, self.bias.shape[0] - 1)}
+
     def initial_carry(self, rows: int) -> Carry:
         """The state of each layer: zeros, or what was learned."""
         return self.lstm.layer.initial_state(self.lstm.params, (rows,))
