@@ -67,7 +67,8 @@ def test_the_pages_commands(folder, capsys):
 def test_help_has_the_tasks_keys(folder, capsys):
     assert main(["train", "adding.toml", "--help"]) == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert "--data.steps INTEGER steps of a sequence (an integer of at least 2; 10 in adding" in out
+    assert "--data.steps INTEGER steps of a sequence (an integer of at least 2 and at most 1" in out
+    assert "000000000; 10 in adding" in out
 
 
 def test_the_pages_python(folder):

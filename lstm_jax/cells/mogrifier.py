@@ -18,6 +18,8 @@ from lstm_jax.cells.base import (
 )
 from lstm_jax.cells.lstm import LSTMState, lstm_cell
 
+MOST_ROUNDS = 100
+
 
 def mogrifier_cell(
     params: dict[str, jax.Array],
@@ -94,7 +96,8 @@ class MogrifierLSTMCell(LSTMFamilyCell):
     each.  Options are those of :class:`LSTMFamilyCell` and these.
 
     Attributes:
-      rounds: how often input and hidden state gate each other; 0 makes a standard LSTM.
+      rounds: how often input and hidden state gate each other, at most ``MOST_ROUNDS``; 0 makes a
+        standard LSTM.
       rank: k, the rank of the matrices of these gates; full if None.
 
     Raises:
@@ -119,8 +122,10 @@ class MogrifierLSTMCell(LSTMFamilyCell):
         super().__post_init__()
         if isinstance(self.rounds, bool) or not isinstance(self.rounds, int):
             raise TypeError(f"rounds must be an int, got {self.rounds!r}")
-        if self.rounds < 0:
-            raise ValueError(f"rounds must be at least 0, got {self.rounds}")
+        if not 0 <= self.rounds <= MOST_ROUNDS:
+            raise ValueError(
+                f"rounds must be at least 0 and at most {MOST_ROUNDS}, got {self.rounds}"
+            )
         if self.rank is not None:
             check_size("rank", self.rank)
 

@@ -4,7 +4,7 @@ import argparse
 import pathlib
 from collections.abc import Sequence
 
-from lstm_jax.cli.parser import Parser
+from lstm_jax.cli.parser import Parser, to_path
 
 
 def configure(parser: Parser, words: Sequence[str]) -> None:
@@ -14,12 +14,12 @@ def configure(parser: Parser, words: Sequence[str]) -> None:
         "runs",
         metavar="RUN",
         nargs="+",
-        type=pathlib.Path,
+        type=to_path,
         help="the folder of a run, or of a sweep for all its points",
     )
     parser.add_argument(
         "--output",
-        type=pathlib.Path,
+        type=to_path,
         default=pathlib.Path("compare.png"),
         metavar="FILE",
         help="the plot of the curves, .png, .svg or .pdf (default: compare.png)",

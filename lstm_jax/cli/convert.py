@@ -5,10 +5,9 @@ functions from_LIBRARY and to_LIBRARY state what arrays do not show, such as act
 """
 
 import argparse
-import pathlib
 from collections.abc import Sequence
 
-from lstm_jax.cli.parser import Parser
+from lstm_jax.cli.parser import Parser, to_path
 from lstm_jax.errors import UserError
 
 LIBRARIES = ("cudnn", "equinox", "flax", "haiku", "keras", "lstm_jax", "onnx", "torch")
@@ -21,10 +20,10 @@ def configure(parser: Parser, words: Sequence[str]) -> None:
     parser.add_argument(
         "source",
         metavar="SOURCE",
-        type=pathlib.Path,
+        type=to_path,
         help="a file of arrays, an ONNX model, or a run's folder",
     )
-    parser.add_argument("target", metavar="TARGET", type=pathlib.Path, help="the file to write")
+    parser.add_argument("target", metavar="TARGET", type=to_path, help="the file to write")
     parser.add_argument(
         "--from",
         dest="from_library",

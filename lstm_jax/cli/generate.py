@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from lstm_jax.cli.parser import Parser, add_section
 from lstm_jax.cli.process import add_process_options, add_run, keep_programs
 from lstm_jax.cli.source import find_source
-from lstm_jax.config import Section, option, task_class
+from lstm_jax.config import LONGEST_SAMPLE, Section, option, task_class
 from lstm_jax.errors import UserError, expect
 
 
@@ -18,7 +18,10 @@ class Sampling(Section):
     """How a sample is written."""
 
     prompt: str = option("", "how the text begins; for music, a MIDI file")
-    length: int = option(400, "characters or frames to write after the prompt", at_least=0)
+    length: int = option(
+        400, "characters or frames to write after the prompt",
+        at_least=0, at_most=LONGEST_SAMPLE,
+    )  # fmt: skip
     temperature: float = option(
         0.8, "below 1 likelier, above 1 bolder; 0 always takes the likeliest", at_least=0
     )
@@ -47,6 +50,7 @@ def configure(parser: Parser, words: Sequence[str]) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Prints the text as it is generated, and writes generated files, by default where it runs."""
+    from lstm_jax._files import write_content
     from lstm_jax.tasks.base import File, Generates
     from lstm_jax.train import load_run, load_workdir
 
@@ -69,7 +73,7 @@ def run(options: argparse.Namespace) -> None:
         if isinstance(piece, File):
             path = pathlib.Path(piece.name)
             path = path if options.output is None else options.output.with_suffix(path.suffix)
-            path.write_bytes(piece.content)
+            write_content(path, piece.content)
             piece = f"wrote {path}" if at_line_start else f"\nwrote {path}"
         at_line_start = piece.endswith("\n") if piece else at_line_start
         sys.stdout.write(piece)

@@ -5,10 +5,9 @@ saturation, memory, gradients through time, the loss curve and the config.
 """
 
 import argparse
-import pathlib
 from collections.abc import Sequence
 
-from lstm_jax.cli.parser import Parser
+from lstm_jax.cli.parser import Parser, to_path
 from lstm_jax.cli.process import add_process_options, add_run, keep_programs
 
 
@@ -17,7 +16,7 @@ def configure(parser: Parser, words: Sequence[str]) -> None:
     add_run(parser)
     parser.add_argument(
         "--text",
-        type=pathlib.Path,
+        type=to_path,
         metavar="FILE",
         help="a UTF-8 file for the layers to read, for tasks that read text "
         "(default: some of the validation data)",

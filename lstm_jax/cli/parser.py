@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
@@ -75,6 +76,18 @@ def dashed(words: Iterable[str]) -> list[str]:
         if name.startswith("--"):
             words[place] = name.replace("_", "-") + equals + value
     return words
+
+
+def to_path(text: str) -> pathlib.Path:
+    """A path from a command line, where an empty one, as of an unset variable, is a mistake.
+
+    >>> to_path("")
+    Traceback (most recent call last):
+    argparse.ArgumentTypeError: expected a path, got an empty string
+    """
+    if not text.strip():
+        raise argparse.ArgumentTypeError("expected a path, got an empty string")
+    return pathlib.Path(text)
 
 
 def add_section(parser: argparse.ArgumentParser, section: Section) -> None:

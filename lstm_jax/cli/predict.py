@@ -5,10 +5,9 @@ not exist any more.  A task that reads text also takes it from the command line.
 """
 
 import argparse
-import pathlib
 from collections.abc import Sequence
 
-from lstm_jax.cli.parser import Parser
+from lstm_jax.cli.parser import Parser, to_path
 from lstm_jax.cli.process import add_process_options, add_run, set_up
 from lstm_jax.errors import UserError
 
@@ -19,7 +18,7 @@ def configure(parser: Parser, words: Sequence[str]) -> None:
     parser.add_argument(
         "file",
         metavar="FILE",
-        type=pathlib.Path,
+        type=to_path,
         nargs="?",
         help="new data in the format of the training data (default: the run's own test or "
         "validation data; for a table, what follows it)",
@@ -32,7 +31,7 @@ def configure(parser: Parser, words: Sequence[str]) -> None:
     )
     parser.add_argument(
         "--output",
-        type=pathlib.Path,
+        type=to_path,
         metavar="OUT",
         help="a .csv, .json or .npz file for the predictions (default: print a table)",
     )

@@ -1,7 +1,8 @@
 """How the process is set up that runs a command."""
 
 import argparse
-import pathlib
+
+from lstm_jax.cli.parser import to_path
 
 FLAGS = ("--help", "--verbose", "--no-compilation-cache")
 """Options without a value."""
@@ -10,7 +11,7 @@ FLAGS = ("--help", "--verbose", "--no-compilation-cache")
 def add_run(parser: argparse.ArgumentParser) -> None:
     """The folder of a trained run, the first argument of most commands."""
     parser.usage = f"{parser.prog} RUN [OPTION ...]"
-    parser.add_argument("run_folder", metavar="RUN", type=pathlib.Path, help="the run's folder")
+    parser.add_argument("run_folder", metavar="RUN", type=to_path, help="the run's folder")
 
 
 def add_process_options(parser: argparse.ArgumentParser) -> None:

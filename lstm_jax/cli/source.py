@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Callable, Sequence
 
 from lstm_jax.cli.keys import add_keys
-from lstm_jax.cli.parser import Parser
+from lstm_jax.cli.parser import Parser, to_path
 from lstm_jax.cli.process import FLAGS, add_process_options
 from lstm_jax.config import SHARED_SECTIONS, Config, load_config
 from lstm_jax.errors import UserError
@@ -31,12 +31,12 @@ def add_source(
     parser.add_argument(
         "source",
         metavar=f"CONFIG|{held.upper()}",
-        type=pathlib.Path,
+        type=to_path,
         help=f"a config file (.toml), or the folder of a {held} to resume",
     )
     parser.add_argument(
         "--workdir",
-        type=pathlib.Path,
+        type=to_path,
         metavar="FOLDER",
         help=f"the {held}'s folder; a {held} in it is resumed (default: {held}s/ and the config's "
         "name)",

@@ -3,7 +3,16 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from lstm_jax.config.options import Section, expectation, nearest, option, read, sections_of
+from lstm_jax.config.options import (
+    LARGEST_SIZE,
+    LONGEST_SAMPLE,
+    Section,
+    expectation,
+    nearest,
+    option,
+    read,
+    sections_of,
+)
 from lstm_jax.config.run import (
     SHARED_SECTIONS,
     Config,
@@ -21,6 +30,8 @@ if TYPE_CHECKING:
     from lstm_jax.config.recurrent import RecurrentConfig, cell_factory
 
 __all__ = [
+    "LARGEST_SIZE",
+    "LONGEST_SAMPLE",
     "SHARED_SECTIONS",
     "TASKS",
     "Config",

@@ -14,6 +14,13 @@ from lstm_jax.errors import UserError
 
 SectionT = TypeVar("SectionT", bound="Section")
 
+MOST = 10**9
+"""The largest value of an integer option that states no other limit; 32 bits hold it."""
+LARGEST_SIZE = 10**6
+"""The most features of a layer, of which one matrix then takes 16 TB."""
+LONGEST_SAMPLE = 10**7
+"""The most units (characters, ...) that one call generates."""
+
 
 def option(
     default: Any,
@@ -32,13 +39,16 @@ def option(
     Args:
       default: the value where none is given.
       meaning: one line for ``--help``.
-      at_least, above, at_most, below: limits of a number.
+      at_least, above, at_most, below: limits of a number.  An integer is at most ``MOST`` where
+        nothing else is stated.
       choices: the possible values, where there are only a few.
       check: called with a value of the right type; raises :class:`UserError` for an impossible
         one.
       path_or: for a path, the values that are not one: names of data sets (an empty tuple where
         there are none).  A relative path in a config file is resolved from the file's folder.
     """
+    if type(default) is int and at_most is None and below is None:
+        at_most = MOST
     limits = {"at least": at_least, "above": above, "at most": at_most, "below": below}
     metadata = {
         "meaning": meaning,
@@ -66,7 +76,7 @@ class Section:
     8
     >>> Window(length=0)
     Traceback (most recent call last):
-    lstm_jax.errors.UserError: length: expected an integer of at least 1, got 0
+    lstm_jax.errors.UserError: length: expected an integer of at least 1 and at most ..., got 0
     """
 
     def __post_init__(self) -> None:
@@ -81,7 +91,7 @@ def expectation(field: dataclasses.Field) -> str:
     """What a field takes, in words.
 
     >>> expectation(dataclasses.fields(_Example)[0])
-    'an integer of at least 1'
+    'an integer of at least 1 and at most 1000000000'
     """
     if field.metadata["choices"]:
         return f"one of {', '.join(field.metadata['choices'])}"
@@ -104,13 +114,20 @@ def _kind(field: dataclasses.Field) -> type:
 def _problem(field: dataclasses.Field, value: Any) -> str:
     """What is wrong with a value, or an empty string."""
     if not _fits(field, value):
-        return f"expected {expectation(field)}, got {value!r}"
+        return f"expected {expectation(field)}, got {_shown(value)}"
     if field.metadata["check"]:
         try:
             field.metadata["check"](value)
         except UserError as error:
             return str(error)
     return ""
+
+
+def _shown(value: Any) -> str:
+    try:
+        return repr(value)
+    except ValueError:  # an integer of thousands of digits, which a file can hold as hexadecimal
+        return f"{type(value).__name__} of more digits than Python prints"
 
 
 def _fits(field: dataclasses.Field, value: Any) -> bool:
@@ -191,12 +208,16 @@ def _absolute(field: dataclasses.Field, value: Any, folder: pathlib.Path) -> Any
 def parse(field: dataclasses.Field, text: str) -> Any:
     """A command line's word as a value of the field's type, or as it is where it is none.
 
-    >>> parse(dataclasses.fields(_Example)[0], "12")
-    12
+    Numbers are in ASCII digits: Python itself also reads ``1_000`` and digits of other alphabets.
+
+    >>> parse(dataclasses.fields(_Example)[0], "12"), parse(dataclasses.fields(_Example)[0], "1_2")
+    (12, '1_2')
     """
     kind = _kind(field)
     if kind is bool:
         return {"true": True, "false": False}.get(text.lower(), text)
+    if kind is not str and ("_" in text or not text.isascii()):
+        return text
     try:
         return kind(text)
     except ValueError:
@@ -211,7 +232,7 @@ def read(field: dataclasses.Field, text: str) -> Any:
 
     >>> read(dataclasses.fields(_Example)[0], "0")
     Traceback (most recent call last):
-    lstm_jax.errors.UserError: expected an integer of at least 1, got 0
+    lstm_jax.errors.UserError: expected an integer of at least 1 and at most ..., got 0
     """
     value = parse(field, text)
     if problem := _problem(field, value):

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 
 from lstm_jax.cells import CELLS
-from lstm_jax.config.options import Section, nearest, option
+from lstm_jax.config.options import LARGEST_SIZE, Section, nearest, option
 from lstm_jax.errors import UserError
 from lstm_jax.sequence import (
     LSTM,
@@ -29,6 +30,9 @@ REGULARIZERS: dict[str, Callable[..., Any]] = {
     "zoneout": Zoneout,
 }
 """Regularisers by the name that a config gives them."""
+
+MOST_LAYERS = 256  # each is compiled by itself
+LARGEST_NUMBER = float(np.finfo(np.float32).max)
 
 CELL_MEMBERS = ("init", "zero_state", "step")
 
@@ -60,7 +64,7 @@ def cell_factory(text: str) -> CellFactory:
     """
     try:
         tree = ast.parse(text, mode="eval").body
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # or too deep
         raise UserError(f"expected a cell such as lstm(forget_bias=2.0), got {text!r}") from error
     factory = _factory(tree, text)
     if not any(isinstance(node, ast.Attribute) for node in ast.walk(tree)):
@@ -83,6 +87,7 @@ def _factory(tree: ast.expr, text: str) -> CellFactory:
                 f"{keyword.arg} of {ast.unparse(name)}: expected a number, a string, true or "
                 f"false, got {ast.unparse(keyword.value)}"
             ) from error
+        _check_number(f"{keyword.arg} of {ast.unparse(name)}", options[str(keyword.arg)])
     word = ast.unparse(name)
     if word in REGULARIZERS:
         if len(arguments) != 1:
@@ -95,6 +100,18 @@ def _factory(tree: ast.expr, text: str) -> CellFactory:
     kind = CELLS[word] if word in CELLS else _imported(name, word)
     _check_options(word, kind, options)
     return functools.partial(kind, **options)
+
+
+def _check_number(name: str, value: Any) -> None:
+    """Raises where an option's number, or one in a tuple or list, cannot be computed with."""
+    if isinstance(value, tuple | list):
+        for each in value:
+            _check_number(name, each)
+    if type(value) is int and abs(value) > LARGEST_SIZE:
+        got = value if abs(value) < 2**64 else f"one of {value.bit_length()} bits"
+        raise UserError(f"{name}: expected an integer of at most {LARGEST_SIZE}, got {got}")
+    if isinstance(value, float) and not abs(value) <= LARGEST_NUMBER:
+        raise UserError(f"{name}: expected a number in the range of float32, got {value}")
 
 
 def _imported(tree: ast.expr, word: str) -> Callable[..., Any]:
@@ -120,8 +137,9 @@ def _check_options(word: str, kind: Callable[..., Any], options: dict[str, Any])
     parameters = inspect.signature(kind).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return
-    # The model's own size and type are used.
-    known = {parameter.name for parameter in parameters} - {"cell", "hidden_size", "dtype"}
+    # The model's own size and types are used.
+    own = {"cell", "hidden_size", "dtype", "param_dtype"}
+    known = {parameter.name for parameter in parameters} - own
     for name in options:
         if name not in known:
             raise UserError(f"unknown option {name} of {word}{nearest(name, sorted(known))}")
@@ -145,8 +163,10 @@ def _in_one_line() -> Iterator[None]:
 class RecurrentConfig(Section):
     """The keys of a section ``[model]`` that describe its recurrent layers."""
 
-    hidden_size: int = option(128, "hidden features of each recurrent layer", at_least=1)
-    num_layers: int = option(1, "stacked recurrent layers", at_least=1)
+    hidden_size: int = option(
+        128, "hidden features of each recurrent layer", at_least=1, at_most=LARGEST_SIZE
+    )
+    num_layers: int = option(1, "stacked recurrent layers", at_least=1, at_most=MOST_LAYERS)
     cell: str = option(
         "lstm",
         'cell: "gru", "lstm(forget_bias=2.0)", "zoneout(lstm, cell_rate=0.2)", "module.Class"',

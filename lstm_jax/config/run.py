@@ -6,7 +6,16 @@ import tomllib
 from collections.abc import Mapping
 from typing import Any
 
-from lstm_jax.config.options import Section, nearest, option, read, section_from, sections_of
+from lstm_jax._files import write_content
+from lstm_jax.config.options import (
+    LONGEST_SAMPLE,
+    Section,
+    nearest,
+    option,
+    read,
+    section_from,
+    sections_of,
+)
 from lstm_jax.config.tasks import task_class
 from lstm_jax.errors import UserError
 
@@ -50,8 +59,9 @@ class TrainConfig(Section):
         at_least=0,
     )  # fmt: skip
     accumulate: int = option(
-        1, "batches whose gradients are averaged for one training step", at_least=1
-    )
+        1, "batches whose gradients are averaged for one training step",
+        at_least=1, at_most=10_000,
+    )  # fmt: skip
     init_from: str = option(
         "", "folder of a run whose parameters training starts from", path_or=("",)
     )
@@ -63,7 +73,9 @@ class TrainConfig(Section):
     tensorboard: bool = option(False, "also write metrics for TensorBoard; needs tensorboardX")
     num_devices: int = option(0, "devices that share a batch; 0: all that divide it", at_least=0)
     sample_prompt: str = option("", "what the text written at the end begins with")
-    sample_length: int = option(600, "length of the text written at the end", at_least=0)
+    sample_length: int = option(
+        600, "length of the text written at the end", at_least=0, at_most=LONGEST_SAMPLE
+    )
     sample_temperature: float = option(
         0.6, "of the text written at the end: below 1 likelier, above 1 bolder", at_least=0
     )
@@ -133,7 +145,7 @@ def load_config(path: str | pathlib.Path, overrides: Mapping[str, str] | None = 
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: expected a TOML file in UTF-8, got other bytes") from error
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also an integer of thousands of digits
         raise UserError(f"{path}: not a TOML file: {error}") from error
     return config_from(values, str(path), overrides or {}, path.parent)
 
@@ -174,10 +186,10 @@ def config_from(
 
 
 def write_config(config: Config, path: pathlib.Path) -> None:
-    """The whole config, defaults included, as a TOML file."""
+    """The whole config, defaults included, as a TOML file, which is written whole or not at all."""
     import tomli_w
 
-    path.write_text(tomli_w.dumps(config.as_dict()), "utf-8")
+    write_content(path, tomli_w.dumps(config.as_dict()))
 
 
 def differing_keys(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from lstm_jax.config import RecurrentConfig, Section, option
+from lstm_jax.config import LARGEST_SIZE, RecurrentConfig, Section, option
 from lstm_jax.data import encode, fetch, ngram_loss, python_reference, read_text, stream_windows
 from lstm_jax.errors import UserError, expect
 from lstm_jax.models import LanguageModel
@@ -44,8 +44,12 @@ class TextData(Section):
 class LanguageModelConfig(RecurrentConfig):
     """Section ``[model]`` of task ``next_character``."""
 
-    hidden_size: int = option(384, "hidden features of each LSTM layer", at_least=1)
-    embedding_size: int = option(64, "features of a character's embedding", at_least=1)
+    hidden_size: int = option(
+        384, "hidden features of each LSTM layer", at_least=1, at_most=LARGEST_SIZE
+    )
+    embedding_size: int = option(
+        64, "features of a character's embedding", at_least=1, at_most=LARGEST_SIZE
+    )
     tied_embeddings: bool = option(False, "read characters out by the matrix that embeds them")
     input_dropout: float = option(0.0, "dropout on embeddings", at_least=0, below=1)
 

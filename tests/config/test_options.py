@@ -6,8 +6,9 @@ import pathlib
 
 import pytest
 
-from lstm_jax.config import TASKS, Section, option, task_class
-from lstm_jax.config.options import expectation, nearest, parse, section_from, sections_of
+from lstm_jax.cli.generate import Sampling
+from lstm_jax.config import TASKS, Section, option, sections_for, task_class
+from lstm_jax.config.options import expectation, nearest, parse, read, section_from, sections_of
 from lstm_jax.errors import UserError
 
 
@@ -52,6 +53,35 @@ BAD = [
     ("mode", 1, "one of fast, slow", "1"),
     ("mode", ["fast"], "one of fast, slow", "['fast']"),
 ]
+
+
+def test_every_integer_option_has_a_largest_value():
+    """Of built-in tasks, and of what one's own sections leave out."""
+    sections = {kind for task in TASKS for kind in sections_for(task).values()}
+    for kind in [*sections, Sampling, Unbounded]:
+        for field in dataclasses.fields(kind):
+            if field.type in (int, "int"):
+                assert 1 < max(field.metadata["limits"].values()) < 2**32, field.name
+                with pytest.raises(UserError, match=f"^{field.name}: .* at most .*, got 10{{12}}$"):
+                    kind(**{field.name: 10**12})
+
+
+@dataclasses.dataclass(frozen=True)
+class Unbounded(Section):
+    size: int = option(2, "a size", at_least=1)
+
+
+@pytest.mark.parametrize("text", ["٣", "1_000", "1_0", "３", "9" * 5000, "0x10", "1e3", ""])
+def test_integers_are_in_plain_digits(text):
+    assert parse(FIELDS["count"], text) == text
+    with pytest.raises(UserError, match="expected an integer of at least 1"):
+        read(FIELDS["count"], text)
+
+
+@pytest.mark.parametrize("text", ["١٫٥", "1_0.5", "１", "nan", "inf", "1e999"])
+def test_numbers_are_finite_and_in_plain_digits(text):
+    with pytest.raises(UserError, match="expected a number"):
+        read(FIELDS["scale"], text)
 
 
 @pytest.mark.parametrize(("key", "value"), GOOD)

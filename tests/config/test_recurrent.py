@@ -172,6 +172,28 @@ def test_a_task_learns_with_another_cell(cell):
         ("math.sqrt", "math.sqrt is not a cell: expected a class with init, zero_state, step"),
         ("lstm(dtype='bfloat16')", "unknown option dtype of lstm"),
         ("lstm(forget_bias={[]: 1})", "forget_bias of lstm: expected a number"),
+        (
+            "lstm(forget_bias=1e400)",
+            "forget_bias of lstm: expected a number in the range of float32",
+        ),
+        ("lstm(forget_bias=-1e39)", "expected a number in the range of float32, got -1e\\+39"),
+        (
+            "lstm(forget_bias=(1, [1e999]))",
+            "forget_bias of lstm: expected a number in the range of",
+        ),
+        ("zoneout(lstm, cell_rate=1e999)", "cell_rate of zoneout: expected a number in the range"),
+        (f"lstm(forget_bias={'9' * 400})", "forget_bias of lstm: expected an integer of at most"),
+        (
+            f"lstm(forget_bias=0x{'f' * 4000})",
+            "forget_bias of lstm: expected an integer of at most",
+        ),
+        (f"lstm(forget_bias={'9' * 5000})", "expected a cell such as lstm"),
+        ("lstm(forget_bias=1e400-1e400)", "forget_bias of lstm: expected a number, a string"),
+        ("lstm(forget_bias='nan')", "forget_bias must be a number, got 'nan'"),
+        ("lstm(forget_bias=2j)", "forget_bias must be a number, got 2j"),
+        ("mogrifier(rounds=100000)", "rounds must be at least 0 and at most 100, got 100000"),
+        ("mogrifier(rounds=10000000000)", "rounds of mogrifier: expected an integer of at most"),
+        ("zoneout(" * 3000 + "lstm" + ")" * 3000, "expected a cell such as lstm"),
         ("conv_lstm", "expected a cell that reads features, got conv_lstm, which reads grids"),
     ],
 )

@@ -172,6 +172,21 @@ def test_integer_for_a_float_is_a_float(toml):
             id="seed of more than 64 bits",
         ),
         pytest.param("[train\n", ("not a TOML file", "line"), id="no TOML"),
+        pytest.param(
+            f"[train]\nnum_steps = {'9' * 5000}\n", ("not a TOML file", "digits"), id="long integer"
+        ),
+        pytest.param(
+            f"[train]\nnum_steps = {'[' * 3000}{']' * 3000}\n", ("not a TOML file",), id="deep"
+        ),
+        pytest.param(
+            f"[train]\nnum_steps = {'{a=' * 3000}1{'}' * 3000}\n", ("not a TOML file",), id="deeper"
+        ),
+        pytest.param(
+            f"[train]\nnum_steps = 0x{'f' * 5000}\n",
+            ("train.num_steps: expected an integer of at least 1", "int of more digits"),
+            id="long hexadecimal integer",
+        ),
+        pytest.param(f"{'a.' * 9000}b = 1\n", ("unknown key a",), id="dotted"),
     ],
 )
 def test_mistakes_in_a_file(text, words, toml):
