@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lstm_jax._labels import label
 from lstm_jax.inspect.gates import GATES, MemoryHorizon, Saturation
 from lstm_jax.inspect.gradients import GradientFlow, JacobianSpectrum
 from lstm_jax.inspect.text import FoundUnits
@@ -77,14 +78,14 @@ def plot_trace(
             vmax=limit,
         )
         figure.colorbar(image, ax=panel, pad=0.02, aspect=12)
-        panel.set_title(names[n], loc="left", fontsize="medium", pad=3)
+        panel.set_title(label(names[n]), loc="left", fontsize="medium", pad=3)
         _unit_ticks(panel, array.shape[1], trace.units)
         if n % columns == 0:
             panel.set_ylabel("unit")
         if n + columns >= len(names):  # nothing is below
             panel.xaxis.set_tick_params(labelbottom=True)
             _time_axis(panel, len(array), text if columns == 1 else None)
-    figure.suptitle(layer, fontsize="medium")
+    figure.suptitle(label(layer), fontsize="medium")
     return figure
 
 
@@ -120,27 +121,27 @@ def plot_unit(
     lines = {name: array[:, place] for name, array in lines.items() if place < array.shape[1]}
     gates = {name: line for name, line in lines.items() if name in GATES}
     others = {name: line for name, line in lines.items() if name not in GATES}
-    groups = [(group, label) for group, label in ((gates, GATE), (others, VALUE)) if group]
+    groups = [(group, unit) for group, unit in ((gates, GATE), (others, VALUE)) if group]
 
     figure = Figure(figsize=SIZE, layout="constrained")
     panels = figure.subplots(len(groups), 1, sharex=True, squeeze=False)[:, 0]
-    for panel, (group, label) in zip(panels, groups, strict=True):
+    for panel, (group, unit_of_values) in zip(panels, groups, strict=True):
         for n, (name, line) in enumerate(group.items()):
             style = {"color": COLOURS[n % len(COLOURS)], "linestyle": LINES[n % len(LINES)]}
             marker = _marker(line)
             panel.plot(
-                np.arange(len(line)), line, label=name, linewidth=1.3, marker=marker, **style
+                np.arange(len(line)), line, label=label(name), linewidth=1.3, marker=marker, **style
             )
-        if label == GATE:
+        if unit_of_values == GATE:
             panel.set_ylim(-0.05, 1.05)
         else:
             panel.axhline(0.0, color="0.7", linewidth=0.8, zorder=0)
-        panel.set_ylabel(label)
+        panel.set_ylabel(unit_of_values)
         panel.grid(alpha=0.25, axis="both" if text is None else "y")
         panel.tick_params(axis="x", length=0)
         panel.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     _time_axis(panels[-1], len(next(iter(lines.values()))), text)
-    figure.suptitle(f"{layer}, unit {unit}", fontsize="medium")
+    figure.suptitle(label(f"{layer}, unit {unit}"), fontsize="medium")
     return figure
 
 
@@ -216,9 +217,9 @@ def plot_jacobian_spectrum(
         low, middle, high = np.quantile(values, (0.1, 0.5, 0.9), axis=0)
         rank = np.arange(1, values.shape[-1] + 1)
         exponent = float(np.mean(spectrum.exponent))
-        label = f"{name}: " * bool(name) + f"exponent {exponent:+.3f} a step"
+        words = f"{name}: " * bool(name) + f"exponent {exponent:+.3f} a step"
         style = {"color": COLOURS[n % len(COLOURS)], "linestyle": LINES[n % len(LINES)]}
-        axes.plot(rank, np.where(middle > 0, middle, np.nan), label=label, linewidth=1.6, **style)
+        axes.plot(rank, np.where(middle > 0, middle, np.nan), label=words, linewidth=1.6, **style)
         axes.fill_between(rank, low, high, color=style["color"], alpha=0.2, linewidth=0)
         # How small the smallest are is told by rounding alone.
         smallest = max(middle.min(), 1e-8 * middle.max())
@@ -271,9 +272,9 @@ def plot_saturation(shares: Saturation) -> "Figure":
                     color=COLOURS[n % len(COLOURS)],
                     alpha=0.4,
                     linewidth=0,
-                    label=layer,
+                    label=label(layer),
                 )
-        panel.set_title(f"gate {gate}", fontsize="medium")
+        panel.set_title(label(f"gate {gate}"), fontsize="medium")
         panel.set_xlim(-0.04, 1.04)
         panel.set_ylim(-0.04, 1.04)
         panel.set_xticks([0, 0.5, 1])
@@ -285,7 +286,7 @@ def plot_saturation(shares: Saturation) -> "Figure":
     for panel in grid[:, 0]:
         panel.set_ylabel("share of time shut")
     handles = {
-        label: h for p in panels for h, label in zip(*p.get_legend_handles_labels(), strict=True)
+        name: h for p in panels for h, name in zip(*p.get_legend_handles_labels(), strict=True)
     }
     if len(layers) > 1:
         figure.legend(
@@ -314,11 +315,13 @@ def plot_memory_horizon(horizon: MemoryHorizon) -> "Figure":
         steps = np.sort(steps)
         share = (np.arange(len(steps)) + 0.5) / len(steps)
         endless = int(np.isinf(steps).sum())
-        label = f"{layer}, median {np.median(steps):.3g}" + f", {endless} endless" * bool(endless)
+        words = f"{layer}, median {np.median(steps):.3g}" + f", {endless} endless" * bool(endless)
         style = {"color": COLOURS[n % len(COLOURS)], "linestyle": LINES[n % len(LINES)]}
         marker = "o" if len(steps) <= 40 else None
         shown = np.where(np.isinf(steps), np.nan, steps)
-        axes.plot(share, shown, label=label, marker=marker, markersize=4, linewidth=1.6, **style)
+        axes.plot(
+            share, shown, label=label(words), marker=marker, markersize=4, linewidth=1.6, **style
+        )
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(LogFormatter())
     axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.0, 0.4)))
@@ -347,7 +350,9 @@ def plot_units(found: FoundUnits, *, count: int = 10, title: str = "") -> "Figur
     figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.subplots()
     correlation = found.correlation[:count]
-    labels = [f"{layer}, {unit}" for layer, unit in zip(found.layer, found.unit, strict=True)]
+    labels = [
+        label(f"{layer}, {unit}") for layer, unit in zip(found.layer, found.unit, strict=True)
+    ]
     place = np.arange(len(correlation))
     colours = [COLOURS[0] if value < 0 else COLOURS[1] for value in correlation]
     axes.barh(place, correlation, color=colours, height=0.7)
@@ -402,7 +407,7 @@ def _unit_ticks(panel: Any, count: int, units: Any) -> None:
     step = max(1, math.ceil(count / 4))
     places = np.arange(0, count, step)
     labels = places if units is None else np.asarray(units)[places]
-    panel.set_yticks(places, [str(label) for label in labels])
+    panel.set_yticks(places, [str(each) for each in labels])
 
 
 def _marker(line: np.ndarray) -> str | None:
@@ -430,7 +435,8 @@ def _time_axis(panel: Any, num_steps: int, text: str | None) -> None:
         panel.set_xlabel("time (steps)")
         _whole_numbers(panel)
         return
-    shown = [{"\n": "↵", " ": "␣", "\t": "⇥"}.get(character, character) for character in text]
+    marks = {"\n": "↵", " ": "␣", "\t": "⇥"}
+    shown = [label(marks.get(character, character)) for character in text]
     panel.set_xticks(range(num_steps), shown[:num_steps], family="monospace", fontsize=7)
     panel.tick_params(axis="x", length=0)
     panel.set_xlabel("time (characters read)")

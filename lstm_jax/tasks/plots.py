@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lstm_jax._labels import label
 from lstm_jax.data import PITCHES, pitch_name
 
 if TYPE_CHECKING:
@@ -26,8 +27,9 @@ def confusion_matrix(counts: np.ndarray, classes: Sequence[str]) -> "Figure":
         if count:
             color = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, str(count), ha="center", va="center", color=color)
-    axes.set_xticks(range(len(classes)), classes)
-    axes.set_yticks(range(len(classes)), classes)
+    names = [label(name, NAME_LENGTH) for name in classes]
+    axes.set_xticks(range(len(classes)), names)
+    axes.set_yticks(range(len(classes)), names)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
     right = 100 * np.trace(counts) / counts.sum()
@@ -69,11 +71,10 @@ def forecasts(
         panel.axvline(times[n, before - 1], color="0.8", linewidth=0.8)
         panel.tick_params(labelsize="small")
     for panel, name in zip(panels[:, 0], columns, strict=True):
-        # Above the panel, where there is room for it; a "$" in a name does not begin a formula.
-        name = name if len(name) <= NAME_LENGTH else name[: NAME_LENGTH - 1] + "…"
-        panel.set_title(name, loc="left", fontsize="small", parse_math=False)
+        # Above the panel, where there is room for it.
+        panel.set_title(label(name, NAME_LENGTH), loc="left", fontsize="small")
     for panel, title in zip(panels[0], titles, strict=True):
-        panel.set_title(title, loc="right", fontsize="small", parse_math=False)
+        panel.set_title(label(title), loc="right", fontsize="small")
     for panel in panels[-1]:
         if np.issubdtype(times.dtype, np.datetime64):
             locator = matplotlib.dates.AutoDateLocator(minticks=2, maxticks=5)
@@ -113,7 +114,7 @@ def piano_rolls(panels: Mapping[str, np.ndarray], frames_per_beat: int) -> "Figu
         panel.set_yticks(octaves, [pitch_name(pitch) for pitch in octaves])
         panel.set_ylim(low - 2.5, high + 2.5)
         panel.grid(axis="y", color="0.85", linewidth=0.6)
-        panel.set_title(title, loc="left", fontsize="small")
+        panel.set_title(label(title), loc="left", fontsize="small")
         panel.set_ylabel("pitch")
     axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[-1].set_xlabel("beats")

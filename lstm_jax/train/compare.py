@@ -6,9 +6,11 @@ import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from lstm_jax._files import write_content
+from lstm_jax._labels import label
 from lstm_jax.config import Config, differing_keys
 from lstm_jax.errors import UserError
-from lstm_jax.train.metrics import read_metrics
+from lstm_jax.train.metrics import drawn, read_metrics
 from lstm_jax.train.report import Report
 from lstm_jax.train.sweep import SWEEP_FILE, load_sweep
 from lstm_jax.train.workdir import load_workdir
@@ -120,12 +122,13 @@ def plot(runs: Sequence[Trained]) -> "Figure":
         values = ", ".join(
             f"{key.partition('.')[2] or key} {_value(run.config, key)}" for key in keys[:3]
         )
-        label = f"{run.folder.name}: {values}" if values else run.folder.name
+        name_of_run = run.folder.name or str(run.folder)
+        shown = label(f"{name_of_run}: {values}" if values else name_of_run)
         style = {"color": f"C{number % 10}", "linestyle": ("-", "--", ":", "-.")[number // 10 % 4]}
         if curve:
-            axes.plot(*zip(*curve, strict=True), label=label, marker=".", **style)
+            axes.plot(*zip(*curve, strict=True), label=shown, marker=".", **style)
     axes.set_xlabel("training step")
-    axes.set_ylabel(name)
+    axes.set_ylabel(label(name))
     axes.grid(alpha=0.25)
     if axes.get_legend_handles_labels()[0]:
         figure.legend(loc="outside right upper", frameon=False, fontsize="small")
@@ -161,7 +164,8 @@ def compare(
         report.warn("no plot: matplotlib is not installed (pip install 'lstm_jax[plot]')")
         return
     try:
-        plot(runs).savefig(output, dpi=120)
-    except (OSError, ValueError) as error:
+        content = drawn(plot(runs), output.suffix.removeprefix(".") or "png")
+    except ValueError as error:  # matplotlib knows no such format
         raise UserError(f"--output: {output}: cannot be written ({error})") from error
+    write_content(output, content)
     report.say(f"plotted {output}")

@@ -1,12 +1,15 @@
 """The metrics of a run: a file with one JSON object in a line, and a plot of the loss."""
 
 import importlib.util
+import io
 import json
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lstm_jax._files import write_content, writing
+from lstm_jax._labels import label
 from lstm_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -86,10 +89,9 @@ class MetricsLog:
         kept = [line for line in read_metrics(self.path, warn) if line["step"] <= step]
         whole = "".join(json.dumps(line) + "\n" for line in kept)
         if not self.path.exists() or self.path.read_bytes() != whole.encode():
-            part = self.path.with_suffix(".part")
-            part.write_text(whole, "utf-8")
-            part.replace(self.path)
-        self._file = self.path.open("a", encoding="utf-8")
+            write_content(self.path, whole)
+        with writing(self.path):
+            self._file = self.path.open("a", encoding="utf-8")
         self._callbacks = callbacks
         self._board = None
         if tensorboard:
@@ -103,7 +105,8 @@ class MetricsLog:
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """One line: the step and its metrics."""
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        with writing(self.path):
+            self._file.write(json.dumps({"step": step, **metrics}) + "\n")
         self.board(step, metrics)
 
     def board(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -116,8 +119,9 @@ class MetricsLog:
 
     def flush(self) -> None:
         """Puts all lines on the disk, which a checkpoint of their step relies on."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with writing(self.path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Flushes and closes the files."""
@@ -133,6 +137,13 @@ def check_tensorboard() -> None:
         raise UserError(
             "train.tensorboard: tensorboardX is not installed (pip install 'lstm_jax[tensorboard]')"
         )
+
+
+def drawn(figure: "Figure", format: str = "png") -> bytes:
+    """A figure as the content of a file."""
+    file = io.BytesIO()
+    figure.savefig(file, format=format, dpi=120)
+    return file.getvalue()
 
 
 def loss_curve(
@@ -154,9 +165,9 @@ def loss_curve(
     for number, (name, reached) in enumerate(baselines.items()):
         if "loss" in reached:
             dashes = [":", "-.", "--"][number % 3]
-            axes.axhline(reached["loss"], color="0.4", linestyle=dashes, label=name)
+            axes.axhline(reached["loss"], color="0.4", linestyle=dashes, label=label(name))
     axes.set_xlabel("training step")
-    axes.set_ylabel(f"loss ({unit})")
+    axes.set_ylabel(label(f"loss ({unit})"))
     axes.grid(alpha=0.25)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False)

@@ -6,11 +6,16 @@ import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from lstm_jax._files import write_content
+from lstm_jax._labels import label
+from lstm_jax.train.metrics import drawn
 from lstm_jax.train.report import Report
 from lstm_jax.train.sweep.points import SEED, Axes, Point
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+PLACE_LENGTH = 32  # characters of a name below an axis
 
 
 def metrics_of(point: Point) -> dict[str, float]:
@@ -78,7 +83,7 @@ def present(points: Sequence[Point], axes: Axes, folder: pathlib.Path, report: R
     except ImportError:
         report.warn("no plot: matplotlib is not installed (pip install 'lstm_jax[plot]')")
         return
-    plot(points, axes).savefig(folder / "sweep.png", dpi=120)
+    write_content(folder / "sweep.png", drawn(plot(points, axes)))
     report.say(f"plotted {folder / 'sweep.png'}")
 
 
@@ -104,25 +109,33 @@ def plot(points: Sequence[Point], axes: Axes) -> "Figure":
     number = next((key for key in reversed(list(axes)) if _on_an_axis(axes[key], key)), None)
     lines: dict[str, list[tuple[Any, list[Point]]]] = {}
     for values, members in over_seeds(points):
-        place = values.pop(number) if number else ", ".join(f"{v}" for v in values.values())
-        label = ", ".join(f"{v}" for v in values.values()) if number else ""
-        lines.setdefault(label, []).append((place, members))
+        place = values.pop(number) if number else None
+        words = ", ".join(map(str, values.values()))
+        place, line = (place, words) if number else (words, "")
+        lines.setdefault(line, []).append((place, members))
     for axis, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        for color, (label, places) in enumerate(lines.items()):
-            xs = [place for place, _ in places]
+        for color, (line, places) in enumerate(lines.items()):
+            xs = [place if number else n for n, (place, _) in enumerate(places)]
             means, deviations = zip(*(mean_and_deviation(m, name) for _, m in places), strict=True)
-            style = {"color": f"C{color % 10}", "marker": "o", "capsize": 3}
-            axis.errorbar(
-                xs, means, deviations, label=label or None, linestyle="-" if number else "", **style
-            )
-            dots = [(x, metrics_of(p)[name]) for x, m in places for p in m if name in metrics_of(p)]
+            style: dict[str, Any] = {"color": f"C{color % 10}", "marker": "o", "capsize": 3}
+            style["label"] = label(line) if line else None
+            axis.errorbar(xs, means, deviations, linestyle="-" if number else "", **style)
+            dots = [
+                (x, metrics_of(point)[name])
+                for x, (_, members) in zip(xs, places, strict=True)
+                for point in members
+                if name in metrics_of(point)
+            ]
             if dots:
                 axis.plot(*zip(*dots, strict=True), ".", color=style["color"], alpha=0.4)
         if number and min(axes[number]) > 0 and max(axes[number]) >= 8 * min(axes[number]):
             axis.set_xscale("log")
         if number:
             axis.set_xlabel(number)
-        axis.set_ylabel(name)
+        else:
+            names_of_places = [label(place, PLACE_LENGTH) for place, _ in lines[""]]
+            axis.set_xticks(range(len(names_of_places)), names_of_places)
+        axis.set_ylabel(label(name))
         axis.grid(alpha=0.25)
         if axis.get_legend_handles_labels()[0]:
             axis.legend(frameon=False)
