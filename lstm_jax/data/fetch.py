@@ -5,6 +5,7 @@ import csv
 import fcntl
 import functools
 import glob
+import hashlib
 import importlib.resources
 import os
 import pathlib
@@ -61,33 +62,45 @@ def cache_folder() -> pathlib.Path:
 def fetch(file: str) -> pathlib.Path:
     """The path of a registered file, downloaded (with a progress bar) where it is missing.
 
+    A file with a wrong digest, such as a captive portal's page, is replaced by a new download.
+
     Args:
       file: a name of :func:`registry`, such as ``"etth1/ETTh1.csv"``.
 
     Raises:
-      UserError: the name is unknown, the file cannot be fetched, or its digest is wrong.
+      UserError: the name is unknown, or the file cannot be fetched.
 
     >>> fetch("moon/rocks.csv")
     Traceback (most recent call last):
     lstm_jax.errors.UserError: no data file is registered as 'moon/rocks.csv'; known: ...
     """
-    import pooch
-
     if file not in registry():
         raise UserError(
             f"no data file is registered as {file!r}; known: {', '.join(sorted(registry()))}"
         )
     entry = registry()[file]
     path = cache_folder() / file
-    if not path.exists():
+    digest = _digest(path) if path.exists() else None
+    if digest == entry.sha256:
+        return path
+    try:
         _download(entry, path)
-    digest = pooch.file_hash(str(path), alg="sha256")
-    if digest != entry.sha256:
+    except UserError as error:
+        if digest is None:
+            raise
         raise UserError(
-            f"{path}: wrong SHA-256: expected {entry.sha256}, got {digest}; delete the file to "
-            "fetch it again"
-        )
+            f"{path}: wrong SHA-256: expected {entry.sha256}, got {digest}; a new download failed: "
+            f"{error}"
+        ) from error
     return path
+
+
+def _digest(path: pathlib.Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def _download(entry: Entry, path: pathlib.Path) -> None:
@@ -113,7 +126,7 @@ def _download(entry: Entry, path: pathlib.Path) -> None:
                 download = pooch.downloaders.choose_downloader(entry.url, progressbar=True)
                 download(entry.url, file, None)
                 file.flush()
-                digest = pooch.file_hash(str(part), alg="sha256")
+                digest = _digest(part)
                 if digest == entry.sha256:
                     part.chmod(0o644)
                     part.replace(path)

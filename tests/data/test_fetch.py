@@ -132,16 +132,31 @@ def test_what_a_killed_download_left_is_removed(cache, register, server):
     assert names == ["b.txt", "b.txt.running.part", "other.txt.x.part"]
 
 
-def test_a_wrong_digest_names_the_file_and_both_digests(cache, register):
-    register("b.txt", "0" * 64, "https://0.0.0.0/never")
+def test_a_wrong_file_in_the_cache_is_replaced(cache, register, server):
+    address, asked = server
+    register("b.txt", hashlib.sha256(CONTENT).hexdigest(), f"{address}/good.txt")
+    for wrong in (b"<html>Log in</html>", b"", CONTENT[:-1]):
+        cache.mkdir(exist_ok=True)
+        (cache / "b.txt").write_bytes(wrong)
+        assert fetch("b.txt").read_bytes() == CONTENT
+    assert asked == ["/good.txt"] * 3 and [path.name for path in cache.iterdir()] == ["b.txt"]
+
+
+def test_a_wrong_file_stays_where_it_cannot_be_replaced(cache, register):
+    register("b.txt", "0" * 64, "http://127.0.0.1:1/never")
     cache.mkdir()
     (cache / "b.txt").write_bytes(CONTENT)
     with pytest.raises(UserError) as caught:
         fetch("b.txt")
-    assert str(caught.value) == (
+    assert str(caught.value).startswith(
         f"{cache / 'b.txt'}: wrong SHA-256: expected {'0' * 64}, got "
-        f"{hashlib.sha256(CONTENT).hexdigest()}; delete the file to fetch it again"
+        f"{hashlib.sha256(CONTENT).hexdigest()}; a new download failed: b.txt: could not be fetched"
     )
+    assert (cache / "b.txt").read_bytes() == CONTENT
+    (cache / "b.txt").unlink()
+    (cache / "b.txt").mkdir()
+    with pytest.raises(UserError, match=r"b\.txt: cannot be read \(Is a directory\)$"):
+        fetch("b.txt")
 
 
 @pytest.mark.parametrize("kind", ["not found", "no server"])
