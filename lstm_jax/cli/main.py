@@ -50,9 +50,9 @@ def main(args: Sequence[str] | None = None) -> int:
     if "" not in sys.path:
         sys.path.append("")
     try:
+        _open_closed_outputs()
         status = _status(dashed(sys.argv[1:] if args is None else args))
-        if sys.stdout is not None:  # None: the command was started with a closed output
-            sys.stdout.flush()
+        sys.stdout.flush()
         return status
     except WrongCommandLine as error:
         return _fail(f"error: {error}", WRONG_COMMAND_LINE)
@@ -69,6 +69,12 @@ def main(args: Sequence[str] | None = None) -> int:
         _drop_unwritable_output()
         where = "" if error.filename is None else f"{error.filename}: "
         return _fail(f"error: {where}{error.strerror or error}", 1)
+    except (MemoryError, RuntimeError) as error:
+        if not _lacks_memory(error):
+            raise
+        detail = (str(error).strip().splitlines() or ["allocation failed"])[0][:200]
+        sizes = "lower the sizes in [model] and [data] of the config"
+        return _fail(f"error: out of memory ({detail}); {sizes}", 1)
     except SystemExit as end:
         return _fail(f"error: imported code ended the program (exit status {end.code})", 1)
 
@@ -102,11 +108,23 @@ def _run(words: list[str]) -> int | None:
     return command.run(parser.parse(words, parsers[name]))
 
 
+def _open_closed_outputs() -> None:
+    """A command that is started without an output (``>&-``) works as if nobody read it."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for as long as the process
+
+
+def _lacks_memory(error: BaseException) -> bool:
+    """Whether an error is one of NumPy, of XLA, or of a thread that cannot be started."""
+    signs = ("RESOURCE_EXHAUSTED", "bad_alloc", "can't start new thread")
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
+
+
 def _drop_unwritable_output() -> None:
     """The interpreter flushes its output at its end, which must not fail once more."""
     try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

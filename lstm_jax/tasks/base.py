@@ -114,6 +114,14 @@ class Task:
         """How many of ``unit`` a training batch holds; by default its rows."""
         return self.batch_size
 
+    def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and types of a training batch, from which the memory of a step is estimated.
+
+        By default those of the first batch.
+        """
+        arrays = jax.tree.map(np.asarray, self.batches(0)[0])
+        return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), arrays)
+
     @property
     def fingerprint(self) -> str:
         """A digest of the data: a run resumes only with the data that it began with.

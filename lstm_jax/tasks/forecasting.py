@@ -31,10 +31,10 @@ class SeriesData(Section):
     train_rows: int = option(12 * 30 * 24, "rows for training: the first ones", at_least=1)
     validation_rows: int = option(4 * 30 * 24, "rows after them, for validation", at_least=1)
     test_rows: int = option(4 * 30 * 24, "rows after those, for the test", at_least=1)
-    window: int = option(720, "W, rows of the past that a forecast sees", at_least=1)
-    horizon: int = option(96, "F, rows of the future that it predicts", at_least=1)
+    window: int = option(720, "W, rows of the past that a forecast sees", at_least=1, at_most=10**6)
+    horizon: int = option(96, "F, rows of the future that it predicts", at_least=1, at_most=10**6)
     season: int = option(24, "rows of a season, for the seasonal naive forecast", at_least=1)
-    batch_size: int = option(64, "windows a training step", at_least=1)
+    batch_size: int = option(64, "windows a training step", at_least=1, at_most=10**6)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +115,14 @@ class Forecasting(Task):
         data = self.data
         train = self._series[: data.train_rows]
         return sliding_windows(train, data.window, data.horizon, data.batch_size, seed)
+
+    def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        data, columns = self.data, len(self.known["columns"])
+        sizes = {"past": data.window, "future": data.horizon}
+        return {
+            name: jax.ShapeDtypeStruct((data.batch_size, size, columns), np.float32)
+            for name, size in sizes.items()
+        }
 
     def _windows(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """Every window of a split: past ``[N, W, C]`` and future ``[N, F, C]``, as views."""

@@ -1,4 +1,4 @@
-"""Files of a folder that one process writes: its lock, and text that is replaced as a whole."""
+"""The lock of a folder that one process writes."""
 
 import contextlib
 import pathlib
@@ -37,16 +37,3 @@ def locked(folder: pathlib.Path, doing: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def replace_text(path: pathlib.Path, text: str) -> None:
-    """Writes a file in one move: a killed process leaves the old text or the new one.
-
-    >>> import tempfile
-    >>> path = pathlib.Path(tempfile.mkdtemp()) / "a.txt"
-    >>> replace_text(path, "1"), path.read_text()
-    (None, '1')
-    """
-    part = path.with_name(f".{path.stem}.part")
-    part.write_text(text, "utf-8", newline="")
-    part.replace(path)

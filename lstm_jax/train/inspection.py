@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from lstm_jax._files import write_content
 from lstm_jax.config import Config
 from lstm_jax.errors import UserError
 from lstm_jax.inspect.report import Section, facts, look_into, page, picture
@@ -72,7 +73,7 @@ def inspect_run(
         Section("Config", f"<pre>{written}</pre>"),
     ]
     path = workdir / REPORT_FILE
-    path.write_text(page(f"Inside {workdir.name or workdir}", sections), "utf-8")
+    write_content(path, page(f"Inside {workdir.name or workdir}", sections))
     return path
 
 

@@ -17,13 +17,22 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding
 
+from lstm_jax._files import make_folder, write_content
 from lstm_jax.config import Config, OptimizerConfig, TrainConfig, task_name
 from lstm_jax.errors import UserError
 from lstm_jax.models import Compiled
 from lstm_jax.tasks.base import Generates, Metrics, Task
 from lstm_jax.train.checkpoint import Checkpoints, DamagedCheckpoint
 from lstm_jax.train.devices import data_mesh
-from lstm_jax.train.metrics import Callback, MetricsLog, check_tensorboard, loss_curve, read_metrics
+from lstm_jax.train.memory import check_memory
+from lstm_jax.train.metrics import (
+    Callback,
+    MetricsLog,
+    check_tensorboard,
+    drawn,
+    loss_curve,
+    read_metrics,
+)
 from lstm_jax.train.optimizer import build_optimizer
 from lstm_jax.train.programs import Programs, own_programs
 from lstm_jax.train.report import Clock, Report
@@ -95,8 +104,8 @@ def train(
       The best checkpoint's metrics by split, as in ``results.json``.
 
     Raises:
-      UserError: the folder belongs to another run or process, the data have changed, or the
-        loss is not finite.
+      UserError: the folder belongs to another run or process, the data have changed, a step
+        needs more memory than there is, or the loss is not finite.
       Stopped: SIGINT, SIGTERM or SIGHUP came; the step was finished and all is saved.
     """
     workdir, report = pathlib.Path(workdir), report or Report()
@@ -115,9 +124,11 @@ def train(
     source = None if has_checkpoint(workdir) else load_source(config.train.init_from)
     if isinstance(task, Generates) and config.train.sample_length:
         _check_prompt(task, config.train.sample_prompt)
-    with claimed(workdir, config, task.known):
+    with contextlib.ExitStack() as claim:
         with signals(report) as came:
             programs = own_programs(config, task)
+            check_memory(config, task, programs)
+            claim.enter_context(claimed(workdir, config, task.known))
             run_steps(config, task, workdir, report, programs, came, source, callbacks)
         return evaluate(config, task, workdir, report)
 
@@ -466,7 +477,7 @@ def write_results(
             if not math.isfinite(value):
                 raise UserError(f"{split} split: {name}: expected a finite number, got {value}")
     text = json.dumps({"step": step, **results}, indent=2, allow_nan=False) + "\n"
-    (workdir / "results.json").write_text(text, "utf-8")
+    write_content(workdir / "results.json", text)
     return results
 
 
@@ -490,8 +501,8 @@ def _generate_sample(
         if isinstance(piece, str):
             text += piece
         else:
-            (workdir / SAMPLES).mkdir(exist_ok=True)
-            (workdir / SAMPLES / piece.name).write_bytes(piece.content)
+            make_folder(workdir / SAMPLES)
+            write_content(workdir / SAMPLES / piece.name, piece.content)
             report.say(f"generated {workdir / SAMPLES / piece.name}")
     if text:
         report.say(f"\na sample of {options.sample_length} {unit}:\n")
@@ -511,9 +522,9 @@ def _plot(
         report.warn("no plots: matplotlib is not installed (pip install 'lstm_jax[plot]')")
         return
     plots = workdir / "plots"
-    plots.mkdir(exist_ok=True)
+    make_folder(plots)
     curve = loss_curve(read_metrics(workdir / "metrics.jsonl"), task.loss_unit, baselines)
     for name, figure in (*task.plots(model), ("loss", curve)):
         path = plots / f"{name}.png"
-        figure.savefig(path, dpi=120)
+        write_content(path, drawn(figure))
         yield path

@@ -1,12 +1,14 @@
 """Predictions of a trained run, as a table or a file."""
 
 import csv
+import io
 import json
 import pathlib
 from typing import Any
 
 import numpy as np
 
+from lstm_jax._files import write_content
 from lstm_jax.errors import UserError
 from lstm_jax.tasks.base import Columns
 from lstm_jax.train.report import Report
@@ -66,21 +68,18 @@ def write_columns(columns: Columns, path: pathlib.Path) -> None:
     ['row,class', '1,a', '2,b']
     """
     check_output(path)
-    part = path.with_name(path.name + ".part")
-    try:
-        if path.suffix == ".npz":
-            arrays: Any = {name: np.asarray(column) for name, column in columns.items()}
-            with part.open("wb") as file:
-                np.savez(file, **arrays)
-        elif path.suffix == ".json":
-            rows = [dict(zip(columns, row, strict=True)) for row in _rows(columns)]
-            part.write_text(json.dumps(rows, ensure_ascii=False, indent=1) + "\n", "utf-8")
-        else:
-            with part.open("w", encoding="utf-8", newline="") as file:
-                csv.writer(file).writerows([list(columns), *_rows(columns)])
-        part.replace(path)
-    except OSError as error:
-        raise UserError(f"--output: {path}: cannot be written ({error.strerror})") from error
+    if path.suffix == ".npz":
+        arrays: Any = {name: np.asarray(column) for name, column in columns.items()}
+        file = io.BytesIO()
+        np.savez(file, **arrays)
+        write_content(path, file.getvalue())
+    elif path.suffix == ".json":
+        rows = [dict(zip(columns, row, strict=True)) for row in _rows(columns)]
+        write_content(path, json.dumps(rows, ensure_ascii=False, indent=1) + "\n")
+    else:
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows([list(columns), *_rows(columns)])
+        write_content(path, text.getvalue())
 
 
 def _rows(columns: Columns) -> list[tuple[Any, ...]]:

@@ -39,28 +39,33 @@ class Programs(NamedTuple):
       new_state: returns the state before the first step, on these devices.
       take_step: from a state, which is donated, and a batch to the next state and the metrics.
       model: returns the model of a state in evaluation mode, on one device.
+      shapes: a state's shapes and types.
     """
 
     mesh: Mesh
     new_state: Callable[[], TrainState]
     take_step: Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
     model: Callable[[TrainState], Compiled]
+    shapes: TrainState
 
 
 def own_programs(config: Config, task: Task) -> Programs:
-    """The programs of a single run, compiled for its own numbers."""
+    """The programs of a single run, compiled for its own numbers when they are first called."""
     mesh = data_mesh(task.batch_size, config.train.num_devices)
     schedule = build_schedule(config.optimizer, config.train.num_steps)
     optimizer = build_optimizer(config.optimizer, schedule)
     decay = config.optimizer.ema_decay
-    graph, state = init_state(task, optimizer, decay > 0, config.train.seed)
-    state = jax.device_put(state, state_shardings(state, mesh))
+    graph, shapes = abstract_state(task, optimizer, decay > 0)
+
+    def new_state() -> TrainState:
+        _, state = init_state(task, optimizer, decay > 0, config.train.seed)
+        return jax.device_put(state, state_shardings(state, mesh))
 
     def model(state: TrainState) -> Compiled:
         return trained_model(graph, on_one_device(state))
 
     take_step = build_step(task, graph, optimizer, schedule, decay, mesh, config.train.accumulate)
-    return Programs(mesh, lambda: state, take_step, model)
+    return Programs(mesh, new_state, take_step, model, shapes)
 
 
 def on_one_device(state: TrainState) -> TrainState:
@@ -242,7 +247,7 @@ class SharedPrograms:
             compiled = trained_model(self.graph, on_one_device(state))
             return _SharedModel(self, numbers, compiled) if self._task_varies else compiled
 
-        return Programs(mesh, new_state, take_step, model)
+        return Programs(mesh, new_state, take_step, model, self.abstract_state)
 
     def step(self, device: jax.Device, together: bool = False) -> Callable:
         """The compiled step on a device, ``(state, batch, numbers) -> (state, metrics)``.

@@ -6,9 +6,10 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from lstm_jax._files import write_content
 from lstm_jax.config import Config, config_from, differing_keys, load_config, write_config
 from lstm_jax.errors import UserError
-from lstm_jax.train.files import locked, replace_text
+from lstm_jax.train.files import locked
 
 CONFIG_FILE = "config.toml"
 RUN_FILE = "run.json"
@@ -80,13 +81,8 @@ def claimed(workdir: pathlib.Path, config: Config, metadata: Mapping[str, Any]) 
 def _begin(workdir: pathlib.Path, config: Config, metadata: Mapping[str, Any]) -> None:
     """Writes the config last: a folder that has one is complete."""
     held = {"format": FORMAT, "metadata": metadata, "config": config.as_dict()}
-    replace_text(workdir / RUN_FILE, json.dumps(held, ensure_ascii=False, indent=1) + "\n")
-    _replace_config(workdir, config)
-
-
-def _replace_config(workdir: pathlib.Path, config: Config) -> None:
-    write_config(config, workdir / ".config.part")
-    (workdir / ".config.part").replace(workdir / CONFIG_FILE)
+    write_content(workdir / RUN_FILE, json.dumps(held, ensure_ascii=False, indent=1) + "\n")
+    write_config(config, workdir / CONFIG_FILE)
 
 
 def _refuse_edited(workdir: pathlib.Path, first: Any, config: Config) -> None:
@@ -114,7 +110,7 @@ def _refuse_other(workdir: pathlib.Path, config: Config) -> None:
     differing = differing_keys(stored, config)
     if set(differing) == {NUM_STEPS} and config.train.num_steps > stored.train.num_steps:
         _check_extension(stored)
-        _replace_config(workdir, config)
+        write_config(config, workdir / CONFIG_FILE)
         return
     if differing:
         keys = ", ".join(

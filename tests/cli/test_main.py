@@ -412,7 +412,7 @@ MISTAKES = {
     "wrong type of a flag": (
         None,
         (*TRAIN, "--train.num-steps", "many"),
-        ["error: --train.num-steps: expected an integer of at least 1, got 'many'\n"],
+        ["--train.num-steps: expected an integer of at least 1 and at most 1000000000, got 'many'"],
     ),
     "impossible value": (
         None,
@@ -423,6 +423,27 @@ MISTAKES = {
         None,
         (*TRAIN, "--optimizer.learning-rate", "-1"),
         ["--optimizer.learning-rate", "above 0", "-1"],
+    ),
+    "an empty workdir": (
+        None,
+        (*TRAIN, "--workdir", ""),
+        ["--workdir: expected a path, got an empty string"],
+    ),
+    "an empty run": (None, ("evaluate", ""), ["RUN: expected a path, got an empty string"]),
+    "digits of another alphabet": (
+        None,
+        (*TRAIN, "--train.num-steps", "٣"),
+        ["--train.num-steps", "an integer", "'٣'"],
+    ),
+    "more layers than make sense": (
+        None,
+        (*TRAIN, "--model.num-layers", "1000000"),
+        ["--model.num-layers", "at most 256"],
+    ),
+    "more steps of warm-up than make sense": (
+        None,
+        (*TRAIN, "--optimizer.warmup-steps", "1000000000000"),
+        ["--optimizer.warmup-steps", "at most 1000000000, got 1000000000000"],
     ),
     "a seed too large": (
         None,
@@ -570,6 +591,8 @@ def test_a_mistake_is_told_in_one_line(name, folder, capsys):
         (("--temperature", -0.5), ["--temperature", "at least 0", "-0.5"]),
         (("--temperature", "nan"), ["--temperature", "at least 0", "nan"]),
         (("--seed", 2**70), ["--seed", str(2**70)]),
+        (("--length", 10**12), ["--length", "at most 10000000", "1000000000000"]),
+        (("--length", "1_0"), ["--length", "expected an integer", "'1_0'"]),
         (("--lenght", 3), ["--lenght", "did you mean --length?"]),
     ],
     ids=str,
@@ -600,6 +623,9 @@ def test_no_command_is_a_mistake(capsys):
     )
 
 
+LOWER = "lower the sizes in [model] and [data] of the config"
+
+
 @pytest.mark.parametrize(
     ("ending", "status", "message"),
     [
@@ -608,8 +634,10 @@ def test_no_command_is_a_mistake(capsys):
         (BrokenPipeError(), 141, ""),
         (OSError(28, "No space left", "a/b"), 1, "lstm-jax: error: a/b: No space left\n"),
         (NotADirectoryError(20, "Not a directory"), 1, "lstm-jax: error: Not a directory\n"),
+        (MemoryError(), 1, f"lstm-jax: error: out of memory (allocation failed); {LOWER}\n"),
+        (RuntimeError("bad_alloc\nb"), 1, f"lstm-jax: error: out of memory (bad_alloc); {LOWER}\n"),
     ],
-    ids=["interrupt", "exit", "pipe", "disk", "folder"],
+    ids=["interrupt", "exit", "pipe", "disk", "folder", "memory", "runtime"],
 )
 def test_other_endings_of_a_command(ending, status, message, monkeypatch, capfd):
     def run(options):

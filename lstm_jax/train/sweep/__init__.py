@@ -17,7 +17,7 @@ from lstm_jax.train.sweep.results import (
     summary,
     table,
 )
-from lstm_jax.train.sweep.sharing import grouped
+from lstm_jax.train.sweep.sharing import check_points, grouped
 from lstm_jax.train.sweep.training import Tasks, Training
 
 __all__ = [
@@ -71,8 +71,7 @@ def sweep(
     folder, report = pathlib.Path(folder), report or Report()
     points = points_of(config, axes, folder)
     tasks = Tasks()
-    for point in points:
-        tasks(point.config)  # a config that cannot run must not take the folder
+    check_points(points, tasks)  # a config that cannot run must not take the folder
     if together is None:
         together = jax.default_backend() != "cpu"
     with claimed(folder, config, axes, points):

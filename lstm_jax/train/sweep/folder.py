@@ -8,9 +8,10 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from lstm_jax._files import write_content
 from lstm_jax.config import Config, config_from, differing_keys
 from lstm_jax.errors import UserError
-from lstm_jax.train.files import locked, replace_text
+from lstm_jax.train.files import locked
 from lstm_jax.train.sweep.points import Axes, Point, points_of
 from lstm_jax.train.sweep.results import metric_names, metrics_of
 
@@ -86,7 +87,7 @@ def write(folder: pathlib.Path, config: Config, axes: Axes, points: Sequence[Poi
         ],
     }
     text = json.dumps(held, ensure_ascii=False, indent=1) + "\n"
-    replace_text(folder / SWEEP_FILE, text)
+    write_content(folder / SWEEP_FILE, text)
     metrics, table = metric_names(points), io.StringIO()
     rows = csv.writer(table, lineterminator="\n")
     rows.writerow(["point", *axes, *metrics, "failure"])
@@ -94,4 +95,4 @@ def write(folder: pathlib.Path, config: Config, axes: Axes, points: Sequence[Poi
         known = metrics_of(point)
         values = [*point.values.values(), *(known.get(name, "") for name in metrics)]
         rows.writerow([point.folder.name, *values, point.failure or ""])
-    replace_text(folder / "results.csv", table.getvalue())
+    write_content(folder / "results.csv", table.getvalue())

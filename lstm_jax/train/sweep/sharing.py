@@ -6,7 +6,8 @@ from typing import Any
 
 from lstm_jax.config import Config
 from lstm_jax.tasks.base import Task
-from lstm_jax.train.programs import SharedPrograms
+from lstm_jax.train.memory import check_memory
+from lstm_jax.train.programs import SharedPrograms, own_programs
 from lstm_jax.train.sweep.points import SEED, Point
 
 
@@ -75,3 +76,22 @@ def _shareable(
     except Exception:  # whatever the code of a task raises that needs a number's value
         return False
     return True
+
+
+def check_points(points: Sequence[Point], tasks: Callable[[Config], Task]) -> None:
+    """Raises where a point's config cannot run, or a step of it needs more memory than there is.
+
+    The values of floating numbers and the seed do not change what is needed.
+    """
+    known: set[Any] = set()
+    for point in points:
+        task, plain = tasks(point.config), point.config.as_dict()
+        sizes = tuple(
+            (name, key, value != 0 if isinstance(value, float) else value)
+            for name in ("data", "model", "optimizer")
+            for key, value in plain[name].items()
+        )
+        sizes += (point.config.train.accumulate,)
+        if sizes not in known:
+            known.add(sizes)
+            check_memory(point.config, task, own_programs(point.config, task))
