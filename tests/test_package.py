@@ -125,6 +125,8 @@ def test_arrows_between_the_parts_point_one_way():
     """
     order = [
         "errors",
+        "_files",
+        "_labels",
         "_program_cache",
         "tune",
         "cells",

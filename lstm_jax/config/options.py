@@ -115,6 +115,8 @@ def _problem(field: dataclasses.Field, value: Any) -> str:
     """What is wrong with a value, or an empty string."""
     if not _fits(field, value):
         return f"expected {expectation(field)}, got {_shown(value)}"
+    if isinstance(value, str) and not _is_unicode(value):
+        return f"expected text in UTF-8, got {value!r}"
     if field.metadata["check"]:
         try:
             field.metadata["check"](value)
@@ -128,6 +130,11 @@ def _shown(value: Any) -> str:
         return repr(value)
     except ValueError:  # an integer of thousands of digits, which a file can hold as hexadecimal
         return f"{type(value).__name__} of more digits than Python prints"
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether it can be written as UTF-8: not a command line's bytes that are not."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _fits(field: dataclasses.Field, value: Any) -> bool:
