@@ -7,12 +7,32 @@ class UserError(Exception):
     """Something a user can mend: a config, a file, a flag.
 
     The message is one line that names what is wrong and what was expected; the command
-    line prints it without a traceback.
+    line prints it without a traceback.  Names and values in it can come from a file:
+    :func:`printable` is applied to it.
 
     >>> raise UserError("model.dropout must be below 1, got 1.5")
     Traceback (most recent call last):
     lstm_jax.errors.UserError: model.dropout must be below 1, got 1.5
     """
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
+
+LONGEST = 1000  # characters of a message
+
+
+def printable(text: str) -> str:
+    r"""A message as one line of printable characters; a long one is shortened in the middle.
+
+    Other characters (line ends, escape sequences of terminals, bytes that are not UTF-8) are
+    written as in a Python string.
+
+    >>> printable("a\n\x1b[2J.csv: no such file")
+    'a\\n\\x1b[2J.csv: no such file'
+    """
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 205]} ... {line[-200:]}"
 
 
 def expect(fits: Any, name: str, expected: str, got: Any) -> None:

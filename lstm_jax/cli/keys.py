@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from lstm_jax.cli.parser import meaning, metavar, shown
 from lstm_jax.config import Section
+from lstm_jax.errors import UserError
 
 
 def add_keys(
@@ -37,4 +38,8 @@ def add_keys(
 
 def overrides(options: argparse.Namespace) -> dict[str, str]:
     """The given values of config keys, as strings by dotted key."""
-    return {name: text for name, text in vars(options).items() if "." in name}
+    texts = {name: text for name, text in vars(options).items() if "." in name}
+    for name, text in texts.items():
+        if not isinstance(text, str):  # argparse drops the value of --SECTION.KEY=--
+            raise UserError(f"--{name.replace('_', '-')}: expected a value, got --")
+    return texts

@@ -1,5 +1,6 @@
 """Fields of text files: numbers in one spelling, and the rows of a CSV file."""
 
+import collections
 import csv
 import io
 import math
@@ -9,7 +10,7 @@ import re
 from lstm_jax.data.text import read_text
 from lstm_jax.errors import UserError
 
-_NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
+_NUMBER = re.compile(r"\s*[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
 _DECIMAL_COMMA = re.compile(r"\s*[+-]?\d*,\d+([eE][+-]?\d+)?\s*", re.ASCII)
 
 
@@ -20,6 +21,19 @@ def is_number(field: str) -> bool:
     [True, False, False, False, False]
     """
     return _NUMBER.fullmatch(field) is not None
+
+
+def resembles_number(field: str) -> bool:
+    """Whether a field is a number in some spelling: also ``1,5``, ``1_000``, ``nan``, ``١``.
+
+    >>> [resembles_number(field) for field in ("1,5", "inf", "12 m", "")]
+    [True, True, False, False]
+    """
+    try:
+        float(field.replace(",", "."))
+    except ValueError:
+        return False
+    return True
 
 
 def number(field: str, where: str) -> float:
@@ -62,7 +76,7 @@ def read_rows(path: str | pathlib.Path) -> list[list[str]]:
     unquoted = re.sub(r'"[^"]*"', "", re.split(r"[\r\n]", text.lstrip("\r\n"), maxsplit=1)[0])
     separator = max(";\t,", key=unquoted.count)
     try:
-        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator))
+        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True))
     except csv.Error as error:
         raise UserError(f"{path}: not a CSV file: {error}") from error
     while rows and not rows[-1]:  # blank lines at the end
@@ -101,8 +115,8 @@ def _check_header(names: list[str], path: str | pathlib.Path) -> None:
             f"{path}: line 1: expected a header with the names of the columns, got "
             f"{', '.join(names)[:80]}"
         )
-    for name in others:
-        if names.count(name) > 1:
+    for name, count in collections.Counter(names).items():
+        if count > 1:
             raise UserError(
                 f"{path}: line 1: expected different names of columns, got two {name!r}"
             )

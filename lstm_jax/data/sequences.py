@@ -2,14 +2,13 @@
 
 import pathlib
 import re
-import zipfile
-import zlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from lstm_jax.data.fields import is_number, number, read_rows
+from lstm_jax.config.options import nearest
+from lstm_jax.data.fields import is_number, number, read_rows, resembles_number
 from lstm_jax.data.tables import dates
 from lstm_jax.data.text import read_text
 from lstm_jax.errors import UserError, expect
@@ -133,7 +132,7 @@ def read_sequences(
         return read_npz(path, classes, labelled)
     if b"\0" in head:
         raise UserError(f"{path}: expected a .ts, CSV or .npz file, got another kind of file")
-    if path.suffix == ".ts" or re.search(r"^\s*@\w", read_text(path), re.MULTILINE):
+    if path.suffix == ".ts" or re.search(r"^[ \t]*@\w", read_text(path), re.MULTILINE):
         return read_ts(path, labelled)
     return read_sequences_csv(path, columns, classes, labelled)
 
@@ -162,16 +161,18 @@ def read_ts(path: str | pathlib.Path, labelled: bool = True) -> LabelledSequence
     labels: list[int] = []
     in_data = False
     for line_number, line in enumerate(re.split(r"\r\n|\r|\n", read_text(path)), start=1):
-        line = line.strip(" \t")
+        line, where = line.strip(" \t"), f"{path}: line {line_number}"
         if not line or line.startswith("#"):
             continue
         if line.startswith("@"):
             word, *rest = re.split(r"[ \t]+", line)
+            expect(not in_data, where, "an example after @data", word)
             if word.lower() == "@classlabel" and rest and rest[0].lower() == "true":
                 classes = tuple(rest[1:])
-            in_data = in_data or word.lower() == "@data"
+                different = len(set(classes)) == len(classes)
+                expect(different, where, "different class labels", ", ".join(classes))
+            in_data = word.lower() == "@data"
             continue
-        where = f"{path}: line {line_number}"
         if not in_data or (labelled and not classes):
             raise UserError(f"{where}: expected @classLabel and @data before the first example")
         dimensions = line.split(":")
@@ -252,11 +253,16 @@ def read_sequences_csv(
         raise UserError(f"{path}: expected rows after the header, got none")
     if not features:
         others = [n for n in names if n not in (columns.id, columns.label, columns.order)]
-        features = tuple(n for n in others if any(is_number(r[names.index(n)]) for r in rows))
+        in_columns = dict(zip(names, zip(*rows, strict=True), strict=True))
+        # A column of 1,5 or nan is not left out: reading its numbers reports them.
+        features = tuple(n for n in others if any(map(resembles_number, in_columns[n])))
         expect(features, str(path), "columns of numbers besides the id and the label", "none")
     by_id: dict[str, list[int]] = {}
+    field = names.index(columns.id)
     for n, row in enumerate(rows):
-        by_id.setdefault(row[names.index(columns.id)].strip(), []).append(n)
+        key = row[field].strip()
+        expect(key, f"{path}: line {n + 2}: column {columns.id!r}", "an id", "a missing value")
+        by_id.setdefault(key, []).append(n)
     if columns.order:
         field = names.index(columns.order)
         by_id = _ordered(by_id, [row[field] for row in rows], f"{path}", columns.order)
@@ -308,7 +314,7 @@ def _positions(
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Labels as positions in the classes: given ones, or the labels found, sorted."""
     if not classes:
-        whole = all(re.fullmatch(r"-?\d+", label, re.ASCII) for label in labels)
+        whole = all(re.fullmatch(r"-?\d{1,18}", label, re.ASCII) for label in labels)
         found = sorted(set(labels))
         classes = tuple(sorted(found, key=int) if whole else found)
     for label, place in zip(labels, places, strict=True):
@@ -341,12 +347,22 @@ def read_npz(
     if not pathlib.Path(path).is_file():
         raise UserError(f"{path}: no such file")
     names = ("xs", "labels", "lengths") if labelled else ("xs", "lengths")
+    arrays: dict[str, np.ndarray] = {}
     try:
         with np.load(path) as file:
-            arrays = {name: file[name] for name in names if name in file}
-    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
-        what = (str(error).splitlines() or [""])[0][:120]
+            held = file.zip.namelist()
+            if len(set(held)) < len(held):
+                raise ValueError("an array is in the file twice")
+            arrays = {name: file[f"{name}.npy"] for name in names if f"{name}.npy" in held}
+        if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+            raise ValueError("bytes that are not an array")
+    except Exception as error:  # zipfile, its decompressors and NumPy have errors of their own
+        what = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise UserError(f"{path}: not a .npz file of numbers and strings ({what})") from error
+    known = ("xs.npy", "labels.npy", "lengths.npy")
+    for name in held:
+        if name not in known and (hint := nearest(name, known)).startswith("; did"):
+            raise UserError(f"{path}: expected the arrays xs, labels and lengths, got {name}{hint}")
     for name in names[:-1]:
         expect(name in arrays, f"{path}", "the arrays xs and labels", f"no {name}")
     xs = arrays["xs"]

@@ -37,6 +37,8 @@ class Table(NamedTuple):
 def dates(times: ArrayLike) -> np.ndarray | None:
     """Time stamps as ``datetime64``, or None where they are not dates in ISO 8601.
 
+    Those with different offsets from UTC are moved to UTC, where those without one are taken to be.
+
     >>> dates(["2016-07-01 00:00:00", "2016-07-01T01:00"]).tolist()[1].hour
     1
     >>> dates(["20160701"]) is None  # which could be a number
@@ -49,6 +51,10 @@ def dates(times: ArrayLike) -> np.ndarray | None:
         return None
     if len(parsed) < times.size:
         return None
+    offsets = {moment.utcoffset() for moment in parsed}
+    if len(offsets) > 1:
+        utc = datetime.UTC
+        parsed = [m.astimezone(utc) if m.tzinfo else m.replace(tzinfo=utc) for m in parsed]
     moments = [moment.replace(tzinfo=None) for moment in parsed]
     return np.array(moments, "datetime64[us]").reshape(times.shape)
 

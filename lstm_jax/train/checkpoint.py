@@ -79,6 +79,39 @@ def _known_digests(folder: pathlib.Path) -> dict[str, str]:
     return known
 
 
+def _meta_digest(meta: dict[str, Any]) -> str:
+    """SHA-256 of the JSON besides the state, for a checkpoint whose ``files.json`` is missing."""
+    content = {name: value for name, value in meta.items() if name != "meta_digest"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _held_loss(folder: pathlib.Path) -> float | None:
+    """The validation loss of a checkpoint, None where none was taken.
+
+    It is read by hand: Orbax would fail altogether on a damaged checkpoint.
+
+    Raises:
+      DamagedCheckpoint: the loss is missing, or its file has changed.
+    """
+    name = "meta/metadata"
+    known = _known_digests(folder)
+    try:
+        content = (folder / name).read_bytes()
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise DamagedCheckpoint(f"{folder}: damaged checkpoint ({name} is missing)") from error
+    if known and hashlib.sha256(content).hexdigest() != known.get(name):
+        raise DamagedCheckpoint(f"{folder}: damaged checkpoint ({name} has changed)")
+    try:
+        meta = json.loads(content)
+        intact = meta.get("meta_digest", _meta_digest(meta)) == _meta_digest(meta)
+        loss = None if meta["loss"] is None else float(meta["loss"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedCheckpoint(f"{folder}: damaged checkpoint ({name} is not JSON)") from error
+    if not intact:
+        raise DamagedCheckpoint(f"{folder}: damaged checkpoint ({name} has changed)")
+    return loss
+
+
 def _unreadable(path: pathlib.Path, error: OSError) -> UserError:
     return UserError(f"{path}: cannot be read ({error.strerror}); nothing was deleted")
 
@@ -129,29 +162,47 @@ class Checkpoints:
         self.folder = folder.absolute()
         self._keep = keep
         self._losses: dict[int, float] = {}
+        self._damaged: dict[int, DamagedCheckpoint] = {}  # whose loss is not known
         self._read_back = False  # whether a checkpoint of this process has been read
         path, self._link = _safe_path(self.folder)
-        self._manager = ocp.CheckpointManager(
-            path,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=_LatestAndBest(self._kept),
-                enable_async_checkpointing=False,
-            ),
-            item_names=("state", "meta"),
-        )
+        try:
+            self._manager = ocp.CheckpointManager(
+                path,
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=_LatestAndBest(self._kept),
+                    enable_async_checkpointing=False,
+                ),
+                item_names=("state", "meta"),
+            )
+        except (ValueError, TypeError, KeyError, AttributeError) as error:  # of damaged metadata
+            self._link.close()
+            self._refuse_damaged()
+            raise UserError(f"{self.folder}: its checkpoints cannot be listed ({error})") from error
         try:
             self._read_losses()
         except OSError as error:
             self.close()
             raise _unreadable(self.folder, error) from error
 
+    def _refuse_damaged(self) -> None:
+        for path in sorted(self.folder.iterdir()):
+            if path.name.isdigit():
+                try:
+                    self._check_files(path)
+                except DamagedCheckpoint as error:
+                    raise DamagedCheckpoint(
+                        f"{error}; remove its folder to use the others"
+                    ) from error
+
     def _read_losses(self) -> None:
-        broken = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
         for step in self.steps():
-            # Read by hand: Orbax would fail altogether on a damaged one.
-            with contextlib.suppress(*broken, ValueError, KeyError, TypeError, RecursionError):
-                meta = json.loads((self.folder / str(step) / "meta" / "metadata").read_text())
-                self._losses[step] = float(meta["loss"])
+            try:
+                loss = _held_loss(self.folder / str(step))
+            except DamagedCheckpoint as error:
+                self._damaged[step] = error
+            else:
+                if loss is not None:
+                    self._losses[step] = loss
 
     def steps(self) -> list[int]:
         """The steps of which there is a checkpoint, the latest first."""
@@ -173,17 +224,18 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             # Left from before this run was taken up from an earlier checkpoint.
-            self._manager.delete(step)
-        self._losses.pop(step, None)
+            self._delete(step)
         if loss is not None:
             self._losses[step] = loss
+        content = {**meta, "loss": loss, "digest": digest(state)}
+        content["meta_digest"] = _meta_digest(content)
         try:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     # From the host: of sharded arrays Orbax would compile a slice of each shape.
                     state=ocp.args.StandardSave(jax.device_get(state)),
-                    meta=ocp.args.JsonSave({**meta, "loss": loss, "digest": digest(state)}),
+                    meta=ocp.args.JsonSave(content),
                 ),
                 force=True,
             )
@@ -203,7 +255,17 @@ class Checkpoints:
             self._read_back = True
 
     def best_step(self) -> int | None:
-        """The step of the lowest validation loss, or the latest where none was taken."""
+        """The step of the lowest validation loss, or the latest where none was taken.
+
+        Raises:
+          DamagedCheckpoint: the loss of a checkpoint is damaged, which could be the lowest.
+        """
+        for step in self.steps():
+            if step in self._damaged:
+                raise DamagedCheckpoint(
+                    f"{self._damaged[step]}, which could be the best; remove its folder to use "
+                    "the others"
+                ) from self._damaged[step]
         return self._best_of(self.steps())
 
     def _best_of(self, steps: Iterable[int]) -> int | None:
@@ -232,16 +294,24 @@ class Checkpoints:
         args = ocp.args.Composite(state=ocp.args.StandardRestore(like), meta=ocp.args.JsonRestore())
         restored, fault = self._restore(step, args)
         state, meta = restored["state"], restored["meta"]
-        if not isinstance(meta, dict) or meta.get("digest") != digest(state):
+        self._check_meta(meta, fault)
+        if meta.get("digest") != digest(state):
             raise fault("digest differs")
+        if int(state.step) != step:
+            raise fault(f"it holds step {int(state.step)}")
         return state, meta
 
     def meta(self, step: int) -> dict[str, Any]:
         """The JSON that a checkpoint holds besides the state; raises as :meth:`restore`."""
         restored, fault = self._restore(step, ocp.args.Composite(meta=ocp.args.JsonRestore()))
-        if not isinstance(restored["meta"], dict):
-            raise fault("meta")
+        self._check_meta(restored["meta"], fault)
         return restored["meta"]
+
+    def _check_meta(self, meta: Any, fault: Callable[[str], UserError]) -> None:
+        if not isinstance(meta, dict):
+            raise fault("meta")
+        if meta.get("meta_digest", _meta_digest(meta)) != _meta_digest(meta):
+            raise fault("meta has changed")
 
     def _restore(self, step: int, args: Any) -> tuple[Any, Callable[[str], UserError]]:
         """What Orbax reads, and the error to raise where its content is wrong."""
@@ -287,8 +357,9 @@ class Checkpoints:
     ) -> tuple[TrainState, dict[str, Any]] | None:
         """The latest checkpoint that is whole; None where there is none at all.
 
-        A damaged one is skipped with a warning and deleted, since training will come to its
-        step again.
+        A damaged one after it is skipped with a warning and deleted, since training will come to
+        its step again.  A damaged one before it is deleted with a warning, too: it cannot be the
+        best any more.
 
         Raises:
           UserError: every checkpoint is damaged, or one cannot be read; nothing is deleted.
@@ -301,11 +372,22 @@ class Checkpoints:
                 warn(f"{error}; the one before it is used")
                 continue
             for newer in steps[: steps.index(step)]:
-                self._manager.delete(newer)
+                self._delete(newer)
+            for older in steps[steps.index(step) + 1 :]:
+                try:
+                    self._check_files(self.folder / str(older))
+                except DamagedCheckpoint as error:
+                    warn(f"{error}; it is removed")
+                    self._delete(older)
             return restored
         if steps:
             raise UserError(f"{self.folder}: every checkpoint is damaged; start in a new workdir")
         return None
+
+    def _delete(self, step: int) -> None:
+        self._manager.delete(step)
+        self._losses.pop(step, None)
+        self._damaged.pop(step, None)
 
     def remove_unfinished(self) -> None:
         """Removes what a kill in the midst of a save has left; for the process that trains."""

@@ -2,15 +2,16 @@
 
 import dataclasses
 import json
+import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lstm_jax._files import write_content
 from lstm_jax._labels import label
 from lstm_jax.config import Config, differing_keys
 from lstm_jax.errors import UserError
-from lstm_jax.train.metrics import drawn, read_metrics
+from lstm_jax.train.metrics import drawn, ignore, read_metrics
 from lstm_jax.train.report import Report
 from lstm_jax.train.sweep import SWEEP_FILE, load_sweep
 from lstm_jax.train.workdir import load_workdir
@@ -39,8 +40,14 @@ class Trained:
     lines: list[dict[str, Any]]
 
 
-def runs_in(folders: Sequence[str | pathlib.Path]) -> list[Trained]:
+def runs_in(
+    folders: Sequence[str | pathlib.Path], warn: Callable[[str], None] = ignore
+) -> list[Trained]:
     """The runs in some folders, each a run's or that of a sweep, whose points are all taken.
+
+    Args:
+      folders: the folders.
+      warn: receives a message that names damaged lines of metrics, which are left out.
 
     Raises:
       UserError: a folder holds neither, is given twice, or its run has no metrics yet.
@@ -53,15 +60,15 @@ def runs_in(folders: Sequence[str | pathlib.Path]) -> list[Trained]:
             inside = [
                 p.folder for p in load_sweep(folder)[2] if (p.folder / "config.toml").exists()
             ]
-        runs += [_read(each) for each in inside]
+        runs += [_read(each, warn) for each in inside]
     for run in runs:
         if [each.folder.absolute() for each in runs].count(run.folder.absolute()) > 1:
             raise UserError(f"{run.folder}: expected different runs, got this one twice")
     return runs
 
 
-def _read(folder: pathlib.Path) -> Trained:
-    config, lines = load_workdir(folder), read_metrics(folder / "metrics.jsonl")
+def _read(folder: pathlib.Path, warn: Callable[[str], None]) -> Trained:
+    config, lines = load_workdir(folder), read_metrics(folder / "metrics.jsonl", warn)
     path, results = folder / "results.json", {}
     if path.exists():
         try:
@@ -69,11 +76,14 @@ def _read(folder: pathlib.Path) -> Trained:
             results = {
                 f"{split}/{name}": float(value)
                 for split, metrics in held.items()
-                if isinstance(metrics, dict)
+                if split != "step"
                 for name, value in metrics.items()
             }
-        except (ValueError, TypeError, AttributeError) as error:
-            raise UserError(f"{path}: expected the JSON of a run's results") from error
+            broken = not all(map(math.isfinite, results.values()))
+        except (ValueError, TypeError, AttributeError, RecursionError, OverflowError):
+            broken = True
+        if broken:
+            raise UserError(f"{path}: expected the JSON of a run's results, got something else")
     if not lines and not results:
         raise UserError(f"{folder}: this run has no metrics yet")
     return Trained(folder, config, results, lines)
@@ -154,7 +164,7 @@ def compare(
     lstm_jax.errors.UserError: /no/such/run: no run here (expected a config.toml)
     """
     report = report or Report()
-    runs = runs_in(folders)
+    runs = runs_in(folders, report.warn)
     if len(runs) < 2:
         raise UserError(f"expected at least two runs to compare, got {len(runs)}")
     report.columns(table(runs), len(runs))

@@ -1,8 +1,11 @@
-"""The lock of a folder that one process writes."""
+"""What the folders of runs and sweeps share: the lock, and JSON with its digest."""
 
 import contextlib
+import hashlib
+import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import filelock
 
@@ -37,3 +40,38 @@ def locked(folder: pathlib.Path, doing: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON values with their digest, which :func:`read_sealed` compares.
+
+    >>> sealed({"a": 1}) == sealed(sealed({"a": 1}))
+    True
+    """
+    values = {name: value for name, value in content.items() if name != "digest"}
+    text = json.dumps(values, sort_keys=True)
+    return {**values, "digest": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def read_sealed(path: pathlib.Path, what: str) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Args:
+      path: the file.
+      what: whose values it holds, for messages.
+
+    Raises:
+      UserError: the file cannot be read, holds no object, or its content has another digest than
+        it states.  (The files of older versions state none.)
+    """
+    try:
+        held = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError):
+        held = None
+    if not isinstance(held, dict):
+        raise UserError(f"{path}: expected the JSON of a {what}, got something else")
+    if "digest" in held and held != sealed(held):
+        raise UserError(f"{path}: damaged or edited: its content differs from its digest")
+    return held

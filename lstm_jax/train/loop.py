@@ -45,7 +45,13 @@ from lstm_jax.train.step import (
     state_shardings,
     trained_model,
 )
-from lstm_jax.train.workdir import claimed, load_workdir, stored_metadata
+from lstm_jax.train.workdir import (
+    RUN_FILE,
+    claimed,
+    load_workdir,
+    read_run_file,
+    stored_metadata,
+)
 
 VALIDATION_LOSS = "validation/loss"
 SAMPLES = "samples"  # folder of a run for files that its task generates
@@ -198,6 +204,8 @@ def run_steps(
         f"in {workdir}"
     )
     log = MetricsLog(workdir, int(state.step), options.tensorboard, callbacks, report.warn)
+    if restored is not None and log.digest() != restored[1].get("metrics", log.digest()):
+        report.warn(f"{log.path}: differs from what this run wrote up to step {int(state.step)}")
     clock = Clock(units)
     losses = [line[VALIDATION_LOSS] for line in log.lines() if VALIDATION_LOSS in line]
     rows = NamedSharding(mesh, batch_spec(options.accumulate))
@@ -211,6 +219,8 @@ def run_steps(
     def save() -> None:
         log.flush()
         meta = {
+            "run": read_run_file(workdir).get("digest"),
+            "metrics": log.digest(),
             "fingerprint": task.fingerprint,
             "data": batches.get_state(),
             "sums": dataclasses.asdict(sums),
@@ -387,15 +397,27 @@ def _refuse_other_data(checkpoints: Checkpoints, task: Task, workdir: pathlib.Pa
     """Before a state is read, whose shapes can depend on the data."""
     for step in checkpoints.steps():
         try:
-            began_with = checkpoints.meta(step)["fingerprint"]
+            meta = checkpoints.meta(step)
         except DamagedCheckpoint:
             continue  # restoring reports it
+        _refuse_other_run(meta, workdir)
+        began_with = meta["fingerprint"]
         if began_with != task.fingerprint:
             raise UserError(
                 f"{workdir}: the data have changed since this run began: expected SHA-256 "
                 f"{began_with}, got {task.fingerprint}"
             )
         return
+
+
+def _refuse_other_run(meta: Mapping[str, Any], workdir: pathlib.Path) -> None:
+    """The metadata of another run would give the parameters another meaning."""
+    wrote, here = meta.get("run"), read_run_file(workdir).get("digest")
+    if wrote is not None and wrote != here:
+        raise UserError(
+            f"{workdir}: its checkpoints belong to another run: expected {RUN_FILE} with the "
+            f"digest {wrote}, got {here}"
+        )
 
 
 def best_model(
@@ -437,6 +459,7 @@ def best_state(
             raise UserError(f"{workdir}: no checkpoint yet")
         if check_data:
             _refuse_other_data(checkpoints, task, workdir)
+        _refuse_other_run(checkpoints.meta(step), workdir)
         return checkpoints.restore(step, like)[0], step
 
 

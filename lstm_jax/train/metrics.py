@@ -1,5 +1,6 @@
 """The metrics of a run: a file with one JSON object in a line, and a plot of the loss."""
 
+import hashlib
 import importlib.util
 import io
 import json
@@ -20,11 +21,11 @@ Callback = Callable[[int, dict[str, float]], None]
 """A logger, called as ``callback(step, {"train/loss": 1.2, ...})``."""
 
 
-def _ignore(message: str) -> None:
-    pass
+def ignore(message: str) -> None:
+    """Drops a warning."""
 
 
-def read_metrics(path: pathlib.Path, warn: Callable[[str], None] = _ignore) -> list[dict[str, Any]]:
+def read_metrics(path: pathlib.Path, warn: Callable[[str], None] = ignore) -> list[dict[str, Any]]:
     """The lines of a ``metrics.jsonl`` that are whole.
 
     Args:
@@ -51,7 +52,7 @@ def _line(row: bytes) -> dict[str, Any] | None:
     """A step and its metrics; None where the row is anything else."""
     try:
         line = json.loads(row.decode("utf-8"))
-        if not isinstance(line, dict) or type(line.get("step")) is not int:
+        if not isinstance(line, dict) or type(line.get("step")) is not int or len(line) < 2:
             return None
         if not all(type(value) in (int, float) for value in line.values()):
             return None
@@ -83,7 +84,7 @@ class MetricsLog:
         step: int,
         tensorboard: bool = False,
         callbacks: Sequence[Callback] = (),
-        warn: Callable[[str], None] = _ignore,
+        warn: Callable[[str], None] = ignore,
     ):
         self.path = workdir / "metrics.jsonl"
         kept = [line for line in read_metrics(self.path, warn) if line["step"] <= step]
@@ -102,6 +103,11 @@ class MetricsLog:
     def lines(self) -> list[dict[str, Any]]:
         """The lines on the disk."""
         return read_metrics(self.path)
+
+    def digest(self) -> str:
+        """SHA-256 of the lines, those not yet on the disk included."""
+        self._file.flush()
+        return hashlib.sha256(self.path.read_bytes()).hexdigest()
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """One line: the step and its metrics."""

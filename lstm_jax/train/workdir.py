@@ -9,7 +9,7 @@ from typing import Any
 from lstm_jax._files import write_content
 from lstm_jax.config import Config, config_from, differing_keys, load_config, write_config
 from lstm_jax.errors import UserError
-from lstm_jax.train.files import locked
+from lstm_jax.train.files import locked, read_sealed, sealed
 
 CONFIG_FILE = "config.toml"
 RUN_FILE = "run.json"
@@ -49,16 +49,15 @@ def read_run_file(workdir: pathlib.Path) -> dict[str, Any]:
     if not (workdir / CONFIG_FILE).is_file():
         raise UserError(f"{workdir}: no run here (expected a {CONFIG_FILE})")
     path = workdir / RUN_FILE
-    try:
-        held = json.loads(path.read_text("utf-8")) if path.exists() else {"format": 1}
-        found = held["format"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: expected the JSON of a run, got something else") from error
+    held = read_sealed(path, "run") if path.exists() else {"format": 1}
+    found = held.get("format")
     if found != FORMAT:
         raise UserError(
-            f"{workdir}: expected a run folder of format {FORMAT}, got format {found}; train the "
+            f"{workdir}: expected a run folder of format {FORMAT}, got format {found!r}; train the "
             "run again, or use the version of lstm_jax that wrote it"
         )
+    if not isinstance(held.get("metadata"), dict):
+        raise UserError(f"{path}: expected the JSON of a run, got something else")
     return held
 
 
@@ -80,7 +79,7 @@ def claimed(workdir: pathlib.Path, config: Config, metadata: Mapping[str, Any]) 
 
 def _begin(workdir: pathlib.Path, config: Config, metadata: Mapping[str, Any]) -> None:
     """Writes the config last: a folder that has one is complete."""
-    held = {"format": FORMAT, "metadata": metadata, "config": config.as_dict()}
+    held = sealed({"format": FORMAT, "metadata": metadata, "config": config.as_dict()})
     write_content(workdir / RUN_FILE, json.dumps(held, ensure_ascii=False, indent=1) + "\n")
     write_config(config, workdir / CONFIG_FILE)
 

@@ -1,5 +1,7 @@
 """Readers of .ts files, CSV files and NumPy archives of sequences with labels."""
 
+import zipfile
+
 import numpy as np
 import pytest
 
@@ -69,6 +71,8 @@ def test_read_ts_takes_steps_without_any_value_at_the_end_as_padding(tmp_path):
         (HEADER + "1,1_0:4,5:one\n", "line 6: expected a number, got '1_0'"),
         (HEADER + "1:\u0663:one\n", "line 6: expected a number, got '\u0663'"),
         (HEADER + "1:1e39:one\n", "line 6: expected a number in the range of float32, got 1e39"),
+        (HEADER + "1:2:one\n@classLabel true two one\n", "line 7: expected an example after @data"),
+        ("@classLabel true a b a\n", "line 1: expected different class labels, got a, b, a"),
         (HEADER + "1:2:one\x0b\n", "line 6: expected a label among one, two, got 'one\\x0b'"),
         (HEADER + "1:2:one\x0b1:2:two\n3:one\n", "line 6: expected a number, got 'one\\x0b1'"),
     ],
@@ -130,6 +134,73 @@ def test_read_npz_says_what_is_wrong(tmp_path, arrays, message):
     with pytest.raises(UserError) as caught:
         read_npz(path)
     assert str(caught.value).startswith(f"{path}") and message in str(caught.value)
+
+
+def with_member(name: str, content: bytes, compression: int = zipfile.ZIP_STORED):
+    def change(path):
+        with zipfile.ZipFile(path, "a", compression) as file:
+            file.writestr(name, content)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("arrays", "change", "message"),
+    [
+        (["labels"], with_member("xs", b"1,2"), "expected the arrays xs and labels, got no xs"),
+        (["labels"], with_member("xs.npy", b"1,2"), "(bytes that are not an array)"),
+        (["labels"], with_member("xs.npy", b"", zipfile.ZIP_LZMA), "not a .npz file of numbers"),
+        (["xs", "labels", "length"], lambda path: None, "length.npy; did you mean lengths.npy?"),
+        (["xs", "labels"], with_member("xs.npy", b""), "(an array is in the file twice)"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_read_npz_takes_no_member_for_another(tmp_path, arrays, change, message):
+    path = tmp_path / "a.npz"
+    held = {"xs": np.ones((2, 3, 1)), "labels": [0, 1], "length": [1, 2]}
+    np.savez(path, **{name: held[name] for name in arrays})
+    change(path)
+    with pytest.raises(UserError) as caught:
+        read_npz(path)
+    assert str(caught.value).startswith(f"{path}: ") and message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ("1_000", "line 2: column 'v': expected a number, got '1_000'"),
+        ("nan", "line 2: column 'v': expected a number, got 'nan'"),
+        ('"2,5"', "line 2: column 'v': expected a number with a decimal point, got '2,5'"),
+        ("\u0661", "line 2: column 'v': expected a number, got '\u0661'"),
+    ],
+)
+def test_a_column_of_numbers_in_another_spelling_is_not_left_out(tmp_path, fields, message):
+    path = written(tmp_path, f"id,u,v,label\na,1,{fields},x\nb,1,{fields},y\n", "a.csv")
+    with pytest.raises(UserError) as caught:
+        read_sequences(path)
+    assert str(caught.value) == f"{path}: {message}"
+
+
+@pytest.mark.parametrize(("row", "column"), [(" ,1,x", "id"), ("b,1,", "label")])
+def test_a_row_needs_an_id_and_a_label(tmp_path, row, column):
+    path = written(tmp_path, f"id,v,label\na,1,x\n{row}\n", "a.csv")
+    with pytest.raises(
+        UserError, match=f"line 3: column '{column}': expected an? {column}, got a m"
+    ):
+        read_sequences(path)
+
+
+def test_labels_of_any_length_are_names(tmp_path):
+    """Python converts no integers of more than 4300 digits."""
+    label = "7" * 5000
+    path = written(tmp_path, f"id,v,label\na,1,{label}\nb,2,3\n", "a.csv")
+    assert read_sequences(path).classes == ("3", label)
+
+
+def test_blank_lines_are_passed_at_once(tmp_path):
+    """In time that is quadratic in their number, these would take minutes."""
+    with pytest.raises(UserError, match="line 300001: expected 0 fields"):
+        read_sequences(written(tmp_path, "\n" * 300_000 + "x", "a.csv"))
 
 
 def test_read_npz_sorts_integer_labels_and_reads_big_endian_numbers(tmp_path):

@@ -31,6 +31,9 @@ def test_dates_are_recognised():
     expected = ["2016-07-01T00:00:00", "2016-07-01T01:30:00"]
     for times in (expected, ["2016-07-01", "2016-07-01 01:30"], ["2016-07-01", expected[1] + "Z"]):
         np.testing.assert_array_equal(dates(times), np.array(expected, "datetime64[s]"))
+    later = dates(["2016-07-01T12:00+05:00", "2016-07-01T08:00Z"])  # 07:00 and 08:00 in UTC
+    assert later[1] - later[0] == np.timedelta64(1, "h")
+    assert dates(["2016-07-01T12:00+05:00"] * 2)[0] == np.datetime64("2016-07-01T12:00")
     for times in (["1", "2"], ["2016-07-01", "3"], ["2016-13-01"], ["01/07/2016"], ["a-b"]):
         assert dates(times) is None
 
@@ -105,6 +108,8 @@ def test_read_csv_recognises_separators_and_decimal_commas(tmp_path, content):
         ("a,b\n3,1\n?,2\n5,3\n", "line 3: column 'a': expected a number, got a missing value"),
         ("t,a\n1,1_000\n", "line 2: column 'a': expected a number, got '1_000'"),
         ("t,a\n1,\u0661\u0662\n", "line 2: column 'a': expected a number, got '\u0661\u0662'"),
+        ('t,a\n1,"2"5\n', "not a CSV file: ',' expected after '\"'"),
+        ('t,a\n1,2\n2,"3\n3,4\n', "not a CSV file: unexpected end of data"),
         ("t,a\n1,1e400\n", "line 2: column 'a': expected a number, got '1e400'"),
     ],
 )
@@ -113,6 +118,16 @@ def test_read_csv_rejects_what_it_would_read_wrongly(tmp_path, content, message)
     with pytest.raises(UserError) as caught:
         read_csv(path)
     assert str(caught.value).startswith(f"{path}: {message}")
+
+
+def test_long_fields_and_headers_are_read_at_once(tmp_path):
+    """In time that is quadratic in their length, these would take minutes."""
+    digits = "1" * 100_000
+    with pytest.raises(UserError, match="line 2: column 'a': expected a number, got '111"):
+        read_csv(written(tmp_path, f"t,a\n1,{digits}x\n"))
+    names = ",".join(f"column{n}" for n in range(50_000))
+    with pytest.raises(UserError, match="line 2: expected 50000 fields as in the header, got 1"):
+        read_csv(written(tmp_path, f"{names}\n1\n"))
 
 
 @pytest.mark.parametrize(

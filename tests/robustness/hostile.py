@@ -5,9 +5,11 @@ import copy
 import json
 import os
 import random
+import re
 import signal
 import struct
 import sys
+import traceback
 import zipfile
 from collections import Counter
 
@@ -231,6 +233,10 @@ class Hang(BaseException):
     """An input that takes too long; no reader can mistake it for an error of the file."""
 
 
+class WrongError(AssertionError):
+    """Something else was read than the input holds."""
+
+
 OPENED: list[str] = []
 _watching = False
 
@@ -244,23 +250,33 @@ sys.addaudithook(_watch)
 
 
 @contextlib.contextmanager
-def watched(path):
-    """Raises where another file than ``path`` is opened, or time runs out."""
-    global _watching
+def limited(path):
+    """Raises where time runs out."""
 
     def stop(signum, frame):
         raise Hang(f"more than {SECONDS} s for {path}")
 
-    OPENED.clear()
     before = signal.signal(signal.SIGPROF, stop)
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
-    _watching = True
     try:
         yield
     finally:
-        _watching = False
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.signal(signal.SIGPROF, before)
+
+
+@contextlib.contextmanager
+def watched(path):
+    """Raises where another file than ``path`` is opened, or time runs out."""
+    global _watching
+
+    OPENED.clear()
+    _watching = True
+    try:
+        with limited(path):
+            yield
+    finally:
+        _watching = False
     others = [name for name in OPENED if name != str(path) and not _is_module(name)]
     assert not others, f"{path}: opened {others}"
 
@@ -273,44 +289,69 @@ def _is_module(name):
     return name.endswith(endings) or name.startswith(roots)
 
 
-def attempt(path, read, check):
-    """Reads a file: ``"read"`` if the result is right, ``"rejected"`` if one line says why not.
+def attempt(path, read, check, *, around=watched, names=None):
+    """Reads an input: ``"read"`` if the result is right, ``"rejected"`` if one line says why not.
 
     Args:
-      path: of the file.
+      path: of the input.
       read: reads it.
-      check: raises where the file holds something else than was read.
+      check: raises where the input holds something else than was read.
+      around: the context in which it is read.
+      names: a pattern of what a message must name; by default the file.
     """
     try:
-        with watched(path):
+        with around(path):
             result = read(path)
     except (UserError, ValueError) as error:
         message = str(error)
         assert isinstance(error, UserError), f"{path}: {error!r} would reach the command line"
         assert len(message.splitlines()) == 1 and message.isprintable(), repr(message)
-        assert path.name in message, f"{message} does not name {path.name}"
+        named = re.search(names or re.escape(path.name), message)
+        assert named, f"{message} does not name {names or path.name}"
         return "rejected"
-    check(path, result)
+    try:
+        check(path, result)
+    except Exception as error:
+        raise WrongError(f"{path}: {error}") from error
     return "read"
 
 
-def tried(kind, budget, seed, make, read, check):
+def tried(kind, budget, make, read, check, **how):
     """Tries ``budget`` inputs of a kind and prints what became of them.
 
     Args:
-      kind: of files, for the report.
+      kind: of inputs, for the report.
       budget: how many inputs.
-      seed: of the first; each input can be made again from its own.
-      make: writes the input of a random generator, ``make(rng) -> path``.
-      read, check: as in :func:`attempt`.
+      make: writes the input of a random generator, ``make(rng) -> path``; the generator of input
+        n is ``random.Random(f"{kind} {n}")``, so that each input can be made again.
+      read, check, how: as in :func:`attempt`.
+
+    Raises:
+      AssertionError: once all are tried, with the first input of each kind of failure.
     """
-    outcomes = Counter()
-    for n in range(seed, seed + budget):
+    outcomes, failures = Counter(), {}
+    for n in range(budget):
         path = make(random.Random(f"{kind} {n}"))
         try:
-            outcomes[attempt(path, read, check)] += 1
-        except BaseException as error:
-            error.add_note(f"input {n} of {kind}: {path}")
+            outcomes[attempt(path, read, check, **how)] += 1
+        except KeyboardInterrupt:
             raise
-    print(f"{kind}: {budget} inputs, {outcomes['read']} read, {outcomes['rejected']} rejected")
+        except BaseException as error:
+            what = {Hang: "hangs", WrongError: "wrong results"}.get(type(error), "other exceptions")
+            outcomes[what] += 1
+            frames = traceback.extract_tb(error.__traceback__)
+            ours = [frame for frame in frames if "lstm_jax" in frame.filename] or frames
+            place = (type(error), ours[-1].filename, ours[-1].lineno)
+            failures.setdefault(place, (n, error))
+    print(
+        f"{kind}: {budget} inputs, {outcomes['read']} read, {outcomes['rejected']} rejected, "
+        f"{outcomes['other exceptions']} other exceptions, {outcomes['hangs']} hangs, "
+        f"{outcomes['wrong results']} wrong results"
+    )
+    if failures:
+        lines = [
+            f"input {n} of {kind}: {type(error).__name__}: {error} ({file}:{line})"
+            for (_, file, line), (n, error) in failures.items()
+        ]
+        raise AssertionError("\n".join(lines)) from next(iter(failures.values()))[1]
     return outcomes

@@ -275,9 +275,7 @@ def test_damaged_files_give_a_right_result_or_one_line(kind, valid, tmp_path, fu
             if make is of_bytes(path.name):
                 read(path)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    outcomes = hostile.tried(
-        kind, fuzz_budget, 0, lambda rng: make(valid, tmp_path, rng), read, check
-    )
+    outcomes = hostile.tried(kind, fuzz_budget, lambda rng: make(valid, tmp_path, rng), read, check)
     assert outcomes["rejected"], "no mutation did any harm"
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < GROWTH
 

@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 import lstm_jax
-from lstm_jax.errors import UserError
+from lstm_jax.errors import UserError, printable
 from lstm_jax.train import Checkpoints, TrainState, data_mesh
 from lstm_jax.train.checkpoint import DamagedCheckpoint, digest
 from lstm_jax.train.devices import AXIS
@@ -150,7 +150,8 @@ def test_every_path_holds_checkpoints(name, tmp_path, monkeypatch):
         with pytest.raises(UserError) as caught:
             checkpoints.restore(3, make_state(0))
     assert bits(restored) == bits(make_state(3)) and meta["data"] == 3
-    assert str(caught.value).startswith(f"{folder / '3'}: ")  # the user's name, not the link's
+    # The user's name, not the link's.
+    assert str(caught.value).startswith(printable(f"{folder / '3'}: "))
     assert list(links.iterdir()) == []
 
 
@@ -309,17 +310,41 @@ def test_no_file_can_be_damaged_unseen(harm, saved, tmp_path):
 
 
 @pytest.mark.usefixtures("no_traceback")
-def test_losses_that_cannot_be_read_stop_nothing(folder):
+def test_losses_that_cannot_be_read_do_not_stop_training(folder):
+    """The best of the others is not taken for the best without a word."""
     for path in files_of(folder / "1"):
         if path.relative_to(folder / "1").parts[0] != "state":
             empty(path)
     warnings: list[str] = []
     with opened(folder) as checkpoints:
-        assert checkpoints.best_step() == 3  # the lowest of the losses that are left
+        with pytest.raises(DamagedCheckpoint, match="which could be the best; remove its folder"):
+            checkpoints.best_step()
         restored, _ = checkpoints.restore_latest(make_state(0), warnings.append)
         checkpoints.save(make_state(4), {}, 0.7)
-        assert checkpoints.best_step() == 3
-    assert bits(restored) == bits(make_state(3)) and warnings == []
+        assert checkpoints.best_step() == 3  # the lowest of the losses that are left
+    assert bits(restored) == bits(make_state(3))
+    assert len(warnings) == 1 and warnings[0].startswith(f"{folder / '1'}: damaged checkpoint (")
+    assert warnings[0].endswith("; it is removed") and not (folder / "1").exists()
+
+
+@pytest.mark.usefixtures("no_traceback")
+def test_a_changed_loss_does_not_choose_the_best(folder):
+    """A digit of a loss is changed, and the list of digests is missing or not."""
+    path = folder / "1" / "meta" / "metadata"
+    path.write_bytes(path.read_bytes().replace(b'"loss": 0.5', b'"loss": 0.9'))
+    for digests in ("present", "missing"):
+        if digests == "missing":
+            (folder / "1" / "files.json").unlink()
+        with opened(folder) as checkpoints, pytest.raises(DamagedCheckpoint, match="has changed"):
+            checkpoints.best_step()
+
+
+def test_checkpoints_that_changed_places_are_refused(folder):
+    (folder / "1").rename(folder / "x")
+    (folder / "2").rename(folder / "1")
+    (folder / "x").rename(folder / "2")
+    with opened(folder) as checkpoints, pytest.raises(UserError, match=r"do not fit \(it holds st"):
+        checkpoints.restore(1, make_state(0))
 
 
 def fail_to_read(monkeypatch, target: pathlib.Path, error: int) -> None:
@@ -365,14 +390,7 @@ def test_what_cannot_be_read_now_is_not_damage(part, error, folder, monkeypatch)
 
 def test_a_loss_that_cannot_be_read_now_stops_the_run(folder, monkeypatch):
     """Otherwise the best checkpoint could be deleted."""
-    real = pathlib.Path.read_text
-
-    def read_text(path, *args):
-        if path == folder / "1" / "meta" / "metadata":
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return real(path, *args)
-
-    monkeypatch.setattr(pathlib.Path, "read_text", read_text)
+    fail_to_read(monkeypatch, folder / "1" / "meta" / "metadata", errno.EIO)
     with pytest.raises(UserError, match=r"cannot be read \(Input/output error\)"):
         Checkpoints(folder, 3)
 

@@ -28,10 +28,12 @@ from lstm_jax.train import (
     best_model,
     evaluate,
     load_config,
+    load_run,
     load_workdir,
     read_metrics,
     train,
 )
+from lstm_jax.train.files import sealed
 from tests.arrays import params_of
 
 CONFIG = """
@@ -393,6 +395,31 @@ def test_damaged_metrics_do_not_stop_a_run(whole, tmp_path):
     train(whole[0], tmp_path / "run", report)
     assert len(report.warned) == 1 and str(path) in report.warned[0]
     assert files(tmp_path / "run") == files(whole[1])
+
+
+def test_changed_metrics_are_reported(whole, tmp_path):
+    """A changed digit leaves a whole line; the checkpoint holds a digest of them."""
+    shutil.copytree(whole[1], tmp_path / "run")
+    path, report = tmp_path / "run" / "metrics.jsonl", Listener()
+    lines = path.read_text("utf-8")
+    path.write_text(lines.replace('"step": 5,', '"step": 4,', 1), "utf-8")
+    train(whole[0], tmp_path / "run", report)
+    assert report.warned == [f"{path}: differs from what this run wrote up to step 24"]
+
+
+def test_metadata_of_another_run_are_refused(whole, tmp_path):
+    """The parameters of a checkpoint would be those of other characters."""
+    shutil.copytree(whole[1], tmp_path / "run")
+    path = tmp_path / "run" / "run.json"
+    text = path.read_text("utf-8")
+    path.write_text(text.replace('"vocabulary": "', '"vocabulary": "\\u0001'), "utf-8")
+    for go_on in (load_run, load_workdir):
+        with pytest.raises(UserError, match=r"run\.json: damaged or edited: its content differs"):
+            go_on(tmp_path / "run")
+    held = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps(sealed(held)), "utf-8")
+    with pytest.raises(UserError, match="its checkpoints belong to another run"):
+        load_run(tmp_path / "run")
 
 
 @pytest.mark.parametrize("end", ["q", "Ω"], ids=["known characters", "a new character"])

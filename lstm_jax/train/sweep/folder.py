@@ -11,7 +11,7 @@ from typing import Any
 from lstm_jax._files import write_content
 from lstm_jax.config import Config, config_from, differing_keys
 from lstm_jax.errors import UserError
-from lstm_jax.train.files import locked
+from lstm_jax.train.files import locked, read_sealed, sealed
 from lstm_jax.train.sweep.points import Axes, Point, points_of
 from lstm_jax.train.sweep.results import metric_names, metrics_of
 
@@ -33,17 +33,17 @@ def load_sweep(folder: str | pathlib.Path) -> tuple[Config, dict[str, list[Any]]
     path = folder / SWEEP_FILE
     if not path.is_file():
         raise UserError(f"{folder}: no sweep here (expected a {SWEEP_FILE})")
-    try:
-        held = json.loads(path.read_text("utf-8"))
-        found = held["format"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: expected the JSON of a sweep, got something else") from error
+    held = read_sealed(path, "sweep")
+    found = held.get("format")
     if found != FORMAT:
-        raise UserError(f"{folder}: expected a sweep of format {FORMAT}, got format {found}")
-    config, axes = config_from(held["config"], str(path), {}), held["axes"]
-    points = points_of(config, axes, folder)
-    for point, known in zip(points, held["points"], strict=True):
-        point.results, point.failure = known["results"], known["failure"]
+        raise UserError(f"{folder}: expected a sweep of format {FORMAT}, got format {found!r}")
+    try:
+        config, axes = config_from(held["config"], str(path), {}), held["axes"]
+        points = points_of(config, axes, folder)
+        for point, known in zip(points, held["points"], strict=True):
+            point.results, point.failure = known["results"], known["failure"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: expected the JSON of a sweep, got something else") from error
     return config, axes, points
 
 
@@ -72,7 +72,7 @@ def claimed(
 
 def write(folder: pathlib.Path, config: Config, axes: Axes, points: Sequence[Point]) -> None:
     """Writes ``sweep.json`` and ``results.csv``, each in one move."""
-    held = {
+    content = {
         "format": FORMAT,
         "config": config.as_dict(),
         "axes": axes,
@@ -86,7 +86,7 @@ def write(folder: pathlib.Path, config: Config, axes: Axes, points: Sequence[Poi
             for point in points
         ],
     }
-    text = json.dumps(held, ensure_ascii=False, indent=1) + "\n"
+    text = json.dumps(sealed(content), ensure_ascii=False, indent=1) + "\n"
     write_content(folder / SWEEP_FILE, text)
     metrics, table = metric_names(points), io.StringIO()
     rows = csv.writer(table, lineterminator="\n")
