@@ -7,20 +7,16 @@ import secrets
 from collections.abc import Iterator
 from typing import Any
 
-from lstm_jax.errors import UserError
-
-LONGEST = 600  # characters of a message: names in it may come from a hostile file
+from lstm_jax.errors import UserError, printable
 
 
 def one_line(message: Any) -> str:
-    """A message as one printable line; a long one is shortened in the middle.
+    """A message of another library as one printable line, without its line ends.
 
     >>> one_line("no array\\n  is named \\x1b[2J")
     'no array is named \\\\x1b[2J'
     """
-    line = " ".join(str(message).split())
-    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
-    return line if len(line) <= LONGEST else f"{line[: LONGEST - 105]} ... {line[-100:]}"
+    return printable(" ".join(str(message).split()))
 
 
 @contextlib.contextmanager

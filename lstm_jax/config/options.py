@@ -5,7 +5,6 @@ import difflib
 import operator
 import pathlib
 import re
-import sys
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -14,6 +13,8 @@ from lstm_jax.errors import UserError
 
 SectionT = TypeVar("SectionT", bound="Section")
 
+LARGEST_NUMBER = (2 - 2**-23) * 2.0**127
+"""The largest finite number of float32, in which a config's numbers are computed with."""
 MOST = 10**9
 """The largest value of an integer option that states no other limit; 32 bits hold it."""
 LARGEST_SIZE = 10**6
@@ -115,8 +116,12 @@ def _problem(field: dataclasses.Field, value: Any) -> str:
     """What is wrong with a value, or an empty string."""
     if not _fits(field, value):
         return f"expected {expectation(field)}, got {_shown(value)}"
+    if value == "" and "" not in (field.default, *(field.metadata["path_or"] or [""])):
+        return "expected a path or the name of a data set, got an empty one"
     if isinstance(value, str) and not _is_unicode(value):
         return f"expected text in UTF-8, got {value!r}"
+    if _kind(field) is float and not abs(value) <= LARGEST_NUMBER:
+        return f"expected a number in the range of float32, got {_shown(value)}"
     if field.metadata["check"]:
         try:
             field.metadata["check"](value)
@@ -142,7 +147,7 @@ def _fits(field: dataclasses.Field, value: Any) -> bool:
         return False
     if _kind(field) is float:
         right_type = isinstance(value, float | int) and not isinstance(value, bool)
-        right_type = right_type and abs(value) <= sys.float_info.max  # no infinity, no NaN
+        right_type = right_type and abs(value) < float("inf")  # no infinity, no NaN
     else:
         right_type = type(value) is _kind(field)
     if not right_type:
@@ -197,8 +202,8 @@ def section_from(
     for key in values:
         if key not in fields:
             raise UserError(f"{source}: unknown key {name}.{key}{nearest(key, fields, name)}")
-    values = {key: _absolute(fields[key], value, folder) for key, value in values.items()}
     try:
+        values = {key: _absolute(fields[key], value, folder) for key, value in values.items()}
         return kind(**values)
     except UserError as error:
         raise UserError(f"{source}: {name}.{error}") from error
@@ -209,7 +214,11 @@ def _absolute(field: dataclasses.Field, value: Any, folder: pathlib.Path) -> Any
     names = field.metadata["path_or"]
     if names is None or not isinstance(value, str) or value in ("", *names):
         return value
-    return str((folder / pathlib.Path(value).expanduser()).absolute())
+    try:
+        path = pathlib.Path(value).expanduser()
+    except RuntimeError as error:  # the home of an unknown user
+        raise UserError(f"{field.name}: expected a path, got {value!r} ({error})") from error
+    return str((folder / path).absolute())
 
 
 def parse(field: dataclasses.Field, text: str) -> Any:

@@ -10,10 +10,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import numpy as np
 
 from lstm_jax.cells import CELLS
-from lstm_jax.config.options import LARGEST_SIZE, Section, nearest, option
+from lstm_jax.config.options import LARGEST_NUMBER, LARGEST_SIZE, Section, nearest, option
 from lstm_jax.errors import UserError
 from lstm_jax.sequence import (
     LSTM,
@@ -32,7 +31,6 @@ REGULARIZERS: dict[str, Callable[..., Any]] = {
 """Regularisers by the name that a config gives them."""
 
 MOST_LAYERS = 256  # each is compiled by itself
-LARGEST_NUMBER = float(np.finfo(np.float32).max)
 
 CELL_MEMBERS = ("init", "zero_state", "step")
 
@@ -64,9 +62,9 @@ def cell_factory(text: str) -> CellFactory:
     """
     try:
         tree = ast.parse(text, mode="eval").body
+        factory = _factory(tree, text)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # or too deep
         raise UserError(f"expected a cell such as lstm(forget_bias=2.0), got {text!r}") from error
-    factory = _factory(tree, text)
     if not any(isinstance(node, ast.Attribute) for node in ast.walk(tree)):
         # An impossible option is reported now, whatever the size: this one has many divisors.
         with _in_one_line():

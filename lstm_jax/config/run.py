@@ -138,7 +138,8 @@ def load_config(path: str | pathlib.Path, overrides: Mapping[str, str] | None = 
     """
     path = pathlib.Path(path)
     try:
-        values = tomllib.loads(path.read_text("utf-8"))
+        # Some editors begin a file with a byte-order mark.
+        values = tomllib.loads(path.read_text("utf-8-sig"))
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise UserError(f"{path}: no such config file") from error
     except OSError as error:

@@ -15,6 +15,10 @@ TASKS: dict[str, str] = {
 """Where the class of each built-in task is, by the name that a config gives as ``task``."""
 
 
+METHODS = ("build", "batches", "loss", "evaluate")
+"""What every task defines."""
+
+
 def task_class(name: Any, source: str = "task") -> type:
     """The class of a task.
 
@@ -47,8 +51,11 @@ def task_class(name: Any, source: str = "task") -> type:
         raise UserError(f"task: {name}: module {module} cannot be imported ({cause})") from error
     if found is None:
         raise UserError(f"task: {name}: module {module} has no {kind}")
-    if not (isinstance(found, type) and all(hasattr(found, m) for m in ("build", "loss"))):
+    if not (isinstance(found, type) and all(hasattr(found, method) for method in METHODS)):
         raise UserError(f"task: {name} is not a task: expected a subclass of lstm_jax.tasks.Task")
+    for method in METHODS:
+        if getattr(found, method).__module__ == "lstm_jax.tasks.base":
+            raise UserError(f"task: {name} is not a whole task: it does not define {method}")
     return found
 
 

@@ -206,3 +206,9 @@ def test_mistakes_are_told(text, message):
 
 def test_a_cell_string_is_parsed_once():
     assert cell_factory("lstm(forget_bias=2.5)") is cell_factory("lstm(forget_bias=2.5)")
+
+
+def test_a_number_of_thousands_of_digits_is_not_a_cell():
+    """Python does not write such an integer, and so not the message with it."""
+    with pytest.raises(UserError, match="expected a cell such as lstm"):
+        cell_factory("0x" + "f" * 5000)

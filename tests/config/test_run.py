@@ -64,6 +64,24 @@ def test_texts_with_quotes_and_line_ends_come_back_as_written(toml, tmp_path):
     assert load_config(tmp_path / "written.toml").train.sample_prompt == prompt
 
 
+def test_a_byte_order_mark_is_not_part_of_a_config(toml):
+    path = toml("[train]\nnum_steps = 7\n")
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert load_config(path).train.num_steps == 7
+
+
+def test_a_task_defines_what_training_needs(toml):
+    assert message(toml("", "lstm_jax.tasks.Task")) == (
+        "task: lstm_jax.tasks.Task is not a whole task: it does not define build"
+    )
+
+
+def test_options_are_text_in_utf8(toml):
+    """A command line can hold other bytes, which Python passes on as lone surrogates."""
+    said = message(toml(""), {"train.sample_prompt": "a\udcff"})
+    assert said == "--train.sample-prompt: expected text in UTF-8, got 'a\\udcff'"
+
+
 def test_keys_left_out_take_their_defaults(toml):
     config = load_config(toml("[train]\nnum_steps = 7\n"))
     assert config.train == TrainConfig(num_steps=7)
@@ -128,6 +146,19 @@ def test_integer_for_a_float_is_a_float(toml):
             "[model]\ntied_embeddings = 1\n",
             ("model.tied_embeddings", "true or false", "1"),
             id="int for bool",
+        ),
+        pytest.param(
+            "[optimizer]\nlearning_rate = 1e39\n",
+            ("optimizer.learning_rate", "a number in the range of float32", "1e+39"),
+            id="float64 only",
+        ),
+        pytest.param(
+            '[data]\ntext = ""\n', ("data.text", "expected a path", "an empty one"), id="no path"
+        ),
+        pytest.param(
+            '[data]\ntext = "~nobody-here/a.txt"\n',
+            ("data.text", "expected a path", "'~nobody-here/a.txt'"),
+            id="home of nobody",
         ),
         pytest.param("[data]\ntext = 1\n", ("data.text", "a string", "1"), id="int for text"),
         pytest.param("[data]\ntext = []\n", ("data.text", "a string", "[]"), id="list for text"),
