@@ -728,3 +728,11 @@ def test_the_module_is_the_command():
     )
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr == ("lstm-jax: error: /no/such/run: no run here (expected a config.toml)\n")
+
+
+def test_two_dashes_as_a_value_are_one_line(tmp_path, capsys):
+    """Some versions of argparse drop them."""
+    (tmp_path / "a.toml").write_text('task = "next_character"\n', "utf-8")
+    assert main(["train", str(tmp_path / "a.toml"), "--data.text=--"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("lstm-jax: error: ") and error.count("\n") == 1 and "--" in error

@@ -70,9 +70,9 @@ def test_a_byte_order_mark_is_not_part_of_a_config(toml):
     assert load_config(path).train.num_steps == 7
 
 
-def test_a_task_defines_what_training_needs(toml):
+def test_the_base_class_is_not_a_task(toml):
     assert message(toml("", "lstm_jax.tasks.Task")) == (
-        "task: lstm_jax.tasks.Task is not a whole task: it does not define build"
+        "task: lstm_jax.tasks.Task is not a task: expected a subclass of lstm_jax.tasks.Task"
     )
 
 
