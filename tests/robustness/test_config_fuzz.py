@@ -32,6 +32,12 @@ NAMED = r"^/|broken\.toml|--\w|\btask\b|\b(data|model|optimizer|train)\.\w"
 # ---- small data for every config ----
 
 TABLE_ROWS = 600
+FILES = {
+    "next_character": {"text": "text.txt"},
+    "forecasting": {"table": "table.csv"},
+    "classification": {"train": "sequences.ts", "test": "sequences.ts"},
+}
+"""By task.  Configs of other tasks are read, and their data are not."""
 
 
 @pytest.fixture(scope="module")
@@ -49,15 +55,14 @@ def folder(tmp_path_factory):
         for n in range(12)
     ]
     (folder / "sequences.ts").write_text("\n".join(["@classLabel true a b", "@data", *lines]))
-    files = {"next_character": {"text": "text.txt"}, "forecasting": {"table": "table.csv"}}
-    files["classification"] = {"train": "sequences.ts", "test": "sequences.ts"}
     for path in CONFIGS:
         text = path.read_text("utf-8")
         values = tomllib.loads(text)
-        values["data"] |= files[values["task"]]
-        for key, value in {**SMALL[values["task"]], **SHORT}.items():
-            section, _, name = key.partition(".")
-            values[section][name] = value
+        if values["task"] in FILES:
+            values["data"] |= FILES[values["task"]]
+            for key, value in {**SMALL[values["task"]], **SHORT}.items():
+                section, _, name = key.partition(".")
+                values[section][name] = value
         comment = text[: text.index("task")]
         (folder / path.name).write_text(comment + tomli_w.dumps(values), "utf-8")
     return folder
@@ -153,6 +158,7 @@ def comes_back(path, config):
 @pytest.mark.parametrize("change", ["lines", "bytes"])
 def test_damaged_configs(name, change, folder, command, fuzz_budget):
     text = (folder / f"{name}.toml").read_text("utf-8")
+    read = command if tomllib.loads(text)["task"] in FILES else load_config
 
     def make(rng):
         path = folder / "broken.toml"
@@ -163,15 +169,15 @@ def test_damaged_configs(name, change, folder, command, fuzz_budget):
         return path
 
     outcomes = hostile.tried(
-        f"config {name}, {change}", fuzz_budget, make, command, comes_back,
+        f"config {name}, {change}", fuzz_budget, make, read, comes_back,
         around=hostile.limited, names=NAMED,
     )  # fmt: skip
     assert outcomes["read"] and outcomes["rejected"]
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_the_configs_reach_the_first_step(path, folder, command):
-    path = folder / path.name
+@pytest.mark.parametrize("name", ["quickstart", "tiny_shakespeare", "etth1", "japanese_vowels"])
+def test_the_configs_reach_the_first_step(name, folder, command):
+    path = folder / f"{name}.toml"
     assert hostile.attempt(path, command, comes_back, around=hostile.limited) == "read"
 
 
