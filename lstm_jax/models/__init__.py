@@ -5,17 +5,21 @@ from lstm_jax.models.classifier import Classifier, ClassifierCarry
 from lstm_jax.models.forecaster import SegmentForecaster
 from lstm_jax.models.language import LanguageModel
 from lstm_jax.models.music import PianoRollCarry, PianoRollModel
+from lstm_jax.models.seq2seq import Decoding, EncoderDecoder, Seq2Seq
 
 __all__ = [
     "Carry",
     "Classifier",
     "ClassifierCarry",
     "Compiled",
+    "Decoding",
+    "EncoderDecoder",
     "LanguageModel",
     "Model",
     "Outputs",
     "PianoRollCarry",
     "PianoRollModel",
     "SegmentForecaster",
+    "Seq2Seq",
     "evaluation",
 ]

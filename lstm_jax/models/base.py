@@ -97,7 +97,11 @@ class Compiled:
         return jax.device_put(carry, *devices) if len(devices) == 1 else carry
 
     def __call__(self, *args: Any, **inputs: Any) -> Any:
-        return _called(self.graph, self.state, args, inputs)
+        return _called(self.graph, self.state, "__call__", args, inputs)
+
+    def encode(self, **inputs: Any) -> Carry:
+        """As :meth:`lstm_jax.models.EncoderDecoder.encode`."""
+        return _called(self.graph, self.state, "encode", (), inputs)
 
     def __getattr__(self, name: str) -> Any:
         if name in ("graph", "state") or name.startswith("__"):
@@ -105,9 +109,9 @@ class Compiled:
         return getattr(self.module, name)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _called(graph: Any, state: Any, args: tuple, inputs: dict[str, Any]) -> Any:
-    return nnx.merge(graph, state)(*args, **inputs)
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _called(graph: Any, state: Any, method: str, args: tuple, inputs: dict[str, Any]) -> Any:
+    return getattr(nnx.merge(graph, state), method)(*args, **inputs)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
