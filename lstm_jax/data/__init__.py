@@ -2,6 +2,7 @@
 
 from lstm_jax.data.fetch import CACHE_VARIABLE, Entry, cache_folder, fetch, registry
 from lstm_jax.data.midi import LOWEST, PITCHES, Note, midi_bytes, notes_of, pitch_name, read_midi
+from lstm_jax.data.parallel import bucketed_pairs, read_lines, read_parallel
 from lstm_jax.data.piano_rolls import (
     NAMED_MUSIC,
     Piece,
@@ -32,6 +33,7 @@ from lstm_jax.data.synthesis import wav_bytes
 from lstm_jax.data.tables import Table, dates, read_csv
 from lstm_jax.data.text import encode, ngram_loss, python_reference, read_text
 from lstm_jax.data.tokens import Tokenizer, padded
+from lstm_jax.data.word_by_word import translated, word_translations
 
 __all__ = [
     "CACHE_VARIABLE",
@@ -48,6 +50,7 @@ __all__ = [
     "Table",
     "Tokenizer",
     "bucketed",
+    "bucketed_pairs",
     "cache_folder",
     "dates",
     "digest",
@@ -64,8 +67,10 @@ __all__ = [
     "python_reference",
     "read_collection",
     "read_csv",
+    "read_lines",
     "read_midi",
     "read_npz",
+    "read_parallel",
     "read_pieces",
     "read_sequences",
     "read_text",
@@ -78,6 +83,8 @@ __all__ = [
     "standardised",
     "stream_windows",
     "transitions",
+    "translated",
     "unscaled",
     "wav_bytes",
+    "word_translations",
 ]
