@@ -44,6 +44,8 @@ class Task:
         checkpoint.
       reads_text: whether :meth:`Predicts.predict` also takes a list of strings.
       sampling: a section of further options of ``generate``, which it takes as keywords.
+      criterion: the metric of the validation split that chooses it.
+      maximize: whether the highest value of it is the best, and not the lowest.
 
     Example:
       >>> import grain, optax
@@ -75,6 +77,8 @@ class Task:
     splits: ClassVar[tuple[str, ...]] = ("validation",)
     reads_text: ClassVar[bool] = False
     sampling: ClassVar[type[Section]] = Section
+    criterion: ClassVar[str] = "loss"
+    maximize: ClassVar[bool] = False
 
     # ---- what a subclass defines ----
 
@@ -99,7 +103,7 @@ class Task:
         raise NotImplementedError(f"{type(self).__name__} does not define loss")
 
     def evaluate(self, model: Any, split: str) -> Metrics:
-        """Metrics over a whole split; ``"loss"`` chooses the best checkpoint."""
+        """Metrics over a whole split, among them ``"loss"`` and :attr:`criterion`."""
         raise NotImplementedError(f"{type(self).__name__} does not define evaluate")
 
     # ---- what has a default ----
@@ -135,6 +139,10 @@ class Task:
         """Metrics that simple methods reach on the same split, by their names."""
         return {}
 
+    def notes(self) -> list[str]:
+        """What a reader of the results should know, a line each; stored with the results."""
+        return []
+
     def plots(self, model: Any) -> Plots:
         """Plots of what was learned, with their file names."""
         return iter(())
@@ -147,6 +155,10 @@ class Task:
         entries are the task's own.
         """
         return {}
+
+    def exported(self) -> dict[str, Any]:
+        """What the manifest of an exported model holds besides its programs; the metadata."""
+        return self.known
 
     # ---- what the library does with it ----
 
@@ -181,6 +193,19 @@ class Predicts(Protocol):
 
         Raises:
           UserError: the file is missing, or the data do not fit the training data.
+        """
+        ...
+
+
+@runtime_checkable
+class PlotsText(Protocol):
+    """A task that plots how its prediction for a string comes about."""
+
+    def plot(self, model: Any, text: str) -> "Figure":
+        """The plot for one string.
+
+        Raises:
+          UserError: the string does not fit.
         """
         ...
 

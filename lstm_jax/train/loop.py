@@ -184,7 +184,7 @@ def run_steps(
         state = started_from(source, state, task.known, report.say, report.warn)
         state = jax.device_put(state, state_shardings(state, mesh))
     batches = iter(task.batches(options.seed).to_iter_dataset())
-    sums, loss = _Sums(), None  # loss: of the validation split, if taken at this step
+    sums, cost = _Sums(), None  # cost: what the best checkpoint has the lowest of, if known
     _refuse_lost_checkpoints(workdir)
     checkpoints = Checkpoints(workdir / "checkpoints", options.keep_checkpoints)
     checkpoints.remove_unfinished()
@@ -207,7 +207,9 @@ def run_steps(
     if restored is not None and log.digest() != restored[1].get("metrics", log.digest()):
         report.warn(f"{log.path}: differs from what this run wrote up to step {int(state.step)}")
     clock = Clock(units)
-    losses = [line[VALIDATION_LOSS] for line in log.lines() if VALIDATION_LOSS in line]
+    criterion = f"validation/{task.criterion}"
+    sign = -1 if task.maximize else 1
+    costs = [sign * line[criterion] for line in log.lines() if criterion in line]
     rows = NamedSharding(mesh, batch_spec(options.accumulate))
 
     def next_batch() -> Any:
@@ -225,7 +227,7 @@ def run_steps(
             "data": batches.get_state(),
             "sums": dataclasses.asdict(sums),
         }
-        checkpoints.save(state, meta, loss)
+        checkpoints.save(state, meta, cost)
 
     def diverged(step: int, what: str) -> Diverged:
         report.end_progress()
@@ -241,11 +243,12 @@ def run_steps(
             report.say(f"stopped before the first step; resume with: lstm-jax train {workdir}")
             raise Stopped(signals[0])
         for step in range(int(state.step) + 1, options.num_steps + 1):
-            if out_of_patience(losses, options.patience):
+            if out_of_patience(costs, options.patience):
                 report.end_progress()
                 report.say(
-                    f"stopped early after step {step - 1}: the validation loss has not been lower "
-                    f"for {options.patience} evaluations (train.patience)"
+                    f"stopped early after step {step - 1}: the validation {task.criterion} has not "
+                    f"been {'higher' if task.maximize else 'lower'} for {options.patience} "
+                    "evaluations (train.patience)"
                 )
                 break
             batch = jax.device_put(next_batch(), rows)
@@ -272,20 +275,21 @@ def run_steps(
                 log.board(step, {f"{task.unit} per second": clock.units_per_second})
                 sums = _Sums()
 
-            loss, better = None, False
+            cost, better = None, False
             if evaluated:
                 validation = task.evaluate(programs.model(state), "validation")
-                loss = validation["loss"]
+                cost = sign * validation[task.criterion]
                 for name, value in validation.items():
                     if not math.isfinite(value):
                         raise diverged(step, f"validation {name} {value}")
                 log.write(step, {f"validation/{name}": x for name, x in validation.items()})
-                better = loss < min(losses, default=math.inf)
-                losses.append(loss)
-                written = (means if logged else {}) | {VALIDATION_LOSS: loss}
+                better = cost < min(costs, default=math.inf)
+                costs.append(cost)
+                written = (means if logged else {}) | {VALIDATION_LOSS: validation["loss"]}
+                written[criterion] = validation[task.criterion]
                 report.progress(line(written), lasting=True)
 
-            ended = last or out_of_patience(losses, options.patience)
+            ended = last or out_of_patience(costs, options.patience)
             if ended or better or signals or step % options.checkpoint_every == 0:
                 save()
             if signals:
@@ -316,22 +320,27 @@ def load_source(folder: str) -> Source | None:
     return Source(path, nnx.to_pure_dict(nnx.state(model.module, nnx.Param)), metadata)
 
 
-def out_of_patience(losses: Sequence[float], patience: int) -> bool:
-    """Whether the lowest of the validation losses lies ``patience`` evaluations back.
+def out_of_patience(costs: Sequence[float], patience: int) -> bool:
+    """Whether the lowest of the costs on validation data lies ``patience`` evaluations back.
 
     >>> out_of_patience([3.0, 1.0, 2.0, 1.0], patience=2)
     True
     >>> out_of_patience([3.0, 1.0, 2.0, 0.5], patience=2)
     False
     """
-    return 0 < patience < len(losses) - losses.index(min(losses)) if losses else False
+    return 0 < patience < len(costs) - costs.index(min(costs)) if costs else False
 
 
 def _progress_line(
     task: Task, num_steps: int, step: int, clock: Clock, metrics: Mapping[str, float]
 ) -> str:
     """A step's metrics, with the names and values that metrics.jsonl has, speed and time left."""
-    formats = {"train/loss": ".4f", VALIDATION_LOSS: ".4f", "learning_rate": ".2e"}
+    formats = {
+        "train/loss": ".4f",
+        VALIDATION_LOSS: ".4f",
+        f"validation/{task.criterion}": ".4f",
+        "learning_rate": ".2e",
+    }
     parts = [f"step {step}/{num_steps}"]
     parts += [f"{name} {metrics[name]:{form}}" for name, form in formats.items() if name in metrics]
     if speed := clock.units_per_second:  # known from the second step of this process
@@ -478,6 +487,8 @@ def evaluate(
     """
     model, step = best_model(config, task, workdir)
     results = write_results(task, model, step, workdir)
+    for note in task.notes():
+        report.say(note)
     baselines = {split: task.baselines(split) for split in task.splits}
     for split in task.splits:
         rows = {f"this run, step {step}": results[split], **baselines[split]}
@@ -499,7 +510,8 @@ def write_results(
         for name, value in metrics.items():
             if not math.isfinite(value):
                 raise UserError(f"{split} split: {name}: expected a finite number, got {value}")
-    text = json.dumps({"step": step, **results}, indent=2, allow_nan=False) + "\n"
+    notes = {"notes": task.notes()} if task.notes() else {}
+    text = json.dumps({"step": step, **results, **notes}, indent=2, allow_nan=False) + "\n"
     write_content(workdir / "results.json", text)
     return results
 
