@@ -10,8 +10,11 @@ import numpy as np
 
 from lstm_jax.config import Config
 from lstm_jax.errors import UserError
+from lstm_jax.export.encoder_decoder import export_encoder_decoder
 from lstm_jax.export.runner import Model
+from lstm_jax.export.translator import Translator
 from lstm_jax.export.writing import DTYPES, export_onnx, export_stablehlo, write_manifest
+from lstm_jax.models import EncoderDecoder
 from lstm_jax.models import Model as TrainableModel
 from lstm_jax.tasks.base import Metrics, Task
 from lstm_jax.train import Report, best_model
@@ -21,6 +24,7 @@ FORMATS = {"stablehlo": "flatbuffers", "onnx": "onnx and onnxruntime"}
 
 DYNAMIC = "dynamic-int8"
 STEPS_TIMED = 64
+SENTENCE = "A dog runs."  # the one whose translation is timed
 
 
 def export_run(
@@ -55,17 +59,22 @@ def export_run(
             f"{workdir}: expected a lstm_jax.models.Model, which names its inputs, got "
             f"{type(model.module).__name__}"
         )
+    translates = isinstance(model.module, EncoderDecoder)
+    if translates and format != "stablehlo":
+        raise UserError(f"--format: expected stablehlo for an encoder-decoder, got {format}")
     folder = workdir / "export" / f"{format}-{dtype}"
-    metadata: dict[str, Any] = {"task": config.task, "step": step, **task.known}
+    metadata: dict[str, Any] = {"task": config.task, "step": step, **task.exported()}
     try:
-        if format == "stablehlo":
+        if translates:
+            export_encoder_decoder(model, folder, dtype=dtype, metadata=metadata)
+        elif format == "stablehlo":
             export_stablehlo(model, folder, dtype=dtype, metadata=metadata)
         else:
             dynamic = dtype == DYNAMIC
             stored = DTYPES[0] if dynamic else dtype
             export_onnx(model, folder, dtype=stored, metadata=metadata, dynamic=dynamic)
         began = time.perf_counter()
-        exported = Model(folder)
+        exported: Any = Translator(folder) if translates else Model(folder)
         loading = time.perf_counter() - began
     except ImportError as error:
         raise UserError(f"--format {format} needs {FORMATS[format]}: {error}") from error
@@ -86,13 +95,19 @@ def export_run(
     sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     parts = ", ".join(f"{name} {size / 1000:,.1f} kB" for name, size in sizes.items())
     report.say(f"{folder}: {sum(sizes.values()) / 1000:,.1f} kB: {parts}")
-    report.say(f"loaded in {loading:.3f} s; {_latencies(exported)}")
+    report.say(f"loaded in {loading:.3f} s; {_seconds(exported)}")
     return folder
 
 
-def _latencies(model: Model) -> str:
+def _seconds(model: Model | Translator) -> str:
     """How long one row takes, in one step and in many, in words."""
     parts = []
+    if isinstance(model, Translator):
+        for _ in range(2):
+            began = time.perf_counter()
+            _ = [*model.translate([SENTENCE])]
+            parts.append(f"{time.perf_counter() - began:.2f} s")
+        return f"a sentence of {len(SENTENCE)} characters in {parts[1]} (the first {parts[0]})"
     for steps, count, what in (
         (1, 200, "a step of one row"),
         (STEPS_TIMED, 20, f"{STEPS_TIMED} steps at once"),

@@ -1,0 +1,117 @@
+"""Encoder-decoders for use without this library: a folder that translates by itself.
+
+It holds the programs ``encode`` (from a batch of sources to the decoder's first carry), ``step``
+(one target token) and ``sequence`` (any number of given ones) in StableHLO, the weights, the
+metadata with the tokenizer, and a script that translates (``run.py``,
+:mod:`lstm_jax.export.translator`).
+"""
+
+import importlib.metadata
+import inspect
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.export
+import numpy as np
+from flax import nnx
+
+from lstm_jax.export import translator
+from lstm_jax.export.writing import (
+    PLATFORMS,
+    Weights,
+    checked_dtype,
+    flat,
+    restored,
+    stored,
+)
+from lstm_jax.models import Compiled, EncoderDecoder
+
+
+def export_encoder_decoder(
+    model: EncoderDecoder | Compiled,
+    folder: pathlib.Path,
+    *,
+    dtype: str = "float32",
+    metadata: Mapping[str, Any],
+    platforms: tuple[str, ...] = PLATFORMS,
+) -> translator.Translator:
+    """An encoder-decoder in StableHLO, through ``jax.export``.
+
+    Args:
+      model: the model; it is exported in evaluation mode.
+      folder: where to write it; created where missing.
+      dtype: how matrices are stored: ``"float32"``, ``"bfloat16"`` or ``"int8"``.
+      metadata: entries of ``manifest.json``.  To translate text it needs ``tokenizer``, JSON of the
+        tokenizers library; ``max_tokens``, the longest sentence; and ``search``, a dict with
+        ``beam``, ``length_penalty`` and ``coverage_penalty``.
+      platforms: what each program is for.
+
+    Returns:
+      The model, read back.
+
+    Raises:
+      ValueError: ``dtype`` is unknown.
+
+    Example:
+      >>> import tempfile
+      >>> from lstm_jax.models import Seq2Seq
+      >>> model = Seq2Seq(10, 4, 8, rngs=nnx.Rngs(0))
+      >>> folder = pathlib.Path(tempfile.mkdtemp())
+      >>> exported = export_encoder_decoder(model, folder, metadata={})
+      >>> carry = exported.encode(source=np.ones((2, 7)), lengths=np.array([7, 5]))
+      >>> carry, outputs = exported(carry, tokens=np.ones((2, 1)))
+      >>> outputs["logits"].shape, outputs["attention"].shape
+      ((2, 1, 10), (2, 1, 7))
+    """
+    compiled = model if isinstance(model, Compiled) else Compiled(model)
+    graph, streams, arrays = nnx.split(compiled.module, nnx.RngState, ...)
+    arrays = nnx.to_pure_dict(arrays)
+    weights, scope = stored(arrays, checked_dtype(dtype)), jax.export.SymbolicScope()
+
+    def module(weights: Weights) -> Any:
+        return nnx.merge(graph, streams, restored(weights, arrays))
+
+    def specs(inputs: Mapping[str, tuple[str, str]]) -> dict[str, jax.ShapeDtypeStruct]:
+        return {
+            name: jax.ShapeDtypeStruct(jax.export.symbolic_shape(shape, scope=scope), kind)
+            for name, (shape, kind) in inputs.items()
+        }
+
+    def encoded(weights: Weights, inputs: Weights) -> Any:
+        return module(weights).encode(**inputs)
+
+    sources = specs(compiled.encoder_inputs)
+    first = jax.eval_shape(encoded, weights, sources)
+
+    def encode(weights: Weights, inputs: Weights) -> Weights:
+        return flat(encoded(weights, inputs))
+
+    def decode(weights: Weights, carry: Weights, inputs: Weights) -> Any:
+        before = jax.tree.structure(first).unflatten([carry[name] for name in flat(first)])
+        after, outputs = module(weights)(before, **inputs)
+        return flat(after), outputs
+
+    targets = compiled.inputs
+    one = {name: (shape.replace("t", "1"), kind) for name, (shape, kind) in targets.items()}
+    programs = {
+        "encode": (encode, (weights, sources)),
+        "step": (decode, (weights, flat(first), specs(one))),
+        "sequence": (decode, (weights, flat(first), specs(targets))),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, (function, arguments) in programs.items():
+        exported = jax.export.export(jax.jit(function), platforms=platforms)(*arguments)
+        (folder / f"{name}.jaxexport").write_bytes(exported.serialize())
+    np.savez(folder / "weights.npz", **weights)
+    manifest = {
+        "format": "stablehlo", "dtype": dtype, "platforms": platforms, **metadata,
+        "programs": list(programs), "inputs": {**compiled.encoder_inputs, **targets},
+        "made_with": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib")},
+    }  # fmt: skip
+    text = json.dumps(manifest, indent=2, ensure_ascii=False)
+    (folder / "manifest.json").write_text(text + "\n", "utf-8")
+    (folder / "run.py").write_text(inspect.getsource(translator), "utf-8")
+    return translator.Translator(folder)

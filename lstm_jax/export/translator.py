@@ -1,0 +1,221 @@
+"""Translates with an exported model without the library that made it; this is its `run.py`.
+
+    python run.py --text "A dog runs."
+    python run.py sentences.txt > translations.txt
+
+It needs NumPy, jax, flatbuffers and tokenizers.  In Python::
+
+    translator = Translator(folder)
+    translator.translate(["A dog runs."])  # of each sentence the hypotheses with their scores
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Carry = dict[str, Any]  # arrays [rows, ...] by name; those of the source begin with "memory."
+START, END = 2, 3
+ROWS = 64  # sentences translated at once
+SHORTEST = 8  # lengths are rounded up to it or a larger power of two: few programs are compiled
+
+
+class Found(NamedTuple):
+    """What a search has found for a batch of sources, the best first.
+
+    Attributes:
+      tokens: int32 ``[B, K, T]``, each up to and with the end, which is then repeated.
+      lengths: int32 ``[B, K]``, the end included.
+      scores: ``[B, K]``; -inf where there are fewer than K.
+      finished: whether each has come to its end; booleans ``[B, K]``.
+    """
+
+    tokens: np.ndarray
+    lengths: np.ndarray
+    scores: np.ndarray
+    finished: np.ndarray
+
+
+class Translator:
+    """An exported encoder-decoder.
+
+    Attributes:
+      metadata: its ``manifest.json``.
+    """
+
+    def __init__(self, folder: pathlib.Path):
+        import jax
+        import jax.export
+
+        self.metadata = json.loads((folder / "manifest.json").read_text("utf-8"))
+        with np.load(folder / "weights.npz") as file:
+            self.weights = {name: readable(file[name]) for name in file.files}
+        self.programs = {
+            name: jax.jit(jax.export.deserialize(bytearray(path.read_bytes())).call)
+            for name, path in ((path.stem, path) for path in folder.glob("*.jaxexport"))
+        }
+
+    def encode(self, *, source: np.ndarray, lengths: np.ndarray) -> Carry:
+        """The carry before the first target token, of sources ``[B, S]``."""
+        inputs = {"source": np.asarray(source, np.int32), "lengths": np.asarray(lengths, np.int32)}
+        return self.programs["encode"](self.weights, inputs)
+
+    def __call__(self, carry: Carry, *, tokens: np.ndarray) -> tuple[Carry, dict[str, Any]]:
+        """The carry after some target tokens ``[B, T]``, and ``logits`` and ``attention``."""
+        program = "step" if np.shape(tokens)[1] == 1 else "sequence"
+        return self.programs[program](self.weights, carry, {"tokens": np.asarray(tokens, np.int32)})
+
+    def search(
+        self, source: np.ndarray, lengths: np.ndarray, beam: int, alpha: float, beta: float
+    ) -> Found:
+        """Beam search with the length penalty α and the coverage penalty β of Wu et al. 2016."""
+        (rows, size), steps = np.shape(source), 2 * np.shape(source)[1]
+        carry = self.encode(source=source, lengths=lengths)
+        carry = {name: np.repeat(np.asarray(array), beam, 0) for name, array in carry.items()}
+        present = np.repeat(np.arange(size) < np.asarray(lengths)[:, None], beam, 0)
+        coverage = np.zeros((rows * beam, size))
+        first = np.arange(rows)[:, None] * beam
+        if beam == 1:
+            alpha = beta = 0.0
+
+        def bonus(coverage: np.ndarray) -> np.ndarray:
+            logs = np.log(np.clip(coverage, np.finfo(np.float32).tiny, 1.0))
+            return beta * np.where(present, logs, 0.0).sum(-1).reshape(rows, beam)
+
+        live = np.full((rows, beam, steps), END, np.int32)
+        log_probs = np.full((rows, beam), -np.inf)
+        log_probs[:, 0] = 0.0
+        ended, scores, t = live.copy(), np.full((rows, beam), -np.inf), 0
+        while t < steps and not np.isfinite(scores).all():
+            last = live[:, :, t - 1] if t else np.full((rows, beam), START)
+            carry, outputs = self(carry, tokens=last.reshape(-1, 1))
+            coverage = coverage + np.asarray(outputs["attention"])[:, 0]
+            values, token = largest(log_softmax(np.asarray(outputs["logits"])[:, 0]), 2 * beam)
+            values = values.reshape(rows, beam, -1) + log_probs[..., None]
+            width = values.shape[-1]
+            values, place = largest(values.reshape(rows, -1), 2 * beam)
+            parent = place // width
+            token = np.take_along_axis(token.reshape(rows, -1), place, 1)
+            candidates = np.take_along_axis(live, parent[..., None], 1)
+            candidates[:, :, t] = token
+            ends, searching = token == END, np.isinf(scores).any(-1, keepdims=True)
+
+            finishing = ends[:, :beam] & np.isfinite(values[:, :beam]) & searching
+            new = values[:, :beam] / ((6.0 + t) / 6.0) ** alpha
+            new = new + np.take_along_axis(bonus(coverage), parent[:, :beam], 1)
+            new = np.where(finishing, new, -np.inf)
+            scores, best = largest(np.concatenate([scores, new], 1), beam)
+            both = np.concatenate([ended, candidates[:, :beam]], 1)
+            ended = np.take_along_axis(both, best[..., None], 1)
+
+            log_probs, best = largest(np.where(ends, -np.inf, values), beam)
+            live = np.take_along_axis(candidates, best[..., None], 1)
+            place = (first + np.take_along_axis(parent, best, 1)).reshape(-1)
+            coverage = coverage[place]
+            carry = {
+                name: array if name.startswith("memory.") else np.asarray(array)[place]
+                for name, array in carry.items()
+            }
+            t += 1
+        cut, best = largest(log_probs / ((5.0 + t) / 6.0) ** alpha + bonus(coverage), beam)
+        live = np.take_along_axis(live, best[..., None], 1)
+        finished = np.isfinite(scores)
+        place = np.cumsum(~finished, -1) - 1  # the finished ones stand first
+        live = np.take_along_axis(live, place[..., None], 1)
+        tokens = np.where(finished[..., None], ended, live)
+        scores = np.where(finished, scores, np.take_along_axis(cut, place, 1))
+        return Found(tokens, np.minimum((tokens != END).sum(-1) + 1, steps), scores, finished)
+
+    def translate(self, lines: Sequence[str]) -> Iterator[list[tuple[str, float]]]:
+        """Of each sentence the translations that the search has found with their scores.
+
+        Raises:
+          ValueError: a sentence is empty or longer than those of the training data.
+        """
+        from tokenizers import Tokenizer
+
+        library = Tokenizer.from_str(self.metadata["tokenizer"])
+        library.encode_special_tokens = True  # "</s>" in a sentence is ordinary text
+        limit, how = self.metadata["max_tokens"], self.metadata["search"]
+        rows = [[*library.encode(line).ids, END] for line in lines]
+        for number, (line, row) in enumerate(zip(lines, rows, strict=True), 1):
+            if not line.strip() or len(row) - 1 > limit:
+                raise ValueError(
+                    f"sentence {number}: expected 1 to {limit} subwords, got "
+                    f"{len(row) - 1 if line.strip() else 'none'}"
+                )
+        for start in range(0, len(rows), ROWS):
+            batch = rows[start : start + ROWS]
+            size = max(SHORTEST, 1 << (max(map(len, batch)) - 1).bit_length())
+            source = np.array([row + [0] * (size - len(row)) for row in batch], np.int32)
+            lengths = np.array([len(row) for row in batch], np.int32)
+            found = self.search(
+                source, lengths, how["beam"], how["length_penalty"], how["coverage_penalty"]
+            )
+            for tokens, scores in zip(found.tokens, found.scores, strict=True):
+                yield [
+                    (library.decode([t for t in each if t > END], skip_special_tokens=False), score)
+                    for each, score in zip(tokens.tolist(), scores.tolist(), strict=True)
+                    if np.isfinite(score)
+                ]
+
+
+def readable(array: np.ndarray) -> np.ndarray:
+    """An array of a file; NumPy's files tell of bfloat16 only that it has two bytes."""
+    if array.dtype != "V2":
+        return array
+    import ml_dtypes  # comes with jax
+
+    return array.view(ml_dtypes.bfloat16)
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Log probabilities ``[..., V]``."""
+    shifted = logits - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def largest(values: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The largest values of each row in falling order, and where they stand.
+
+    >>> [part.tolist() for part in largest(np.array([[1.0, 3.0, 2.0]]), 2)]
+    [[[3.0, 2.0]], [[1, 2]]]
+    """
+    count = min(count, values.shape[-1])
+    place = np.argpartition(-values, count - 1, -1)[..., :count]
+    order = np.argsort(-np.take_along_axis(values, place, -1), -1, kind="stable")
+    place = np.take_along_axis(place, order, -1)
+    return np.take_along_axis(values, place, -1), place
+
+
+def main() -> int:
+    """The command line; returns its exit status."""
+    parser = argparse.ArgumentParser(description="Translates with the model beside this file.")
+    parser.add_argument("file", nargs="?", help="sentences, a line each (default: standard input)")
+    parser.add_argument("--text", action="append", help="a sentence; shows the beam with scores")
+    args = parser.parse_args()
+    try:
+        if args.text:
+            lines = args.text
+        elif args.file:
+            lines = pathlib.Path(args.file).read_text("utf-8").split("\n")
+        else:
+            lines = sys.stdin.buffer.read().decode("utf-8").split("\n")
+        lines = lines[:-1] if len(lines) > 1 and not lines[-1] else lines
+        for found in Translator(pathlib.Path(__file__).parent).translate(lines):
+            for text, score in found if args.text else found[:1]:
+                line = f"{score:8.3f}  {text}\n" if args.text else f"{text}\n"
+                sys.stdout.buffer.write(line.encode())
+            sys.stdout.buffer.flush()
+    except (ImportError, OSError, ValueError) as error:
+        print(f"run.py: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
