@@ -35,6 +35,13 @@ def configure(parser: Parser, words: Sequence[str]) -> None:
         metavar="OUT",
         help="a .csv, .json or .npz file for the predictions (default: print a table)",
     )
+    parser.add_argument(
+        "--plot",
+        type=to_path,
+        metavar="IMAGE",
+        help="for tasks that can: also plot how the prediction for one --text comes about, as .png "
+        "or .svg",
+    )
     add_process_options(parser)
 
 
@@ -46,4 +53,5 @@ def run(options: argparse.Namespace) -> None:
     if options.file is not None and options.text is not None:
         raise UserError(f"--text: expected no file beside it, got {options.file}")
     set_up(options)
-    predict_run(options.run_folder, options.text or options.file, options.output, Report())
+    source = options.text or options.file
+    predict_run(options.run_folder, source, options.output, Report(), plot=options.plot)

@@ -11,6 +11,7 @@ TASKS: dict[str, str] = {
     "forecasting": "lstm_jax.tasks.forecasting.Forecasting",
     "classification": "lstm_jax.tasks.classification.Classification",
     "music": "lstm_jax.tasks.music.Music",
+    "translation": "lstm_jax.tasks.translation.Translation",
 }
 """Where the class of each built-in task is, by the name that a config gives as ``task``."""
 

@@ -119,3 +119,25 @@ def piano_rolls(panels: Mapping[str, np.ndarray], frames_per_beat: int) -> "Figu
     axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[-1].set_xlabel("beats")
     return figure
+
+
+def attention_map(weights: np.ndarray, source: Sequence[str], target: Sequence[str]) -> "Figure":
+    """How strongly each target token (row) attends to each source token (column).
+
+    Args:
+      weights: ``[T, S]``, each row of which adds up to 1.
+      source: the S tokens of the source.
+      target: the T tokens of the target.
+    """
+    from matplotlib.figure import Figure
+
+    size = (1.8 + 0.34 * len(source), 1.6 + 0.3 * len(target))
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(weights, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    # A "$" in a token does not begin a formula.
+    axes.set_xticks(range(len(source)), source, rotation=60, ha="left", parse_math=False)
+    axes.set_yticks(range(len(target)), target, parse_math=False)
+    axes.xaxis.tick_top()
+    figure.colorbar(image, label="attention")
+    return figure

@@ -1,6 +1,7 @@
 """Predictions of a trained run, as a table or a file."""
 
 import csv
+import importlib.util
 import io
 import json
 import pathlib
@@ -9,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from lstm_jax._files import write_content
-from lstm_jax.errors import UserError
-from lstm_jax.tasks.base import Columns
+from lstm_jax.errors import UserError, expect
+from lstm_jax.tasks.base import Columns, PlotsText
 from lstm_jax.train.report import Report
-from lstm_jax.train.run import load_run
+from lstm_jax.train.run import Run, load_run
 
 SHOWN = 50  # rows of a table that is printed
 
@@ -22,6 +23,8 @@ def predict_run(
     source: pathlib.Path | list[str] | None,
     output: pathlib.Path | None,
     report: Report,
+    *,
+    plot: pathlib.Path | None = None,
 ) -> Columns:
     """Predicts on new data with a run's best checkpoint; writes the predictions, or prints them.
 
@@ -31,6 +34,7 @@ def predict_run(
         task's own data.
       output: a .csv, .json or .npz file to write; None prints a table.
       report: receives the table.
+      plot: an image to write of how the prediction for a single string comes about; None for none.
 
     Returns:
       The predictions, as columns of equal length by name.
@@ -40,13 +44,36 @@ def predict_run(
     """
     if output is not None:
         check_output(output)
-    columns = load_run(folder).predict(source)
+    run = load_run(folder)
+    text = "" if plot is None else text_to_plot(run, source, plot)
+    columns = run.predict(source)
     if output is None:
         report.columns(columns, SHOWN)
     else:
         write_columns(columns, output)
         report.say(f"wrote {output}")
+    if plot is not None:
+        image = io.BytesIO()
+        run.task.plot(run.model, text).savefig(image, format=plot.suffix[1:], dpi=120)
+        write_content(plot, image.getvalue())
+        report.say(f"plotted {plot}")
     return columns
+
+
+def text_to_plot(run: Run, source: pathlib.Path | list[str] | None, path: pathlib.Path) -> str:
+    """The single string of which ``path`` shall show how its prediction comes about.
+
+    Raises:
+      UserError: there is no single string, or the task or the installation has no such plot.
+    """
+    if not isinstance(run.task, PlotsText):
+        raise UserError(f"--plot: task {run.config.task} does not plot a prediction")
+    texts = source if isinstance(source, list) else []
+    expect(len(texts) == 1, "--plot", "one --text beside it", len(texts))
+    expect(path.suffix in (".png", ".svg"), "--plot", "a .png or .svg file", path)
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UserError("--plot: needs matplotlib (pip install 'lstm_jax[plot]')")
+    return texts[0]
 
 
 def check_output(path: pathlib.Path) -> None:

@@ -1,0 +1,126 @@
+"""The sections of task ``translation``: which files it reads, its model and its search."""
+
+import dataclasses
+from typing import NamedTuple
+
+from lstm_jax.config import RecurrentConfig, Section, option
+from lstm_jax.data import fetch, read_parallel
+from lstm_jax.errors import UserError
+from lstm_jax.tasks.translating import Search
+
+NAMED = ("multi30k.en", "multi30k.de")
+
+
+class Pairs(NamedTuple):
+    """Sentences and their translations, as many of both."""
+
+    source: list[str]
+    target: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class ParallelData(Section):
+    """Section ``[data]`` of task ``translation``."""
+
+    source: str = option(
+        NAMED[0], f"{' or '.join(NAMED)}, or a file of sentences, a line each, plain or .gz",
+        path_or=NAMED,
+    )  # fmt: skip
+    target: str = option(NAMED[1], "their translations, line by line", path_or=NAMED)
+    validation_source: str = option(
+        "", "sentences that choose the best checkpoint; if empty, validation_fraction of a file, "
+        "or the validation set of a data set", path_or=("",),
+    )  # fmt: skip
+    validation_target: str = option("", "their translations", path_or=("",))
+    validation_fraction: float = option(
+        0.05, "share of the pairs, at their end, held out where there is no validation file",
+        above=0, below=1,
+    )  # fmt: skip
+    test_source: str = option(
+        "", "sentences for the test; if empty, the test set of a data set, or none",
+        path_or=("",),
+    )  # fmt: skip
+    test_target: str = option("", "their translations", path_or=("",))
+    vocabulary_size: int = option(
+        8000, "subwords of both languages together, by byte-pair encoding", at_least=300
+    )
+    max_tokens: int = option(
+        80, "subwords of a sentence at most; longer pairs are left out of training", at_least=2
+    )
+    batch_size: int = option(64, "pairs a training step", at_least=1)
+    buckets: int = option(6, "groups of pairs by length; a batch is of one group", at_least=1)
+
+    @property
+    def has_test(self) -> bool:
+        """Whether there is a test split."""
+        return bool(self.test_source) or self.source in NAMED
+
+    def read(self) -> dict[str, Pairs]:
+        """The sentence pairs by split.
+
+        Raises:
+          UserError: a file is missing or broken, or two files do not fit each other.
+        """
+        for split in ("validation", "test"):
+            source, target = (getattr(self, f"{split}_{side}") for side in ("source", "target"))
+            if bool(source) != bool(target):
+                name = f"{split}_{'target' if source else 'source'}"
+                raise UserError(f"data.{name}: expected a file, got none beside {source or target}")
+        if (self.source in NAMED) != (self.target in NAMED):
+            raise UserError(
+                f"data.target: expected translations of {self.source}, got {self.target}"
+            )
+        train = self._pairs(self.source, self.target, "train")
+        splits = {"train": train}
+        if self.validation_source:
+            splits["validation"] = self._pairs(self.validation_source, self.validation_target)
+        elif self.source in NAMED:
+            splits["validation"] = self._pairs(self.source, self.target, "val")
+        else:
+            count = max(1, round(len(train.source) * self.validation_fraction))
+            if count == len(train.source):
+                raise UserError(f"data.source: {self.source}: expected at least 2 pairs, got 1")
+            splits["train"] = Pairs(*(side[:-count] for side in train))
+            splits["validation"] = Pairs(*(side[-count:] for side in train))
+        if self.test_source:
+            splits["test"] = self._pairs(self.test_source, self.test_target)
+        elif self.source in NAMED:
+            splits["test"] = self._pairs(self.source, self.target, "test_2016_flickr")
+        return splits
+
+    def _pairs(self, source: str, target: str, part: str = "") -> Pairs:
+        """The pairs of two files, or of one part of a data set."""
+        files = [
+            fetch("multi30k/{}.{}.gz".format(part, name.rpartition(".")[2]))
+            if name in NAMED
+            else name
+            for name in (source, target)
+        ]
+        return Pairs(*read_parallel(*files))
+
+
+@dataclasses.dataclass(frozen=True)
+class TranslationConfig(RecurrentConfig):
+    """Section ``[model]`` of task ``translation``."""
+
+    hidden_size: int = option(
+        256, "hidden features of each decoder layer and encoder direction", at_least=1
+    )
+    embedding_size: int = option(256, "features of a subword's embedding", at_least=1)
+    attention: str = option(
+        "multiplicative", "how attention compares", choices=("multiplicative", "additive")
+    )
+    input_feeding: bool = option(True, "the decoder also reads its last attentional vector")
+    tied_embeddings: bool = option(True, "one matrix for source, target and output subwords")
+    input_dropout: float = option(0.2, "dropout on embeddings", at_least=0, below=1)
+    label_smoothing: float = option(
+        0.1, "share of the target spread over all subwords", at_least=0, below=1
+    )
+    beam_size: int = option(5, "hypotheses kept by the search; 1: greedy", at_least=1)
+    length_penalty: float = option(1.0, "alpha of Wu et al. 2016; 0: none", at_least=0)
+    coverage_penalty: float = option(0.0, "beta of Wu et al. 2016; 0: none", at_least=0)
+
+    @property
+    def search(self) -> Search:
+        """How translations are searched for."""
+        return Search(self.beam_size, self.length_penalty, self.coverage_penalty)
