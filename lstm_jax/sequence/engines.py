@@ -15,6 +15,7 @@ from lstm_jax.sequence.fused.scan import (
     in_blocks,
     joined,
     over_blocks,
+    scan_stacking_float32,
     with_finite_coefficients,
 )
 from lstm_jax.sequence.shardings import has_all_cores
@@ -225,7 +226,7 @@ def loop(engine: str, memory: str, reverse: bool, finite_coefficients: bool = Fa
             step = with_finite_coefficients(step)
         if memory == "recompute":
             step = jax.checkpoint(step, prevent_cse=False)
-        return jax.lax.scan(step, state, inputs, reverse=reverse)
+        return scan_stacking_float32(step, state, inputs, reverse=reverse)
 
     return scan
 

@@ -389,6 +389,31 @@ def scan_stacking_bits(
     widens the whole stack and narrows it again, so that the time grows with the square of T.
     Integers have no derivative.
     """
+    return _scan_stacking(body, carry, xs, reverse, _bits, _from_bits)
+
+
+def scan_stacking_float32(
+    body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any, *, reverse: bool
+) -> tuple[Any, Any]:
+    """As :func:`scan_stacking_bits`, in float32, which has a derivative and needs more memory.
+
+    >>> body = lambda total, x: (total + x, total)
+    >>> zero = jnp.zeros((), "bfloat16")
+    >>> scan_stacking_float32(body, zero, jnp.ones(3, "bfloat16"), reverse=False)[1]
+    Array([0, 1, 2], dtype=bfloat16)
+    """
+    return _scan_stacking(body, carry, xs, reverse, _in_float32, _narrowed)
+
+
+def _scan_stacking(
+    body: Callable[[Any, Any], tuple[Any, Any]],
+    carry: Any,
+    xs: Any,
+    reverse: bool,
+    stored: Callable[[jax.Array], jax.Array],
+    restored: Callable[[jax.Array, Any], jax.Array],
+) -> tuple[Any, Any]:
+    """``jax.lax.scan`` that, on a CPU, converts outputs before it stacks them, and back after."""
     if jax.default_backend() != "cpu":
         return jax.lax.scan(body, carry, xs, reverse=reverse)
     types: Any = None  # not the outputs themselves, which are tracers of the step
@@ -397,10 +422,20 @@ def scan_stacking_bits(
         nonlocal types
         carry, outputs = body(carry, x)
         types = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), outputs)
-        return carry, jax.tree.map(_bits, outputs)
+        return carry, jax.tree.map(stored, outputs)
 
     carry, stacks = jax.lax.scan(step, carry, xs, reverse=reverse)
-    return carry, jax.tree.map(_from_bits, stacks, types)
+    return carry, jax.tree.map(restored, stacks, types)
+
+
+def _in_float32(array: jax.Array) -> jax.Array:
+    """An array of a narrow type in float32, others as they are."""
+    return array.astype(jnp.float32) if _is_narrow(array) else array
+
+
+def _narrowed(array: jax.Array, like: jax.ShapeDtypeStruct) -> jax.Array:
+    """The array of which ``array`` is :func:`_in_float32`, in the type of ``like``."""
+    return array.astype(like.dtype) if _is_narrow(like) else array
 
 
 def _bits(array: jax.Array) -> jax.Array:
@@ -581,7 +616,7 @@ def scan_tangents(
     d_consts, d_init, d_xs = tangents
     x_types = [d.dtype for d in d_xs]
     if jax.default_backend() == "cpu":  # their cotangents are stacked: see scan_stacking_bits
-        d_xs = [d.astype(jnp.float32) if _is_narrow(d) else d for d in d_xs]
+        d_xs = list(map(_in_float32, d_xs))
 
     def one_step(d_carry: Leaves, inputs: Any) -> Any:
         values = {**known, **inputs, **bind(step.tangents_in[1], d_carry)}
