@@ -26,6 +26,7 @@ from lstm_jax.sequence import (
     Zoneout,
     shardings,
 )
+from lstm_jax.sequence.fused import scan
 
 T, B, D, H = 32, 16, 6, 8
 SPACE = {"conv_lstm": (3, 2)}
@@ -210,6 +211,15 @@ def test_a_convolution_over_a_sharded_batch():
 # ---- sharded parameters ----
 
 
+@pytest.fixture
+def several_blocks(monkeypatch):
+    """Blocks of 8 of the T=32 steps, so that there is a loop over blocks."""
+    monkeypatch.setattr(scan, "block_size", lambda steps, carry: 8)
+    jax.clear_caches()  # loops traced before are one block
+    yield
+    jax.clear_caches()
+
+
 class TestShardedParameters:
     def run(self, kind, axis, specs, batch):
         """The compiled program of an LSTM, and its arguments."""
@@ -218,28 +228,27 @@ class TestShardedParameters:
             expected, _ = unsharded("lstm", False)
             params, run, _ = MODELS["lstm"]()
 
-            def gathered(params, xs):
-                whole = NamedSharding(mesh, P())
-                gather = kind == AxisType.Auto and batch is not None
-                return run(
-                    jax.lax.with_sharding_constraint(params, whole) if gather else params, xs
-                )
+            f = outputs_and_gradients(run)
+            parts = {name: NamedSharding(mesh, spec) for name, spec in specs.items()}
+            rows = NamedSharding(mesh, P(None, batch))
 
-            params = {
-                name: jax.device_put(leaf, NamedSharding(mesh, specs[name]))
-                for name, leaf in random_like(params).items()
-            }
-            xs = jax.device_put(inputs(1), NamedSharding(mesh, P(None, batch)))
-            args = params, xs, {}
-            out = jax.tree.map(lambda leaf: leaf.sharding, (xs, params, xs))
-            f = quick_jit(outputs_and_gradients(gathered), out_shardings=out)
+            def by_constraints(params, xs, _):
+                whole = jax.lax.with_sharding_constraint(params, NamedSharding(mesh, P()))
+                ys, d_params, d_xs = f(whole, xs, {})
+                return ys, jax.lax.with_sharding_constraint(d_params, parts), d_xs
+
+            if batch is None:
+                f = quick_jit(f, out_shardings=(rows, parts, rows))
+            else:
+                f = quick_jit(by_constraints if kind == AxisType.Auto else f)
+            args = jax.device_put(random_like(params), parts), jax.device_put(inputs(1), rows), {}
             compiled = f.lower(*args).compile()
             got = compiled(*args)
             chex.assert_trees_all_close(got, expected, rtol=1e-10, atol=1e-11)
             return compiled, got
 
     @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
-    def test_over_the_axis_of_the_batch(self, kind):
+    def test_over_the_axis_of_the_batch(self, kind, several_blocks):
         """FSDP: parameters are gathered before the loop; their gradient is sharded as they are.
 
         XLA's CPU compiler reduces and slices where those of GPUs and TPUs reduce-scatter.
@@ -254,6 +263,10 @@ class TestShardedParameters:
         # Gathered are parameters and nothing else: no array with a time or batch axis.
         for line in re.findall(r"= (.*?) all-gather\(", compiled.as_text()):
             assert f"[{T}," not in line and f",{B}," not in line, line
+        # With explicit axes, a layer's gradient is sharded when its loop over blocks has ended.
+        loops = [line for line in compiled.as_text().splitlines() if " while(" in line]
+        w_ih, w_hh = f"f64[{D // 2},{4 * H}]", f"f64[{H // 2},{4 * H}]"
+        assert any(w_ih in line and w_hh in line for line in loops) == (kind == AxisType.Auto)
 
     @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
     def test_over_hidden_features(self, kind):
