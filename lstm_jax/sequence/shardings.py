@@ -1,9 +1,11 @@
 """Shardings and devices of traced arrays: what may be merged, and where new arrays belong."""
 
+import contextlib
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec, reshard
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, reshard
 
 
 def on_one_device(*arrays: jax.Array) -> bool:
@@ -44,6 +46,24 @@ def has_explicit_axes(array: jax.Array) -> bool:
     False
     """
     return AxisType.Explicit in jax.typeof(array).sharding.mesh.axis_types
+
+
+def mesh_of(array: jax.Array) -> AbstractContextManager[Any]:
+    """The context of the mesh of an array with explicit axes, otherwise one that changes nothing.
+
+    From jax 0.11 on, the derivative of what is traced outside of its mesh's context contains
+    zeros without a sharding.
+
+    >>> import jax.numpy as jnp
+    >>> with mesh_of(jnp.ones(2)):
+    ...     jax.sharding.get_abstract_mesh().empty
+    True
+    """
+    if not has_explicit_axes(array):
+        return contextlib.nullcontext()
+    mesh = _sharding(array).mesh
+    in_context = jax.set_mesh if isinstance(mesh, Mesh) else jax.sharding.use_abstract_mesh
+    return in_context(mesh)
 
 
 def gathered(params: Any, xs: jax.Array) -> Any:

@@ -154,7 +154,8 @@ def unroll(
     # Compiled once for each cell, also where unroll is called by itself, outside of jit.
     run = _compiled_loop if _is_hashable(cell) else _loop
     how = {"reverse": reverse, "engine": engine, "memory": memory, "split_batch": split_batch}
-    return run(cell, params, xs, state, start, lengths, valid, resets, key, **how)
+    with shardings.mesh_of(xs):
+        return run(cell, params, xs, state, start, lengths, valid, resets, key, **how)
 
 
 def _loop(
