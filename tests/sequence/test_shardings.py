@@ -238,11 +238,11 @@ class TestShardedParameters:
                 return ys, jax.lax.with_sharding_constraint(d_params, parts), d_xs
 
             if batch is None:
-                f = quick_jit(f, out_shardings=(rows, parts, rows))
+                step = quick_jit(f, out_shardings=(rows, parts, rows))
             else:
-                f = quick_jit(by_constraints if kind == AxisType.Auto else f)
+                step = quick_jit(by_constraints if kind == AxisType.Auto else f)
             args = jax.device_put(random_like(params), parts), jax.device_put(inputs(1), rows), {}
-            compiled = f.lower(*args).compile()
+            compiled = step.lower(*args).compile()
             got = compiled(*args)
             chex.assert_trees_all_close(got, expected, rtol=1e-10, atol=1e-11)
             return compiled, got
