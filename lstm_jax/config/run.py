@@ -55,7 +55,7 @@ class TrainConfig(Section):
     log_every: int = option(50, "steps from one line of training metrics to the next", at_least=1)
     eval_every: int = option(500, "steps from one evaluation to the next", at_least=1)
     patience: int = option(
-        0, "evaluations without a lower validation loss after which training stops; 0: never",
+        0, "evaluations without a new best checkpoint after which training stops; 0: never",
         at_least=0,
     )  # fmt: skip
     accumulate: int = option(

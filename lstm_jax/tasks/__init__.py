@@ -4,11 +4,22 @@ The built-in tasks are in ``lstm_jax.config.TASKS``; :func:`lstm_jax.config.task
 """
 
 from lstm_jax.config import TASKS, Section, option
-from lstm_jax.tasks.base import Batch, Columns, File, Generates, Metrics, Plots, Predicts, Task
+from lstm_jax.tasks.base import (
+    Batch,
+    Columns,
+    File,
+    Generates,
+    Metrics,
+    Plots,
+    PlotsText,
+    Predicts,
+    Task,
+)
 from lstm_jax.tasks.classification import Classification
 from lstm_jax.tasks.forecasting import Forecasting
 from lstm_jax.tasks.music import Music
 from lstm_jax.tasks.next_character import NextCharacter
+from lstm_jax.tasks.translation import Translation
 
 __all__ = [
     "TASKS",
@@ -22,8 +33,10 @@ __all__ = [
     "Music",
     "NextCharacter",
     "Plots",
+    "PlotsText",
     "Predicts",
     "Section",
     "Task",
+    "Translation",
     "option",
 ]

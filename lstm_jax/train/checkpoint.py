@@ -216,7 +216,8 @@ class Checkpoints:
         Args:
           state: what training goes on from.
           meta: what else it needs; JSON.
-          loss: validation loss, by which the best is chosen; None where there is none.
+          loss: what the best has the lowest of: the validation loss, unless the task chooses by
+            another metric; None where it was not measured.
 
         Raises:
           UserError: the checkpoint cannot be written, or not be read afterwards.
