@@ -1,0 +1,47 @@
+"""The configs of experiments/ and what their pages say of them."""
+
+import importlib.util
+import pathlib
+
+import pytest
+
+from lstm_jax.config.recurrent import cell_factory
+from lstm_jax.train import load_config, train
+from tests.cells.test_initializers import LIBRARIES
+from tests.train.test_loop import Listener
+
+ROOT = pathlib.Path(__file__).parents[1]
+STUDY = ROOT / "experiments" / "initialisation"
+
+
+@pytest.fixture(scope="module")
+def study():
+    spec = importlib.util.spec_from_file_location("study", STUDY / "study.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_names_the_cells_that_are_compared(study):
+    page = (ROOT / "docs" / "initialisation.md").read_text("utf-8")
+    for text in (*study.CELLS.values(), *LIBRARIES):
+        assert f"| `{text}` |" in page
+        cell_factory(text)
+
+
+def test_there_is_a_config_for_each_task(study, monkeypatch):
+    monkeypatch.syspath_prepend(STUDY)
+    assert {path.stem for path in STUDY.glob("*.toml")} == set(study.REPORTED)
+    for task, metric in study.REPORTED.items():
+        config = load_config(STUDY / f"{task}.toml")
+        assert config.train.num_steps % config.train.eval_every == 0
+        assert metric.split("/")[0] in ("validation", "test")
+
+
+def test_the_adding_problem_is_trained(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(STUDY)
+    small = {"data.steps": "6", "model.hidden_size": "8", "train.num_steps": "60"}
+    fast = {"optimizer.learning_rate": "0.03", "train.eval_every": "60"}
+    results = train(load_config(STUDY / "adding.toml", small | fast), tmp_path / "run", Listener())
+    assert results["validation"]["loss"] < 1 / 6  # that of always answering 1
+    assert results["validation"]["loss"] != results["test"]["loss"]
