@@ -19,7 +19,7 @@ from lstm_jax.train import load_config, read_metrics
 from lstm_jax.train.sweep import sweep
 
 HERE = pathlib.Path(__file__).parent
-CELLS = {
+LIBRARIES = {
     "lstm_jax": "lstm",
     "Flax": (
         'lstm(kernel_init="lecun_normal", recurrent_kernel_init="joint_orthogonal", '
@@ -31,9 +31,17 @@ CELLS = {
         'bias_init="torch_bias", forget_bias=0.0)'
     ),
 }
-"""Cells that begin as each library's LSTM does."""
+"""Cells that begin as each library's LSTM does; Flax's is ``nnx.OptimizedLSTMCell``."""
 
-RATES = (1e-2,)  # of several, each library's best on the validation data counts
+VARIANTS = {
+    "Flax, recurrent weights of each gate orthogonal": (
+        'lstm(kernel_init="lecun_normal", forget_bias=0.0)'
+    ),
+    "Flax, that and forget bias 1": 'lstm(kernel_init="lecun_normal")',
+}
+"""Cells between Flax's and ours; the first begins as ``nnx.LSTMCell`` and linen's cells do."""
+
+RATES = (3e-3, 1e-2, 3e-2)  # the best on the validation data counts, of each cell and task
 SEEDS = range(5)
 REPORTED = {  # the metric of each task that the table shows
     "adding": "test/loss",
@@ -54,13 +62,13 @@ def write_pen_digits():
 
 
 def trained(task, rate, folder):
-    """The points of a task's sweep with one learning rate, by library."""
+    """The points of a task with one learning rate, by the name of their cell."""
     config = load_config(HERE / f"{task}.toml", {"optimizer.learning_rate": str(rate)})
-    axes = {"model.cell": list(CELLS.values()), "train.seed": list(SEEDS)}
-    names = {cell: name for name, cell in CELLS.items()}
-    groups = {name: [] for name in CELLS}
-    for point in sweep(config, axes, folder / f"{task}_{rate:g}"):
-        groups[names[point.values["model.cell"]]].append(point)
+    groups = {}
+    for name, cells in (("libraries", LIBRARIES), ("variants", VARIANTS)):
+        axes = {"model.cell": list(cells.values()), "train.seed": list(SEEDS)}
+        points = iter(sweep(config, axes, folder / name / f"{task}_{rate:g}"))
+        groups |= {cell: [next(points) for _ in SEEDS] for cell in cells}
     return groups
 
 
@@ -89,14 +97,16 @@ def main(folder):
 
     figure = Figure(figsize=(18, 3.6), layout="constrained")
     header = ["", *(f"{task}: {metric}" for task, metric in REPORTED.items())]
-    rows = {name: [name] for name in CELLS}
+    rows = {name: [name] for name in (*LIBRARIES, *VARIANTS)}
     for axes, task in zip(figure.subplots(1, len(REPORTED)), REPORTED, strict=True):
-        for name in CELLS:
-            of_rates = [studied[rate, task][name] for rate in RATES]
-            points = min(of_rates, key=lambda points: mean_of(points, "validation/loss")[0])
-            mean, deviation = mean_of(points, REPORTED[task])
-            rows[name].append(f"{mean:.4g} ± {deviation:.2g}")
-            steps, losses = curves(points)
+        for name in rows:
+            of_rates = {rate: studied[rate, task][name] for rate in RATES}
+            rate = min(RATES, key=lambda rate: mean_of(of_rates[rate], "validation/loss")[0])
+            mean, deviation = mean_of(of_rates[rate], REPORTED[task])
+            rows[name].append(f"{mean:.4g} ± {deviation:.2g} ({rate:g})")
+            if name in VARIANTS:
+                continue
+            steps, losses = curves(of_rates[rate])
             (line,) = axes.plot(steps, losses.mean(0), label=name)
             spread = losses.std(0, ddof=1)
             low, high = losses.mean(0) - spread, losses.mean(0) + spread
