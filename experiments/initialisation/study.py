@@ -108,8 +108,7 @@ def main(folder):
                 continue
             steps, losses = curves(of_rates[rate])
             (line,) = axes.plot(steps, losses.mean(0), label=name)
-            spread = losses.std(0, ddof=1)
-            low, high = losses.mean(0) - spread, losses.mean(0) + spread
+            low, high = losses.min(0), losses.max(0)
             axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.12, linewidth=0)
         axes.set(title=task, xlabel="step", yscale="log")
         axes.grid(alpha=0.25, which="both")
