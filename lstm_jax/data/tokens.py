@@ -105,7 +105,7 @@ class Tokenizer:
             "special_tokens": list(SPECIAL),
             "show_progress": False,
         }
-        normalizer = [normalizers.Lowercase()] if lowercase else []
+        normalizer: list[normalizers.Normalizer] = [normalizers.Lowercase()] if lowercase else []
         if kind == "subwords":
             library = Library(models.BPE())
             normalizer.append(normalizers.Prepend(" "))
