@@ -45,6 +45,16 @@ class OptimizerConfig(Section):
     ema_decay: float = option(
         0.0, "decay of the mean of parameters that is evaluated; 0: no mean", at_least=0, below=1
     )
+    average_patience: int = option(
+        0, "evaluations without a lower validation loss after which the mean of all further "
+        "parameters is evaluated; 0: never",
+        at_least=0,
+    )  # fmt: skip
+
+    @property
+    def averages(self) -> bool:
+        """Whether a mean of parameters is evaluated."""
+        return self.ema_decay > 0 or self.average_patience > 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,13 +93,23 @@ class TrainConfig(Section):
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """A whole run: which task, and the sections of it, the optimizer and the loop."""
+    """A whole run: which task, and the sections of it, the optimizer and the loop.
+
+    Raises:
+      UserError: two values of the optimizer exclude each other.
+    """
 
     task: str
     data: Section = dataclasses.field(default_factory=Section)
     model: Section = dataclasses.field(default_factory=Section)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        patience, decay = self.optimizer.average_patience, self.optimizer.ema_decay
+        if patience and decay:
+            name = "optimizer.average_patience"
+            raise UserError(f"{name}: expected 0 with optimizer.ema_decay {decay}, got {patience}")
 
     def build_task(self, known: Mapping[str, Any] | None = None) -> Any:
         """The task.

@@ -31,7 +31,7 @@ from lstm_jax.data.sequences import (
 )
 from lstm_jax.data.synthesis import wav_bytes
 from lstm_jax.data.tables import Table, dates, read_csv
-from lstm_jax.data.text import encode, ngram_loss, python_reference, read_text
+from lstm_jax.data.text import cut_text, encode, ngram_loss, python_reference, read_text
 from lstm_jax.data.tokens import Tokenizer, padded
 from lstm_jax.data.word_by_word import translated, word_translations
 
@@ -52,6 +52,7 @@ __all__ = [
     "bucketed",
     "bucketed_pairs",
     "cache_folder",
+    "cut_text",
     "dates",
     "digest",
     "encode",

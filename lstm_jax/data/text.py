@@ -1,6 +1,7 @@
 """Text: where it comes from, how it is split, and what a simple model makes of it."""
 
 import pathlib
+import re
 
 import numpy as np
 
@@ -52,6 +53,23 @@ def read_text(path: str | pathlib.Path) -> str:
     if not text.strip():
         raise UserError(f"{path}: expected text, got an empty file")
     return text
+
+
+def cut_text(text: str, fraction: float, *, whole_words: bool = False) -> tuple[str, str]:
+    """A text without its end, and a fraction of it at its end.
+
+    Args:
+      text: the text.
+      fraction: share of the characters at the end.
+      whole_words: whether the cut moves to the next space, if there is one.
+
+    >>> cut_text("a cat sat", 0.6), cut_text("a cat sat", 0.6, whole_words=True)
+    (('a ca', 't sat'), ('a cat', ' sat'))
+    """
+    cut = round(len(text) * (1 - fraction))
+    space = re.compile(r"\s").search(text, cut) if whole_words else None
+    cut = space.start() if space else cut
+    return text[:cut], text[cut:]
 
 
 def encode(text: str, vocabulary: str) -> np.ndarray:

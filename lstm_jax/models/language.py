@@ -31,6 +31,8 @@ class LanguageModel(Model):
       cell: the kind of cell, as in :class:`lstm_jax.nnx.LSTM`.
       tied_embeddings: whether logits are read out by the matrix that embeds tokens.
       input_dropout: dropout rate of the embeddings.
+      embedding_dropout: dropout rate of whole rows of E, drawn once a call: a dropped token is zero
+        wherever it stands.
       dropout: dropout rate of the outputs of every layer.
       dtype: type of the products.
       rngs: its stream ``params`` initialises the parameters; ``dropout`` is kept for training.
@@ -45,7 +47,8 @@ class LanguageModel(Model):
     References:
       Tomas Mikolov et al., "Recurrent neural network based language model", Interspeech 2010;
       Ofir Press, Lior Wolf, "Using the Output Embedding to Improve Language Models", EACL 2017
-      (tied embeddings).
+      (tied embeddings); Yarin Gal, Zoubin Ghahramani, "A Theoretically Grounded Application of
+      Dropout in Recurrent Neural Networks", NeurIPS 2016, section 4.2 (dropout of whole tokens).
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class LanguageModel(Model):
         cell: Any = "lstm",
         tied_embeddings: bool = False,
         input_dropout: float = 0.0,
+        embedding_dropout: float = 0.0,
         dropout: float = 0.0,
         dtype: DTypeLike = "float32",
         rngs: nnx.Rngs,
@@ -84,6 +88,8 @@ class LanguageModel(Model):
                 kernel_init=jax.nn.initializers.glorot_uniform(), rngs=rngs,
             )  # fmt: skip
         self.bias = nnx.Param(jnp.zeros(num_tokens))
+        if embedding_dropout:  # a module that is not used would add a random stream to the state
+            self.embedding_dropout = nnx.Dropout(embedding_dropout, rngs=rngs)
 
     @property
     def inputs(self) -> dict[str, tuple[str, str]]:
@@ -110,16 +116,28 @@ class LanguageModel(Model):
         Returns:
           ``(carry, {"logits": [B, T, V]})``.
         """
-        # Time leads within, so that the loop reads each step from consecutive memory.
-        xs = self.input_dropout(self.embedding(tokens.T), rngs=rngs)  # [T, B, E]
-        carry, ys = self.lstm(
-            xs, initial_carry=carry, time_major=True, return_carry=True,
-            rngs=rngs,
-        )  # fmt: skip
-        ys = self.dropout(ys, rngs=rngs).astype(self.dtype)
+        carry, ys = self.hidden(carry, tokens, rngs)
+        return carry, {"logits": self.logits(self.dropout(ys, rngs=rngs))}
+
+    def hidden(
+        self, carry: Carry, tokens: jax.Array, rngs: nnx.Rngs | None = None
+    ) -> tuple[Carry, jax.Array]:
+        """Outputs of the last layer before their dropout, ``[T, B, H]``; as :meth:`__call__`.
+
+        Time leads within, so that the loop reads each step from consecutive memory.
+        """
+        xs = self.embedding(tokens.T)  # [T, B, E]
+        if hasattr(self, "embedding_dropout"):
+            rows = jnp.ones(self.embedding.num_embeddings, xs.dtype)
+            xs = xs * self.embedding_dropout(rows, rngs=rngs)[tokens.T][..., None]
+        xs = self.input_dropout(xs, rngs=rngs)
+        return self.lstm(xs, initial_carry=carry, time_major=True, return_carry=True, rngs=rngs)
+
+    def logits(self, ys: jax.Array) -> jax.Array:
+        """Logits ``[B, T, V]`` of what :meth:`hidden` returns."""
+        ys = ys.astype(self.dtype)
         if hasattr(self, "projection"):
             ys = self.projection(ys)
         if self.tied_embeddings:
             ys = ys @ self.embedding.embedding[...].T.astype(ys.dtype)
-        logits = ys.swapaxes(0, 1).astype(jnp.float32) + self.bias[...]
-        return carry, {"logits": logits}
+        return ys.swapaxes(0, 1).astype(jnp.float32) + self.bias[...]

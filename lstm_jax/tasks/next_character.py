@@ -12,56 +12,29 @@ import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 
-from lstm_jax.config import LARGEST_SIZE, RecurrentConfig, Section, option
-from lstm_jax.data import encode, fetch, ngram_loss, python_reference, read_text, stream_windows
+from lstm_jax.data import cut_text, fetch, ngram_loss, python_reference, read_text, stream_windows
+from lstm_jax.data.language import CODECS
+from lstm_jax.data.tokens import UNKNOWN
 from lstm_jax.errors import UserError, expect
-from lstm_jax.models import LanguageModel
+from lstm_jax.models import Model
 from lstm_jax.tasks.base import Batch, Columns, Metrics, Task
-from lstm_jax.tasks.language import continued, stream_losses
+from lstm_jax.tasks.language import continued, loss_of_lines, stream_losses, text_metrics
+from lstm_jax.tasks.language_config import CHARACTERS, LanguageModelConfig, TextData
+from lstm_jax.tasks.sampling import Filters
 
 NGRAM_ORDER = 5
 
 
 @dataclasses.dataclass(frozen=True)
-class TextData(Section):
-    """Section ``[data]`` of task ``next_character``."""
-
-    text: str = option(
-        "python_reference", "python_reference, tiny_shakespeare, or the path of a UTF-8 file",
-        path_or=("python_reference", "tiny_shakespeare"),
-    )  # fmt: skip
-    validation_fraction: float = option(
-        0.1, "share of the text, at its end, held out for validation", above=0, below=1
-    )
-    lanes: int = option(32, "rows of a batch, each reading its own part of the text", at_least=1)
-    window: int = option(64, "characters a row reads (and gradients flow back) a step", at_least=1)
-
-
-@dataclasses.dataclass(frozen=True)
-class LanguageModelConfig(RecurrentConfig):
-    """Section ``[model]`` of task ``next_character``."""
-
-    hidden_size: int = option(
-        384, "hidden features of each LSTM layer", at_least=1, at_most=LARGEST_SIZE
-    )
-    embedding_size: int = option(
-        64, "features of a character's embedding", at_least=1, at_most=LARGEST_SIZE
-    )
-    tied_embeddings: bool = option(False, "read characters out by the matrix that embeds them")
-    input_dropout: float = option(0.0, "dropout on embeddings", at_least=0, below=1)
-
-
-@dataclasses.dataclass(frozen=True)
 class NextCharacter(Task):
-    """Predicts each character of a text from all before it.
+    """Predicts each character of a text from all before it, or each word or subword.
 
     Training is truncated backpropagation through time: each of ``lanes`` rows reads its part
     of the text window by window, and the state after one window is the state before the
     next.  Evaluation reads the validation text once, as one stream from the initial state.
-    Losses are in nats per character.
+    Losses are in nats per token, that is, per character unless ``data.tokens`` says otherwise.
 
     Raises:
       UserError: the text is missing, empty, not UTF-8, or too short for one window.
@@ -74,19 +47,26 @@ class NextCharacter(Task):
 
     data: TextData
     model: LanguageModelConfig
-    unit = "characters"
-    loss_unit = "nats a character"
+    sampling = Filters
 
     def __post_init__(self) -> None:
         train, validation = (len(split) for split in self._split)
         needed, text = self.data.lanes * self.data.window, self.data.text
-        name = f"data.text: {text}: characters of the training split"
+        name = f"data.text: {text}: {self.unit} of the training split"
         expect(train >= needed, name, f"at least data.lanes * data.window = {needed}", train)
-        name = f"data.validation_fraction: {text}: characters of the validation split"
+        name = f"data.validation_fraction: {text}: {self.unit} of the validation split"
         expect(validation >= 2, name, "at least 2", validation)
-        self.model.check_layers(self.model.embedding_size)
+        self.model.check()
 
     # ---- data ----
+
+    @property
+    def unit(self) -> str:  # type: ignore[bad-override]
+        return self.data.tokens
+
+    @property
+    def loss_unit(self) -> str:  # type: ignore[bad-override]
+        return f"nats a {self.data.tokens.removesuffix('s')}"
 
     @functools.cached_property
     def text(self) -> str:
@@ -97,17 +77,36 @@ class NextCharacter(Task):
             return read_text(fetch("tiny_shakespeare/input.txt"))
         return read_text(self.data.text)
 
+    @functools.cached_property
+    def _texts(self) -> tuple[str, str]:
+        """The text to train on and that to validate on."""
+        whole_words = self.data.tokens != CHARACTERS
+        return cut_text(self.text, self.data.validation_fraction, whole_words=whole_words)
+
     def metadata(self) -> dict[str, Any]:
-        """``vocabulary``, the characters of the text, sorted; ``opening``, the empty prompt's."""
-        vocabulary = "".join(sorted(set(self.text)))
-        opening = "\n" if "\n" in vocabulary else self.text[0]
-        return {"vocabulary": vocabulary, "opening": opening}
+        """``vocabulary``, the characters of the text, sorted, or ``tokenizer``; ``opening``.
+
+        A tokenizer of words or subwords is trained on the training split alone.  The opening stands
+        for an empty prompt: a new line, or the first character of a text without lines.
+        """
+        opening = {"opening": "\n" if "\n" in self.text else self.text[0]}
+        kind = CODECS[self.data.tokens]
+        if self.data.tokens == CHARACTERS:
+            return kind.train(self.text) | opening
+        try:
+            return kind.train(self._texts[0], self.data.vocabulary_size) | opening
+        except UserError as error:
+            raise UserError(f"data.{error}") from error
+
+    @functools.cached_property
+    def codec(self) -> Any:
+        """Text as tokens and back, one of :data:`lstm_jax.data.language.CODECS`."""
+        return CODECS[self.data.tokens](self.known)
 
     @functools.cached_property
     def _split(self) -> tuple[np.ndarray, np.ndarray]:
-        tokens = encode(self.text, self.known["vocabulary"])
-        cut = round(len(tokens) * (1 - self.data.validation_fraction))
-        return tokens[:cut], tokens[cut:]
+        train, validation = self._texts
+        return self.codec.encode(train), self.codec.encode(validation)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -126,14 +125,8 @@ class NextCharacter(Task):
 
     # ---- model and loss ----
 
-    def build(self, rngs: nnx.Rngs) -> LanguageModel:
-        options = self.model
-        return LanguageModel(
-            len(self.known["vocabulary"]), options.embedding_size, options.hidden_size,
-            options.num_layers, cell=options.cell_factory,
-            tied_embeddings=options.tied_embeddings, input_dropout=options.input_dropout,
-            dropout=options.dropout, dtype=options.dtype, rngs=rngs,
-        )  # fmt: skip
+    def build(self, rngs: nnx.Rngs) -> Model:
+        return self.model.build(len(self.codec), rngs)
 
     def loss(self, model: Any, carry: Any, batch: Batch, rngs: nnx.Rngs) -> tuple[jax.Array, Any]:
         start = batch["start"]  # where a row does not continue the one of the batch before
@@ -142,62 +135,60 @@ class NextCharacter(Task):
             model.initial_carry(len(start)),
             carry,
         )
-        carry, outputs = model(carry, tokens=batch["inputs"], rngs=rngs)
-        losses = optax.softmax_cross_entropy_with_integer_labels(
-            outputs["logits"], batch["targets"]
-        )
-        return losses.mean(), carry
+        return self.model.loss(model, carry, batch, rngs)
 
     # ---- metrics ----
 
     def evaluate(self, model: Any, split: str) -> Metrics:
-        """``loss`` in nats and ``bits`` per character, over the whole split as one stream."""
-        loss = float(stream_losses(model, self._split[1]).mean())
-        return {"loss": loss, "bits": loss / float(np.log(2))}
+        """:meth:`_metrics` of the split as one stream, and its share of unknown words."""
+        metrics = self._metrics(float(stream_losses(model, self._split[1]).mean()))
+        if self.data.tokens == "words":
+            metrics["unknown"] = float((self._split[1][1:] == UNKNOWN).mean())
+        return metrics
+
+    def _metrics(self, loss: float) -> Metrics:
+        """A mean loss on the validation split, whose first token is given, in several units."""
+        count, text = len(self._split[1]) - 1, self._texts[1]
+        text = text[self.codec.ends(text)[0] :]
+        metrics = text_metrics(loss, count, text)
+        if self.data.tokens == CHARACTERS:
+            return {"loss": loss, "bits": loss / float(np.log(2)), **metrics}
+        return {"loss": loss, "perplexity": float(np.exp(loss)), **metrics}
 
     def baselines(self, split: str) -> dict[str, Metrics]:
         train, validation = self._split
-        # As in `evaluate`, the first character is given.
+        # As in `evaluate`, the first token is given.
         train, validation = np.append(train, validation[:1]), validation[1:]
-        loss = ngram_loss(train, validation, len(self.known["vocabulary"]), NGRAM_ORDER)
-        name = f"{NGRAM_ORDER}-gram, Witten-Bell"
-        return {name: {"loss": loss, "bits": loss / float(np.log(2))}}
+        loss = ngram_loss(train, validation, len(self.codec), NGRAM_ORDER)
+        return {f"{NGRAM_ORDER}-gram, Witten-Bell": self._metrics(loss)}
 
     # ---- new text ----
 
     def predict(self, model: Any, source: pathlib.Path | None) -> Columns:
-        """Mean loss of each line of a UTF-8 file in nats per character, read as one stream.
+        """Mean loss of each line of a UTF-8 file in nats per token, read as one stream.
 
-        The file's first character is given; all others, line ends included, are predicted.
+        The file's first token is given; all others, line ends included, are predicted.
         """
-        text = read_text(source) if source else self.text[len(self._split[0]) :]
-        tokens = self._encoded(text, str(source))
-        expect(len(tokens) >= 2, f"{source}", "at least 2 characters", len(tokens))
-        losses = stream_losses(model, tokens)
-        lines = text.splitlines(keepends=True)
-        ends = np.cumsum([len(line) for line in lines]) - 1  # the first character has no loss
-        parts = np.split(losses, ends[:-1])
-        return {
-            "line": np.arange(1, len(lines) + 1),
-            "characters": np.array([len(part) for part in parts]),
-            "loss": np.array([part.mean() if len(part) else np.nan for part in parts]),
-            "text": [line.rstrip("\r\n") for line in lines],
-        }
+        text = read_text(source) if source else self._texts[1]
+        losses = stream_losses(model, self._encoded(text, str(source), 2))
+        columns = loss_of_lines(losses, self.codec.ends(text), text)
+        return {self.unit if name == "tokens" else name: column for name, column in columns.items()}
 
     def generate(
-        self, model: Any, *, prompt: str, length: int, temperature: float, seed: int
+        self, model: Any, *, prompt: str, length: int, temperature: float, seed: int, **filters: Any
     ) -> Iterator[str]:
-        """The prompt, then ``length`` more characters, one by one.
+        """The prompt, then ``length`` more tokens, one by one."""
+        given, kept = (
+            self._encoded(prompt or self.known["opening"], "prompt", 1),
+            Filters(**filters),
+        )
+        tokens = continued(model, given, length, temperature, seed, kept, self.codec.excluded)
+        return itertools.chain([prompt], self.codec.decode(tokens, given if prompt else given[:0]))
 
-        An empty prompt stands for a new line, or for the text's first character where it has no
-        lines.
-        """
-        given = self._encoded(prompt or self.known["opening"], "prompt")
-        tokens = continued(model, given, length, temperature, seed)
-        return itertools.chain([prompt], (self.known["vocabulary"][token] for token in tokens))
-
-    def _encoded(self, text: str, name: str) -> np.ndarray:
+    def _encoded(self, text: str, name: str, least: int) -> np.ndarray:
         try:
-            return encode(text, self.known["vocabulary"])
+            tokens = self.codec.encode(text)
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
+        expect(len(tokens) >= least, name, f"at least {least} {self.unit}", len(tokens))
+        return tokens

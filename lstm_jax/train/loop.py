@@ -39,6 +39,8 @@ from lstm_jax.train.programs import Programs, own_programs
 from lstm_jax.train.report import Clock, Report
 from lstm_jax.train.start import Source, started_from
 from lstm_jax.train.step import (
+    NOT_YET,
+    PlainMean,
     StepMetrics,
     TrainState,
     abstract_state,
@@ -126,10 +128,12 @@ def train(
     data_mesh(task.batch_size, config.train.num_devices)
     if config.train.tensorboard:
         check_tensorboard()
-    if config.train.patience and "validation" not in task.splits:
-        raise UserError(
-            f"train.patience: expected 0, got {config.train.patience}: there is no validation split"
-        )
+    for name, patience in (
+        ("train.patience", config.train.patience),
+        ("optimizer.average_patience", config.optimizer.average_patience),
+    ):
+        if patience and "validation" not in task.splits:
+            raise UserError(f"{name}: expected 0, got {patience}: there is no validation split")
     source = None if has_checkpoint(workdir) else load_source(config.train.init_from)
     if isinstance(task, Generates) and config.train.sample_length:
         _check_prompt(task, config.train.sample_prompt)
@@ -288,6 +292,11 @@ def run_steps(
                 log.write(step, {f"validation/{name}": x for name, x in validation.items()})
                 better = cost < min(costs, default=math.inf)
                 costs.append(cost)
+                mean, patience = state.average, config.optimizer.average_patience
+                if isinstance(mean, PlainMean) and begins(mean, costs, patience):
+                    start = jax.device_put(np.int32(step), state.step.sharding)
+                    state = state._replace(average=mean._replace(start=start))
+                    report.say(f"averaging of parameters begins after step {step}")
                 written = (means if logged else {}) | {VALIDATION_LOSS: validation["loss"]}
                 written[criterion] = validation[task.criterion]
                 report.progress(line(written), lasting=True)
@@ -332,6 +341,19 @@ def out_of_patience(costs: Sequence[float], patience: int) -> bool:
     False
     """
     return 0 < patience < len(costs) - costs.index(min(costs)) if costs else False
+
+
+def begins(mean: PlainMean, costs: Sequence[float], patience: int) -> bool:
+    """Whether a mean of parameters begins with the last of the evaluations' costs (NT-ASGD).
+
+    It does when that cost is above the lowest of those more than ``patience`` evaluations earlier.
+
+    References:
+      Stephen Merity, Nitish Shirish Keskar, Richard Socher, "Regularizing and Optimizing LSTM
+      Language Models", ICLR 2018, algorithm 1.
+    """
+    earlier = costs[: -1 - patience]
+    return int(mean.start) == NOT_YET and bool(earlier) and costs[-1] > min(earlier)
 
 
 def _progress_line(
@@ -447,7 +469,8 @@ def best_model(
       UserError: there is no checkpoint, it is damaged, or the data have changed.
     """
     optimizer = build_optimizer(config.optimizer, lambda step: 0.0)
-    graph, like = abstract_state(task, optimizer, config.optimizer.ema_decay > 0)
+    averages, triggered = config.optimizer.averages, config.optimizer.average_patience > 0
+    graph, like = abstract_state(task, optimizer, averages, triggered)
     state, step = best_state(config, task, workdir, like, check_data=check_data)
     return trained_model(graph, state), step
 

@@ -54,11 +54,12 @@ def own_programs(config: Config, task: Task) -> Programs:
     mesh = data_mesh(task.batch_size, config.train.num_devices)
     schedule = build_schedule(config.optimizer, config.train.num_steps)
     optimizer = build_optimizer(config.optimizer, schedule)
-    decay = config.optimizer.ema_decay
-    graph, shapes = abstract_state(task, optimizer, decay > 0)
+    decay, triggered = config.optimizer.ema_decay, config.optimizer.average_patience > 0
+    averages, seed = config.optimizer.averages, config.train.seed
+    graph, shapes = abstract_state(task, optimizer, averages, triggered)
 
     def new_state() -> TrainState:
-        _, state = init_state(task, optimizer, decay > 0, config.train.seed)
+        _, state = init_state(task, optimizer, averages, seed, triggered)
         return jax.device_put(state, state_shardings(state, mesh))
 
     def model(state: TrainState) -> Compiled:
@@ -285,7 +286,9 @@ class SharedPrograms:
     def _traced_new_state(self, seed: jax.Array, numbers: Sequence[Any]) -> TrainState:
         config, task = self._with(numbers)
         optimizer = build_optimizer(config.optimizer, lambda step: 0.0)
-        return new_state(task, optimizer, self._config.optimizer.ema_decay > 0, seed)[1]
+        averages = self._config.optimizer.averages
+        triggered = self._config.optimizer.average_patience > 0
+        return new_state(task, optimizer, averages, seed, triggered)[1]
 
     def _traced_step(
         self, mesh: Mesh, state: TrainState, batch: Batch, numbers: Sequence[Any]

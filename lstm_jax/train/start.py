@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.errors import UserError
-from lstm_jax.train.step import TrainState
+from lstm_jax.train.step import PlainMean, TrainState
 
 
 class Source(NamedTuple):
@@ -71,7 +71,11 @@ def started_from(
     other = sorted(key for key in metadata if source.metadata.get(key) != metadata[key])
     if other:
         warn(f"train.init_from: {source.folder} has other metadata: {', '.join(other)}")
-    average = None if state.average is None else jax.tree.map(jnp.copy, params)
+    average = state.average
+    if isinstance(average, PlainMean):
+        average = average._replace(params=jax.tree.map(jnp.copy, params))
+    elif average is not None:
+        average = jax.tree.map(jnp.copy, params)
     return state._replace(params=params, average=average)
 
 

@@ -17,6 +17,22 @@ Params = Any
 Arrays = Any  # a nested dict of arrays
 
 
+NOT_YET = 2**31 - 1  # the start of a mean that has not begun
+
+
+class PlainMean(NamedTuple):
+    """A mean of parameters over the steps of a run from one on.
+
+    Attributes:
+      params: the mean of the parameters at ``start`` and at each step since; before it, the last
+        parameters.
+      start: the step at which the mean begins, int32; ``NOT_YET`` before it is known.
+    """
+
+    params: Params
+    start: jax.Array
+
+
 class TrainState(NamedTuple):
     """All that changes in training except the position in the data; pure dicts of arrays.
 
@@ -26,7 +42,8 @@ class TrainState(NamedTuple):
       rest: all other variables of the model: batch statistics, counters of random streams.
       streams: data of the keys of the model's random streams (uint32), which do not change; each
         device folds its index in.
-      average: exponential moving average of ``params``; None where the config asks for none.
+      average: exponential moving average of ``params``, or their plain mean; None where the config
+        asks for none.
       opt_state: the optimizer's.
       carry: what the task passes from one batch to the next, sharded over devices.
       key: data of the run's random key (uint32); step n uses ``fold_in(key, n)``.
@@ -36,7 +53,7 @@ class TrainState(NamedTuple):
     params: Params
     rest: Arrays
     streams: Arrays
-    average: Params | None
+    average: Params | PlainMean | None
     opt_state: optax.OptState
     carry: Any
     key: jax.Array
@@ -44,6 +61,8 @@ class TrainState(NamedTuple):
     @property
     def evaluated(self) -> Params:
         """The parameters that evaluation and generation use."""
+        if isinstance(self.average, PlainMean):
+            return self.average.params
         return self.params if self.average is None else self.average
 
 
@@ -82,21 +101,40 @@ def trained_model(graph: nnx.GraphDef, state: TrainState) -> Compiled:
 
 
 def init_state(
-    task: Task, optimizer: optax.GradientTransformation, ema: bool, seed: int
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    averages: bool,
+    seed: int,
+    triggered: bool = False,
 ) -> tuple[nnx.GraphDef, TrainState]:
-    """The model's structure and the state before the first step, by one compiled program."""
-    return jax.jit(lambda: new_state(task, optimizer, ema, seed))()
+    """The model's structure and the state before the first step, by one compiled program.
+
+    Args:
+      task: the task.
+      optimizer: the optimizer.
+      averages: whether there is a mean of parameters.
+      seed: the run's.
+      triggered: whether it is a plain mean that begins at some step, which is not known yet.
+    """
+    return jax.jit(lambda: new_state(task, optimizer, averages, seed, triggered))()
 
 
 def abstract_state(
-    task: Task, optimizer: optax.GradientTransformation, ema: bool
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    averages: bool,
+    triggered: bool = False,
 ) -> tuple[nnx.GraphDef, TrainState]:
     """As :func:`init_state`, with shapes and types in place of arrays."""
-    return jax.eval_shape(lambda: new_state(task, optimizer, ema, 0))
+    return jax.eval_shape(lambda: new_state(task, optimizer, averages, 0, triggered))
 
 
 def new_state(
-    task: Task, optimizer: optax.GradientTransformation, ema: bool, seed: int | jax.Array
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    averages: bool,
+    seed: int | jax.Array,
+    triggered: bool = False,
 ) -> tuple[nnx.GraphDef, TrainState]:
     """As :func:`init_state`, inside a compiled program, with a seed that can be traced."""
     init_key, key = jax.random.split(jax.random.key(seed))
@@ -104,12 +142,15 @@ def new_state(
     model.train()
     carry = model.initial_carry(task.batch_size) if hasattr(model, "initial_carry") else ()
     graph, params, rest, streams = split(model)
+    average = params if averages else None
+    if triggered:
+        average = PlainMean(params, jnp.asarray(NOT_YET, jnp.int32))
     return graph, TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         rest=rest,
         streams=streams,
-        average=params if ema else None,
+        average=average,
         opt_state=optimizer.init(params),
         carry=carry,
         key=jax.random.key_data(key),
@@ -206,7 +247,11 @@ def build_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         average = state.average
-        if average is not None:
+        if isinstance(average, PlainMean):
+            since = jnp.maximum(0, state.step + 1 - average.start)
+            mean = optax.incremental_update(params, average.params, 1.0 / (1.0 + since))
+            average = average._replace(params=mean)
+        elif average is not None:
             # Early on the mean is over all steps so far, so that it forgets the beginning.
             decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
             average = optax.incremental_update(params, average, 1.0 - decay)

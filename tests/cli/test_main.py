@@ -195,6 +195,15 @@ def test_generate_is_decided_by_its_seed_and_temperature(run, capsys):
     assert generate(run, capsys, *args, "--temperature", 0, "--seed", 5) == greedy
 
 
+def test_generate_excludes_unlikely_and_repeated_characters(run, capsys):
+    args = ("--prompt", "the fox", "--length", 40, "--temperature", 2)
+    greedy = generate(run, capsys, *args[:-1], 0)
+    assert generate(run, capsys, *args) != greedy
+    assert generate(run, capsys, *args, "--top-k", 1) == greedy
+    assert generate(run, capsys, *args, "--top-p", 1e-9) == greedy
+    assert generate(run, capsys, *args[:-1], 0, "--repetition-penalty", 1e6) != greedy
+
+
 def test_generate_prints_each_character_as_soon_as_it_is_known(run, capsys, monkeypatch):
     class Screen(io.StringIO):
         def __init__(self):
@@ -593,6 +602,9 @@ def test_a_mistake_is_told_in_one_line(name, folder, capsys):
         (("--seed", 2**70), ["--seed", str(2**70)]),
         (("--length", 10**12), ["--length", "at most 10000000", "1000000000000"]),
         (("--length", "1_0"), ["--length", "expected an integer", "'1_0'"]),
+        (("--top-k", -1), ["--top-k", "an integer of at least 0, got -1"]),
+        (("--top-p", 0), ["--top-p", "a number above 0 and at most 1, got 0"]),
+        (("--repetition-penalty", 0), ["--repetition-penalty", "a number above 0, got 0"]),
         (("--lenght", 3), ["--lenght", "did you mean --length?"]),
     ],
     ids=str,

@@ -218,7 +218,8 @@ def test_the_loss_of_characters_in_another_process(run, format):
     tokens = np.array([vocabulary.index(character) for character in text])
     logits = applied(folder, format, tokens=tokens[None, :-1])["logits"][0]
     loss = cross_entropy(logits, tokens[1:])
-    assert printed({"loss": loss, "bits": loss / np.log(2)}) == results(workdir, "validation")
+    reported = results(workdir, "validation")
+    assert printed({"loss": loss, "bits": loss / np.log(2)}).items() <= reported.items()
     assert_tables_agree(lines, workdir, ["validation"])
 
 

@@ -691,11 +691,38 @@ def test_patience_ends_a_run_early(tmp_path, monkeypatch):
     assert again.steps == []
 
 
+def test_averaging_begins_when_the_validation_loss_does_not_fall(tmp_path, monkeypatch):
+    """Above the lowest loss of more than one evaluation earlier; also where it is resumed."""
+    monkeypatch.setitem(TASKS, "next_character", f"{__name__}.Worse")
+    values = {"train__eval_every": 3, "optimizer__average_patience": 1, "optimizer__ema_decay": 0.0}
+    config = write_config(tmp_path, **values)
+    losses = [3.0, 1.0, 2.0, 1.5, 1.0, 1.0, 1.0, 1.0]  # 1.5 after step 12 is above 1.0
+    monkeypatch.setattr(Worse, "losses", iter([*losses, 0.0]))
+    report = Listener()
+    train(config, tmp_path / "whole", report)
+    begun = [said for said in report.said if said.startswith("averaging")]
+    assert begun == ["averaging of parameters begins after step 12"]
+    for stop, left in ((11, losses[3:]), (14, losses[4:])):
+        monkeypatch.setattr(Worse, "losses", iter([*losses, 0.0]))
+        folder = tmp_path / f"stopped_{stop}"
+        with pytest.raises(Stopped):
+            train(config, folder, Listener(killer(signal.SIGINT, stop)))
+        monkeypatch.setattr(Worse, "losses", iter([*left, 0.0]))
+        train(config, folder, Listener())
+        assert files(folder) == files(tmp_path / "whole")
+        assert final_meta(folder) == final_meta(tmp_path / "whole")
+
+
 def test_patience_needs_a_validation_split(tmp_path, monkeypatch):
     monkeypatch.setattr(NextCharacter, "splits", ())
     config = write_config(tmp_path, train__patience=2)
     with pytest.raises(UserError, match=r"^train.patience: expected 0, got 2: there is no valid"):
         train(config, tmp_path / "run", Listener())
+    values = {"optimizer__average_patience": 3, "optimizer__ema_decay": 0.0}
+    with pytest.raises(UserError, match=r"^optimizer.average_patience: expected 0, got 3: there"):
+        train(write_config(tmp_path, **values), tmp_path / "run", Listener())
+    with pytest.raises(UserError, match=r"^optimizer.average_patience: expected 0 with .* 0.9, "):
+        write_config(tmp_path, optimizer__average_patience=3)
     assert not (tmp_path / "run").exists()
 
 

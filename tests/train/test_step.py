@@ -260,6 +260,29 @@ def test_state_is_donated(build):
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
 
 
+def test_a_triggered_average_is_the_plain_mean_from_its_start_on(build):
+    task, optimizer, schedule = build(FORECASTING)
+    mesh = data_mesh(task.batch_size, 2)
+    graph, state = init_state(task, optimizer, True, seed=3, triggered=True)
+    state = jax.device_put(state, state_shardings(state, mesh))
+    take_step = build_step(task, graph, optimizer, schedule, 0.0, mesh)
+    batches, seen = task.batches(0), []
+    for n in range(9):
+        state, _ = take_step(state, on(mesh, batches[n]))
+        params = jax.device_get(state.params)
+        if n < 4:
+            jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.evaluated), params)
+        if n == 4:  # after the fifth step
+            start = jax.device_put(np.int32(5), state.step.sharding)
+            state = state._replace(average=state.average._replace(start=start))
+        if n >= 4:
+            seen.append(jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params))
+    mean = jax.tree.map(lambda *leaves: np.mean(leaves, 0), *seen)
+    for a, b in zip(jax.tree.leaves(state.evaluated), jax.tree.leaves(mean), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    assert take_step._cache_size() == 1
+
+
 def test_average_is_the_moving_mean_of_parameters(build):
     task, optimizer, schedule = build(FORECASTING)
     mesh = data_mesh(task.batch_size, 2)
