@@ -602,7 +602,7 @@ def test_a_mistake_is_told_in_one_line(name, folder, capsys):
         (("--seed", 2**70), ["--seed", str(2**70)]),
         (("--length", 10**12), ["--length", "at most 10000000", "1000000000000"]),
         (("--length", "1_0"), ["--length", "expected an integer", "'1_0'"]),
-        (("--top-k", -1), ["--top-k", "an integer of at least 0, got -1"]),
+        (("--top-k", -1), ["--top-k", "an integer of at least 0", "got -1"]),
         (("--top-p", 0), ["--top-p", "a number above 0 and at most 1, got 0"]),
         (("--repetition-penalty", 0), ["--repetition-penalty", "a number above 0, got 0"]),
         (("--lenght", 3), ["--lenght", "did you mean --length?"]),

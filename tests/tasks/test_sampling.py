@@ -79,8 +79,8 @@ def test_no_filter_leaves_the_very_logits():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"top_k": -1}, "top_k: expected an integer of at least 0, got -1"),
-        ({"top_k": 1.5}, "top_k: expected an integer of at least 0, got 1.5"),
+        ({"top_k": -1}, r"top_k: expected an integer of at least 0 and at most \d+, got -1"),
+        ({"top_k": 1.5}, r"top_k: expected an integer of at least 0 and at most \d+, got 1.5"),
         ({"top_p": 1.5}, "top_p: expected a number above 0 and at most 1, got 1.5"),
         ({"top_p": float("nan")}, "top_p: expected a number above 0 and at most 1, got nan"),
         ({"repetition_penalty": 0}, "repetition_penalty: expected a number above 0, got 0"),
