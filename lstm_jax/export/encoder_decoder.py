@@ -24,6 +24,7 @@ from lstm_jax.export.writing import (
     Weights,
     checked_dtype,
     flat,
+    replaced,
     restored,
     stored,
 )
@@ -52,8 +53,11 @@ def export_encoder_decoder(
     Returns:
       The model, read back.
 
+    An export that is there already is replaced once the new one is complete.
+
     Raises:
       ValueError: ``dtype`` is unknown.
+      UserError: the folder cannot be written.
 
     Example:
       >>> import tempfile
@@ -101,17 +105,17 @@ def export_encoder_decoder(
         "step": (decode, (weights, flat(first), specs(one))),
         "sequence": (decode, (weights, flat(first), specs(targets))),
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, (function, arguments) in programs.items():
-        exported = jax.export.export(jax.jit(function), platforms=platforms)(*arguments)
-        (folder / f"{name}.jaxexport").write_bytes(exported.serialize())
-    np.savez(folder / "weights.npz", **weights)
     manifest = {
         "format": "stablehlo", "dtype": dtype, "platforms": platforms, **metadata,
         "programs": list(programs), "inputs": {**compiled.encoder_inputs, **targets},
         "made_with": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib")},
     }  # fmt: skip
     text = json.dumps(manifest, indent=2, ensure_ascii=False)
-    (folder / "manifest.json").write_text(text + "\n", "utf-8")
-    (folder / "run.py").write_text(inspect.getsource(translator), "utf-8")
+    with replaced(folder) as new:
+        for name, (function, arguments) in programs.items():
+            exported = jax.export.export(jax.jit(function), platforms=platforms)(*arguments)
+            (new / f"{name}.jaxexport").write_bytes(exported.serialize())
+        np.savez(new / "weights.npz", **weights)
+        (new / "manifest.json").write_text(text + "\n", "utf-8")
+        (new / "run.py").write_text(inspect.getsource(translator), "utf-8")
     return translator.Translator(folder)
