@@ -214,6 +214,10 @@ def main() -> int:
     except (ImportError, OSError, ValueError) as error:
         print(f"run.py: error: {error}", file=sys.stderr)
         return 1
+    except Exception as error:  # a damaged file fails in any of several libraries
+        words = " ".join(f"{type(error).__name__}: {error}".split())
+        print(f"run.py: error: {words}", file=sys.stderr)
+        return 1
     return 0
 
 
