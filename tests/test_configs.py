@@ -30,6 +30,13 @@ SMALL = {
         "model.hidden_size": 8,
     },
     "classification": {"data.batch_size": 4, "model.hidden_size": 8},
+    "text_classification": {
+        "data.phrases": False,
+        "data.max_length": 8,
+        "data.batch_size": 4,
+        "model.embedding_size": 8,
+        "model.hidden_size": 8,
+    },
     "music": {
         "data.lanes": 4,
         "data.window": 8,
@@ -61,6 +68,7 @@ def needed(path: pathlib.Path) -> list[str]:
     values = tomllib.loads(path.read_text("utf-8"))["data"].values()
     names = {str(value).partition(".")[0] for value in values}  # multi30k.en is of multi30k
     names |= {NAMED_MUSIC[name] for name in names & NAMED_MUSIC.keys()}
+    names |= {"sst_trees"} if names & {"sst2", "sst5"} else set()
     return [file for file in registry() if {file, file.split("/")[0]} & names]
 
 
@@ -72,7 +80,7 @@ def cases():
 
 def test_there_are_configs():
     shipped = {"quickstart", "tiny_shakespeare", "etth1", "japanese_vowels"}
-    shipped |= {"jsb", "jsb_notes", "nottingham"}
+    shipped |= {"jsb", "jsb_notes", "nottingham", "sst2", "sst5", "reviews"}
     assert shipped <= {path.stem for path in CONFIGS}
 
 
@@ -124,6 +132,7 @@ def test_shrunk_it_runs_to_its_end(path, tmp_path, capsys, public_data):
     expected = {
         "forecasting": {"forecasts"},
         "classification": {"confusion"},
+        "text_classification": {"confusion"},
         "music": {"piano_roll"},
         "translation": {f"attention_{n}" for n in range(4)},
     }

@@ -12,6 +12,7 @@ TASKS: dict[str, str] = {
     "classification": "lstm_jax.tasks.classification.Classification",
     "music": "lstm_jax.tasks.music.Music",
     "translation": "lstm_jax.tasks.translation.Translation",
+    "text_classification": "lstm_jax.tasks.text_classification.TextClassification",
 }
 """Where the class of each built-in task is, by the name that a config gives as ``task``."""
 

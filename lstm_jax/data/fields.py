@@ -58,11 +58,13 @@ def number(field: str, where: str) -> float:
     raise UserError(f"{where}: expected a number{point}, got {got}")
 
 
-def read_rows(path: str | pathlib.Path) -> list[list[str]]:
+def read_rows(path: str | pathlib.Path, encoding: str = "utf-8") -> list[list[str]]:
     """The lines of a CSV file as fields; the first line holds the names of the columns.
 
-    Fields are separated by commas, semicolons or tabs, whichever the first line has most of.
-    Numbers of a file with semicolons may have a decimal comma, which is returned as a point.
+    Fields are separated by commas, semicolons or tabs, whichever the first line has most of, and
+    can be quoted.  In a file whose name ends in ``.tsv`` they are separated by tabs, and quotation
+    marks are ordinary characters (as IANA's text/tab-separated-values defines it).  Numbers of a
+    file with semicolons may have a decimal comma, which is returned as a point.
 
     Raises:
       UserError: the file is missing or is not CSV, the first line holds numbers or one name
@@ -72,11 +74,14 @@ def read_rows(path: str | pathlib.Path) -> list[list[str]]:
     Traceback (most recent call last):
     lstm_jax.errors.UserError: /no/such/file.csv: no such file
     """
-    text = read_text(path)
+    text = read_text(path, encoding)
+    tabs = pathlib.Path(path).suffix == ".tsv"
     unquoted = re.sub(r'"[^"]*"', "", re.split(r"[\r\n]", text.lstrip("\r\n"), maxsplit=1)[0])
-    separator = max(";\t,", key=unquoted.count)
+    separator = "\t" if tabs else max(";\t,", key=unquoted.count)
+    quoting = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
     try:
-        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True))
+        lines = io.StringIO(text, newline="")
+        rows = list(csv.reader(lines, delimiter=separator, quoting=quoting, strict=True))
     except csv.Error as error:
         raise UserError(f"{path}: not a CSV file: {error}") from error
     while rows and not rows[-1]:  # blank lines at the end
@@ -89,8 +94,8 @@ def read_rows(path: str | pathlib.Path) -> list[list[str]]:
                 f"got {len(row)}"
             )
     if separator == ";" and any(_DECIMAL_COMMA.fullmatch(f) for row in rows[1:] for f in row):
-        lines = enumerate(rows[1:], start=2)
-        return [rows[0], *(_with_points(row, f"{path}: line {line}") for line, row in lines)]
+        numbered = enumerate(rows[1:], start=2)
+        return [rows[0], *(_with_points(row, f"{path}: line {line}") for line, row in numbered)]
     return rows
 
 

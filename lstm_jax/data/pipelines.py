@@ -123,17 +123,16 @@ def shuffled(arrays: Batch, batch_size: int, seed: int) -> grain.MapDataset:
 
 
 def length_bounds(longest: int) -> tuple[int, ...]:
-    """The few lengths to which sequences are padded: 8, 12, 16, 24, 32, 48, ... up to ``longest``.
+    """The few lengths to which sequences are padded: 4, 8, 16, ... up to ``longest``.
 
-    Each is at most one and a half times the one before it.
+    Each asks for a program of its own, which takes seconds to compile.
 
     >>> length_bounds(20)
-    (8, 12, 16, 24)
+    (4, 8, 16, 32)
     """
-    bounds = [8]
+    bounds = [4]
     while bounds[-1] < longest:
-        power = 1 << (bounds[-1].bit_length() - 1)
-        bounds.append(2 * power if bounds[-1] > power else power + power // 2)
+        bounds.append(2 * bounds[-1])
     return tuple(bounds)
 
 

@@ -284,7 +284,7 @@ def read_sequences_csv(
             expect(given[n] == first, where, f"the label {first!r} of sequence {key}", given[n])
     firsts = [chosen[0] for chosen in by_id.values()]
     places = [f"{path}: line {n + 2}: column {columns.label!r}" for n in firsts]
-    labels, classes = _positions([given[n] for n in firsts], classes, places)
+    labels, classes = label_positions([given[n] for n in firsts], classes, places)
     return LabelledSequences(xs, lengths, labels, classes, ids, features)
 
 
@@ -309,7 +309,7 @@ def _ordered(
     return ordered
 
 
-def _positions(
+def label_positions(
     labels: Sequence[str], classes: tuple[str, ...], places: Sequence[str]
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Labels as positions in the classes: given ones, or the labels found, sorted."""
@@ -387,5 +387,5 @@ def read_npz(
         got = f"{labels.dtype} {labels.shape}"
         expect(fits, f"{path}: labels", f"{rows} integers or strings", got)
         places = [f"{path}: labels[{n}]" for n in range(rows)]
-        numbers, names_of_classes = _positions([str(x) for x in labels], classes, places)
+        numbers, names_of_classes = label_positions([str(x) for x in labels], classes, places)
     return LabelledSequences(xs, lengths.astype(np.int32), numbers, names_of_classes)

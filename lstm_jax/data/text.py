@@ -29,12 +29,16 @@ def python_reference() -> str:
     return "\n\n".join(paragraph for words, paragraph in first.items() if words)
 
 
-def read_text(path: str | pathlib.Path) -> str:
-    """The text of a UTF-8 file: line ends as they are, a byte-order mark is not part of it.
+def read_text(path: str | pathlib.Path, encoding: str = "utf-8") -> str:
+    """The text of a file: line ends as they are, a byte-order mark is not part of it.
+
+    Args:
+      path: the file.
+      encoding: of its bytes, by a name of Python's codecs.
 
     Raises:
-      UserError: the file is missing, empty, or not UTF-8 (with the position of the first
-        byte that is not).
+      UserError: the file is missing, empty, or has bytes that are not in the encoding (with the
+        position of the first).
 
     >>> read_text("/no/such/file.txt")
     Traceback (most recent call last):
@@ -44,11 +48,11 @@ def read_text(path: str | pathlib.Path) -> str:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
-        text = path.read_bytes().decode("utf-8").removeprefix("\ufeff")
+        text = path.read_bytes().decode(encoding).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{path}: expected UTF-8 text, got byte 0x{error.object[error.start]:02x} at "
-            f"position {error.start}"
+            f"{path}: expected {encoding.upper()} text, got byte "
+            f"0x{error.object[error.start]:02x} at position {error.start}"
         ) from error
     if not text.strip():
         raise UserError(f"{path}: expected text, got an empty file")

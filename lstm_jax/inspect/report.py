@@ -63,8 +63,8 @@ class Section(NamedTuple):
     body: str
 
 
-def page(title: str, sections: Sequence[Section]) -> str:
-    """The sections as one self-contained HTML document.
+def page(title: str, sections: Sequence[Section], style: str = "") -> str:
+    """The sections as one self-contained HTML document, with some more CSS of their own.
 
     >>> page("<a run>", [Section("Layers", "<p>one</p>")]).count("&lt;a run&gt;")
     2
@@ -77,7 +77,7 @@ def page(title: str, sections: Sequence[Section]) -> str:
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<link rel="icon" href="data:,">\n<title>{title}</title>\n<style>{STYLE}</style>\n'
+        f'<link rel="icon" href="data:,">\n<title>{title}</title>\n<style>{STYLE}{style}</style>\n'
         f"</head>\n<body>\n<h1>{title}</h1>\n{body}\n</body>\n</html>\n"
     )
 

@@ -6,6 +6,7 @@ from lstm_jax.models.forecaster import SegmentForecaster
 from lstm_jax.models.language import LanguageModel
 from lstm_jax.models.music import PianoRollCarry, PianoRollModel
 from lstm_jax.models.seq2seq import Decoding, EncoderDecoder, Seq2Seq
+from lstm_jax.models.text_classifier import TextClassifier
 from lstm_jax.models.transformer import TransformerLanguageModel
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "PianoRollModel",
     "SegmentForecaster",
     "Seq2Seq",
+    "TextClassifier",
     "TransformerLanguageModel",
     "evaluation",
 ]

@@ -19,6 +19,7 @@ from lstm_jax.tasks.classification import Classification
 from lstm_jax.tasks.forecasting import Forecasting
 from lstm_jax.tasks.music import Music
 from lstm_jax.tasks.next_character import NextCharacter
+from lstm_jax.tasks.text_classification import TextClassification
 from lstm_jax.tasks.translation import Translation
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "Predicts",
     "Section",
     "Task",
+    "TextClassification",
     "Translation",
     "option",
 ]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Batch = Mapping[str, Any]  # arrays [B, ...] by name
 Metrics = dict[str, float]  # by name
 Columns = dict[str, Any]  # sequences of equal length by name
-Plots = Iterator[tuple[str, "Figure"]]  # with their file names
+Plots = Iterator[tuple[str, "Figure | str"]]  # figures or HTML pages, with their file names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +144,7 @@ class Task:
         return []
 
     def plots(self, model: Any) -> Plots:
-        """Plots of what was learned, with their file names."""
+        """Plots of what was learned, figures or whole HTML pages (strings), with file names."""
         return iter(())
 
     def metadata(self) -> dict[str, Any]:

@@ -15,7 +15,9 @@ COLUMNS_PLOTTED = 8
 NAME_LENGTH = 32
 
 
-def confusion_matrix(counts: np.ndarray, classes: Sequence[str]) -> "Figure":
+def confusion_matrix(
+    counts: np.ndarray, classes: Sequence[str], unit: str = "sequences"
+) -> "Figure":
     """How often each true class (row) was predicted as each class (column)."""
     from matplotlib.figure import Figure
 
@@ -29,11 +31,13 @@ def confusion_matrix(counts: np.ndarray, classes: Sequence[str]) -> "Figure":
             axes.text(column, row, str(count), ha="center", va="center", color=color)
     names = [label(name, NAME_LENGTH) for name in classes]
     axes.set_xticks(range(len(classes)), names)
+    if max(map(len, names)) > 6:
+        axes.tick_params("x", rotation=30)
     axes.set_yticks(range(len(classes)), names)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
     right = 100 * np.trace(counts) / counts.sum()
-    axes.set_title(f"test split: {right:.2f} % of {counts.sum()} sequences right")
+    axes.set_title(f"test split: {right:.2f} % of {counts.sum()} {unit} right")
     figure.colorbar(image, label="share of the true class")
     return figure
 

@@ -223,6 +223,11 @@ def run_steps(
         if options.accumulate == 1:
             return next(batches)
         several = [next(batches) for _ in range(options.accumulate)]
+        if len({tuple(map(np.shape, jax.tree.leaves(batch))) for batch in several}) > 1:
+            raise UserError(
+                f"train.accumulate: expected 1, since batches of {config.task} differ in shape, "
+                f"got {options.accumulate}"
+            )
         return jax.tree.map(lambda *arrays: np.stack(arrays), *several)
 
     def save() -> None:
@@ -585,7 +590,8 @@ def _plot(
     plots = workdir / "plots"
     make_folder(plots)
     curve = loss_curve(read_metrics(workdir / "metrics.jsonl"), task.loss_unit, baselines)
-    for name, figure in (*task.plots(model), ("loss", curve)):
-        path = plots / f"{name}.png"
-        write_content(path, drawn(figure))
+    for name, plot in (*task.plots(model), ("loss", curve)):
+        suffix, content = (".html", plot) if isinstance(plot, str) else (".png", drawn(plot))
+        path = plots / f"{name}{suffix}"
+        write_content(path, content)
         yield path

@@ -1,6 +1,5 @@
 """Endless batches: which rows they hold, in which order, and how they find their place."""
 
-import itertools
 import json
 
 import grain
@@ -148,11 +147,9 @@ def test_an_iterators_state_as_json_finds_the_place_again(name):
             np.testing.assert_array_equal(indexed[key], batch[key])
 
 
-def test_bounds_rise_by_at_most_a_half():
-    bounds = length_bounds(1000)
-    assert bounds[0] == 8 and bounds[-2] < 1000 <= bounds[-1]
-    assert all(low < high <= 1.5 * low for low, high in itertools.pairwise(bounds))
-    assert length_bounds(8) == (8,) and length_bounds(9) == (8, 12)
+def test_bounds_double_up_to_the_longest():
+    assert length_bounds(1000) == (4, 8, 16, 32, 64, 128, 256, 512, 1024)
+    assert length_bounds(1) == length_bounds(4) == (4,) and length_bounds(5) == (4, 8)
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 50])

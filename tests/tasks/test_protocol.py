@@ -48,6 +48,15 @@ def task(request, tmp_path_factory):
             (folder / f"{n}.mid").write_bytes(midi_bytes(roll, 1, 90.0))
         data = {"pieces": str(folder), "transpose": 1, "lanes": 3, "window": 5}
         model = {"hidden_size": 5, "conditioned": True, "interval_features": 2}
+    elif request.param == "text_classification":
+        file = folder / "texts.csv"
+        texts = [" ".join(rng.choice(list("abcdefgh"), n)) for n in rng.integers(2, 9, 40)]
+        rows = [f"{text},{'xyz'[n % 3]}" for n, text in enumerate(texts)]
+        file.write_text("\n".join(["text,label", *rows]))
+        data = {"train": str(file), "validation_fraction": 0.25, "test_fraction": 0.25}
+        data |= {"batch_size": 3}
+        # Smooth, as the maximum is not.
+        model = {"embedding_size": 4, "hidden_size": 5, "pooling": "attention"}
     else:
         file = folder / "sequences.ts"
         lengths = rng.integers(2, 9, 24)
@@ -88,8 +97,16 @@ def test_a_model_names_its_inputs_and_is_called_in_one_way(task):
 def test_a_restored_task_builds_the_same_model_without_reading_data(task, monkeypatch):
     again = type(task).restored(task.known, data=task.data, model=task.model)
     assert again == task
-    for read in ("read_text", "read_csv", "read_ts", "read_collection"):
-        for module in ("next_character", "forecasting", "classification", "music_data"):
+    readers = ("read_text", "read_csv", "read_ts", "read_collection", "read_labelled_text")
+    modules = (
+        "next_character",
+        "forecasting",
+        "classification",
+        "music_data",
+        "text_options",
+    )
+    for read in readers:
+        for module in modules:
             monkeypatch.delattr(f"lstm_jax.tasks.{module}.{read}", raising=False)
     one, other = (params_of(each.build(nnx.Rngs(0))) for each in (task, again))
     jax.tree.map(np.testing.assert_array_equal, one, other)
@@ -178,7 +195,7 @@ def test_evaluation_gives_a_loss_and_the_metrics_of_the_baselines(task):
             assert all(type(v) is float and np.isfinite(v) for v in baseline.values())
 
 
-def test_plots_are_figures_that_can_be_saved(task, tmp_path):
+def test_plots_are_figures_that_can_be_saved_or_pages(task, tmp_path):
     pytest.importorskip("matplotlib")
     from matplotlib.figure import Figure
 
@@ -186,6 +203,9 @@ def test_plots_are_figures_that_can_be_saved(task, tmp_path):
     names = [name for name, _ in plots]
     assert len(set(names)) == len(names)
     for name, figure in plots:
+        if isinstance(figure, str):
+            assert figure.startswith("<!DOCTYPE html>")
+            continue
         assert isinstance(figure, Figure)
         figure.savefig(tmp_path / f"{name}.png")
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")

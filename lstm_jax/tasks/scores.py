@@ -1,0 +1,64 @@
+"""Scores of classes: those of many texts, and how good scores are."""
+
+from typing import Any
+
+import numpy as np
+from scipy.special import log_softmax
+
+from lstm_jax.data import length_bounds, padded
+from lstm_jax.tasks.base import Metrics
+
+ROWS = 256  # texts that a model reads in one call
+
+
+def logits_of(model: Any, rows: list[np.ndarray]) -> np.ndarray:
+    """The scores of texts, read in batches of about the same length.
+
+    Args:
+      model: reads ``tokens`` and ``lengths`` and returns ``logits``.
+      rows: the tokens of each text, int32 ``[T_n]``.
+
+    Returns:
+      float32 ``[N, C]``.
+    """
+    lengths = np.array([len(row) for row in rows])
+    bounds = length_bounds(lengths.max())
+    bucket, found = np.searchsorted(bounds, lengths), {}
+    for n, bound in enumerate(bounds):
+        chosen = np.flatnonzero(bucket == n)
+        size = min(ROWS, len(chosen))
+        for start in range(0, len(chosen), ROWS):
+            # One shape for all calls: the last one begins again with the first texts.
+            part = np.resize(chosen[start : start + ROWS], size)
+            tokens, steps = padded([rows[place] for place in part], bound)
+            _, outputs = model(model.initial_carry(size), tokens=tokens, lengths=steps)
+            found |= dict(zip(part.tolist(), np.asarray(outputs["logits"]), strict=True))
+    return np.stack([found[place] for place in range(len(rows))])
+
+
+def class_metrics(logits: np.ndarray, labels: np.ndarray) -> Metrics:
+    """How good the scores of classes are.
+
+    Args:
+      logits: ``[N, C]``.
+      labels: integers ``[N]``.
+
+    Returns:
+      ``loss``, the mean cross-entropy in nats; ``accuracy`` and ``macro F1``, in percent.  The
+      latter is the mean over classes of the harmonic mean of precision and recall; a class that
+      neither occurs nor is predicted does not count.
+
+    >>> metrics = class_metrics(np.log([[0.5, 0.5], [0.2, 0.8]]), np.array([1, 1]))
+    >>> round(metrics["loss"], 4), metrics["accuracy"], round(metrics["macro F1"], 1)
+    (0.4581, 50.0, 33.3)
+    """
+    log_shares, predicted = log_softmax(np.asarray(logits, np.float64), axis=1), logits.argmax(1)
+    classes = np.arange(logits.shape[1])[:, None]
+    true, guessed = labels == classes, predicted == classes  # [C, N]
+    sizes = true.sum(1) + guessed.sum(1)
+    f1 = 2 * (true & guessed).sum(1)[sizes > 0] / sizes[sizes > 0]
+    return {
+        "loss": float(-log_shares[np.arange(len(labels)), labels].mean()),
+        "accuracy": 100.0 * float((predicted == labels).mean()),
+        "macro F1": 100.0 * float(f1.mean()),
+    }
