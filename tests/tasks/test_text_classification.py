@@ -355,8 +355,8 @@ def test_mistakes_in_the_data_are_named(make, tmp_path):
         ({"test": [("a", "ugly")]}, "{test}: line 2: expected a label among bad, good, got 'ugly'"),
         ({"train": [*many, (" ", "bad")]}, "{train}: line 42: expected text, got an empty string"),
         (
-            {"test": [("a " * 9, "bad")], "max_length": 8, "too_long": "error"},
-            "{test}: line 2: expected at most data.max_length = 8 tokens, got 9",
+            {"test": [("a " * 31, "bad")], "max_length": 30, "too_long": "error"},
+            "{test}: line 2: expected at most data.max_length = 30 tokens, got 31",
         ),
         (
             {"validation_fraction": 0.001},
