@@ -1,19 +1,23 @@
 """Compares an LSTM and a Transformer of the same size as language models of one text.
 
-    python experiments/transformer/compare.py measure runs/transformer   # a few minutes
+    python experiments/transformer/compare.py streamed runs/transformer  # a minute
+    python experiments/transformer/compare.py steps runs/transformer     # a few minutes
     python experiments/transformer/compare.py train runs/transformer     # hours; resumes
     python experiments/transformer/compare.py tables runs/transformer
 
-``measure`` times training steps and streamed steps, and asks the compiler for the memory of a step.
-``train`` trains both at 1, 10 and 100 % of the training text.  ``tables`` prints what is there as
-Markdown, for docs/transformer.md, and draws transformer.png into the folder.
+``streamed`` times a single step whose carry passes from one to the next, by the positions that it
+reads.  ``steps`` times training steps and asks the compiler for their memory.  ``train`` trains
+both at 1, 10 and 100 % of the training text.  ``tables`` prints what is there as Markdown, for
+docs/transformer.md, and draws transformer.png into the folder.
 """
 
+import functools
 import json
 import pathlib
 import statistics
 import sys
 import time
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -51,8 +55,8 @@ def config_of(kind: str, **values: object) -> Config:
 # ---- what takes minutes ----
 
 
-def measured(kind: str) -> dict[str, object]:
-    """Parameters, time and memory of a training step, and time of a streamed step by length."""
+def steps(kind: str) -> dict[str, object]:
+    """Parameters, time and memory of a training step."""
     config = config_of(kind)
     task = config.build_task()
     programs = own_programs(config, task)
@@ -69,13 +73,17 @@ def measured(kind: str) -> dict[str, object]:
         times.append(time.perf_counter() - began)
     step = statistics.median(times[2:])
     characters = len(cut_text(task.text, config.data.validation_fraction)[0])
-    result = {
+    return {
         "parameters": parameters,
         "seconds of a training step": step,
         "seconds of an epoch": step * characters / task.units_per_step,
         "MB of a training step": (memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 1e6,
-        "streamed": {},
     }
+
+
+def streamed(kind: str) -> dict[str, object]:
+    """Time of a streamed step and size of the carry, by the positions that a step reads."""
+    result = {}
     for length in LENGTHS if kind == "Transformer" else LENGTHS[:1]:
         options = {"model__context": length} if kind == "Transformer" else {}
         model = Compiled(config_of(kind, **options).model.build(65, nnx.Rngs(0)))
@@ -86,17 +94,18 @@ def measured(kind: str) -> dict[str, object]:
             began = time.perf_counter()
             carry, _ = jax.block_until_ready(model(carry, tokens=token))
             times.append(time.perf_counter() - began)
-        result["streamed"][str(length)] = {
+        result[str(length)] = {
             "milliseconds": 1e3 * statistics.median(times[50:]),
             "kB of the carry": size / 1e3,
         }
     return result
 
 
-def measure(folder: pathlib.Path) -> None:
+def measure(function: Callable[[str], dict[str, object]], folder: pathlib.Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    found = {kind: measured(kind) for kind in KINDS}
-    (folder / "measured.json").write_text(json.dumps(found, indent=2) + "\n", "utf-8")
+    found = {kind: function(kind) for kind in KINDS}
+    path = folder / f"{function.__name__}.json"
+    path.write_text(json.dumps(found, indent=2) + "\n", "utf-8")
 
 
 # ---- what takes hours ----
@@ -138,19 +147,22 @@ def tables(folder: pathlib.Path) -> None:
     quality = [[kind, *(_mean(losses(folder, kind, share)) for share in SHARES)] for kind in KINDS]
     if any(cell for row in quality for cell in row[1:]):
         print_table(["validation loss at", *(f"{share:.0%}" for share in SHARES)], *quality)
-    file = folder / "measured.json"
-    if not file.exists():
+    if (file := folder / "steps.json").exists():
+        found = json.loads(file.read_text())
+        _, *names = found["LSTM"]
+        rows = [
+            [kind, f"{values['parameters']:,}", *(f"{values[name]:,.4g}" for name in names)]
+            for kind, values in found.items()
+        ]
+        print_table(["", "parameters", *names], *rows)
+    if not (file := folder / "streamed.json").exists():
         return
     found = json.loads(file.read_text())
-    names = [name for name in found["LSTM"] if name != "streamed"]
-    rows = [[kind, *(f"{found[kind][name]:,.4g}" for name in names[1:])] for kind in KINDS]
-    rows = [[row[0], f"{found[row[0]]['parameters']:,}", *row[1:]] for row in rows]
-    print_table(["", *names], *rows)
     rows = [
         [f"{kind}, {length} positions" if kind == "Transformer" else f"{kind}, any number",
          f"{values['milliseconds']:.3f}", f"{values['kB of the carry']:,.0f}"]
         for kind in KINDS
-        for length, values in found[kind]["streamed"].items()
+        for length, values in found[kind].items()
     ]  # fmt: skip
     print_table(["a streamed step", "milliseconds", "kB of the carry"], *rows)
     plot(found, folder / "transformer.png")
@@ -169,9 +181,9 @@ def plot(found: dict, path: pathlib.Path) -> None:
 
     figure = Figure(figsize=(6, 3.4), layout="constrained")
     axes = figure.add_subplot()
-    streamed = found["Transformer"]["streamed"]
-    axes.plot([int(n) for n in streamed], [v["milliseconds"] for v in streamed.values()], "o-")
-    flat = found["LSTM"]["streamed"][str(LENGTHS[0])]["milliseconds"]
+    points = found["Transformer"]
+    axes.plot([int(n) for n in points], [v["milliseconds"] for v in points.values()], "o-")
+    flat = found["LSTM"][str(LENGTHS[0])]["milliseconds"]
     axes.axhline(flat, color="C1")
     axes.legend(["Transformer", "LSTM"], frameon=False)
     axes.set(xscale="log", xlabel="positions that a step reads", ylabel="ms per streamed step")
@@ -183,5 +195,10 @@ def plot(found: dict, path: pathlib.Path) -> None:
 if __name__ == "__main__":
     print(lstm_jax.tune_cpu())
     lstm_jax.tune.cache_compiled()
-    command = {"measure": measure, "train": train_all, "tables": tables}[sys.argv[1]]
-    command(pathlib.Path(sys.argv[2]))
+    commands = {
+        "streamed": functools.partial(measure, streamed),
+        "steps": functools.partial(measure, steps),
+        "train": train_all,
+        "tables": tables,
+    }
+    commands[sys.argv[1]](pathlib.Path(sys.argv[2]))
