@@ -2,7 +2,7 @@
 
     python experiments/initialisation/study.py runs/initialisation
 
-trains what is not trained yet, one sweep for each task, and writes the table and the plot of
+trains what is not trained yet, two sweeps for each task, and writes the table and the plot of
 docs/initialisation.md.
 """
 
@@ -33,6 +33,14 @@ LIBRARIES = {
 }
 """Cells that begin as each library's LSTM does; Flax's is ``nnx.OptimizedLSTMCell``."""
 
+VARIANTS = {
+    "Flax, recurrent weights of each gate orthogonal": (
+        'lstm(kernel_init="lecun_normal", forget_bias=0.0)'
+    ),
+    "Flax, that and forget bias 1": 'lstm(kernel_init="lecun_normal")',
+}
+"""Cells between Flax's and ours; the first begins as ``nnx.LSTMCell`` and linen's cells do."""
+
 RATES = (1e-2,)  # of several, the best on the validation data counts
 SEEDS = range(5)
 REPORTED = {  # the metric of each task that the table shows
@@ -54,11 +62,14 @@ def write_pen_digits():
 
 
 def trained(task, rate, folder):
-    """The points of a task with one learning rate, by library."""
+    """The points of a task with one learning rate, by the name of their cell."""
     config = load_config(HERE / f"{task}.toml", {"optimizer.learning_rate": str(rate)})
-    axes = {"model.cell": list(LIBRARIES.values()), "train.seed": list(SEEDS)}
-    points = iter(sweep(config, axes, folder / f"{task}_{rate:g}"))
-    return {name: [next(points) for _ in SEEDS] for name in LIBRARIES}
+    groups = {}
+    for name, cells in (("libraries", LIBRARIES), ("variants", VARIANTS)):
+        axes = {"model.cell": list(cells.values()), "train.seed": list(SEEDS)}
+        points = iter(sweep(config, axes, folder / name / f"{task}_{rate:g}"))
+        groups |= {cell: [next(points) for _ in SEEDS] for cell in cells}
+    return groups
 
 
 def mean_of(points, metric):
@@ -86,13 +97,15 @@ def main(folder):
 
     figure = Figure(figsize=(18, 3.6), layout="constrained")
     header = ["", *(f"{task}: {metric}" for task, metric in REPORTED.items())]
-    rows = {name: [name] for name in LIBRARIES}
+    rows = {name: [name] for name in (*LIBRARIES, *VARIANTS)}
     for axes, task in zip(figure.subplots(1, len(REPORTED)), REPORTED, strict=True):
         for name in rows:
             of_rates = {rate: studied[rate, task][name] for rate in RATES}
             rate = min(RATES, key=lambda rate: mean_of(of_rates[rate], "validation/loss")[0])
             mean, deviation = mean_of(of_rates[rate], REPORTED[task])
             rows[name].append(f"{mean:.4g} ± {deviation:.2g} ({rate:g})")
+            if name in VARIANTS:
+                continue
             steps, losses = curves(of_rates[rate])
             (line,) = axes.plot(steps, losses.mean(0), label=name)
             low, high = losses.min(0), losses.max(0)
