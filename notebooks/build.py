@@ -30,6 +30,7 @@ PICTURES = {
     "05_in_a_flax_model": 1,
     "06_forecasting": 0,
     "07_from_torch_and_back": 0,
+    "08_translation": 0,
     "10_music": 1,
 }
 """Which picture of each stands in the README."""
