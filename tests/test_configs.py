@@ -45,6 +45,7 @@ SMALL = {
     },
     "translation": {
         "data.vocabulary_size": 2000,
+        "data.max_tokens": 120,
         "data.batch_size": 4,
         "data.buckets": 1,
         "model.hidden_size": 8,
