@@ -11,30 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from lstm_jax.config import RecurrentConfig, Section, option
-from lstm_jax.data import Table, dates, digest, fetch, read_csv, scaling, sliding_windows
+from lstm_jax.config import RecurrentConfig, option
+from lstm_jax.data import Table, dates, digest, read_csv, scaling, sliding_windows
 from lstm_jax.errors import UserError, expect
 from lstm_jax.models import SegmentForecaster
 from lstm_jax.tasks.base import Batch, Columns, Metrics, Plots, Task
 from lstm_jax.tasks.plots import forecasts
+from lstm_jax.tasks.series_data import SeriesData
 
 EVALUATION_BATCH = 128
-
-
-@dataclasses.dataclass(frozen=True)
-class SeriesData(Section):
-    """Section ``[data]`` of task ``forecasting``."""
-
-    table: str = option(
-        "etth1", "etth1, or the path of a CSV file (time stamp, then numbers)", path_or=("etth1",)
-    )
-    train_rows: int = option(12 * 30 * 24, "rows for training: the first ones", at_least=1)
-    validation_rows: int = option(4 * 30 * 24, "rows after them, for validation", at_least=1)
-    test_rows: int = option(4 * 30 * 24, "rows after those, for the test", at_least=1)
-    window: int = option(720, "W, rows of the past that a forecast sees", at_least=1, at_most=10**6)
-    horizon: int = option(96, "F, rows of the future that it predicts", at_least=1, at_most=10**6)
-    season: int = option(24, "rows of a season, for the seasonal naive forecast", at_least=1)
-    batch_size: int = option(64, "windows a training step", at_least=1, at_most=10**6)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +76,7 @@ class Forecasting(Task):
     # ---- data ----
     @functools.cached_property
     def _table(self) -> Table:
-        return read_csv(fetch("etth1/ETTh1.csv") if self.data.table == "etth1" else self.data.table)
+        return self.data.read()
 
     def metadata(self) -> dict[str, Any]:
         """``columns``, and the ``scaling`` of inputs and outputs."""

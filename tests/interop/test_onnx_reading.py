@@ -25,9 +25,10 @@ from lstm_jax.interop.onnx import (  # noqa: E402
 from lstm_jax.models import Compiled  # noqa: E402
 from lstm_jax.tasks import Classification, Forecasting, NextCharacter  # noqa: E402
 from lstm_jax.tasks.classification import ClassifierConfig  # noqa: E402
-from lstm_jax.tasks.forecasting import ForecasterConfig, SeriesData  # noqa: E402
+from lstm_jax.tasks.forecasting import ForecasterConfig  # noqa: E402
 from lstm_jax.tasks.next_character import LanguageModelConfig, TextData  # noqa: E402
 from lstm_jax.tasks.sequences_data import SequencesData  # noqa: E402
+from lstm_jax.tasks.series_data import SeriesData  # noqa: E402
 
 # Tests run what they compile once or twice.
 quickly = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

@@ -10,7 +10,8 @@ from flax import nnx
 
 from lstm_jax.errors import UserError
 from lstm_jax.models import Compiled
-from lstm_jax.tasks.forecasting import ForecasterConfig, Forecasting, SeriesData
+from lstm_jax.tasks.forecasting import ForecasterConfig, Forecasting
+from lstm_jax.tasks.series_data import SeriesData
 from tests.arrays import doubled, in_float64, params_of, with_params
 
 TRAIN, VALIDATION, TEST, WINDOW, HORIZON, SEASON = 200, 100, 80, 24, 5, 8
