@@ -22,17 +22,17 @@ def text_metrics(loss: float, count: int, text: str) -> Metrics:
       text: what these tokens stand for.
 
     Returns:
-      ``loss``; ``bits_per_byte`` of the text in UTF-8; ``word_perplexity``, the exponential of
+      ``loss``; ``bits per byte`` of the text in UTF-8; ``word perplexity``, the exponential of
       nats per word, words being what spaces separate (at most e^20: a text may have no spaces).
 
     >>> text_metrics(float(np.log(2)), 16, "ab cd ef")
-    {'loss': 0.693..., 'bits_per_byte': 2.0, 'word_perplexity': 40.317...}
+    {'loss': 0.693..., 'bits per byte': 2.0, 'word perplexity': 40.317...}
     """
     nats = loss * count
     return {
         "loss": loss,
-        "bits_per_byte": nats / float(np.log(2)) / max(1, len(text.encode())),
-        "word_perplexity": float(np.exp(min(20.0, nats / max(1, len(text.split()))))),
+        "bits per byte": nats / float(np.log(2)) / max(1, len(text.encode())),
+        "word perplexity": float(np.exp(min(20.0, nats / max(1, len(text.split()))))),
     }
 
 

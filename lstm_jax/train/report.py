@@ -78,14 +78,23 @@ class Report:
     def metrics(self, title: str, rows: Mapping[str, Metrics]) -> None:
         """A table with a row for each method and a column for each metric."""
         table = Table(title=title, title_justify="left")
-        table.add_column("method")
+        table.add_column("method", no_wrap=True)
         names = list(dict.fromkeys(name for metrics in rows.values() for name in metrics))
         for name in names:
             table.add_column(name, justify="right")
         for method, metrics in rows.items():
-            cells = (f"{metrics[name]:.4f}" if name in metrics else "" for name in names)
-            table.add_row(method, *cells)
+            cells = (_rounded(metrics[name]) if name in metrics else "" for name in names)
+            table.add_row(Text(method), *cells)
         self._console.print(table)
+
+
+def _rounded(value: float) -> str:
+    """Four decimals, or one of a large number.
+
+    >>> _rounded(1.5), _rounded(790066.3406)
+    ('1.5000', '790,066.3')
+    """
+    return f"{value:.4f}" if abs(value) < 10_000 else f"{value:,.1f}"
 
 
 class Clock:

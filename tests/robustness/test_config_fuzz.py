@@ -24,7 +24,7 @@ from lstm_jax.train.optimizer import build_optimizer, build_schedule
 from lstm_jax.train.step import abstract_state
 from lstm_jax.train.sweep import points_of, swept_axes
 from tests.robustness import hostile, hostile_configs
-from tests.test_configs import CONFIGS, SHORT, SMALL
+from tests.test_configs import CONFIGS, OF_ONE, SHORT, SMALL
 
 NAMED = r"^/|broken\.toml|--\w|\btask\b|\b(data|model|optimizer|train)\.\w"
 """What a message about a config must name: a file, an option or a key."""
@@ -60,7 +60,8 @@ def folder(tmp_path_factory):
         values = tomllib.loads(text)
         if values["task"] in FILES:
             values["data"] |= FILES[values["task"]]
-            for key, value in {**SMALL[values["task"]], **SHORT}.items():
+            small = {**SMALL[values["task"]], **OF_ONE.get(path.stem, {}), **SHORT}
+            for key, value in small.items():
                 section, _, name = key.partition(".")
                 values[section][name] = value
         comment = text[: text.index("task")]
@@ -71,7 +72,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def small_data_sets(folder, monkeypatch):
     """Data sets by name are the small files, so that a config without a path reads little."""
-    monkeypatch.setattr(tasks.forecasting, "fetch", lambda name: folder / "table.csv")
+    monkeypatch.setattr(tasks.series_data, "fetch", lambda name: folder / "table.csv")
     monkeypatch.setattr(tasks.next_character, "fetch", lambda name: folder / "text.txt")
     monkeypatch.setattr(tasks.next_character, "python_reference", lambda: "abc\n" * 300)
     monkeypatch.setattr(tasks.sequences_data, "fetch", lambda name: folder / "sequences.ts")

@@ -69,8 +69,8 @@ def test_metrics_are_those_of_the_probability_of_the_text(make, tokens, model):
     expected = {
         "loss": nats / (len(encoded) - 1),
         "perplexity": np.exp(nats / (len(encoded) - 1)),
-        "bits_per_byte": nats / np.log(2) / len(rest.encode()),
-        "word_perplexity": np.exp(min(20, nats / len(rest.split()))),
+        "bits per byte": nats / np.log(2) / len(rest.encode()),
+        "word perplexity": np.exp(min(20, nats / len(rest.split()))),
     }
     if tokens == "words":
         expected["unknown"] = np.mean(encoded[1:] == UNKNOWN)
@@ -83,10 +83,10 @@ def test_metrics_are_those_of_the_probability_of_the_text(make, tokens, model):
 def test_characters_have_the_same_metrics_to_compare_with(make):
     task = make()
     metrics = task.evaluate(Compiled(built(task)), "validation")
-    assert list(metrics) == ["loss", "bits", "bits_per_byte", "word_perplexity"]
+    assert list(metrics) == ["loss", "bits", "bits per byte", "word perplexity"]
     validation = TEXT[round(len(TEXT) * 0.9) + 1 :]
     share = len(validation) / len(validation.encode())  # ö has two bytes
-    assert metrics["bits_per_byte"] == pytest.approx(metrics["bits"] * share)
+    assert metrics["bits per byte"] == pytest.approx(metrics["bits"] * share)
 
 
 @pytest.mark.parametrize("tokens", ["words", "subwords"])
