@@ -46,8 +46,7 @@ class OptimizerConfig(Section):
         0.0, "decay of the mean of parameters that is evaluated; 0: no mean", at_least=0, below=1
     )
     average_patience: int = option(
-        0, "evaluations without a lower validation loss after which the mean of all further "
-        "parameters is evaluated; 0: never",
+        0, "evaluations without a lower validation loss before parameters are averaged; 0: never",
         at_least=0,
     )  # fmt: skip
 
