@@ -28,8 +28,8 @@ class ParallelData(Section):
     )  # fmt: skip
     target: str = option(NAMED[1], "their translations, line by line", path_or=NAMED)
     validation_source: str = option(
-        "", "sentences that choose the best checkpoint; if empty, validation_fraction of a file, "
-        "or the validation set of a data set", path_or=("",),
+        "", "validation sentences; if empty, those of a data set, or a share of data.source",
+        path_or=("",),
     )  # fmt: skip
     validation_target: str = option("", "their translations", path_or=("",))
     validation_fraction: float = option(
