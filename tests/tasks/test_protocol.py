@@ -12,6 +12,7 @@ from flax import nnx
 from lstm_jax.config import TASKS, sections_of, task_class
 from lstm_jax.data import midi_bytes
 from lstm_jax.models import Compiled, Model
+from lstm_jax.models.seq2seq import EncoderDecoder
 from lstm_jax.tasks import Generates, Predicts, Task
 from tests.arrays import params_of, with_params
 
@@ -57,6 +58,13 @@ def task(request, tmp_path_factory):
         data |= {"batch_size": 3}
         # Smooth, as the maximum is not.
         model = {"embedding_size": 4, "hidden_size": 5, "pooling": "attention"}
+    elif request.param == "translation":
+        for side, letters in (("source", "abcd"), ("target", "efgh")):
+            lines = [" ".join(rng.choice(list(letters), n)) for n in rng.integers(1, 6, 40)]
+            (folder / side).write_text("\n".join(lines))
+        data = {side: str(folder / side) for side in ("source", "target")}
+        data |= {"vocabulary_size": 300, "batch_size": 3, "buckets": 1}
+        model = {"hidden_size": 5, "embedding_size": 4, "beam_size": 2}
     else:
         file = folder / "sequences.ts"
         lengths = rng.integers(2, 9, 24)
@@ -88,7 +96,10 @@ def test_a_model_names_its_inputs_and_is_called_in_one_way(task):
         factors = [size.strip().split("*") for size in shape.split(",")]
         shape = [int(np.prod([sizes.get(f) or int(f) for f in each])) for each in factors]
         inputs[name] = np.ones(shape, dtype)
-    first = model.initial_carry(2)
+    if isinstance(model.module, EncoderDecoder):
+        first = model.encode(source=np.ones((2, 3), np.int32), lengths=np.array([3, 2], np.int32))
+    else:
+        first = model.initial_carry(2)
     carry, outputs = model(first, **inputs)
     assert jax.tree.map(jax.typeof, carry) == jax.tree.map(jax.typeof, first)
     assert all(len(array) == 2 for array in outputs.values())
@@ -97,14 +108,14 @@ def test_a_model_names_its_inputs_and_is_called_in_one_way(task):
 def test_a_restored_task_builds_the_same_model_without_reading_data(task, monkeypatch):
     again = type(task).restored(task.known, data=task.data, model=task.model)
     assert again == task
-    readers = ("read_text", "read_csv", "read_ts", "read_collection", "read_labelled_text")
+    readers = (
+        "read_text", "read_csv", "read_sequences", "read_collection", "read_labelled_text",
+        "read_parallel",
+    )  # fmt: skip
     modules = (
-        "next_character",
-        "forecasting",
-        "classification",
-        "music_data",
-        "text_options",
-    )
+        "next_character", "series_data", "sequences_data", "music_data", "text_options",
+        "translation_config",
+    )  # fmt: skip
     for read in readers:
         for module in modules:
             monkeypatch.delattr(f"lstm_jax.tasks.{module}.{read}", raising=False)
