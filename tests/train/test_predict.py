@@ -145,7 +145,7 @@ def test_the_folder_holds_what_prediction_needs(folder):
         ),
         (("forecasting", "no.csv"), "no.csv: no such file"),
         (("forecasting", "new.csv", "--output", "out.xls"), "--output: expected a .csv, .json or"),
-        (("forecasting", "new.csv", "--output", "no/o.csv"), "no/o.csv: cannot be written: no folder"),
+        (("forecasting", "new.csv", "--output", "no/o.csv"), "no/o.csv: cannot be written: no"),
         (("next_character",), "text.txt: no such file"),  # its own data, which are gone
         (("forecasting", "--text", "x"), "forecasting: task forecasting does not read text"),
         (
