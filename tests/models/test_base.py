@@ -7,7 +7,8 @@ from flax import nnx
 
 from lstm_jax.models import Compiled, LanguageModel
 from lstm_jax.models.base import _called
-from lstm_jax.tasks.language import _keys, continued, stream_losses
+from lstm_jax.tasks.language import continued, stream_losses
+from lstm_jax.tasks.sampling import keys
 
 
 @pytest.fixture(scope="module", params=["as it is", "on a device"])
@@ -36,4 +37,4 @@ def test_every_part_of_a_stream_runs_the_same_program(model):
 def test_the_keys_of_generation_are_those_of_a_split():
     for seed in (0, 5, 2**32 - 1):
         expected = jax.random.key_data(jax.random.split(jax.random.key(seed), 7))
-        np.testing.assert_array_equal(_keys(np.uint32(seed), 7), expected)
+        np.testing.assert_array_equal(keys(np.uint32(seed), 7), expected)
