@@ -128,6 +128,7 @@ def test_arrows_between_the_parts_point_one_way():
         "_files",
         "_labels",
         "_program_cache",
+        "_scans",
         "tune",
         "cells",
         "sequence",

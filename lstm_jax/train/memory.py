@@ -27,6 +27,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
+from lstm_jax._scans import scan_counts
 from lstm_jax.config import Config
 from lstm_jax.errors import UserError
 from lstm_jax.tasks.base import Task
@@ -247,11 +248,11 @@ def _flatten(
             continue
         number, carried, body = len(equations), len(equation.outvars), None
         if name == "scan":
-            body, carried = params["jaxpr"].jaxpr, params["num_carry"]
+            body, (constants, carried) = params["jaxpr"].jaxpr, scan_counts(equation)
             if params["length"] <= UNROLLED:
                 carried = len(equation.outvars)
             else:
-                for value in inputs[params["num_consts"] + carried :]:
+                for value in inputs[constants + carried :]:
                     value.stored = not value.constant
         content = _content(equation, inputs)
         if content not in results:

@@ -11,6 +11,7 @@ import onnx
 from jax.extend.core import Literal
 from onnx import helper
 
+from lstm_jax._scans import scan_counts
 from lstm_jax.interop.onnx.directions import join_directions
 from lstm_jax.interop.onnx.graphs import (
     IR_VERSION,
@@ -287,7 +288,7 @@ def _results(g: Builder, eqn: Any, inputs: list[Value]) -> list[Value]:
 def scan(g: Builder, eqn: Any, inputs: list[Value]) -> list[Value]:
     """``jax.lax.scan`` as ONNX's Scan, whose body sees what the function closes over."""
     params = eqn.params
-    count, carried = params["num_consts"], params["num_carry"]
+    count, carried = scan_counts(eqn)
     jaxpr = params["jaxpr"].jaxpr
     consts, states, xs = inputs[:count], inputs[count : count + carried], inputs[count + carried :]
     avals = [v.aval for v in jaxpr.invars[count:]]
