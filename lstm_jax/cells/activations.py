@@ -1,13 +1,14 @@
 """Activation functions by name, and the four places where an LSTM has one."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 
 Function = Callable[[jax.Array], jax.Array]  # element-wise
 Activation = str | Function
+F = TypeVar("F")
 
 
 def identity(x: jax.Array) -> jax.Array:
@@ -66,18 +67,28 @@ def activation(name: str, given: Activation) -> Function:
       given: a key of :data:`ACTIVATIONS` or a callable.
 
     Raises:
-      ValueError: the text is no key of :data:`ACTIVATIONS`.
-      TypeError: it is neither a text nor callable.
+      ValueError: the string is not a key of :data:`ACTIVATIONS`.
+      TypeError: it is neither a string nor callable.
 
     >>> activation("gate_fn", "hard_sigmoid") is jax.nn.hard_sigmoid
     True
     """
+    return chosen_function(name, given, ACTIVATIONS)
+
+
+def chosen_function(name: str, given: F | str, known: Mapping[str, F]) -> F:
+    """A function that an option gives itself, or by its name in ``known``.
+
+    Raises:
+      ValueError: the string is not a key of ``known``.
+      TypeError: it is neither a string nor callable.
+    """
     if isinstance(given, str):
-        if given not in ACTIVATIONS:
+        if given not in known:
             raise ValueError(
-                f"{name} must be a function or one of {', '.join(ACTIVATIONS)}, got {given!r}"
+                f"{name} must be a function or one of {', '.join(known)}, got {given!r}"
             )
-        return ACTIVATIONS[given]
+        return known[given]
     if not callable(given):
         raise TypeError(f"{name} must be a function or the name of one, got {given!r}")
     return given

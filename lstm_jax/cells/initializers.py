@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lstm_jax.cells.activations import chosen_function
+
 Initializer = Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
 
 # Functions of this module, since cells compare (and hash, and are pickled) by those they hold:
@@ -14,28 +16,28 @@ Initializer = Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
 
 
 def glorot_uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """Draws uniformly, with the variance 2 / (in + out) (Glorot & Bengio 2010)."""
+    """Samples uniformly, with the variance 2 / (in + out) (Glorot & Bengio 2010)."""
     return jax.nn.initializers.glorot_uniform()(key, shape, dtype)
 
 
 def lecun_normal(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """Draws from a normal distribution cut off at two deviations, with the variance 1 / in."""
+    """Samples from a normal distribution cut off at two deviations, with the variance 1 / in."""
     return jax.nn.initializers.lecun_normal()(key, shape, dtype)
 
 
 def orthogonal(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """Draws a matrix with orthonormal rows or columns (Saxe et al. 2014)."""
+    """Samples a matrix with orthonormal rows or columns (Saxe et al. 2014)."""
     return jax.nn.initializers.orthogonal()(key, shape, dtype)
 
 
 def torch_uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """Draws uniformly between plus and minus 1 / sqrt(H), H the last axis, as torch does."""
+    """Samples uniformly between plus and minus 1 / sqrt(H), H the last axis, as torch does."""
     limit = shape[-1] ** -0.5
     return jax.random.uniform(key, shape, dtype, -limit, limit)
 
 
 def torch_bias(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """Draws the sum of torch's two biases: of two values of :func:`torch_uniform`."""
+    """Samples the sum of torch's two biases: of two values of :func:`torch_uniform`."""
     return torch_uniform(key, (2, *shape), dtype).sum(0)
 
 
@@ -86,15 +88,7 @@ def initializer(name: str, given: Initializer | str) -> Initializer:
     >>> initializer("kernel_init", "lecun_normal") is lecun_normal
     True
     """
-    if isinstance(given, str):
-        if given not in INITIALIZERS:
-            raise ValueError(
-                f"{name} must be a function or one of {', '.join(INITIALIZERS)}, got {given!r}"
-            )
-        return INITIALIZERS[given]
-    if not callable(given):
-        raise TypeError(f"{name} must be a function or the name of one, got {given!r}")
-    return given
+    return chosen_function(name, given, INITIALIZERS)
 
 
 def blocks(init: Initializer | str, count: int) -> Initializer:
@@ -133,7 +127,7 @@ def constant(value: jax.Array) -> Initializer:
 
 
 def chrono_bias(longest: float) -> Initializer:
-    """Draws log u with u uniform in [1, longest - 1] (Tallec & Ollivier 2018)."""
+    """Samples log u with u uniform in [1, longest - 1] (Tallec & Ollivier 2018)."""
     return lambda key, shape, dtype: jnp.log(
         jax.random.uniform(key, shape, dtype, 1.0, longest - 1.0)
     )
