@@ -1,7 +1,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := train,plot,tensorboard,interop,notebooks,dev
+EXTRAS := train,parquet,plot,tensorboard,interop,notebooks,dev
 RUN := runs/quickstart
 
 .PHONY: demo test test-oldest test-newest bench notebooks lint types setup peers clean
