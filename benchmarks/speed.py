@@ -93,6 +93,8 @@ def layers(shape: Any, stacked: bool, **how: Any) -> Any:
 
 def ours(**how: Any) -> Callable[[Any, bool, bool], Call]:
     def make(shape: Any, train: bool, stacked: bool) -> Call:
+        if how.get("engine") == "cudnn" and jax.default_backend() != "gpu":
+            raise NotImplementedError("needs an NVIDIA GPU")
         layer = layers(shape, stacked, **how)
         params = layer.init(jax.random.key(0), shape[2])
         return jax_call(lambda p, x: layer.apply(p, x)[1], params, inputs(shape), train)
@@ -151,23 +153,30 @@ def shared(layer: LSTM, shape: Any, train: bool) -> Call:
 
 
 def torch_lstm(shape: Any, train: bool, stacked: bool, dtype: str = "float32") -> Call:
+    """On JAX's device: the CPU, or the GPU, where torch calls cuDNN."""
     import torch
 
     torch.set_num_threads(os.cpu_count() or 1)
+    on_gpu = jax.default_backend() == "gpu"
+    if on_gpu and not torch.cuda.is_available():
+        raise NotImplementedError("this torch has no CUDA")
+    to = {"device": "cuda" if on_gpu else "cpu", "dtype": getattr(torch, dtype)}
     t, b, d, h = shape
-    model = torch.nn.LSTM(d, h, num_layers=2 if stacked else 1, bidirectional=stacked)
-    model = model.to(getattr(torch, dtype))
-    xs = torch.tensor(np.asarray(inputs(shape))).to(getattr(torch, dtype)).requires_grad_(train)
-    weights = torch.randn(t, b, h * (2 if stacked else 1))
+    model = torch.nn.LSTM(d, h, num_layers=2 if stacked else 1, bidirectional=stacked).to(**to)
+    xs = torch.tensor(np.asarray(inputs(shape))).to(**to).requires_grad_(train)
+    weights = torch.randn(t, b, h * (2 if stacked else 1), device=to["device"])
+    wait = torch.cuda.synchronize if on_gpu else lambda: None
 
     def training() -> None:
         model.zero_grad()
         xs.grad = None
         (model(xs)[0] * weights).sum().backward()
+        wait()
 
     def inference() -> None:
         with torch.inference_mode():
             model(xs)
+        wait()
 
     return training if train else inference
 
@@ -329,6 +338,7 @@ PEERS = [
     Peer("lstm_jax, all devices", on_all_devices(), is_ours=True),
     Peer("lstm_jax", ours(), is_ours=True),
     Peer("lstm_jax, scan", ours(engine="scan"), is_ours=True),
+    Peer("lstm_jax, cudnn", ours(engine="cudnn"), is_ours=True),
     Peer("torch", torch_lstm, is_jax=False),
     Peer("onnxruntime", onnx_lstm, is_jax=False),
     Peer("nnx LSTMCell", flax_nnx("LSTMCell")),
@@ -449,7 +459,7 @@ def machine() -> str:
             versions.append(f"{module} {importlib.import_module(module).__version__}")
     return (
         f"{model}, {os.cpu_count()} cores, JAX devices: {len(jax.devices())} "
-        f"({jax.default_backend()}); " + ", ".join(versions)
+        f"({jax.devices()[0].device_kind}); " + ", ".join(versions)
     )
 
 
