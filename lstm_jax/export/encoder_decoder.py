@@ -2,13 +2,12 @@
 
 It holds the programs ``encode`` (from a batch of sources to the decoder's first carry), ``step``
 (one target token) and ``sequence`` (any number of given ones) in StableHLO, the weights, the
-metadata with the tokenizer, and a script that translates (``run.py``,
-:mod:`lstm_jax.export.translator`).
+metadata with the tokenizer and the digests of these files (``manifest.json``), and a script that
+translates (``run.py``, :mod:`lstm_jax.export.translator`, which checks files and inputs with
+``runner.py``, :mod:`lstm_jax.export.runner`).
 """
 
-import importlib.metadata
 import inspect
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -18,15 +17,17 @@ import jax.export
 import numpy as np
 from flax import nnx
 
-from lstm_jax.export import translator
+from lstm_jax.export import runner, translator
 from lstm_jax.export.writing import (
     PLATFORMS,
     Weights,
     checked_dtype,
+    described,
     flat,
     replaced,
     restored,
     stored,
+    write_manifest_of,
 )
 from lstm_jax.models import Compiled, EncoderDecoder
 
@@ -65,8 +66,8 @@ def export_encoder_decoder(
       >>> model = Seq2Seq(10, 4, 8, rngs=nnx.Rngs(0))
       >>> folder = pathlib.Path(tempfile.mkdtemp())
       >>> exported = export_encoder_decoder(model, folder, metadata={})
-      >>> carry = exported.encode(source=np.ones((2, 7)), lengths=np.array([7, 5]))
-      >>> carry, outputs = exported(carry, tokens=np.ones((2, 1)))
+      >>> carry = exported.encode(source=np.ones((2, 7), int), lengths=np.array([7, 5]))
+      >>> carry, outputs = exported(carry, tokens=np.ones((2, 1), int))
       >>> outputs["logits"].shape, outputs["attention"].shape
       ((2, 1, 10), (2, 1, 7))
     """
@@ -105,17 +106,28 @@ def export_encoder_decoder(
         "step": (decode, (weights, flat(first), specs(one))),
         "sequence": (decode, (weights, flat(first), specs(targets))),
     }
+    inputs = {**compiled.encoder_inputs, **targets}
     manifest = {
         "format": "stablehlo", "dtype": dtype, "platforms": platforms, **metadata,
-        "programs": list(programs), "inputs": {**compiled.encoder_inputs, **targets},
-        "made_with": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib")},
+        "programs": list(programs), "inputs": described(inputs, compiled.ranges),
+        "carry": {name: ", ".join(map(str, leaf.shape)) for name, leaf in flat(first).items()},
     }  # fmt: skip
-    text = json.dumps(manifest, indent=2, ensure_ascii=False)
     with replaced(folder) as new:
         for name, (function, arguments) in programs.items():
             exported = jax.export.export(jax.jit(function), platforms=platforms)(*arguments)
-            (new / f"{name}.jaxexport").write_bytes(exported.serialize())
+            path = new / runner.program_file("stablehlo", name)
+            path.write_bytes(exported.serialize())
         np.savez(new / "weights.npz", **weights)
-        (new / "manifest.json").write_text(text + "\n", "utf-8")
-        (new / "run.py").write_text(inspect.getsource(translator), "utf-8")
+        (new / "run.py").write_text(_stand_alone(inspect.getsource(translator)), "utf-8")
+        (new / "runner.py").write_text(inspect.getsource(runner), "utf-8")
+        write_manifest_of(new, manifest, ("jax", "jaxlib"))
     return translator.Translator(folder)
+
+
+def _stand_alone(source: str) -> str:
+    """The source of a script that finds ``runner.py`` beside it.
+
+    >>> _stand_alone("from lstm_jax.export import runner\\n")
+    'import runner\\n'
+    """
+    return source.replace("from lstm_jax.export import runner", "import runner")

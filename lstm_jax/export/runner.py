@@ -23,7 +23,7 @@ import os
 import pathlib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -127,8 +127,12 @@ def brief(error: BaseException) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in words)[:400]
 
 
-def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
+def read_manifest(folder: pathlib.Path, needed: Collection[str] = ("carry.npz",)) -> dict[str, Any]:
     """``manifest.json``, whose digest is checked, and the digest of each file that it names.
+
+    Args:
+      folder: of the export.
+      needed: files that it must name besides the programs.
 
     Raises:
       ValueError: a file is missing or has changed since the export.
@@ -139,7 +143,7 @@ def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
         intact = manifest["sha256"] == digest_of(manifest)
         files = {name: str(digest) for name, digest in manifest["files"].items()}
         programs = [program_file(manifest["format"], name) for name in manifest["programs"]]
-        fits = {*programs, "carry.npz"} <= files.keys()
+        fits = {*programs, *needed} <= files.keys()
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -176,7 +180,7 @@ def program_file(format: str, name: str) -> str:
     >>> program_file("onnx", "step")
     'step.onnx'
     """
-    if name not in ("step", "sequence"):
+    if name not in ("encode", "step", "sequence"):
         raise ValueError(f"unknown program {name!r}")
     return name + {"stablehlo": ".jaxexport", "onnx": ".onnx"}[format]
 
@@ -447,8 +451,13 @@ def main() -> int:
     apply.add_argument("inputs", help=".npz file with the arrays that manifest.json names")
     apply.add_argument("outputs", help=".npz file to write")
     args = parser.parse_args()
+    return reported(lambda: run(args))
+
+
+def reported(command: Callable[[], None]) -> int:
+    """Runs a command; returns its exit status.  An error is one line."""
     try:
-        run(args)
+        command()
     except KeyboardInterrupt:
         return fail("interrupted", 130)
     except BrokenPipeError:  # whoever read the output has closed it

@@ -3,14 +3,16 @@
     python run.py --text "A dog runs."
     python run.py sentences.txt > translations.txt
 
-It needs NumPy, jax, flatbuffers and tokenizers.  In Python::
+It needs NumPy, jax, flatbuffers and tokenizers, and `runner.py` beside it.  In Python::
 
     translator = Translator(folder)
     translator.translate(["A dog runs."])  # of each sentence the hypotheses with their scores
+
+A file that has changed since the export, and an input of another kind, shape or range than
+`manifest.json` states, are errors.
 """
 
 import argparse
-import json
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,7 +20,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lstm_jax.export import runner
+
 Carry = dict[str, Any]  # arrays [rows, ...] by name; those of the source begin with "memory."
+PROGRAMS = ("encode", "step", "sequence")
 START, END = 2, 3
 ROWS = 64  # sentences translated at once
 SHORTEST = 8  # lengths are rounded up to it or a larger power of two: few programs are compiled
@@ -45,29 +50,57 @@ class Translator:
 
     Attributes:
       metadata: its ``manifest.json``.
+
+    Raises:
+      ValueError: a file is missing, damaged or has changed since the export.
     """
 
     def __init__(self, folder: pathlib.Path):
         import jax
         import jax.export
 
-        self.metadata = json.loads((folder / "manifest.json").read_text("utf-8"))
-        with np.load(folder / "weights.npz") as file:
-            self.weights = {name: readable(file[name]) for name in file.files}
-        self.programs = {
-            name: jax.jit(jax.export.deserialize(bytearray(path.read_bytes())).call)
-            for name, path in ((path.stem, path) for path in folder.glob("*.jaxexport"))
-        }
+        files = {name: runner.program_file("stablehlo", name) for name in PROGRAMS}
+        self.metadata = runner.read_manifest(folder, {"weights.npz", *files.values()})
+        try:
+            self.weights = dict(runner.arrays(folder / "weights.npz"))
+            self.programs = {
+                name: jax.jit(jax.export.deserialize(bytearray((folder / file).read_bytes())).call)
+                for name, file in files.items()
+            }
+        except ImportError:
+            raise
+        except Exception as error:  # jax has errors of its own
+            raise ValueError(
+                f"{folder}: the model cannot be loaded: {runner.brief(error)}"
+            ) from error
 
     def encode(self, *, source: np.ndarray, lengths: np.ndarray) -> Carry:
-        """The carry before the first target token, of sources ``[B, S]``."""
-        inputs = {"source": np.asarray(source, np.int32), "lengths": np.asarray(lengths, np.int32)}
-        return self.programs["encode"](self.weights, inputs)
+        """The carry before the first target token, of sources ``[B, S]``.
+
+        Raises:
+          ValueError: an input has another type, shape or range than the model's.
+        """
+        inputs = {"source": source, "lengths": lengths}
+        specs = {name: self.metadata["inputs"][name] for name in inputs}
+        return self.programs["encode"](self.weights, runner.checked(inputs, specs))
 
     def __call__(self, carry: Carry, *, tokens: np.ndarray) -> tuple[Carry, dict[str, Any]]:
-        """The carry after some target tokens ``[B, T]``, and ``logits`` and ``attention``."""
-        program = "step" if np.shape(tokens)[1] == 1 else "sequence"
-        return self.programs[program](self.weights, carry, {"tokens": np.asarray(tokens, np.int32)})
+        """The carry after some target tokens ``[B, T]``, and ``logits`` and ``attention``.
+
+        Raises:
+          ValueError: the tokens, or the carry, have another type, shape or range than the model's.
+        """
+        specs, shapes = {"tokens": self.metadata["inputs"]["tokens"]}, self.metadata["carry"]
+        inputs = runner.checked({"tokens": tokens}, specs)
+        if set(carry) != set(shapes):
+            names = ", ".join(carry) or "nothing"
+            raise ValueError(f"the model's carry has the parts {', '.join(shapes)}, got {names}")
+        sizes: dict[str, int] = {}
+        runner.check_shape("tokens", inputs["tokens"].shape, specs["tokens"]["shape"], sizes)
+        for name, shape in shapes.items():
+            runner.check_shape(f"carry {name}", np.shape(carry[name]), shape, sizes)
+        program = "step" if inputs["tokens"].shape[1] == 1 else "sequence"
+        return self.programs[program](self.weights, carry, inputs)
 
     def search(
         self, source: np.ndarray, lengths: np.ndarray, beam: int, alpha: float, beta: float
@@ -94,7 +127,9 @@ class Translator:
             last = live[:, :, t - 1] if t else np.full((rows, beam), START)
             carry, outputs = self(carry, tokens=last.reshape(-1, 1))
             coverage = coverage + np.asarray(outputs["attention"])[:, 0]
-            values, token = largest(log_softmax(np.asarray(outputs["logits"])[:, 0]), 2 * beam)
+            logits = np.asarray(outputs["logits"])[:, 0]
+            runner.check_finite("logits", logits, "output")
+            values, token = largest(log_softmax(logits), 2 * beam)
             values = values.reshape(rows, beam, -1) + log_probs[..., None]
             width = values.shape[-1]
             values, place = largest(values.reshape(rows, -1), 2 * beam)
@@ -134,14 +169,17 @@ class Translator:
         """Of each sentence the translations that the search has found with their scores.
 
         Raises:
-          ValueError: a sentence is empty or longer than those of the training data.
+          ValueError: a sentence is empty or longer than those of the training data, or the model
+            has no tokenizer.
         """
         from tokenizers import Tokenizer
 
+        if "tokenizer" not in self.metadata:
+            raise ValueError("this model does not translate text: it has no tokenizer")
         library = Tokenizer.from_str(self.metadata["tokenizer"])
         library.encode_special_tokens = True  # "</s>" in a sentence is ordinary text
         limit, how = self.metadata["max_tokens"], self.metadata["search"]
-        rows = [[*library.encode(line).ids, END] for line in lines]
+        rows = [[*library.encode(valid(line)).ids, END] for line in lines]
         for number, (line, row) in enumerate(zip(lines, rows, strict=True), 1):
             if not line.strip() or len(row) - 1 > limit:
                 raise ValueError(
@@ -164,13 +202,13 @@ class Translator:
                 ]
 
 
-def readable(array: np.ndarray) -> np.ndarray:
-    """An array of a file; NumPy's files tell of bfloat16 only that it has two bytes."""
-    if array.dtype != "V2":
-        return array
-    import ml_dtypes  # comes with jax
+def valid(text: str) -> str:
+    """The text without lone surrogates, which stand for bytes that are not UTF-8.
 
-    return array.view(ml_dtypes.bfloat16)
+    >>> valid("a\udcff")
+    'a\ufffd'
+    """
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -192,33 +230,55 @@ def largest(values: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     return np.take_along_axis(values, place, -1), place
 
 
+def sentences(content: bytes, name: str) -> list[str]:
+    """The lines of a text in UTF-8.
+
+    Raises:
+      ValueError: there are none, or a byte is not UTF-8.
+
+    >>> sentences(b"A dog runs.\\r\\nTwo dogs.\\n", "lines.txt")
+    ['A dog runs.', 'Two dogs.']
+    """
+    try:
+        text = content.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        byte = f"0x{content[error.start]:02x} at position {error.start}"
+        raise ValueError(f"{name}: expected UTF-8 text, got byte {byte}") from error
+    if not text.strip():
+        raise ValueError(f"{name}: expected sentences, a line each, got an empty file")
+    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+
+
 def main() -> int:
     """The command line; returns its exit status."""
     parser = argparse.ArgumentParser(description="Translates with the model beside this file.")
     parser.add_argument("file", nargs="?", help="sentences, a line each (default: standard input)")
     parser.add_argument("--text", action="append", help="a sentence; shows the beam with scores")
     args = parser.parse_args()
-    try:
-        if args.text:
-            lines = args.text
-        elif args.file:
-            lines = pathlib.Path(args.file).read_text("utf-8").split("\n")
-        else:
-            lines = sys.stdin.buffer.read().decode("utf-8").split("\n")
-        lines = lines[:-1] if len(lines) > 1 and not lines[-1] else lines
-        for found in Translator(pathlib.Path(__file__).parent).translate(lines):
-            for text, score in found if args.text else found[:1]:
-                line = f"{score:8.3f}  {text}\n" if args.text else f"{text}\n"
-                sys.stdout.buffer.write(line.encode())
-            sys.stdout.buffer.flush()
-    except (ImportError, OSError, ValueError) as error:
-        print(f"run.py: error: {error}", file=sys.stderr)
-        return 1
-    except Exception as error:  # a damaged file fails in any of several libraries
-        words = " ".join(f"{type(error).__name__}: {error}".split())
-        print(f"run.py: error: {words}", file=sys.stderr)
-        return 1
-    return 0
+    if args.text and args.file:
+        parser.error("expected a file or --text, got both")
+    return runner.reported(lambda: run(args))
+
+
+def run(args: argparse.Namespace) -> None:
+    """Writes the translations."""
+    if sys.stdout is None:
+        raise ValueError("the standard output is closed")
+    if args.text:
+        lines = args.text
+    elif args.file:
+        try:
+            content = pathlib.Path(args.file).read_bytes()
+        except OSError as error:
+            raise ValueError(f"{args.file}: cannot be read ({error.strerror})") from error
+        lines = sentences(content, args.file)
+    else:
+        lines = sentences(sys.stdin.buffer.read() if sys.stdin else b"", "standard input")
+    for found in Translator(pathlib.Path(__file__).parent).translate(lines):
+        for text, score in found if args.text else found[:1]:
+            line = f"{score:8.3f}  {text}\n" if args.text else f"{text}\n"
+            sys.stdout.buffer.write(line.encode())
+        sys.stdout.buffer.flush()
 
 
 if __name__ == "__main__":

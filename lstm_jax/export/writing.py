@@ -388,23 +388,42 @@ def write_rest(
     }
     np.savez(folder / "carry.npz", **first)
     (folder / "run.py").write_text(inspect.getsource(runner), "utf-8")
-    inputs: dict[str, dict[str, Any]] = {
-        name: {"shape": shape, "dtype": dtype} for name, (shape, dtype) in parts.inputs.items()
-    }
-    for name, (least, largest) in parts.ranges.items():
-        inputs[name]["range"] = [least, largest]
     manifest = {
         **metadata,
         "programs": list(parts.programs),
-        "inputs": inputs,
+        "inputs": described(parts.inputs, parts.ranges),
         "carry": {name: list(array.shape[1:]) for name, array in first.items()},
+    }
+    write_manifest_of(folder, manifest, made_with)
+
+
+def described(
+    inputs: Mapping[str, tuple[str, str]], ranges: Mapping[str, tuple[int, int | str]]
+) -> dict[str, dict[str, Any]]:
+    """A model's inputs as its manifest states them.
+
+    >>> described({"tokens": ("b, t", "int32")}, {"tokens": (0, 9)})
+    {'tokens': {'shape': 'b, t', 'dtype': 'int32', 'range': [0, 9]}}
+    """
+    return {
+        name: {"shape": shape, "dtype": dtype}
+        | ({"range": list(ranges[name])} if name in ranges else {})
+        for name, (shape, dtype) in inputs.items()
+    }
+
+
+def write_manifest_of(
+    folder: pathlib.Path, manifest: Mapping[str, Any], made_with: tuple[str, ...]
+) -> None:
+    """Writes ``manifest.json`` with the versions of some libraries and the digests of all files."""
+    rest = {
         "made_with": {name: importlib.metadata.version(name) for name in made_with},
         "files": {
             path.name: hashlib.sha256(path.read_bytes()).hexdigest()
             for path in sorted(folder.iterdir())
         },
     }
-    write_manifest(folder, manifest)
+    write_manifest(folder, {**manifest, **rest})
 
 
 def write_manifest(folder: pathlib.Path, manifest: Mapping[str, Any]) -> None:

@@ -37,7 +37,8 @@ class EncoderDecoder(Model):
 
     ``tokens`` begin with the token that starts every target.  The outputs are ``logits``
     ``[B, T, V]`` of the token after each one, and ``attention`` ``[B, T, S]``, the weight of each
-    source token.  Subclasses define :meth:`encode` and ``__call__``.
+    source token.  Subclasses define :meth:`encode`, ``__call__`` and :attr:`ranges`, which also
+    holds those of the encoder's inputs.
     """
 
     @property
@@ -177,6 +178,11 @@ class Seq2Seq(EncoderDecoder):
         )  # fmt: skip
         self.input_dropout = nnx.Dropout(input_dropout, rngs=rngs)
         self.dropout = nnx.Dropout(dropout, rngs=rngs)
+
+    @property
+    def ranges(self) -> dict[str, tuple[int, int | str]]:
+        tokens = (0, self.bias.shape[0] - 1)
+        return {"source": tokens, "lengths": (0, "s"), "tokens": tokens}
 
     # ---- encoder ----
 

@@ -108,6 +108,10 @@ class TextClassifier(Model):
     def inputs(self) -> dict[str, tuple[str, str]]:
         return {"tokens": ("b, t", "int32"), "lengths": ("b", "int32")}
 
+    @property
+    def ranges(self) -> dict[str, tuple[int, int | str]]:
+        return {"tokens": (0, self.embedding.num_embeddings - 1), "lengths": (1, "t")}
+
     def __call__(
         self,
         carry: Carry,

@@ -236,6 +236,10 @@ class TransformerLanguageModel(Model):
     def inputs(self) -> dict[str, tuple[str, str]]:
         return {"tokens": ("b, t", "int32")}
 
+    @property
+    def ranges(self) -> dict[str, tuple[int, int | str]]:
+        return {"tokens": (0, self.bias.shape[0] - 1)}
+
     def initial_carry(self, rows: int) -> Carry:
         """Keys and values of each block, zeros, and ``length``, how many positions were read."""
         shape = (rows, self.context, self.num_heads, self.features // self.num_heads)

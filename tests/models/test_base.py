@@ -1,11 +1,14 @@
 """Compiled models: a sequence read in parts compiles each part's program once."""
 
+import inspect
+
 import jax
 import numpy as np
 import pytest
 from flax import nnx
 
-from lstm_jax.models import Compiled, LanguageModel
+from lstm_jax import models
+from lstm_jax.models import Compiled, LanguageModel, Model
 from lstm_jax.models.base import _called
 from lstm_jax.tasks.language import continued, stream_losses
 from lstm_jax.tasks.sampling import keys
@@ -38,3 +41,17 @@ def test_the_keys_of_generation_are_those_of_a_split():
     for seed in (0, 5, 2**32 - 1):
         expected = jax.random.key_data(jax.random.split(jax.random.key(seed), 7))
         np.testing.assert_array_equal(keys(np.uint32(seed), 7), expected)
+
+
+MODELS = {
+    name: each
+    for name, each in vars(models).items()
+    if isinstance(each, type) and issubclass(each, Model) and "__call__" in vars(each)
+}
+
+
+@pytest.mark.parametrize("name", MODELS.keys() - {"Model"})
+def test_integer_inputs_have_ranges(name):
+    """An exported model rejects tokens and lengths that its model was not made for."""
+    integers = "int32" in inspect.getsource(MODELS[name].inputs.fget)
+    assert integers == (MODELS[name].ranges is not Model.ranges)
