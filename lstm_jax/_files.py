@@ -1,8 +1,10 @@
 """Files that are written whole or not at all, and messages of one line."""
 
 import contextlib
+import fcntl
 import os
 import pathlib
+import re
 import secrets
 from collections.abc import Iterator
 from typing import Any
@@ -63,15 +65,47 @@ def write_content(path: pathlib.Path, content: bytes | str) -> None:
         content = content.encode("utf-8", "backslashreplace")  # names that are not UTF-8
     with writing(path):
         target = pathlib.Path(os.path.realpath(path))
-        partial = target.with_name(f".{secrets.token_hex(8)}.partial")
         if target.exists() and not target.is_file():
             raise UserError(one_line(f"{path}: cannot be written: it is not a regular file"))
         if not target.parent.is_dir():
             raise UserError(one_line(f"{path}: cannot be written: no folder {path.parent}"))
+        partial = target.with_name(f".{secrets.token_hex(8)}.partial")
         try:
-            partial.write_bytes(content)
-            partial.replace(target)
+            with partial.open("xb") as file:
+                lock(file.fileno())  # until the file has its name: it is not a leftover
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+                partial.replace(target)
         except BaseException:
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)
             raise
+
+
+def lock(file: int) -> bool:
+    """Locks an open file for this process, until it is closed; False if it has another lock.
+
+    The lock is the operating system's and ends with the process, however that ends.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # also where a file system has no locks
+        return False
+    return True
+
+
+def remove_leftovers(folder: pathlib.Path) -> None:
+    """Removes the partial files of :func:`write_content` that a killed process has left.
+
+    What another process is writing stays.
+
+    >>> remove_leftovers(pathlib.Path("/no/such/folder"))
+    """
+    with contextlib.suppress(OSError):
+        for path in [*folder.glob(".*.partial")]:
+            ours = re.fullmatch(r"\.[0-9a-f]{16}\.partial", path.name)
+            if ours and path.is_file() and not path.is_symlink():
+                with path.open("r+b") as file:
+                    if lock(file.fileno()):
+                        path.unlink()

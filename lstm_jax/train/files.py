@@ -9,6 +9,7 @@ from typing import Any
 
 import filelock
 
+from lstm_jax._files import remove_leftovers
 from lstm_jax.errors import UserError
 
 
@@ -16,7 +17,8 @@ from lstm_jax.errors import UserError
 def locked(folder: pathlib.Path, doing: str) -> Iterator[None]:
     """The folder for this process only; it is created where it is missing.
 
-    The lock is the operating system's and ends with the process, however that ends.
+    The lock is the operating system's and ends with the process, however that ends.  Files that a
+    killed process has written in part are removed, also from the folder's own folders.
 
     Args:
       folder: the folder.
@@ -37,6 +39,8 @@ def locked(folder: pathlib.Path, doing: str) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror})") from error
     try:
+        for place in (folder, folder / "plots", folder / "samples"):
+            remove_leftovers(place)
         yield
     finally:
         lock.release()
