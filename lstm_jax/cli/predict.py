@@ -39,8 +39,8 @@ def configure(parser: Parser, words: Sequence[str]) -> None:
         "--plot",
         type=to_path,
         metavar="IMAGE",
-        help="for tasks that can: also plot how the prediction for one --text comes about, as .png "
-        "or .svg",
+        help="for tasks that can: also plot how the prediction for FILE or one --text comes about, "
+        "as .png, .svg or .gif",
     )
     add_process_options(parser)
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Batch = Mapping[str, Any]  # arrays [B, ...] by name
 Metrics = dict[str, float]  # by name
 Columns = dict[str, Any]  # sequences of equal length by name
-Plots = Iterator[tuple[str, "Figure | str"]]  # figures or HTML pages, with their file names
+Plots = Iterator[tuple[str, "Figure | str | bytes"]]  # with the names of their files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +144,11 @@ class Task:
         return []
 
     def plots(self, model: Any) -> Plots:
-        """Plots of what was learned, figures or whole HTML pages (strings), with file names."""
+        """Plots of what was learned, with file names.
+
+        A plot is a figure, a whole HTML page (a string), or the content of another kind of file,
+        such as a GIF, whose name then has its suffix: ``("frames.gif", b"GIF89a...")``.
+        """
         return iter(())
 
     def metadata(self) -> dict[str, Any]:
@@ -206,6 +210,25 @@ class PlotsText(Protocol):
 
         Raises:
           UserError: the string does not fit.
+        """
+        ...
+
+
+@runtime_checkable
+class PlotsFile(Protocol):
+    """A task that plots how its prediction for a file of new data comes about.
+
+    Attributes:
+      plot_formats: suffixes of the images that it can write, such as ``(".gif",)``.
+    """
+
+    plot_formats: ClassVar[tuple[str, ...]]
+
+    def plot_file(self, model: Any, source: pathlib.Path) -> "Figure | str | bytes":
+        """The plot for one file: a figure, or the content of a file of ``plot_formats``.
+
+        Raises:
+          UserError: the file is missing, or does not fit.
         """
         ...
 

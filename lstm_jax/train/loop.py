@@ -591,7 +591,8 @@ def _plot(
     make_folder(plots)
     curve = loss_curve(read_metrics(workdir / "metrics.jsonl"), task.loss_unit, baselines)
     for name, plot in (*task.plots(model), ("loss", curve)):
-        suffix, content = (".html", plot) if isinstance(plot, str) else (".png", drawn(plot))
+        is_content = isinstance(plot, str | bytes)
+        suffix = "" if "." in name else ".html" if is_content else ".png"
         path = plots / f"{name}{suffix}"
-        write_content(path, content)
+        write_content(path, plot if is_content else drawn(plot))
         yield path

@@ -11,7 +11,8 @@ import numpy as np
 
 from lstm_jax._files import write_content
 from lstm_jax.errors import UserError, expect
-from lstm_jax.tasks.base import Columns, PlotsText
+from lstm_jax.tasks.base import Columns, PlotsFile, PlotsText
+from lstm_jax.train.metrics import drawn
 from lstm_jax.train.report import Report
 from lstm_jax.train.run import Run, load_run
 
@@ -34,7 +35,8 @@ def predict_run(
         task's own data.
       output: a .csv, .json or .npz file to write; None prints a table.
       report: receives the table.
-      plot: an image to write of how the prediction for a single string comes about; None for none.
+      plot: an image to write of how the prediction for a single string or file comes about; None
+        for none.
 
     Returns:
       The predictions, as columns of equal length by name.
@@ -45,7 +47,8 @@ def predict_run(
     if output is not None:
         check_output(output)
     run = load_run(folder)
-    text = "" if plot is None else text_to_plot(run, source, plot)
+    if plot is not None:
+        check_plot(run, source, plot)
     columns = run.predict(source)
     if output is None:
         report.columns(columns, SHOWN)
@@ -53,27 +56,39 @@ def predict_run(
         write_columns(columns, output)
         report.say(f"wrote {output}")
     if plot is not None:
-        image = io.BytesIO()
-        run.task.plot(run.model, text).savefig(image, format=plot.suffix[1:], dpi=120)
-        write_content(plot, image.getvalue())
+        write_content(plot, plotted(run, source, plot.suffix))
         report.say(f"plotted {plot}")
     return columns
 
 
-def text_to_plot(run: Run, source: pathlib.Path | list[str] | None, path: pathlib.Path) -> str:
-    """The single string of which ``path`` shall show how its prediction comes about.
+def check_plot(run: Run, source: pathlib.Path | list[str] | None, path: pathlib.Path) -> None:
+    """Raises where there is no plot of how the prediction for this source comes about.
 
     Raises:
-      UserError: there is no single string, or the task or the installation has no such plot.
+      UserError: there is no single string or file, the task or the installation has no such plot,
+        or none of that kind of image.
     """
-    if not isinstance(run.task, PlotsText):
+    if isinstance(run.task, PlotsFile):
+        expect(isinstance(source, pathlib.Path), "--plot", "a file to predict on", source)
+        formats = run.task.plot_formats
+    elif isinstance(run.task, PlotsText):
+        texts = source if isinstance(source, list) else []
+        expect(len(texts) == 1, "--plot", "one --text beside it", len(texts))
+        formats = (".png", ".svg")
+    else:
         raise UserError(f"--plot: task {run.config.task} does not plot a prediction")
-    texts = source if isinstance(source, list) else []
-    expect(len(texts) == 1, "--plot", "one --text beside it", len(texts))
-    expect(path.suffix in (".png", ".svg"), "--plot", "a .png or .svg file", path)
+    expect(path.suffix in formats, "--plot", f"a {' or '.join(formats)} file", path)
     if importlib.util.find_spec("matplotlib") is None:
         raise UserError("--plot: needs matplotlib (pip install 'lstm_jax[plot]')")
-    return texts[0]
+
+
+def plotted(run: Run, source: Any, suffix: str) -> bytes | str:
+    """The content of an image of how the prediction for a single string or file comes about."""
+    if isinstance(run.task, PlotsFile):
+        plot = run.task.plot_file(run.model, source)
+    else:
+        plot = run.task.plot(run.model, source[0])
+    return plot if isinstance(plot, str | bytes) else drawn(plot, suffix[1:])
 
 
 def check_output(path: pathlib.Path) -> None:
