@@ -222,7 +222,7 @@ class PlotsFile(Protocol):
       plot_formats: suffixes of the images that it can write, such as ``(".gif",)``.
     """
 
-    plot_formats: ClassVar[tuple[str, ...]]
+    plot_formats: tuple[str, ...]
 
     def plot_file(self, model: Any, source: pathlib.Path) -> "Figure | str | bytes":
         """The plot for one file: a figure, or the content of a file of ``plot_formats``.
