@@ -3,7 +3,6 @@
 Data first: functions return NamedTuples of arrays, and ``plot_...`` functions draw them.
 """
 
-from lstm_jax.inspect.draw import CellDrawing, draw_cell
 from lstm_jax.inspect.gates import MemoryHorizon, Saturation, memory_horizon, saturation
 from lstm_jax.inspect.gradients import (
     GradientFlow,
@@ -20,6 +19,7 @@ from lstm_jax.inspect.plots import (
     plot_unit,
     plot_units,
 )
+from lstm_jax.inspect.schematic.draw import CellDrawing, draw_cell
 from lstm_jax.inspect.summary import LayerSummary, Summary, summary
 from lstm_jax.inspect.text import (
     FoundUnits,

@@ -44,7 +44,7 @@ def text_page(model: Any, tokenizer: Tokenizer, found: LabelledText, rows: list[
       Karen Simonyan, Andrea Vedaldi, Andrew Zisserman, "Deep Inside Convolutional Networks:
       Visualising Image Classification Models and Saliency Maps", ICLR 2014 workshop.
     """
-    from lstm_jax.inspect.report import Section, page, paragraph
+    from lstm_jax.inspect.page import Section, page, paragraph
 
     shares = np.asarray(jax.nn.softmax(logits_of(model, rows)))
     chosen = np.random.default_rng(0).permutation(len(rows))[:SHOWN]

@@ -13,7 +13,7 @@ from flax import nnx
 from lstm_jax._files import write_content
 from lstm_jax.config import Config
 from lstm_jax.errors import UserError
-from lstm_jax.inspect.report import Section, facts, look_into, page, picture
+from lstm_jax.inspect.page import Section, facts, look_into, page, picture
 from lstm_jax.nnx import Stack
 from lstm_jax.tasks.base import Predicts, Task
 from lstm_jax.train.loop import best_model

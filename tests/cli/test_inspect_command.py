@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from lstm_jax.cli import main
-from lstm_jax.inspect.report import Section
+from lstm_jax.inspect.page import Section
 
 CONFIGS = {
     "next_character": """

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from lstm_jax._labels import label
 from lstm_jax.cli import main
 from lstm_jax.inspect import JacobianSpectrum, plot_jacobian_spectrum, text_html
-from lstm_jax.inspect.report import Section, facts, image, page, paragraph
+from lstm_jax.inspect.page import Section, facts, image, page, paragraph
 from lstm_jax.tasks.plots import confusion_matrix, forecasts
 from lstm_jax.train.compare import plot, runs_in
 from lstm_jax.train.metrics import loss_curve

@@ -15,11 +15,11 @@ from flax import nnx as flax_nnx
 
 from lstm_jax import linen, nnx
 from lstm_jax.cells import CELLS, LSTMCell, SLSTMCell, named
-from lstm_jax.inspect.dataflow import dataflow
-from lstm_jax.inspect.draw import draw_cell, placed
+from lstm_jax.inspect.schematic.dataflow import dataflow
+from lstm_jax.inspect.schematic.draw import draw_cell, placed
 from lstm_jax.sequence import Bidirectional, Zoneout
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
+ROOT = pathlib.Path(__file__).parents[3]
 SVG = "{http://www.w3.org/2000/svg}"
 
 

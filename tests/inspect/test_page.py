@@ -1,11 +1,11 @@
-"""Parts of the report that small runs do not show."""
+"""Parts of the page that small runs do not show."""
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from lstm_jax import LSTM
-from lstm_jax.inspect import report
+from lstm_jax.inspect import page
 
 pytest.importorskip("matplotlib")
 
@@ -14,8 +14,8 @@ def test_long_rows_large_states_and_texts_without_quotes(monkeypatch):
     lstm = LSTM(3, cell="lstm_1997")  # has gates, but none that keeps
     params = lstm.init(jax.random.key(0), 2)
     xs = jax.random.normal(jax.random.key(1), (90, 1, 2))
-    monkeypatch.setattr(report, "LARGEST_JACOBIAN", 5)
-    sections = {s.title: s.body for s in report.look_into(lstm, params, xs, text="ab c\n" * 18)}
+    monkeypatch.setattr(page, "LARGEST_JACOBIAN", 5)
+    sections = {s.title: s.body for s in page.look_into(lstm, params, xs, text="ab c\n" * 18)}
     assert sections["Jacobian of the state"] == (
         "<p>Left out: the state has 6 numbers, more than 5.</p>"
     )
@@ -27,17 +27,17 @@ def test_long_rows_large_states_and_texts_without_quotes(monkeypatch):
 
 
 def test_what_is_said_is_escaped():
-    shown = report.page("<b>", [report.Section("a & b", report.facts({"<i>": "\"x\" & 'y'"}))])
+    shown = page.page("<b>", [page.Section("a & b", page.facts({"<i>": "\"x\" & 'y'"}))])
     assert "<b>" not in shown
     assert "<i>" not in shown
     assert "<h2>a &amp; b</h2>" in shown
-    assert 'alt="&lt;i&gt;"' in report.image("<svg/>", "<i>")
+    assert 'alt="&lt;i&gt;"' in page.image("<svg/>", "<i>")
 
 
 def test_padding_is_not_shown():
     lstm = LSTM(3, cell="gru")
     params = lstm.init(jax.random.key(0), 2)
     xs = jax.random.normal(jax.random.key(1), (9, 3, 2)).at[4:, 0].set(jnp.nan)
-    sections = report.look_into(lstm, params, xs, lengths=jnp.array([4, 9, 6]))
+    sections = page.look_into(lstm, params, xs, lengths=jnp.array([4, 9, 6]))
     assert [section.title for section in sections][3] == "One unit over time"
     assert "4 steps before" in sections[-1].body  # the window of row 0

@@ -10,7 +10,6 @@ import jax
 import numpy as np
 
 from lstm_jax.cells.base import Params
-from lstm_jax.inspect.draw import draw_cell
 from lstm_jax.inspect.gates import GATES, memory_horizon, saturation
 from lstm_jax.inspect.gradients import gradient_flow, jacobian_spectrum
 from lstm_jax.inspect.models import cells_of
@@ -23,6 +22,7 @@ from lstm_jax.inspect.plots import (
     plot_unit,
     plot_units,
 )
+from lstm_jax.inspect.schematic.draw import draw_cell
 from lstm_jax.inspect.summary import Summary, summary
 from lstm_jax.inspect.text import PROPERTIES, find_units, text_html
 from lstm_jax.inspect.trace import Trace, trace

@@ -11,9 +11,9 @@ from xml.sax.saxutils import escape
 import jax
 import jax.numpy as jnp
 
-from lstm_jax.inspect.dataflow import Node, dataflow
-from lstm_jax.inspect.layout import Layout, Link, Point, Shape, lay_out
 from lstm_jax.inspect.models import NO_PARAMS, functional
+from lstm_jax.inspect.schematic.dataflow import Node, dataflow
+from lstm_jax.inspect.schematic.layout import Layout, Link, Point, Shape, lay_out
 
 # Blue and orange are told apart by colour-blind readers, and by their shapes and lightness.
 PAPER, INK, SOFT, BODY = "#ffffff", "#1b2733", "#5d6b78", "#f4f7f9"
