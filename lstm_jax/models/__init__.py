@@ -2,6 +2,7 @@
 
 from lstm_jax.models.base import Carry, Compiled, Model, Outputs, evaluation
 from lstm_jax.models.classifier import Classifier, ClassifierCarry
+from lstm_jax.models.ctc import CTCCarry, CTCModel
 from lstm_jax.models.forecaster import SegmentForecaster
 from lstm_jax.models.language import LanguageModel
 from lstm_jax.models.music import PianoRollCarry, PianoRollModel
@@ -10,6 +11,8 @@ from lstm_jax.models.text_classifier import TextClassifier
 from lstm_jax.models.transformer import TransformerLanguageModel
 
 __all__ = [
+    "CTCCarry",
+    "CTCModel",
     "Carry",
     "Classifier",
     "ClassifierCarry",
