@@ -624,7 +624,7 @@ class TestSharding:
         def make(across=lambda init, axes: init):
             return LSTM(
                 6,
-                kernel_init=across(cells.base.glorot_uniform, (None, "model")),
+                kernel_init=across(cells.base.lecun_normal, (None, "model")),
                 recurrent_kernel_init=across(cells.base.orthogonal, (None, "model")),
                 bias_init=across(cells.base.zeros, ("model",)),
             )

@@ -900,7 +900,7 @@ class TestMetadata:
             return LSTM(
                 D,
                 6,
-                kernel_init=across(cells.base.glorot_uniform, (None, "model")),
+                kernel_init=across(cells.base.lecun_normal, (None, "model")),
                 recurrent_kernel_init=across(cells.base.orthogonal, (None, "model")),
                 bias_init=across(cells.base.zeros, ("model",)),
                 rngs=nnx.Rngs(0),

@@ -15,8 +15,8 @@ from lstm_jax.cells.initializers import (
     blocks,
     chrono_bias,
     constant,
-    glorot_uniform,
     initializer,
+    lecun_normal,
     orthogonal,
     zeros,
 )
@@ -83,8 +83,9 @@ class BaseCell:
       dtype: type of the products (``"bfloat16"``, ``"float32"``, ...); None takes the widest
         of parameters and inputs.  Cell states and every sum stay in float32 or wider.
       param_dtype: type in which parameters are stored.
-      kernel_init: draws each gate's input weights; Glorot-uniform.  An initialiser is given by
-        its name in :data:`lstm_jax.cells.INITIALIZERS` or itself, here and elsewhere.
+      kernel_init: initialises each gate's input weights; normal with variance 1 / D
+        (``lecun_normal``).  An initialiser is given by its name in
+        :data:`lstm_jax.cells.INITIALIZERS` or itself, here and elsewhere.
       recurrent_kernel_init: draws each gate's recurrent weights; orthogonal.
       bias_init: draws each gate's bias; zeros.
       learn_initial_state: whether the state before the first step is a parameter, too:
@@ -95,7 +96,7 @@ class BaseCell:
     _: dataclasses.KW_ONLY
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = "float32"
-    kernel_init: Initializer | str = glorot_uniform
+    kernel_init: Initializer | str = lecun_normal
     recurrent_kernel_init: Initializer | str = orthogonal
     bias_init: Initializer | str = zeros
     learn_initial_state: bool = False
@@ -359,14 +360,15 @@ class LSTMFamilyCell(GatedCell):
         ``activation_fn`` if None.
       cell_clip: the new cell state is clipped to plus and minus this (Sak et al. 2014);
         None for no clipping.
-      forget_bias: added to the forget gate's initial bias, so that a new network
-        remembers (Gers et al. 2000; Jozefowicz et al. 2015); ``chrono`` replaces it.
+      forget_bias: added to the forget gate's initial bias; 0.  With a positive value a new
+        network remembers longer (Gers et al. 2000; Jozefowicz et al. 2015 recommend 1);
+        ``chrono`` replaces it.
     """
 
     _: dataclasses.KW_ONLY
     output_fn: Activation | None = None
     cell_clip: float | None = None
-    forget_bias: float = 1.0
+    forget_bias: float = 0.0
 
     def __post_init__(self):
         super().__post_init__()

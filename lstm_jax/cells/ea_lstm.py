@@ -69,7 +69,7 @@ class EntityAwareLSTMCell(LSTMFamilyCell):
 
     Parameters are ``w_si`` ``(S, H)``, ``w_ih`` ``(D - S, 3H)`` and ``w_hh`` ``(H, 3H)`` in the
     order f, g, o, and ``b`` ``(4H,)`` in the order i, f, g, o; options are those of
-    :class:`LSTMFamilyCell` and this.
+    :class:`LSTMFamilyCell` and this.  (The published experiments begin with ``forget_bias=5``.)
 
     Attributes:
       static_size: S: the last S of the D input features are the static ones.

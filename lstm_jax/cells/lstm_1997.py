@@ -124,7 +124,7 @@ class LSTM1997Cell(LSTMFamilyCell):
 
     def __post_init__(self):
         super().__post_init__()
-        check_unset(self, "LSTM1997Cell has no forget gate", forget_bias=1.0, chrono=None)
+        check_unset(self, "LSTM1997Cell has no forget gate", forget_bias=0.0, chrono=None)
         check_size("block_size", self.block_size)
         if self.hidden_size % self.block_size:
             raise ValueError(

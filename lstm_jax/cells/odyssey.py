@@ -191,7 +191,7 @@ class OdysseyLSTMCell(LSTMFamilyCell):
         check_variant(self.variant)
         who = f"variant {self.variant!r}"
         if "f" not in VARIANTS[self.variant]:
-            check_unset(self, f"{who} has no forget gate", forget_bias=1.0, chrono=None)
+            check_unset(self, f"{who} has no forget gate", forget_bias=0.0, chrono=None)
         if self.variant == "np":
             check_unset(self, f"{who} has no peepholes", peephole_init=zeros)
         if self.variant == "noaf" and self.output_fn not in (None, "identity", identity):

@@ -124,7 +124,7 @@ class SLSTMCell(GatedCell):
     Attributes:
       num_heads: how many blocks the recurrent weights have; divides H.
       forget_fn: the forget gate, ``"sigmoid"`` or ``"exp"``.
-      forget_bias: added to the forget gate's initial bias; ``chrono`` replaces it.
+      forget_bias: added to the forget gate's initial bias; 0.  ``chrono`` replaces it.
 
     Raises:
       TypeError, ValueError: a size or option is impossible; the message names it.
@@ -139,7 +139,7 @@ class SLSTMCell(GatedCell):
     _: dataclasses.KW_ONLY
     num_heads: int = 1
     forget_fn: str = "sigmoid"
-    forget_bias: float = 1.0
+    forget_bias: float = 0.0
 
     def __post_init__(self):
         super().__post_init__()

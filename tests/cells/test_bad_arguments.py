@@ -405,7 +405,7 @@ def test_options_of_the_families(name, option, value, error, parts):
         ("lstm_1997", {"block_size": 1.0}, ("block_size must be an int, got 1.0",)),
         ("lstm_1997", {"forget_bias": 0.5}, ("forget_bias", "0.5")),
         ("lstm_1997", {"chrono": 10.0}, ("chrono", "10.0")),
-        ("nfg", {"forget_bias": 0.5}, ("forget_bias must be left at 1.0", "nfg", "got 0.5")),
+        ("nfg", {"forget_bias": 0.5}, ("forget_bias must be left at 0.0", "nfg", "got 0.5")),
         ("nfg", {"chrono": 10.0}, ("chrono must be left at None", "nfg", "got 10.0")),
         ("noaf", {"output_fn": "tanh"}, ("output_fn must be left at None", "noaf", "got 'tanh'")),
         ("np", {"peephole_init": ones}, ("peephole_init must be left at zeros", "'np'", "ones")),

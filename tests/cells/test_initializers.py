@@ -37,17 +37,14 @@ def drawn_by_torch():
 
 # The strings of docs/initialisation.md.
 LIBRARIES = {
-    'lstm(kernel_init="lecun_normal", forget_bias=0.0)': functools.partial(
-        drawn_by_flax, nnx.LSTMCell
+    "lstm": functools.partial(drawn_by_flax, nnx.LSTMCell),
+    'lstm(recurrent_kernel_init="joint_orthogonal")': functools.partial(
+        drawn_by_flax, nnx.OptimizedLSTMCell
     ),
-    'lstm(kernel_init="lecun_normal", recurrent_kernel_init="joint_orthogonal", forget_bias=0.0)': (
-        functools.partial(drawn_by_flax, nnx.OptimizedLSTMCell)
-    ),
-    'lstm(kernel_init="joint_glorot_uniform", recurrent_kernel_init="joint_orthogonal")': (
-        drawn_by_keras
-    ),
+    'lstm(kernel_init="joint_glorot_uniform", recurrent_kernel_init="joint_orthogonal", '
+    "forget_bias=1.0)": drawn_by_keras,
     'lstm(kernel_init="torch_uniform", recurrent_kernel_init="torch_uniform", '
-    'bias_init="torch_bias", forget_bias=0.0)': drawn_by_torch,
+    'bias_init="torch_bias")': drawn_by_torch,
 }
 
 

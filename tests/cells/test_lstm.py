@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from lstm_jax import CELLS, LSTMCell, LSTMState, lstm_cell
 from tests import oracle
@@ -89,17 +90,16 @@ class TestInit:
         for block in np.split(np.asarray(self.params["w_hh"], np.float64), 4, -1):
             np.testing.assert_allclose(block @ block.T, np.eye(64), atol=1e-5)
 
-    def test_input_weights_are_glorot_uniform_gate_by_gate(self):
-        limit = np.sqrt(6 / (32 + 64))  # not of the (32, 256) matrix: sqrt(6 / 288)
-        for block in np.split(np.asarray(self.params["w_ih"]), 4, -1):
-            assert 0.95 * limit < np.abs(block).max() <= limit
-            # The mean square of n uniform draws spreads by 0.9 limit^2 / (3 sqrt(n)).
-            spread = 0.9 * limit**2 / 3 / np.sqrt(block.size)
-            assert abs(np.square(block).mean() - limit**2 / 3) < 5 * spread
+    def test_input_weights_are_lecun_normal(self):
+        scale = 32**-0.5 / scipy.stats.truncnorm(-2, 2).std()  # variance 1 / D once it is cut off
+        for block in np.split(np.asarray(self.params["w_ih"], np.float64), 4, -1):
+            assert 1.8 * scale < np.abs(block).max() <= 2 * scale * (1 + 1e-6)
+            # A squared normal draw has a variance of 2 / D^2, one that is cut off has less.
+            spread = np.sqrt(2) / 32 / np.sqrt(block.size)
+            assert abs(np.square(block).mean() - 1 / 32) < 5 * spread
 
-    def test_bias_is_zero_but_for_the_forget_gate(self):
-        expected = np.repeat([0.0, 1.0, 0.0, 0.0], 64)
-        np.testing.assert_array_equal(self.params["b"], expected)
+    def test_bias_is_zero(self):
+        np.testing.assert_array_equal(self.params["b"], np.zeros(4 * 64))
 
     def test_gates_are_drawn_apart(self):
         for name in ("w_ih", "w_hh"):
