@@ -195,9 +195,9 @@ plot_unit(few, quote_unit, text=held_out[line])
 
 # %% [markdown]
 # At the opening mark the forget gate $f$ falls to 0: what was in the cell is thrown away. The
-# input gate $i$ opens, and the candidate $g$ is +1: the cell now says "inside", and says so more
-# firmly with each character. At the closing mark the forget gate shuts once more, and the cell is
-# empty. In between, $f$ mostly stays near 1, and the cell keeps what it has. Nobody designed
+# input gate $i$ is open, and the candidate $g$ is +1: the cell now says "inside". At the closing
+# mark the forget gate shuts once more, little is left, and what is written after it is negative:
+# "outside". Within later words, $f$ stays near 1, and the cell keeps what it has. Nobody designed
 # this. It is what training made of the equations.
 #
 # ## Does the model use it?
@@ -259,9 +259,9 @@ for gate in "ifo":
     print(f"gate {gate}: shut {shut.mean():.0%} of the time, open {wide.mean():.0%}")
 
 # %% [markdown]
-# Many forget gates are open most of the time: these are the units that can hold something, as the
-# one above does. Others are shut much of the time and start afresh with nearly every character.
-# Few input gates are ever shut for long.
+# Some forget gates are open most of the time: these are the units that can hold something. Most
+# are shut much of the time and start afresh with nearly every character. Few input gates are ever
+# shut for long.
 #
 # ## How long is its memory?
 #
@@ -276,7 +276,7 @@ steps = horizon.steps["layer_0"]
 print(f"median {np.median(steps):.1f} steps, longest {steps.max():.0f} steps")
 
 # %% [markdown]
-# About half of the units forget within a step or so: for them a character counts only once. Some
+# Most of the units forget within a step or so: for them a character counts only once. Some
 # remember for a word, and a few for a line. The model has divided the labour, and most of its work
 # is short-term.
 #

@@ -93,11 +93,12 @@ def print_table(flows):
 print_table(new)
 
 # %% [markdown]
-# So an LSTM is no better? After 100 steps less than a hundred-thousandth is left. Look at the
-# factor: a new forget gate is $\sigma(b_f)$ with a bias of 1, about 0.73, and $0.73^{100}$ is
-# about $10^{-14}$. (Units whose gates happen to be more open do better, and so does the whole, but
-# not by enough.) A network with this bias remembers for a handful of steps, which will do for the
-# letters of a word, and not for what we want here.
+# So an LSTM is no better? After 100 steps next to nothing is left. Look at the factor: a new forget
+# gate is $\sigma(b_f)$ with a bias of 0, about one half, and $0.5^{100}$ is about $10^{-30}$. (Units
+# whose gates happen to be more open do better, and so does the whole, but not by enough. The
+# often recommended bias of 1 makes it 0.73, and $0.73^{100}$ is still only $10^{-14}$.) Such a
+# network remembers for a handful of steps, which will do for the letters of a word, and not for
+# what we want here.
 #
 # ## Biases that remember
 #
@@ -119,10 +120,10 @@ display(figure)
 
 # %% [markdown]
 # The axis is logarithmic, so straight lines are exponential decay. Elman's line ends after fewer
-# than 300 steps, where numbers are too small for float32: from there on the gradient is exactly
-# zero, and no amount of training can make anything of it. The line of the plain LSTM falls three
-# times more slowly, and ends, too. With biases that fit, a quarter of the gradient is left after
-# 1000 steps.
+# than 200 steps, where numbers are too small for float32: from there on the gradient is exactly
+# zero, and no amount of training can make anything of it. The line of the plain LSTM falls hardly
+# more slowly, and ends, too. With biases that fit, a fifth of the gradient is left after 1000
+# steps.
 #
 # (The peephole LSTM's line hides the LSTM's. New peephole weights are zero, so both begin as the
 # same network, and part only in training.)
