@@ -86,9 +86,9 @@ for name, array in params.items():
 print("b =", params["b"])
 
 # %% [markdown]
-# All biases begin at zero. Since $\sigma(0) = 0.5$, a new network keeps about half of its state from
-# step to step, and has to learn to remember longer. (`LSTMCell(4, forget_bias=1.0)` begins with
-# $\sigma(1) \approx 0.73$.)
+# All biases begin at zero. Since $\sigma(0) = 0.5$, a new network keeps about half of its state
+# from step to step, and has to learn to remember longer. (`LSTMCell(4, forget_bias=1.0)` begins
+# with $\sigma(1) \approx 0.73$.)
 #
 # Now the equations, line by line, in NumPy:
 
