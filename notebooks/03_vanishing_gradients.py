@@ -96,9 +96,9 @@ print_table(new)
 # So an LSTM is no better? After 100 steps next to nothing is left. Look at the factor: a new
 # forget gate is $\sigma(b_f)$ with a bias of 0, about one half, and $0.5^{100}$ is about
 # $10^{-30}$. (Units whose gates happen to be more open do better, and so does the whole, but not
-# by enough. The often recommended bias of 1 makes it 0.73, and $0.73^{100}$ is still only $10^{-14}$.) Such a
-# network remembers for a handful of steps, which will do for the letters of a word, and not for
-# what we want here.
+# by enough. The often recommended bias of 1 makes it 0.73, and $0.73^{100}$ is still only
+# $10^{-14}$.) Such a network remembers for a handful of steps, which will do for the letters of a
+# word, and not for what we want here.
 #
 # ## Biases that remember
 #
