@@ -1,4 +1,4 @@
-"""Two cells that read a sequence from both ends."""
+"""Bidirectional layers: two cells that read a sequence from both ends."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -27,15 +27,15 @@ MERGES: dict[str, Merge] = {
     "mean": lambda forward, backward: (forward + backward) / 2,
     "product": lambda forward, backward: forward * backward,
 }
-"""How the outputs of both directions become one, by the name that a config gives it."""
+"""How the outputs of both directions are merged, by name."""
 
 
 class BidirectionalState(NamedTuple):
     """The states of both directions.
 
     Attributes:
-      forward: what the forward cell hands on, after each row's last step.
-      backward: what the backward cell hands on, after the step t = 0.
+      forward: the state of the forward cell after each row's last step.
+      backward: the state of the backward cell after the step t = 0.
     """
 
     forward: Any
@@ -56,16 +56,17 @@ class Bidirectional:
 
     Attributes:
       forward: the cell that reads forwards.
-      backward: the cell that reads backwards; None for the same kind of cell (with its own
-        parameters all the same).
+      backward: the cell that reads backwards; None for the same kind of cell, which still has
+        its own parameters.
       merge: ``"concat"`` (features side by side), ``"sum"``, ``"mean"``, ``"product"``, or a
         function of both outputs, each ``[..., H]``, that works on any number of leading axes.
       engine: how both directions are run, as in :func:`unroll`.
       memory: what they store for the derivative, as in :func:`unroll`.
 
     Raises:
-      TypeError: ``forward`` or ``backward`` is no cell, or ``merge`` neither text nor function.
-      ValueError: ``merge`` is unknown, or needs two outputs of one size and they are not.
+      TypeError: ``forward`` or ``backward`` is not a cell, or ``merge`` is neither a string nor a
+        function.
+      ValueError: ``merge`` is unknown, or needs two outputs of one size and the sizes differ.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -121,7 +122,7 @@ class Bidirectional:
 
     @property
     def num_feature_axes(self) -> int:
-        """How many axes of an input are not batch axes, as the cells have it."""
+        """The number of feature axes of an input: that of the cells."""
         return num_feature_axes(self.forward)
 
     @property
@@ -130,7 +131,7 @@ class Bidirectional:
         return is_stochastic(self.forward) or is_stochastic(self.backward)
 
     def input_size(self, params: Params) -> int | None:
-        """D as the parameters have it, or None where that cannot be told."""
+        """D, read from the parameters; None if they do not determine it."""
         return input_size(self.forward, params["forward"])
 
     def init(self, key: jax.Array, input_size: int) -> dict[str, Params]:
@@ -152,7 +153,7 @@ class Bidirectional:
     def initial_state(
         self, params: dict[str, Params], batch_shape: tuple[int, ...] = ()
     ) -> BidirectionalState:
-        """The state before the first step of both cells: zeros, or what was learned."""
+        """The state before the first step of both cells: zeros, or a learned state."""
         return BidirectionalState(
             forward=initial_state(self.forward, params["forward"], batch_shape),
             backward=initial_state(self.backward, params["backward"], batch_shape),
@@ -174,14 +175,14 @@ class Bidirectional:
         Args:
           params: as from :meth:`init`.
           xs: ``[T, ..., D]``.
-          state: what both directions begin with, the backward one at each row's last step;
-            the initial states if None, in whole or in part.
+          state: the states from which both directions start, the backward one at each row's
+            last step; None, as a whole or for one direction, stands for the initial state.
           lengths: as in :func:`unroll`.
           mask: booleans ``[T, ...]``, as in :func:`unroll`.
           resets: booleans ``[T, ...]``; a true flag says that a document begins at t.  The
-            forward direction begins anew there and the backward one at the valid step
-            before, where the last document ends (:func:`reversed_resets`).
-          key: random key for what regularisers around the cells draw.
+            forward direction restarts there, and the backward one at the valid step before
+            it, where the previous document ends (:func:`reversed_resets`).
+          key: random key for regularisers around the cells.
 
         Returns:
           ``(state, ys)``: the states of both directions, forward after each row's last step
@@ -189,7 +190,7 @@ class Bidirectional:
           masked steps.
 
         Raises:
-          TypeError: ``params`` or ``state`` are not those of this layer, or as in
+          TypeError: ``params`` or ``state`` belong to another layer, or as in
             :func:`unroll`.
           ValueError: as in :func:`unroll`.
         """
@@ -223,7 +224,7 @@ class Bidirectional:
         )
         merged = self._merged(ys, zs)
         valid = counted_steps(merged.shape[0], lengths, mask)
-        if valid is not None and callable(self.merge):  # of two zeros it may make anything
+        if valid is not None and callable(self.merge):  # merge(0, 0) need not be 0
             merged = where(valid, merged, jnp.zeros_like(merged))
         return BidirectionalState(forward=forward, backward=backward), merged
 

@@ -1,8 +1,9 @@
 """The standard LSTM by NVIDIA's cuDNN, through ``jax.experimental.rnn``.
 
-Known faults of that function, and what is done here: no rule for vmap and none for jvp (they are
-refused by JAX, by name); dropout cannot be seeded (never used); a length of zero is an error
-inside cuDNN (such rows run one step, of which nothing is kept); it always computes as in training.
+Known limitations of that function, and what this module does: it has no rules for vmap and jvp
+(JAX rejects both, by name); its dropout cannot be seeded (never used here); a length of zero is an
+error inside cuDNN (such rows run one step, whose results are discarded); it always computes as in
+training.
 """
 
 from collections.abc import Callable
@@ -17,10 +18,10 @@ Kernel = Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
 
 
 def weights(layers: list[dict[str, jax.Array]]) -> jax.Array:
-    """Parameters as the one flat array that cuDNN reads.
+    """Parameters as the flat array that cuDNN reads.
 
-    Ours are laid out for ``x @ w`` and have one bias; cuDNN's matrices are transposed, gates in
-    the same order i, f, g, o, and it adds two biases.  All matrices come first.
+    Our matrices are stored for ``x @ w``, with one bias.  Those of cuDNN are transposed, with gates
+    in the same order i, f, g, o, and two biases that are added.  All matrices come first.
 
     Args:
       layers: the parameters of each layer and, in it, of each direction, forward first.
@@ -50,9 +51,9 @@ def cudnn_lstm(
       params: ``w_ih``, ``w_hh``, ``b``.
       xs: ``[T, B, D]``, at least one step.
       state: ``h`` and ``c``, each ``[B, H]``.
-      lengths: integers ``[B]``; None for T everywhere.
+      lengths: integers ``[B]``; None for T in every row.
       reverse: whether each row is read from its own last step.
-      kernel: what is called as ``jax.experimental.rnn.lstm`` is; None for that.
+      kernel: a function with the signature of ``jax.experimental.rnn.lstm``, the default.
 
     Returns:
       ``(state, ys)`` as :func:`unroll` returns them.

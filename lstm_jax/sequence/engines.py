@@ -1,4 +1,4 @@
-"""How a loop over time is run: the engines, what each can do, and which one to take."""
+"""Engines: how a loop over time is run, what each engine supports, and which one to use."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -27,12 +27,12 @@ Loop = Callable[[Callable[[Any, Any], tuple[Any, Any]], Any, Any], tuple[Any, An
 
 
 class Choice(NamedTuple):
-    """An engine, and why.
+    """An engine and the reason for it.
 
     Attributes:
       engine: its name.
-      reason: why it is taken, in words.
-      rejected: why each of the others is not, in words, by its name.
+      reason: why it is used, in words.
+      rejected: for each other engine, by name, why it is not used.
 
     >>> Choice("scan", "asked for", {}).engine
     'scan'
@@ -54,7 +54,7 @@ def choose_engine(
     memory: str = "full",
     platform: str | None = None,
 ) -> Choice:
-    """What ``unroll(..., engine="auto")`` takes, and why.
+    """The engine that ``unroll(..., engine="auto")`` uses, and why.
 
     Args:
       cell: the cell.
@@ -94,19 +94,19 @@ def choose_engine(
         )
         for engine in ENGINES[1:]
     }
-    # cuDNN has no rule for vmap and jvp, and whether a function will be transformed cannot be
-    # seen while it is traced.
+    # cuDNN has no rules for vmap and jvp, and while a function is traced it is unknown whether
+    # it will be transformed.
     if obstacles["cudnn"] is None:
-        obstacles["cudnn"] = "has no vmap and no jvp rule; ask for it by name where neither is used"
+        obstacles["cudnn"] = "has no vmap and no jvp rule; select it by name if you need neither"
     if obstacles["associative"] is None and platform == "cpu":
         obstacles["associative"] = (
-            "does more work in all, which pays off with thousands of processors"
+            "does more work in total, which pays off with thousands of processors"
         )
     reasons = {
-        "associative": "the recurrence is linear, and all steps can be had at once",
-        "fused": "what need not wait for the step before is computed for many steps at once, and "
-        "parameter gradients after the loop",
-        "scan": "the plain loop, which can do everything",
+        "associative": "the recurrence is linear, so all steps are computed at once",
+        "fused": "values that do not depend on the carry are computed for many steps at once, "
+        "and parameter gradients after the loop",
+        "scan": "the plain loop, which supports everything",
     }
     engine = next(engine for engine in reasons if obstacles[engine] is None)
     rejected = {
@@ -129,7 +129,7 @@ def obstacle(
     memory: str,
     platform: str,
 ) -> str | None:
-    """Why an engine cannot run a loop, in words; None where it can.
+    """Why an engine cannot run a loop, in words; None if it can.
 
     >>> from lstm_jax import LSTMCell
     >>> how = {"dtype": "float32", "resets": False, "memory": "full", "platform": "cpu"}
@@ -140,7 +140,7 @@ def obstacle(
     is_empty = 0 in (num_steps, *batch_shape)
     sizes = (num_steps,) if engine == "associative" else (num_steps, *batch_shape)
     if engine != "scan" and not all(isinstance(size, int | np.integer) for size in sizes):
-        return f"needs sizes that are numbers when it is traced, not {', '.join(map(str, sizes))}"
+        return f"needs sizes that are known when it is traced, not {', '.join(map(str, sizes))}"
     if engine == "fused":
         return "needs at least one step of one row" if is_empty else None
     if engine == "scan":
@@ -149,26 +149,26 @@ def obstacle(
         if not getattr(cell, "is_linear", False):
             return f"is for cells whose recurrence is linear, not for {name}"
         if memory != "full":
-            return f"keeps every step, and has no memory={memory!r}"
+            return f"stores every step and does not support memory={memory!r}"
     if engine == "cudnn":
         if platform not in ("gpu", "cuda"):
             return f"needs an NVIDIA GPU, not {platform}"
         if type(cell) is not LSTMCell:
             return f"is for LSTMCell, not for {name}"
         if not _is_standard(cell):
-            return "is for the standard LSTM alone, without options that change its arithmetic"
+            return "is only for the standard LSTM, without options that change its arithmetic"
         if jnp.dtype(dtype) != jnp.float32 or cell.dtype not in (None, "float32"):
-            return "is for float32 alone"
+            return "is only for float32"
         if len(batch_shape) != 1:
             return f"needs one batch axis, not {len(batch_shape)}"
         if is_empty:
             return "needs at least one step of one row"
         if memory != "full":
-            return f"has a memory plan of its own, not memory={memory!r}"
+            return f"has its own memory plan and does not support memory={memory!r}"
         if mask:
-            return "takes lengths, not a mask"
+            return "supports lengths, not a mask"
         if resets:
-            return "knows no resets"
+            return "does not support resets"
     return None
 
 
@@ -200,9 +200,9 @@ SPLIT_FROM = 8192
 
 
 def loop(engine: str, memory: str, reverse: bool, finite_coefficients: bool = False) -> Loop:
-    """The loop that ``scan`` or ``fused`` is, with less memory where that is asked for.
+    """The loop of the engine ``scan`` or ``fused``, with the requested memory plan.
 
-    Where ``finite_coefficients``, local derivatives that are not finite count as zero.
+    With ``finite_coefficients``, local derivatives that are not finite are replaced by zero.
 
     >>> import jax.numpy as jnp
     >>> run = loop("scan", "sqrt", reverse=False)
@@ -234,7 +234,7 @@ def loop(engine: str, memory: str, reverse: bool, finite_coefficients: bool = Fa
 def _in_segments(
     run: Loop, reverse: bool, step: Any, state: Any, inputs: Any
 ) -> tuple[Any, jax.Array]:
-    """About √T segments of about √T steps: stored is how each begins, and one of them whole."""
+    """About √T segments of about √T steps: stored are the first state of each and one segment."""
     num_steps = len(jax.tree.leaves(inputs)[0])
     if num_steps == 0:
         return run(step, state, inputs)
@@ -250,12 +250,12 @@ def _in_segments(
 
 
 def check_engine(engine: Any) -> None:
-    """Raises where there is no such engine."""
+    """Raises a ValueError if there is no such engine."""
     if engine not in ENGINES:
         raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
 
 
 def check_memory(memory: Any) -> None:
-    """Raises where there is no such plan."""
+    """Raises a ValueError if there is no such memory plan."""
     if memory not in MEMORIES:
         raise ValueError(f"memory must be one of {', '.join(MEMORIES)}, got {memory!r}")

@@ -29,12 +29,12 @@ class LSTM:
     Attributes:
       hidden_size: H, the number of hidden features of every layer, or a tuple with one
         for each.
-      num_layers: L; what tuples are given for ``hidden_size`` or ``cell`` tell it, too.
+      num_layers: L; tuples for ``hidden_size`` or ``cell`` determine it, too.
       bidirectional: whether every layer reads its sequence from both ends
         (:class:`Bidirectional`); H is the width of one direction.
       dropout: probability with which each output of a layer but the last is zeroed on its
-        way up (Zaremba et al. 2014); at work only where ``apply`` is given a ``key``.
-      merge: how both directions' outputs become one, as in :class:`Bidirectional`.
+        way up (Zaremba et al. 2014); active only if ``apply`` receives a ``key``.
+      merge: how the outputs of both directions are merged, as in :class:`Bidirectional`.
       connections: ``"plain"``, ``"residual"`` or ``"skip"``, as in :class:`Stack`.
       reverse: whether time runs backwards, as in :func:`unroll`.
       engine: how each layer runs over time, as in :func:`unroll`.
@@ -47,8 +47,8 @@ class LSTM:
       param_dtype: type in which parameters are stored; None for the cell's, float32.
 
     Raises:
-      TypeError, ValueError: a size is no positive integer, a tuple has not one entry a
-        layer, ``cell`` is unknown, or as in :class:`Stack`.
+      TypeError, ValueError: a size is not a positive integer, a tuple does not have one
+        entry for each layer, ``cell`` is unknown, or as in :class:`Stack`.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -125,7 +125,7 @@ class LSTM:
         return given if isinstance(given, tuple) else (given,) * self.num_layers
 
     def _made(self, cell: CellMaker, hidden_size: int) -> Any:
-        """A cell of this kind; types that are not given are left to it."""
+        """A cell of this kind; types that are not given keep the cell's defaults."""
         check_size("hidden_size", hidden_size)
         if isinstance(cell, str):
             if cell not in CELLS:
@@ -140,7 +140,7 @@ class LSTM:
         _check_makes_cells(cell, hidden_size=hidden_size, **given)
         return cell(hidden_size=hidden_size, **given)
 
-    # ---- the stack's ----
+    # ---- delegated to the stack ----
 
     @property
     def layers(self) -> dict[str, Any]:
@@ -149,21 +149,21 @@ class LSTM:
 
     @property
     def output_size(self) -> int:
-        """Features of one output, as :class:`Stack` has it."""
+        """Features of one output, as in :class:`Stack`."""
         return self.stack.output_size
 
     @property
     def num_feature_axes(self) -> int:
-        """How many axes of an input are not batch axes, as :class:`Stack` has it."""
+        """The number of feature axes of an input, as in :class:`Stack`."""
         return self.stack.num_feature_axes
 
     @property
     def is_stochastic(self) -> bool:
-        """Whether ``apply`` uses a key, as :class:`Stack` has it."""
+        """Whether ``apply`` uses a key, as in :class:`Stack`."""
         return self.stack.is_stochastic
 
     def input_size(self, params: Mapping[str, Params]) -> int | None:
-        """D as the parameters have it, or None where that cannot be told."""
+        """D, read from the parameters; None if they do not determine it."""
         return self.stack.input_size(params)
 
     def init(self, key: jax.Array, input_size: int) -> LSTMParams:
@@ -177,7 +177,7 @@ class LSTM:
     def initial_state(
         self, params: Mapping[str, Params], batch_shape: tuple[int, ...] = ()
     ) -> LSTMStates:
-        """The state of each layer before its first step: zeros, or what was learned."""
+        """The state of each layer before its first step: zeros, or a learned state."""
         return self.stack.initial_state(params, batch_shape)
 
     def apply(
@@ -224,13 +224,13 @@ class LSTM:
 
 
 def _check_makes_cells(cell: Callable[..., Any], **arguments: Any) -> None:
-    """Raises where a class or function cannot be called with these keywords."""
+    """Raises a TypeError if a class or function cannot be called with these keywords."""
     inner, positions, keywords = cell, (), arguments
     while isinstance(inner, functools.partial):
         inner, positions, keywords = inner.func, inner.args + positions, inner.keywords | keywords
     try:
         signature = inspect.signature(inner)
-    except (TypeError, ValueError):  # it has none
+    except (TypeError, ValueError):  # it has no signature
         return
     try:
         signature.bind(*positions, **keywords)

@@ -1,4 +1,4 @@
-"""Short documents behind one another in long rows, and their outputs back apart."""
+"""Packing: short documents concatenated into long rows, and their outputs split again."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -10,13 +10,13 @@ from lstm_jax.cells.base import check_size
 
 
 class Packed(NamedTuple):
-    """Documents in rows, as :func:`pack` lays them.
+    """Documents packed into rows by :func:`pack`.
 
     Attributes:
       xs: the documents' steps, ``[T, B, D...]``; zeros where a row is not full.
       segment_ids: int32 ``[T, B]``: 1, 2, ... for a row's first, second, ... document, 0 for
         padding.  :func:`resets_from_segments` makes resets of them.
-      lengths: int32 ``[B]``, how many steps of each row are taken.
+      lengths: int32 ``[B]``, the number of steps of each row that are used.
       rows: int32 ``[N]``, the row of each document.
       starts: int32 ``[N]``, the step at which each begins.
       sizes: int32 ``[N]``, the number of steps of each.
@@ -31,24 +31,24 @@ class Packed(NamedTuple):
 
 
 def pack(documents: Sequence[Any], num_steps: int) -> Packed:
-    """Lays documents of different lengths into rows of ``num_steps`` steps.
+    """Packs documents of different lengths into rows of ``num_steps`` steps.
 
-    Each document goes whole into the first row that has room for it.  With
+    Each document is placed as a whole into the first row that has room for it.  With
     ``resets=resets_from_segments(packed.segment_ids)`` and ``lengths=packed.lengths`` a layer
-    gives each step what it would give with every document in a row of its own, and
-    :func:`unpack` takes that apart again.  Runs in NumPy, on the host.
+    computes the same outputs as with one document per row, and :func:`unpack` returns the
+    outputs of each document.  Runs in NumPy, on the host.
 
     Args:
       documents: N arrays ``[T_i, D...]`` of one feature shape; T_i from 0 to ``num_steps``.
       num_steps: T, the steps of a row.
 
     Returns:
-      A :class:`Packed` of B rows, as many as are needed, in the documents' common type.
+      A :class:`Packed` with as many rows as needed, B, in the common type of the documents.
 
     Raises:
       ValueError: there is no document, one is longer than ``num_steps``, has no time axis,
         or differs in its feature shape from the first.
-      TypeError: ``num_steps`` is no integer.
+      TypeError: ``num_steps`` is not an integer.
 
     Example:
       >>> import numpy as np
@@ -77,7 +77,7 @@ def pack(documents: Sequence[Any], num_steps: int) -> Packed:
                 f"documents[{n}] must have at most num_steps={num_steps} steps, got {len(array)}"
             )
 
-    room = np.full(len(arrays), num_steps)  # of as many rows as could be needed
+    room = np.full(len(arrays), num_steps)  # at most one row for each document
     sizes = np.array([len(array) for array in arrays], np.int32)
     rows, starts = np.zeros_like(sizes), np.zeros_like(sizes)
     for n, size in enumerate(sizes):
@@ -96,18 +96,18 @@ def pack(documents: Sequence[Any], num_steps: int) -> Packed:
 
 
 def unpack(ys: Any, packed: Packed) -> list[Any]:
-    """The outputs of each document, in the order in which :func:`pack` was given them.
+    """The outputs of each document, in the order of the arguments of :func:`pack`.
 
     Args:
       ys: ``[T, B, ...]``, one output for each step of the rows.
       packed: what :func:`pack` returned.
 
     Returns:
-      N arrays ``[T_i, ...]``: of NumPy, or of JAX where ``ys`` is traced (inside ``jit`` or
-      ``grad``, to which ``packed`` then is no argument).
+      N arrays ``[T_i, ...]``: NumPy arrays, or JAX arrays if ``ys`` is traced (inside ``jit`` or
+      ``grad``, where ``packed`` must not be an argument of the traced function).
 
     Raises:
-      ValueError: ``ys`` has not the time and batch axes of ``packed``.
+      ValueError: ``ys`` does not have the time and batch axes of ``packed``.
 
     Example:
       >>> import numpy as np

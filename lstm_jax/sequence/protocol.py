@@ -1,4 +1,4 @@
-"""What a layer is, and what is asked of cells and layers alike."""
+"""The protocol of layers, and helpers that work on cells and layers alike."""
 
 import dataclasses
 from typing import Any, Protocol
@@ -21,11 +21,11 @@ class Layer(Protocol):
         ...
 
     def init(self, key: jax.Array, input_size: int) -> Params:
-        """Parameters for inputs of ``input_size`` features, drawn from ``key``."""
+        """Parameters for inputs of ``input_size`` features, initialised with ``key``."""
         ...
 
     def zero_state(self, batch_shape: tuple[int, ...] = ()) -> State:
-        """The state of a sequence that has not begun."""
+        """The state before the first step: zeros."""
         ...
 
     def apply(
@@ -45,10 +45,10 @@ class Layer(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Around:
-    """A cell around a cell, whose sizes, options and initial state are that cell's.
+    """A wrapper around a cell, with the sizes, options and initial state of that cell.
 
     Attributes:
-      cell: the cell within.
+      cell: the wrapped cell.
     """
 
     cell: Any
@@ -61,7 +61,7 @@ class Around:
 
     @property
     def is_linear(self) -> bool:
-        """Never: what is done around the cell is done step by step."""
+        """Always false: a wrapper works step by step."""
         return False
 
 
@@ -79,18 +79,18 @@ def is_stochastic(thing: Any) -> bool:
 
 
 def is_layer(thing: Any) -> bool:
-    """Whether it is a layer and not a cell: it has ``apply``."""
+    """Whether ``thing`` is a layer rather than a cell: it has ``apply``."""
     return hasattr(thing, "apply")
 
 
 def check_cell(name: str, thing: Any) -> None:
-    """Raises where ``thing`` is no cell."""
+    """Raises a TypeError if ``thing`` is not a cell."""
     if isinstance(thing, type) or is_layer(thing) or not _has(thing, "init zero_state step"):
         raise TypeError(f"{name} must be a cell (init, zero_state, step), got {thing!r}")
 
 
 def check_cell_or_layer(name: str, thing: Any) -> None:
-    """Raises where ``thing`` is neither a cell nor a layer."""
+    """Raises a TypeError if ``thing`` is neither a cell nor a layer."""
     wanted = "init zero_state apply" if is_layer(thing) else "init zero_state step"
     if isinstance(thing, type) or not _has(thing, wanted):
         raise TypeError(
@@ -104,7 +104,7 @@ def _has(thing: Any, members: str) -> bool:
 
 
 def output_size(thing: Any) -> int:
-    """Features of one output of a cell or layer: H of a cell that does not say otherwise.
+    """Features of one output of a cell or layer; H for a cell without ``output_size``.
 
     >>> from lstm_jax import LSTMCell
     >>> output_size(LSTMCell(hidden_size=3))
@@ -114,7 +114,7 @@ def output_size(thing: Any) -> int:
 
 
 def input_size(thing: Any, params: Params) -> int | None:
-    """D as the parameters of a cell or layer have it, or None where that cannot be told.
+    """D, read from the parameters of a cell or layer; None if they do not determine it.
 
     >>> import jax
     >>> from lstm_jax import LSTMCell
@@ -126,7 +126,7 @@ def input_size(thing: Any, params: Params) -> int | None:
 
 
 def num_feature_axes(thing: Any) -> int:
-    """How many axes of an input are not batch axes: the last, and those of space before it.
+    """The number of feature axes of an input: the last axis, and spatial axes before it.
 
     >>> from lstm_jax import LSTM
     >>> num_feature_axes(LSTM(3)), num_feature_axes(LSTM(3, cell="conv_lstm"))

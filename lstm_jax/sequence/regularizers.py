@@ -1,8 +1,8 @@
-"""Noise for training, around any cell: zoneout, dropout in three places, DropConnect.
+"""Noise for training, around any cell: zoneout, three kinds of dropout, DropConnect.
 
-A regulariser is a cell around a cell: the same parameters and states, and in evaluation the
-same arithmetic (zoneout's means apart).  Where ``unroll`` is given a ``key``, it draws its
-noise from it.  Regularisers nest: ``Zoneout(DropConnect(LSTMCell(64), rate=0.5))``.
+A regulariser wraps a cell.  It has the same parameters and states, and in evaluation the same
+arithmetic (except for the means of zoneout).  If ``unroll`` receives a ``key``, the regulariser
+samples its noise with it.  Regularisers nest: ``Zoneout(DropConnect(LSTMCell(64), rate=0.5))``.
 """
 
 import dataclasses
@@ -22,10 +22,10 @@ Step = Callable[[State, jax.Array, Any], tuple[State, jax.Array]]
 def noisy_step(
     cell: Cell, params: Params, key: jax.Array | None, shape: tuple[int, ...]
 ) -> tuple[Step, Any]:
-    """A step that takes its noise as an input, and that noise for each step of a sequence.
+    """A step that takes its noise as an input, and the noise of each step of a sequence.
 
     Args:
-      cell: a cell, which is noisy where it is a :class:`Regularizer` and ``key`` is given.
+      cell: a cell; it is noisy if it is a :class:`Regularizer` and there is a ``key``.
       params: its parameters.
       key: a random key; None for no noise.
       shape: of the inputs, ``[T, ..., D]``.
@@ -42,7 +42,7 @@ def noisy_step(
 def single_step(
     cell: Cell, params: Params, state: State, x: jax.Array, key: jax.Array | None
 ) -> tuple[State, jax.Array]:
-    """One step by itself: with noise where a key is given, otherwise as in evaluation.
+    """A single step: with noise if there is a key, otherwise as in evaluation.
 
     Args:
       cell: a cell, or a regulariser around one.
@@ -60,11 +60,11 @@ def single_step(
 
 @dataclasses.dataclass(frozen=True)
 class Regularizer(Around):
-    """A cell around a cell, with noise in training; kinds of it say :meth:`noisy`.
+    """A wrapper around a cell that adds noise in training; subclasses define :meth:`noisy`.
 
     Attributes:
       cell: the cell that is regularised, or another regulariser around it.
-      rate_names: the fields that are rates; with every rate at zero there is no noise.
+      rate_names: the fields that hold rates; if every rate is zero, there is no noise.
     """
 
     rate_names: ClassVar[tuple[str, ...]] = ()
@@ -76,7 +76,7 @@ class Regularizer(Around):
         return not rates or any(rates) or is_stochastic(self.cell)
 
     def noisy(self, params: Params, key: jax.Array, shape: tuple[int, ...]) -> tuple[Step, Any]:
-        """As :func:`noisy_step`, with this regulariser's own noise and that of its cell."""
+        """As :func:`noisy_step`, with the noise of this regulariser and of its cell."""
         raise NotImplementedError
 
     @property
@@ -85,11 +85,11 @@ class Regularizer(Around):
         return self.cell.hidden_size
 
     def init(self, key: jax.Array, input_size: int) -> Params:
-        """The cell's parameters; a regulariser has none."""
+        """The parameters of the cell; a regulariser has none."""
         return self.cell.init(key, input_size)
 
     def zero_state(self, batch_shape: tuple[int, ...] = ()) -> State:
-        """The cell's."""
+        """The zero state of the cell."""
         return self.cell.zero_state(batch_shape)
 
     def step(self, params: Params, state: State, x: jax.Array) -> tuple[State, jax.Array]:
@@ -98,7 +98,7 @@ class Regularizer(Around):
 
 
 def without_regularizers(cell: Any) -> Any:
-    """The cell in the middle of its regularisers, if there are any.
+    """The cell inside all regularisers.
 
     >>> from lstm_jax import LSTMCell
     >>> without_regularizers(Zoneout(LSTMCell(3))).hidden_size
@@ -111,14 +111,14 @@ def without_regularizers(cell: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Zoneout(Regularizer):
-    """Units keep their last value at random, instead of being dropped.
+    """Randomly chosen units keep their previous value instead of being dropped.
 
-    With masks drawn anew at each step, 1 with the probability ``rate``::
+    With masks sampled at each step, 1 with probability ``rate``::
 
         c_t = d^c_t ∘ c_{t-1} + (1 - d^c_t) ∘ ĉ_t        h_t = d^h_t ∘ h_{t-1} + (1 - d^h_t) ∘ ĥ_t
 
-    where ĉ_t and ĥ_t are what the cell computes; in evaluation the rate stands in the mask's
-    place.  What a cell keeps beside h and c is kept together with c.
+    where ĉ_t and ĥ_t are the states that the cell computes; in evaluation the rate replaces the
+    mask.  Any further field of the state uses the mask of c.
 
     Attributes:
       cell: any cell whose state is a NamedTuple with a field ``h``.
@@ -154,7 +154,7 @@ class Zoneout(Regularizer):
     def noisy(self, params: Params, key: jax.Array, shape: tuple[int, ...]) -> tuple[Step, Any]:
         h_key, c_key, key = jax.random.split(key, 3)
         run, noise = noisy_step(self.cell, params, key, shape)
-        # One key for all but h: fields of the same unit are kept or renewed together.
+        # One key for all fields but h: fields of the same unit are preserved or updated together.
         masks = self._of_fields(
             lambda rate, name, zero: jax.random.bernoulli(
                 h_key if name == "h" else c_key, rate, (shape[0], *zero.shape)
@@ -166,8 +166,8 @@ class Zoneout(Regularizer):
             masks, noise = noise
             stepped, y = run(state, x, noise)
             masks = jax.tree.map(shardings.like, masks, stepped)
-            kept = jax.tree.map(jnp.where, masks, state, stepped)
-            return kept, _output(y, stepped, kept)
+            zoned_out = jax.tree.map(jnp.where, masks, state, stepped)
+            return zoned_out, _output(y, stepped, zoned_out)
 
         return zoned, (masks, noise)
 
@@ -192,15 +192,15 @@ class Zoneout(Regularizer):
 class VariationalDropout(Regularizer):
     """Dropout with one mask for a whole sequence, on inputs, hidden state and outputs.
 
-    With masks that are drawn once a row and sequence, and scaled by 1 / (1 - rate)::
+    With masks that are sampled once for each row and sequence, and scaled by 1 / (1 - rate)::
 
         (state_t, y_t) = cell(d^h ∘ h_{t-1}, ...; d^x ∘ x_t)        and d^y ∘ y_t is the output
 
-    The mask of the state is laid on ``h`` as a step reads it; a cell state is never dropped.
+    The mask of the state applies to ``h`` as a step reads it; the cell state is never dropped.
 
     Attributes:
       cell: any cell; with a ``state_rate`` one whose state has a field ``h``.
-      input_rate: probability with which an input feature is zero throughout a sequence.
+      input_rate: probability that an input feature is zero throughout a sequence.
       state_rate: the same for the hidden state that a step reads.
       output_rate: the same for outputs.
 
@@ -255,21 +255,21 @@ class VariationalDropout(Regularizer):
 
 @dataclasses.dataclass(frozen=True)
 class RecurrentDropout(Regularizer):
-    """Dropout of what is to be written, which leaves the memory whole.
+    """Dropout of the candidate, which leaves the memory intact.
 
-    With a mask d(.) drawn anew at each step, and scaled by 1 / (1 - rate)::
+    With a mask d(.) sampled at each step, and scaled by 1 / (1 - rate)::
 
         c_t = f_t ∘ c_{t-1} + i_t ∘ d(g_t)
 
-    and in the same way the candidate of any gated cell (the GRU's, say).
+    and likewise for the candidate of any gated cell, such as the GRU.
 
     Attributes:
-      cell: a cell with gates and a candidate, itself and not a regulariser around it.
-      rate: the probability, at least 0 and below 1, with which an element becomes zero.
+      cell: a cell with gates and a candidate, not a regulariser around one.
+      rate: the probability, at least 0 and below 1, that an element becomes zero.
 
     Raises:
       ValueError: the rate lies outside its range.
-      TypeError: the cell is no :class:`lstm_jax.cells.GatedCell`.
+      TypeError: the cell is not a :class:`lstm_jax.cells.GatedCell`.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -306,8 +306,8 @@ class RecurrentDropout(Regularizer):
             def drop(z: jax.Array) -> jax.Array:
                 return _kept(functions.candidate(z), keep, self.rate)
 
-            # The same cell but for one function, which no option reaches: activation_fn may
-            # act on what is read out, too, and in the variant niaf does so alone.
+            # The same cell except for one function, which no option sets: activation_fn may
+            # apply to the read-out, too, and in the variant niaf to nothing else.
             body = {"activations": functions._replace(candidate=drop)}
             noisy = type(kind.__name__, (kind,), body)(**options)
             return noisy.step(params, state, x)
@@ -317,16 +317,16 @@ class RecurrentDropout(Regularizer):
 
 @dataclasses.dataclass(frozen=True)
 class DropConnect(Regularizer):
-    """Dropout of recurrent weights: one mask a call, for all rows and steps of it.
+    """Dropout of recurrent weights: one mask for all rows and steps of a call.
 
     ::
 
-        h_t = cell(h_{t-1}, x_t; d ∘ U / (1 - rate))        d drawn once for all steps
+        h_t = cell(h_{t-1}, x_t; d ∘ U / (1 - rate))        d sampled once for all steps
 
     Attributes:
       cell: a cell with parameters in a flat dict; ``cell.recurrent_weights`` names those
-        that are dropped, ``("w_hh",)`` where a cell does not say.
-      rate: the probability, at least 0 and below 1, with which a weight becomes zero.
+        that are dropped, by default ``("w_hh",)``.
+      rate: the probability, at least 0 and below 1, that a weight becomes zero.
 
     Raises:
       ValueError: the rate lies outside its range, or the cell has no recurrent weights.
@@ -377,8 +377,8 @@ def dropout(xs: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
 
     Args:
       xs: any array.
-      rate: the probability, 0 <= rate < 1, with which an element becomes zero.
-      key: a random key; None (no training) returns ``xs`` as they are.
+      rate: the probability, 0 <= rate < 1, that an element becomes zero.
+      key: a random key; None (evaluation) returns ``xs`` unchanged.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -398,13 +398,13 @@ def dropout(xs: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
 
 
 def _kept(array: jax.Array, keep: jax.Array, rate: float) -> jax.Array:
-    """Inverted dropout: what is kept is scaled up, so that the mean stays."""
+    """Inverted dropout: the remaining elements are scaled up to preserve the mean."""
     keep = shardings.like(keep, array)
     return jnp.where(keep, array / jnp.asarray(1.0 - rate, array.dtype), jnp.zeros_like(array))
 
 
 def _output(y: jax.Array, stepped: Any, state: Any) -> jax.Array:
-    """The output that belongs to ``state``: its h, where the cell's output was its h."""
+    """The output for a changed ``state``: its h if the output of the cell is its h."""
     return state.h if y is stepped.h else y
 
 

@@ -1,4 +1,4 @@
-"""Where one thing ends and the next begins: flags for the argument ``resets`` of ``unroll``."""
+"""Flags for the argument ``resets`` of ``unroll``, from episodes and from packed documents."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from lstm_jax.sequence.rows import checked_flags, valid_steps
 
 
 def resets_from_dones(dones: jax.Array, previous_done: jax.Array) -> jax.Array:
-    """The resets of a rollout whose steps say whether they ended their episode.
+    """The resets of a rollout, from flags that mark the last step of each episode.
 
     A step that ends an episode still belongs to it; the step after it begins the next one::
 
@@ -21,8 +21,8 @@ def resets_from_dones(dones: jax.Array, previous_done: jax.Array) -> jax.Array:
 
     so ``resets[t] = dones[t - 1]``, and ``resets[0]`` is the flag of the last step of the
     rollout before this one.  With ``resets = dones`` the last step of each episode would
-    read an empty memory, and the first step of the next would read that episode's end:
-    training seems to work, and learns to act without its memory.
+    read an empty memory, and the first step of the next one would read the end of that episode:
+    training seems to work, but the agent learns to act without its memory.
 
     Args:
       dones: booleans ``[T, ...]``; whether step t was the last of its episode.
@@ -33,8 +33,8 @@ def resets_from_dones(dones: jax.Array, previous_done: jax.Array) -> jax.Array:
       Booleans ``[T, ...]`` for ``unroll(..., resets=)``.
 
     Raises:
-      TypeError: an argument is not of booleans.
-      ValueError: ``dones`` has no time axis, or ``previous_done`` not its batch shape.
+      TypeError: an argument does not hold booleans.
+      ValueError: ``dones`` has no time axis, or ``previous_done`` does not have its batch shape.
 
     Example:
       >>> import jax.numpy as jnp
@@ -53,14 +53,14 @@ def resets_from_dones(dones: jax.Array, previous_done: jax.Array) -> jax.Array:
 
 
 def resets_from_segments(segment_ids: jax.Array) -> jax.Array:
-    """The resets of rows in which several documents lie behind one another::
+    """The resets of rows that hold several documents one after the other::
 
         t                0   1   2   3   4   5
         segment_ids[t]   1   1   2   2   2   0
         resets[t]        1   0   1   0   0   1
 
     Args:
-      segment_ids: integers ``[T, ...]``, each document's own within its row, as from
+      segment_ids: integers ``[T, ...]``, one for each document of a row, as from
         :func:`pack`.
 
     Returns:
@@ -88,10 +88,10 @@ def resets_from_segments(segment_ids: jax.Array) -> jax.Array:
 def reversed_resets(
     resets: jax.Array, lengths: jax.Array | None = None, *, mask: jax.Array | None = None
 ) -> jax.Array:
-    """Resets for ``unroll(..., reverse=True)`` that cut a row where ``resets`` cut it forward.
+    """Resets for ``unroll(..., reverse=True)`` at the document boundaries of ``resets``.
 
-    Time runs backwards there, and a document begins with its last step: the valid step before
-    the one that begins the next document::
+    When time runs backwards, a document begins with its last step: the valid step before the
+    first step of the next document::
 
         t                    0   1   2   3   4   5
         document             a   a   -   b   b   b
@@ -106,7 +106,7 @@ def reversed_resets(
 
     Returns:
       Booleans ``[T, ...]``; false at a row's last valid step, where the backward direction
-      begins with the state that :func:`unroll` is given.
+      starts from the ``state`` argument of :func:`unroll`.
 
     Raises:
       TypeError: ``resets`` or ``mask`` are not booleans.

@@ -1,4 +1,4 @@
-"""Flags of steps, and steps that count: up to a row's length, and where a mask is true."""
+"""Flags of steps, and valid steps: those before the end of a row whose mask is true."""
 
 from typing import Any
 
@@ -12,13 +12,13 @@ def checked_flags(
     shape: tuple[int, ...] | None = None,
     of: str = "the time and batch axes of xs",
 ) -> jax.Array:
-    """``mask``, ``resets`` and the like as an array, which must be of booleans and fit.
+    """Flags such as ``mask`` and ``resets`` as an array, after a check of type and shape.
 
     Args:
       name: the argument.
       flags: its value.
-      shape: what its shape must be; None where it must only have a time axis.
-      of: which shape that is, in words.
+      shape: the required shape; None if only a time axis is required.
+      of: what has this shape, for the message.
 
     >>> checked_flags("mask", [True, False], (3,))
     Traceback (most recent call last):
@@ -48,9 +48,9 @@ def valid_steps(num_steps: int, lengths: jax.Array) -> jax.Array:
 def counted_steps(
     num_steps: int, lengths: jax.Array | None, mask: jax.Array | None
 ) -> jax.Array | None:
-    """Booleans ``[T, ...]``: whether a step counts by its row's length and by the mask.
+    """Booleans ``[T, ...]``: whether a step is valid by its row's length and by the mask.
 
-    None where neither is given, and every step counts.
+    None if neither is given: every step is valid.
 
     >>> import jax.numpy as jnp
     >>> mask = jnp.array([[False, True], [True, True], [True, True]])
@@ -78,11 +78,11 @@ def where(condition: jax.Array, yes: Any, no: Any) -> Any:
 
 
 def with_masked_replaced(xs: jax.Array, valid: jax.Array) -> jax.Array:
-    """Inputs ``[T, ..., D]`` in which masked steps read what their row's first valid step reads.
+    """Inputs ``[T, ..., D]`` in which masked steps hold the input of their row's first valid step.
 
-    Where equations are finite at valid steps, so they are then at masked steps, for which any
-    one constant may be the wrong one (zeros in ``x / norm(x)``).  Rows without a valid step, and
-    elements that are not finite, become ones.
+    Equations that are finite at valid steps are then finite at masked steps, too; a constant
+    could be the wrong value (zeros in ``x / norm(x)``).  Rows without a valid step, and elements
+    that are not finite, become ones.
 
     >>> xs = jnp.array([[jnp.nan], [2.0], [3.0]])
     >>> with_masked_replaced(xs, jnp.array([False, True, False])).ravel().tolist()
@@ -100,7 +100,7 @@ def with_masked_replaced(xs: jax.Array, valid: jax.Array) -> jax.Array:
 
 
 def flipped(xs: jax.Array, lengths: jax.Array) -> jax.Array:
-    """Each row of ``[T, ..., D]`` turned round within its own length.
+    """Each row of ``[T, ..., D]`` reversed within its own length.
 
     >>> import jax.numpy as jnp
     >>> flipped(jnp.arange(3.0).reshape(3, 1, 1), jnp.array([2]))[:, 0, 0].tolist()
@@ -113,7 +113,7 @@ def flipped(xs: jax.Array, lengths: jax.Array) -> jax.Array:
 
 
 def flipped_by_mask(xs: jax.Array, valid: jax.Array) -> jax.Array:
-    """Each row's valid steps of ``[T, ..., D]`` in reverse order, in the places of valid steps.
+    """The valid steps of each row of ``[T, ..., D]`` in reverse order; masked steps stay.
 
     >>> import jax.numpy as jnp
     >>> xs, valid = jnp.arange(5.0), jnp.array([True, False, True, True, False])
@@ -121,7 +121,7 @@ def flipped_by_mask(xs: jax.Array, valid: jax.Array) -> jax.Array:
     [3.0, 1.0, 2.0, 0.0, 4.0]
     """
     rank = jnp.cumsum(valid, 0) - 1
-    place = jnp.argsort(~valid, axis=0)  # stable: the places of valid steps, in order, come first
-    source = jnp.take_along_axis(place, jnp.maximum(rank[-1:] - rank, 0), 0)
+    order = jnp.argsort(~valid, axis=0)  # stable: the indices of valid steps, in order, come first
+    source = jnp.take_along_axis(order, jnp.maximum(rank[-1:] - rank, 0), 0)
     source = jnp.where(valid, source, jnp.arange(xs.shape[0]).reshape(-1, *[1] * (valid.ndim - 1)))
     return jnp.take_along_axis(xs, source.reshape(source.shape + (1,) * (xs.ndim - source.ndim)), 0)

@@ -1,4 +1,4 @@
-"""Shardings and devices of traced arrays: what may be merged, and where new arrays belong."""
+"""Shardings of traced arrays: which axes may be merged, and how new arrays are sharded."""
 
 import contextlib
 from contextlib import AbstractContextManager

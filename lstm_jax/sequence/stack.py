@@ -38,21 +38,21 @@ class Stack:
     Attributes:
       layers: from the bottom up, cells and layers such as :class:`Bidirectional`: a sequence
         of them, which are named ``layer_0``, ``layer_1``, ..., or a mapping (or pairs) from
-        name to layer.  Kept as a tuple of pairs ``(name, layer)``.
+        name to layer.  Stored as a tuple of pairs ``(name, layer)``.
       dropout: probability with which each output of a layer but the last is zeroed on its
-        way up (Zaremba et al. 2014); at work only where ``apply`` is given a ``key``.
+        way up (Zaremba et al. 2014); active only if ``apply`` receives a ``key``.
       connections: ``"plain"``; ``"residual"``, each layer's input added to its output, for
-        every layer but the first; ``"skip"``, every layer reads the stack's input beside the
-        output of the layer below, and the outputs of all layers come out side by side.
+        every layer but the first; ``"skip"``, every layer reads the stack's input and the
+        output of the layer below, and the outputs of all layers are concatenated.
       reverse: whether time runs backwards in every cell, as in :func:`unroll`.
-      engine: how cells are run, as in :func:`unroll`; other layers have their own.
+      engine: how cells are run, as in :func:`unroll`; other layers have their own engine.
       memory: what cells store for the derivative, as in :func:`unroll`.
 
     Raises:
-      TypeError: a layer is neither a cell nor a layer, or a name no text.
-      ValueError: there is no layer, a name comes twice, ``dropout`` lies outside [0, 1),
+      TypeError: a layer is neither a cell nor a layer, or a name is not a string.
+      ValueError: there is no layer, a name occurs twice, ``dropout`` lies outside [0, 1),
         ``connections`` is unknown, residual layers differ in width, or a layer with
-        directions of its own stands in a stack that runs backwards.
+        its own directions is part of a stack that runs backwards.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -113,7 +113,7 @@ class Stack:
 
     @property
     def num_feature_axes(self) -> int:
-        """How many axes of an input are not batch axes: those of the first layer."""
+        """The number of feature axes of an input: that of the first layer."""
         return num_feature_axes(self.layers[0][1])
 
     @property
@@ -123,7 +123,7 @@ class Stack:
         return between or any(is_stochastic(layer) for _, layer in self.layers)
 
     def input_size(self, params: Mapping[str, Params]) -> int | None:
-        """D as the parameters have it, or None where that cannot be told."""
+        """D, read from the parameters; None if they do not determine it."""
         name, layer = self.layers[0]
         return input_size(layer, params[name])
 
@@ -144,7 +144,7 @@ class Stack:
     def initial_state(
         self, params: Mapping[str, Params], batch_shape: tuple[int, ...] = ()
     ) -> dict[str, State]:
-        """The state of each layer before its first step: zeros, or what was learned."""
+        """The state of each layer before its first step: zeros, or a learned state."""
         self._check_names("params", params)
         return {
             name: initial_state(layer, params[name], batch_shape) for name, layer in self.layers
@@ -169,9 +169,9 @@ class Stack:
           state: the state of each layer before the first step; the initial states if None.
           lengths: as in :func:`unroll`.
           mask: booleans ``[T, ...]``, as in :func:`unroll`.
-          resets: as in :func:`unroll` for cells, as each layer has it for others.
-          key: random key for dropout and what regularisers around the cells draw; None
-            switches both off.
+          resets: as in :func:`unroll` for cells; other layers define their meaning.
+          key: random key for dropout and for regularisers around the cells; None switches
+            both off.
 
         Returns:
           ``(state, ys)``: each layer's last state by its name, and the outputs
@@ -248,7 +248,7 @@ class Stack:
         run: Callable[[int, str, Any, jax.Array], tuple[State, jax.Array]],
         key: jax.Array | None = None,
     ) -> tuple[dict[str, State], jax.Array]:
-        """Every layer on what it reads, ``run(n, name, layer, xs)``, from the bottom up."""
+        """Applies ``run(n, name, layer, inputs)`` to every layer from the bottom up."""
         ys, outputs, states = xs, [], {}
         for n, (name, layer) in enumerate(self.layers):
             reads = below = ys
@@ -284,7 +284,7 @@ def _named(layers: Any) -> tuple[tuple[str, Any], ...]:
         if type(layer) is tuple and len(layer) == 2:
             name, layer = layer
         if not isinstance(name, str):
-            raise TypeError(f"names of layers must be texts, got {name!r}")
+            raise TypeError(f"names of layers must be strings, got {name!r}")
         if name in dict(pairs):
             raise ValueError(f"names of layers must differ, got {name!r} twice")
         check_cell_or_layer(name, layer)
@@ -296,7 +296,7 @@ def _named(layers: Any) -> tuple[tuple[str, Any], ...]:
 
 @contextlib.contextmanager
 def _noting(name: str) -> Iterator[None]:
-    """Notes on an error in which layer it came up."""
+    """Adds to an error a note that names the layer in which it occurred."""
     try:
         yield
     except (TypeError, ValueError) as error:

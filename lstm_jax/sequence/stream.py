@@ -1,4 +1,4 @@
-"""One step at a time, for inputs that arrive one at a time."""
+"""Streaming: one compiled step for inputs that arrive one at a time."""
 
 import functools
 from typing import Any
@@ -14,9 +14,9 @@ from lstm_jax.sequence.unroll import initial_state
 
 
 class Stream:
-    """A compiled step with its parameters, as :func:`stream` makes it.
+    """A compiled step with its parameters, made by :func:`stream`.
 
-    It holds no state of its own: ``state, y = step(state, x)``.
+    It holds no state: ``state, y = step(state, x)``.
 
     Attributes:
       layer: the cell or layer.
@@ -32,11 +32,11 @@ class Stream:
         self.params = jax.device_put(params, device)
         self.x = jax.ShapeDtypeStruct((*batch_shape, input_size), _float_type(params))
         self._start = jax.device_put(jax.tree.map(jnp.asarray, start), device)
-        # Compiled ahead of time: there is nothing that a later call could compile again.
+        # Compiled ahead of time, so that no later call compiles anything.
         self._compiled = jax.jit(self._step).lower(self.params, self._start, self.x).compile()
 
     def initial_state(self) -> State:
-        """The state before the first step: zeros, or what was learned."""
+        """The state before the first step: zeros, or a learned state."""
         return self._start
 
     def __call__(self, state: State, x: Any, mask: Any = None) -> tuple[State, jax.Array]:
@@ -54,7 +54,7 @@ class Stream:
         Raises:
           ValueError: ``x``, ``mask`` or a part of ``state`` has another shape than that of the
             stream.
-          TypeError: ``state`` has another structure, or ``mask`` is not of booleans.
+          TypeError: ``state`` has another structure, or ``mask`` does not hold booleans.
         """
         x = self._fitting_x(x)
         if mask is None:
@@ -64,7 +64,7 @@ class Stream:
             inputs = (x, self._fitting_mask(mask))
         try:
             return compiled(self.params, state, *inputs)
-        except TypeError:  # the state is not as it was compiled for, or something is traced
+        except TypeError:  # the state has other types than compiled for, or something is traced
             state = self._fitting_state(state)
         if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((state, inputs))):
             return step(self.params, state, *inputs)
@@ -77,7 +77,7 @@ class Stream:
     def _masked_step(
         self, params: Params, state: State, x: jax.Array, mask: jax.Array
     ) -> tuple[State, jax.Array]:
-        # What a masked row holds must not reach the equations, where its gradient is 0 * NaN.
+        # The input of a masked row must not reach the equations, where its gradient is 0 * NaN.
         start = initial_state(self.layer, params, mask.shape)
         x = where(mask, x, jnp.ones_like(x))
         stepped, y = self._step(params, where(mask, state, like(start, state)), x)
@@ -85,12 +85,12 @@ class Stream:
 
     @functools.cached_property
     def _compiled_with_mask(self) -> Any:
-        """The compiled step for calls with a mask, compiled at the first of them."""
+        """The step for calls with a mask, compiled at the first of them."""
         mask = jax.ShapeDtypeStruct(self._batch_shape, bool)
         return jax.jit(self._masked_step).lower(self.params, self._start, self.x, mask).compile()
 
     def _fitting_x(self, x: Any) -> Any:
-        """The input in the stream's type, where its shape is right."""
+        """The input in the stream's type, after a check of its shape."""
         if not isinstance(x, jax.Array):
             x = np.asarray(x, self.x.dtype)
         elif x.dtype != self.x.dtype:
@@ -103,7 +103,7 @@ class Stream:
         return x
 
     def _fitting_mask(self, mask: Any) -> Any:
-        """The mask as an array, where it is right."""
+        """The mask as an array, after a check of its type and shape."""
         mask = mask if isinstance(mask, jax.Array) else np.asarray(mask)
         if mask.dtype != bool:
             raise TypeError(f"mask must be booleans, got {mask.dtype}")
@@ -115,7 +115,7 @@ class Stream:
         return mask
 
     def _fitting_state(self, state: Any) -> State:
-        """The state in the stream's types, where structure and shapes are right."""
+        """The state in the stream's types, after a check of its structure and shapes."""
         state = jax.tree.map(jnp.asarray, state)
         check_state(state, self._start)
         return like(state, self._start)
@@ -130,25 +130,25 @@ def stream(
 ) -> Stream:
     """A cell or layer as one compiled step, for inputs that arrive one at a time.
 
-    ``state, y = step(state, x)`` is pure: it keeps no state between calls, so that one stream
-    serves any number of sequences.  It is compiled once, here (for calls with a mask at the
-    first such call), for one shape and one type:
-    an input of another real type is brought to that of the parameters, one of another shape
-    is an error.  Within ``jit``, ``grad`` and the like a stream is a part of what is traced.
+    ``state, y = step(state, x)`` is pure: it keeps no state between calls, so one stream serves
+    any number of sequences.  It is compiled once, here (for calls with a mask, at the first such
+    call), for one shape and one type: an input of another real type is cast to the type of the
+    parameters, and an input of another shape is an error.  Inside ``jit``, ``grad`` and other
+    transformations a stream is traced like any function.
 
     Args:
       layer: a cell, or a :class:`Stack` or :class:`LSTM` of cells that run forwards.
-      params: its parameters, as from ``layer.init``; kept on one device.
+      params: its parameters, as from ``layer.init``; placed on one device.
       batch_shape: the batch axes of an input, ``[*batch_shape, D]``.
-      input_size: D, where the layer cannot tell it from its parameters (a cell without
+      input_size: D, if the parameters do not determine it (a cell without
         ``input_size(params)``).
 
     Returns:
       A :class:`Stream`, with ``initial_state()``.
 
     Raises:
-      ValueError: the layer reads its sequence from the end, or D is not known.
-      TypeError: it is neither a cell nor a layer, or ``params`` are not its own.
+      ValueError: the layer reads its sequence from the end, or D is unknown.
+      TypeError: it is neither a cell nor a layer, or ``params`` belong to another layer.
 
     Example:
       >>> import jax, numpy as np
@@ -181,14 +181,14 @@ def stream(
 
 
 def _device_of(params: Params) -> Any:
-    """The first device that holds parameters; None, the default one, where none does."""
+    """The first device that holds parameters; None, the default device, if there is none."""
     arrays = [leaf for leaf in jax.tree.leaves(params) if isinstance(leaf, jax.Array)]
     devices = {device for array in arrays for device in array.devices()}
     return min(devices, key=lambda device: device.id) if devices else None
 
 
 def _float_type(params: Params) -> jnp.dtype:
-    """The type of floating parameters; float32 where there are none."""
+    """The type of the floating-point parameters; float32 if there are none."""
     types = [jnp.result_type(leaf) for leaf in jax.tree.leaves(params)]
     floats = [dtype for dtype in types if jnp.issubdtype(dtype, jnp.floating)]
     return jnp.result_type(*floats) if floats else jnp.dtype("float32")

@@ -24,9 +24,9 @@ def truncated(
     resets: jax.Array | None = None,
     key: jax.Array | None = None,
 ) -> tuple[State, jax.Array]:
-    """A run over a sequence whose gradients reach back to the start of their window alone.
+    """Runs over a sequence; gradients reach back only to the start of their window.
 
-    Values are those of the plain run.  In Python::
+    The values are those of the plain run.  In Python::
 
         parts = [xs[:burn_in], xs[burn_in : burn_in + window], xs[burn_in + window : ...], ...]
         state, ys[0] = stop_gradient(run(parts[0], state))
@@ -35,20 +35,20 @@ def truncated(
             if part is not parts[-1]:
                 state = stop_gradient(state)
 
-    The gradient at a step so reaches the inputs, and the parameters' use, of the steps of
-    its own window up to it, 1 to ``window`` of them.  Only what runs forwards in time can
-    be cut in this way: nothing bidirectional, nothing reversed.
+    The gradient of an output thus flows through the steps of its own window up to that
+    output, 1 to ``window`` of them.  Only runs forwards in time can be truncated in this way:
+    nothing bidirectional, nothing reversed.
 
     Args:
       run: called as ``run(xs, state, lengths=..., resets=...)``, with ``mask=...`` and
         ``key=...`` where these are given, for instance
         ``functools.partial(unroll, cell, params)`` or ``functools.partial(lstm.apply, params)``.
       xs: ``[T, ..., D]``.
-      state: the state before the first step; None for the run's own initial state.  It has
-        its gradient from the first window, or none with a burn-in.
+      state: the state before the first step; None for the run's own initial state.  Its
+        gradient comes from the first window; with a burn-in it is zero.
       window: steps between two cuts, at least 1; the last window may be shorter.
-      burn_in: so many first steps only bring the state to where it should be: neither they
-        nor their outputs have a gradient.  From 0 to T.
+      burn_in: the number of first steps that only warm up the state: neither they nor their
+        outputs have a gradient.  From 0 to T.
       lengths: integers ``[...]``, as in :func:`unroll`.
       mask: booleans ``[T, ...]``, as in :func:`unroll`.
       resets: booleans ``[T, ...]``, as in :func:`unroll`.
@@ -58,7 +58,7 @@ def truncated(
       ``(state, ys)`` as ``run`` over the whole returns them.
 
     Raises:
-      TypeError, ValueError: ``window`` or ``burn_in`` is no integer or out of range, or
+      TypeError, ValueError: ``window`` or ``burn_in`` is not an integer or out of range, or
         as ``run`` raises for the whole sequence.
 
     Example:
@@ -81,7 +81,7 @@ def truncated(
     if isinstance(burn_in, bool) or not isinstance(burn_in, int):
         raise TypeError(f"burn_in must be an int, got {burn_in!r}")
     xs = jnp.asarray(xs)
-    # Traced once over the whole, for the run's own checks of shapes and lengths.
+    # Traced once over the whole sequence, for the run's own checks of shapes and lengths.
     options = {name: a for name, a in (("mask", mask), ("key", key)) if a is not None}
     whole = functools.partial(run, lengths=lengths, resets=resets, **options)
     jax.eval_shape(whole, xs, state)
@@ -106,7 +106,7 @@ def truncated(
         state, ys = part(1 + n, state, burn_in + n * window, steps)
         return jax.lax.stop_gradient(state), ys
 
-    # Of no steps, this only puts the initial state in the place of None.
+    # With no steps, this only replaces None by the initial state.
     state, first = part(0, state, 0, jax.tree.map(lambda a: a[:burn_in], steps))
     if burn_in > 0:
         state, first = jax.lax.stop_gradient((state, first))

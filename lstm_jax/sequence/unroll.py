@@ -28,8 +28,8 @@ from lstm_jax.sequence.rows import checked_flags, counted_steps, where, with_mas
 sequence_runner = jax.make_user_context(None)
 """A function that :func:`unroll` calls instead of running an engine, where there is no key.
 
-``with sequence_runner(run):`` has every sequence run by ``run(cell, params, xs, state,
-lengths=, mask=, resets=, reverse=)``.  An exporter translates whole sequences in this way.
+Within ``with sequence_runner(run):`` every sequence is run by ``run(cell, params, xs, state,
+lengths=, mask=, resets=, reverse=)``.  An exporter uses it to translate whole sequences.
 """
 
 
@@ -47,7 +47,7 @@ def unroll(
     engine: str = "auto",
     memory: str = "full",
 ) -> tuple[State, jax.Array]:
-    """A cell over a sequence.
+    """Runs a cell over a sequence.
 
     In Python, for one row::
 
@@ -62,35 +62,35 @@ def unroll(
       cell: sizes and equations, such as ``LSTMCell(hidden_size=64)``.
       params: the cell's parameters, as from ``cell.init``.
       xs: the inputs, ``[T, ..., D]``, with any number of batch axes.
-      state: the state before the first step, each array ``[..., H]``, which keeps its types;
-        if None the cell's initial state, which is zeros unless it is learned, as wide as the
-        widest of parameters and inputs (unless the cell has a ``dtype``).
-      lengths: how many steps of each row count, integers of the batch shape ``[...]`` from
+      state: the state before the first step, each array ``[..., H]``; its types are preserved.
+        None stands for the cell's initial state: zeros, or a learned state, in the widest type
+        of parameters and inputs (unless the cell has a ``dtype``).
+      lengths: the number of valid steps of each row, integers ``[...]`` (the batch shape) from
         0 to T: the mask ``t < length``.
       mask: booleans ``[T, ...]``; a false step is treated as absent, at the start, in the
-        middle or at the end.  It leaves the state as it is, its output is zero, and it
+        middle or at the end.  It leaves the state unchanged, its output is zero, and it
         neither receives nor gives gradient, whatever ``xs`` holds there, NaN included.  With
-        ``lengths``, a step counts where both say so.
-      resets: booleans ``[T, ...]``; a true flag puts the cell's initial state (not
-        ``state``) in place before that step reads it, and does nothing at a masked step.
+        ``lengths``, a step is valid if both say so.
+      resets: booleans ``[T, ...]``; a true flag restores the cell's initial state (not
+        ``state``) before that step reads it, and does nothing at a masked step.
         :func:`resets_from_dones` and :func:`resets_from_segments` make them.  A NaN before a
         reset reaches neither values nor gradients after it: with resets, local derivatives
-        that are not finite count as zero.
+        that are not finite are replaced by zero.
       reverse: whether time runs backwards, each row from its own last valid step; outputs
-        stay at the times of their inputs, and a reset at t stands before step t, which
+        stay at the times of their inputs, and a reset at t applies before step t, which
         then follows step t + 1.
-      key: random key that switches on what a regulariser around the cell draws
-        (:class:`Zoneout` and its kin); None as in evaluation.
-      engine: how the loop is run; values and gradients are the same but for rounding.
+      key: random key that switches on the noise of regularisers around the cell
+        (such as :class:`Zoneout`); None for evaluation.
+      engine: how the loop is run; values and gradients are the same up to rounding.
         ``"scan"`` is ``jax.lax.scan`` over ``cell.step``, the reference.  ``"fused"`` computes
-        the same for a block of steps at once wherever it need not wait for the step before,
-        and the gradients of parameters outside the loop.  ``"associative"`` is
+        whatever does not depend on the carry for a block of steps at once, and the gradients
+        of parameters outside the loop.  ``"associative"`` is
         ``jax.lax.associative_scan``, for cells whose recurrence is linear.  ``"cudnn"`` is
         NVIDIA's, for :class:`LSTMCell`.  ``"auto"`` takes what :func:`choose_engine` says.
-      memory: what is stored for the derivative.  ``"full"``: what is dear to compute, gates
-        above all; ``"recompute"``: states, the gates being computed again; ``"sqrt"``: about
-        √T states, from which stretches of √T steps are run again; ``"offload"``: as
-        ``"full"``, waiting in the host's memory (no second derivatives).
+      memory: the residuals stored for the derivative.  ``"full"``: all values that are expensive
+        to recompute, mainly the gates; ``"recompute"``: the states alone, the gates are
+        recomputed; ``"sqrt"``: about √T states, from which segments of √T steps are recomputed;
+        ``"offload"``: as ``"full"``, but in the host's memory (no second derivatives).
 
     Returns:
       ``(state, ys)``: the state after each row's last step, and the outputs ``[T, ..., H]``.
@@ -145,8 +145,8 @@ def unroll(
         resets = shardings.like_batch(resets, xs, lead=1)
     valid = counted_steps(num_steps, lengths, mask)
     if valid is not None:
-        # What a masked step holds must not reach the equations: a NaN or infinity there would
-        # come back as 0 * NaN in the gradient of the parameters.
+        # The inputs of a masked step must not reach the equations: a NaN or infinity there would
+        # become 0 * NaN in the gradient of the parameters.
         xs = with_masked_replaced(xs, valid)
 
     engine = _engine(engine, cell, params, xs, batch_shape, mask, resets, memory)
@@ -174,8 +174,8 @@ def _loop(
     memory: str,
     split_batch: bool,
 ) -> tuple[State, jax.Array]:
-    """The loop, its arguments checked."""
-    # With resets, what is not finite before a reset must not come back as 0 * NaN in gradients.
+    """The loop, with arguments that are checked."""
+    # With resets, values that are not finite before a reset must not become 0 * NaN in gradients.
     if engine == "associative":
         all_steps = functools.partial(
             _associative, cell, valid=valid, resets=resets, reverse=reverse
@@ -188,7 +188,7 @@ def _loop(
 
     run, noise = noisy_step(cell, params, key, xs.shape)
 
-    # A masked step reads the initial state, with which the equations are finite.
+    # A masked step reads the initial state, for which the equations are finite.
     masked = None if valid is None else ~valid
     begins = masked if resets is None else resets if masked is None else resets | masked
 
@@ -263,14 +263,14 @@ def _engine(
     resets: jax.Array | None,
     memory: str,
 ) -> str:
-    """The engine that runs the loop: the best, or the one asked for where that can do it."""
+    """The engine that runs the loop: the best one, or the requested one if it can run it."""
     of = {
         "dtype": widest(params, xs) if jnp.issubdtype(xs.dtype, jnp.floating) else xs.dtype,
         "mask": mask is not None,
         "resets": resets is not None,
         "memory": memory,
     }
-    num_steps = xs.shape[0]  # len(xs) is no symbolic size, as jax.export has them
+    num_steps = xs.shape[0]  # len(xs) fails for the symbolic sizes of jax.export
     if engine == "auto":
         return engines.choose_engine(cell, num_steps, batch_shape, **of).engine
     why = engines.obstacle(
@@ -293,13 +293,13 @@ def _associative(
     resets: jax.Array | None,
     reverse: bool,
 ) -> tuple[State, jax.Array]:
-    """All steps at once, for a cell with h_t = a_t ∘ h_{t-1} + b_t, a and b free of h.
+    """All steps at once, for a cell with h_t = a_t ∘ h_{t-1} + b_t, a and b independent of h.
 
-    Of two stretches of steps, h ↦ a_1 h + b_1 and then h ↦ a_2 h + b_2, the second after the
-    first is h ↦ a_2 a_1 h + (a_2 b_1 + b_2), which is associative (Blelloch 1990).
+    The composition of two segments, h ↦ a_1 h + b_1 and then h ↦ a_2 h + b_2, is
+    h ↦ a_2 a_1 h + (a_2 b_1 + b_2), which is associative (Blelloch 1990).
     """
     a, b = cell.linear_recurrence(params, xs)  # each [T, ..., H]
-    if resets is not None:  # the step reads the initial state, whatever stood there
+    if resets is not None:  # the step reads the initial state instead of the carry
         resets = resets if valid is None else resets & valid
         b = where(resets, a * start.h.astype(b.dtype) + b, b)
         a = where(resets, jnp.zeros_like(a), a)
@@ -310,7 +310,7 @@ def _associative(
         return state, b.astype(state.h.dtype)
 
     def unless(reset: jax.Array | None, a: jax.Array) -> jax.Array:
-        """Zeros behind a reset: there a NaN would survive the product with a_t = 0."""
+        """Zeros after a reset: a NaN would survive the product with a_t = 0."""
         return a if reset is None else where(reset, jnp.zeros_like(a), a)
 
     def after(first: Any, second: Any) -> Any:
@@ -329,9 +329,9 @@ def _associative(
 def initial_state(
     cell: Cell, params: Params, batch_shape: tuple[int, ...] = (), xs: Any = None
 ) -> State:
-    """The state before the first step of a cell or layer: zeros, or what it has learned.
+    """The state before the first step of a cell or layer: zeros, or a learned state.
 
-    That of a cell without a ``dtype`` is at least as wide as its parameters and the inputs ``xs``.
+    For a cell without a ``dtype`` it is at least as wide as the parameters and the inputs ``xs``.
 
     >>> from lstm_jax import LSTMCell
     >>> initial_state(LSTMCell(3), params={}, batch_shape=(2,)).h.shape
@@ -345,7 +345,7 @@ def initial_state(
 
 
 def _checked_lengths(lengths: Any, num_steps: int, batch_shape: tuple[int, ...]) -> jax.Array:
-    """The lengths as an array of integers, checked as far as they are known."""
+    """The lengths as an array of integers; concrete values are checked."""
     given, lengths = lengths, jnp.asarray(lengths)
     if not jnp.issubdtype(lengths.dtype, jnp.integer):
         raise TypeError(f"lengths must be integers, got {lengths.dtype}")

@@ -101,7 +101,7 @@ def test_what_must_know_its_sizes_says_so():
     cell = CELLS["lstm"](hidden_size=H)
     params = cell.init(jax.random.key(0), D)
     xs = jax.ShapeDtypeStruct((*jax.export.symbolic_shape("t, b"), D), jnp.float32)
-    why = r"^engine 'fused' needs sizes that are numbers when it is traced, not t, b"
+    why = r"^engine 'fused' needs sizes that are known when it is traced, not t, b"
     with pytest.raises(ValueError, match=why):
         jax.eval_shape(lambda xs: unroll(cell, params, xs, engine="fused"), xs)
 

@@ -375,11 +375,11 @@ def test_outputs_flipped_within_valid_steps():
 def test_cudnn_takes_lengths_and_no_mask():
     cell = LSTMCell(64)
     how = {"dtype": "float32", "resets": False, "memory": "full", "platform": "gpu"}
-    assert obstacle("cudnn", cell, 5, (4,), mask=True, **how) == "takes lengths, not a mask"
+    assert obstacle("cudnn", cell, 5, (4,), mask=True, **how) == "supports lengths, not a mask"
     assert obstacle("cudnn", cell, 5, (4,), mask=False, **how) is None
     choice = choose_engine(cell, 5, (4,), mask=True, platform="gpu")
     assert choice.engine == "fused"
-    assert choice.rejected["cudnn"] == "takes lengths, not a mask"
+    assert choice.rejected["cudnn"] == "supports lengths, not a mask"
     assert choose_engine(MinGRUCell(4), 5, (4,), mask=True, platform="gpu").engine == "associative"
 
 

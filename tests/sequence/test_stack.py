@@ -258,7 +258,7 @@ class TestErrors:
     def test_names(self):
         with pytest.raises(ValueError, match="names of layers must differ, got 'a' twice"):
             Stack([("a", LSTMCell(H)), ("a", LSTMCell(H))])
-        with pytest.raises(TypeError, match="names of layers must be texts, got 1"):
+        with pytest.raises(TypeError, match="names of layers must be strings, got 1"):
             Stack({1: LSTMCell(H)})
 
     def test_unknown_connections(self):
