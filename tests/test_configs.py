@@ -54,7 +54,11 @@ SMALL = {
     },
 }
 HEADS = {"model.hidden_size": 12, "model.embedding_size": 12, "model.context": 8}
-OF_ONE = {"tiny_shakespeare_transformer": HEADS}  # sizes that six heads can share
+# Sizes that the heads can share.
+OF_ONE = {
+    "tiny_shakespeare_transformer": HEADS,
+    "multi30k_transformer": {"model.embedding_size": 8, "model.num_layers": 1},
+}
 SHORT = {
     "train.num_steps": 4,
     "train.log_every": 1,

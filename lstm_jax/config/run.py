@@ -27,8 +27,9 @@ class OptimizerConfig(Section):
     name: str = option("adamw", "update rule", choices=("adamw", "adam", "sgd", "rmsprop"))
     learning_rate: float = option(2e-3, "step size, at the peak of the schedule", above=0)
     schedule: str = option(
-        "cosine", "learning rate over time", choices=("constant", "cosine", "exponential")
-    )
+        "cosine", "learning rate over time",
+        choices=("constant", "cosine", "exponential", "inverse_sqrt"),
+    )  # fmt: skip
     warmup_steps: int = option(100, "steps of linear warm-up from zero", at_least=0)
     alpha: float = option(0.01, "cosine: last rate as a share of the peak", at_least=0, at_most=1)
     transition_steps: int = option(1000, "exponential: steps to one decay_rate", at_least=1)
@@ -109,6 +110,11 @@ class Config:
         if patience and decay:
             name = "optimizer.average_patience"
             raise UserError(f"{name}: expected 0 with optimizer.ema_decay {decay}, got {patience}")
+        if self.optimizer.schedule == "inverse_sqrt" and self.optimizer.warmup_steps == 0:
+            name = "optimizer.warmup_steps"
+            raise UserError(
+                f'{name}: expected at least 1 with optimizer.schedule "inverse_sqrt", got 0'
+            )
 
     def build_task(self, known: Mapping[str, Any] | None = None) -> Any:
         """The task.

@@ -9,6 +9,7 @@ from lstm_jax.models.music import PianoRollCarry, PianoRollModel
 from lstm_jax.models.seq2seq import Decoding, EncoderDecoder, Seq2Seq
 from lstm_jax.models.text_classifier import TextClassifier
 from lstm_jax.models.transformer import TransformerLanguageModel
+from lstm_jax.models.transformer_seq2seq import TransformerSeq2Seq
 
 __all__ = [
     "CTCCarry",
@@ -28,5 +29,6 @@ __all__ = [
     "Seq2Seq",
     "TextClassifier",
     "TransformerLanguageModel",
+    "TransformerSeq2Seq",
     "evaluation",
 ]

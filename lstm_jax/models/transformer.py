@@ -1,5 +1,7 @@
 """A Transformer that reads a stream of tokens, for comparison with recurrent layers."""
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -46,6 +48,25 @@ def rotated(xs: jax.Array, positions: jax.Array) -> jax.Array:
     return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], -1)
 
 
+def rotary_attention(
+    queries: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Array, **dropout: Any
+) -> jax.Array:
+    """Attention of T positions to N positions, of which they are the last.
+
+    Args:
+      queries: ``[..., T, heads, D]``, before they are :func:`rotated`.
+      keys, values: ``[..., N, heads, D]``; keys before they are rotated.
+      mask: which positions each one attends to, booleans that broadcast to ``[..., heads, T, N]``.
+      dropout: arguments of ``nnx.dot_product_attention``.
+
+    Returns:
+      ``[..., T, heads, D]``.
+    """
+    places = jnp.arange(keys.shape[-3])
+    queries = rotated(queries, places[places.shape[0] - queries.shape[-3] :])
+    return nnx.dot_product_attention(queries, rotated(keys, places), values, mask=mask, **dropout)
+
+
 def windowed_attention(
     queries: jax.Array, keys: jax.Array, values: jax.Array, valid: jax.Array, **dropout: Any
 ) -> jax.Array:
@@ -84,9 +105,7 @@ def windowed_attention(
     places = jnp.arange(context + size)
     age = places[context:, None] - places
     mask = ((age >= 0) & (age <= context)) & valid[:, :, None, None, :]
-    ys = nnx.dot_product_attention(
-        rotated(queries, places[context:]), rotated(keys, places), values, mask=mask, **dropout
-    )
+    ys = rotary_attention(queries, keys, values, mask, **dropout)
     return ys.reshape(rows, count * size, *ys.shape[3:])[:, :steps]
 
 
@@ -130,15 +149,19 @@ class Block(nnx.Module):
         self.narrow = nnx.Linear(4 * features, features, dtype=dtype, rngs=rngs)
         self.dropout = nnx.Dropout(dropout, rngs=rngs)
 
-    def causal(
-        self, xs: jax.Array, cache: KeyValues, valid: jax.Array, rngs: nnx.Rngs | None
+    def attend(
+        self,
+        xs: jax.Array,
+        cache: KeyValues,
+        attention: Callable[..., jax.Array],
+        rngs: nnx.Rngs | None,
     ) -> tuple[KeyValues, jax.Array]:
-        """Attention of a stretch ``[B, T, features]`` to itself and to the C positions before it.
+        """A stretch ``[B, T, features]`` with its attention added.
 
         Args:
           xs: the stretch.
           cache: of the C positions before it.
-          valid: as for :func:`windowed_attention`.
+          attention: :func:`windowed_attention` or :func:`rotary_attention`, with its mask.
           rngs: its stream ``dropout`` is used in training; the module's own streams if None.
 
         Returns:
@@ -148,14 +171,17 @@ class Block(nnx.Module):
         keys = jnp.concatenate([cache.keys, self.attention.key(normed)], 1)
         values = jnp.concatenate([cache.values, self.attention.value(normed)], 1)
         queries, dropout = self.attention.query(normed), dropped_weights(self.attention, rngs)
-        ys = self.attention.out(windowed_attention(queries, keys, values, valid, **dropout))
-        xs = xs + self.dropout(ys, rngs=rngs).astype(xs.dtype)
-        return KeyValues(keys[:, steps:], values[:, steps:]), xs
+        ys = self.attention.out(attention(queries, keys, values, **dropout))
+        return KeyValues(keys[:, steps:], values[:, steps:]), self.added(xs, ys, rngs)
+
+    def added(self, xs: jax.Array, ys: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
+        """What a part of the block returns: its input with its outputs, after dropout, added."""
+        return xs + self.dropout(ys, rngs=rngs).astype(xs.dtype)
 
     def dense(self, xs: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
         """The dense layers, added."""
         ys = self.narrow(jax.nn.gelu(self.widen(self.dense_norm(xs))))
-        return xs + self.dropout(ys, rngs=rngs).astype(xs.dtype)
+        return self.added(xs, ys, rngs)
 
 
 class TransformerLanguageModel(Model):
@@ -264,9 +290,10 @@ class TransformerLanguageModel(Model):
         valid = jnp.arange(self.context + steps) >= self.context - length[:, None]
         xs = self.embedding(tokens) * self.features**0.5
         xs = self.input_dropout(xs, rngs=rngs)
+        attention = functools.partial(windowed_attention, valid=valid)
         after: dict[str, Any] = {"length": jnp.minimum(length + steps, self.context)}
         for name, block in self.blocks.items():
-            after[name], xs = block.causal(xs, carry[name], valid, rngs)
+            after[name], xs = block.attend(xs, carry[name], attention, rngs)
             xs = block.dense(xs, rngs)
         ys = self.norm(xs).astype(self.dtype)
         if hasattr(self, "projection"):

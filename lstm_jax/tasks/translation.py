@@ -17,7 +17,7 @@ from flax import nnx
 from lstm_jax.data import Tokenizer, bucketed_pairs, read_lines, translated, word_translations
 from lstm_jax.data.tokens import END
 from lstm_jax.errors import expect
-from lstm_jax.models import Seq2Seq
+from lstm_jax.models import EncoderDecoder
 from lstm_jax.tasks import translating
 from lstm_jax.tasks.base import Batch, Columns, Metrics, Plots, Task
 from lstm_jax.tasks.plots import attention_map
@@ -58,7 +58,7 @@ class Translation(Task):
         count, size = len(self._training.source), self.data.batch_size
         limit = f"pairs of at most data.max_tokens = {self.data.max_tokens} subwords"
         expect(count >= size, f"data.batch_size: {limit}", f"at least {size}", count)
-        self.model.check_layers(self.model.embedding_size)
+        self.model.check()
 
     # ---- data ----
 
@@ -110,15 +110,8 @@ class Translation(Task):
 
     # ---- model and loss ----
 
-    def build(self, rngs: nnx.Rngs) -> Seq2Seq:
-        options = self.model
-        return Seq2Seq(
-            len(self.tokenizer), options.embedding_size, options.hidden_size, options.num_layers,
-            cell=options.cell_factory, attention=options.attention,
-            input_feeding=options.input_feeding, tied_embeddings=options.tied_embeddings,
-            input_dropout=options.input_dropout, dropout=options.dropout, dtype=options.dtype,
-            rngs=rngs,
-        )  # fmt: skip
+    def build(self, rngs: nnx.Rngs) -> EncoderDecoder:
+        return self.model.build(len(self.tokenizer), rngs)
 
     def loss(self, model: Any, carry: Any, batch: Batch, rngs: nnx.Rngs) -> tuple[jax.Array, Any]:
         labels, lengths = batch["target"], batch["target_lengths"]

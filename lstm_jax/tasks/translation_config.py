@@ -3,9 +3,12 @@
 import dataclasses
 from typing import NamedTuple
 
-from lstm_jax.config import RecurrentConfig, Section, option
+from flax import nnx
+
+from lstm_jax.config import LARGEST_SIZE, RecurrentConfig, Section, option
 from lstm_jax.data import fetch, read_parallel
-from lstm_jax.errors import UserError
+from lstm_jax.errors import UserError, expect
+from lstm_jax.models import EncoderDecoder, Seq2Seq, TransformerSeq2Seq
 from lstm_jax.tasks.translating import Search
 
 NAMED = ("multi30k.en", "multi30k.de")
@@ -103,14 +106,18 @@ class ParallelData(Section):
 class TranslationConfig(RecurrentConfig):
     """Section ``[model]`` of task ``translation``."""
 
+    kind: str = option("lstm", "layers of both sides", choices=("lstm", "transformer"))
     hidden_size: int = option(
         256, "hidden features of each decoder layer and encoder direction", at_least=1
     )
     embedding_size: int = option(256, "features of a subword's embedding", at_least=1)
     attention: str = option(
-        "multiplicative", "how attention compares", choices=("multiplicative", "additive")
+        "multiplicative", "lstm: how attention compares", choices=("multiplicative", "additive")
     )
-    input_feeding: bool = option(True, "the decoder also reads its last attentional vector")
+    input_feeding: bool = option(True, "lstm: the decoder also reads its last attentional vector")
+    num_heads: int = option(
+        0, "transformer: heads of each attention", at_least=0, at_most=LARGEST_SIZE
+    )
     tied_embeddings: bool = option(True, "one matrix for source, target and output subwords")
     input_dropout: float = option(0.2, "dropout on embeddings", at_least=0, below=1)
     label_smoothing: float = option(
@@ -124,3 +131,34 @@ class TranslationConfig(RecurrentConfig):
     def search(self) -> Search:
         """How translations are searched for."""
         return Search(self.beam_size, self.length_penalty, self.coverage_penalty)
+
+    def check(self) -> None:
+        """Raises :class:`UserError` where the values do not fit the kind of model."""
+        with_kind = f'with model.kind "{self.kind}"'
+        if self.kind == "lstm":
+            expect(self.num_heads == 0, "model.num_heads", f"0 {with_kind}", self.num_heads)
+            self.check_layers(self.embedding_size)
+            return
+        expect(self.num_heads > 0, "model.num_heads", f"at least 1 {with_kind}", 0)
+        for name in ("cell", "attention", "input_feeding", "tied_embeddings"):
+            value, default = getattr(self, name), type(self).__dataclass_fields__[name].default
+            expect(value == default, f"model.{name}", f"{default!r} {with_kind}", repr(value))
+        size, multiple = self.hidden_size, 2 * self.num_heads
+        expected = f"a multiple of 2 * model.num_heads = {multiple} {with_kind}"
+        expect(size % multiple == 0, "model.hidden_size", expected, size)
+        expected = f"model.hidden_size = {size} {with_kind}"
+        expect(self.embedding_size == size, "model.embedding_size", expected, self.embedding_size)
+
+    def build(self, num_tokens: int, rngs: nnx.Rngs) -> EncoderDecoder:
+        """A new model of so many tokens."""
+        if self.kind == "transformer":
+            return TransformerSeq2Seq(
+                num_tokens, self.hidden_size, self.num_layers, num_heads=self.num_heads,
+                input_dropout=self.input_dropout, dropout=self.dropout, dtype=self.dtype, rngs=rngs,
+            )  # fmt: skip
+        return Seq2Seq(
+            num_tokens, self.embedding_size, self.hidden_size, self.num_layers,
+            cell=self.cell_factory, attention=self.attention, input_feeding=self.input_feeding,
+            tied_embeddings=self.tied_embeddings, input_dropout=self.input_dropout,
+            dropout=self.dropout, dtype=self.dtype, rngs=rngs,
+        )  # fmt: skip

@@ -1,13 +1,17 @@
 """Optimizers and schedules of optax, from a config."""
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from lstm_jax.config import OptimizerConfig
 
 
 def build_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
-    """Learning rate by step: a linear warm-up, then constant, cosine or exponential.
+    """Learning rate by step: a linear warm-up, then constant or falling.
+
+    After the w steps of warm-up, "inverse_sqrt" is ``peak √(w / step)``, as in Vaswani et al. 2017,
+    section 5.3.
 
     Args:
       config: which, and its numbers.
@@ -19,6 +23,7 @@ def build_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
       >>> [round(float(schedule(step)), 3) for step in (0, 5, 10, 60, 110)]
       [0.0, 0.5, 1.0, 0.5, 0.0]
     """
+    warmup = max(1, config.warmup_steps)
     peak, left = config.learning_rate, max(1, num_steps - config.warmup_steps)
     after = {
         "constant": lambda: optax.constant_schedule(peak),
@@ -26,11 +31,14 @@ def build_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
         "exponential": lambda: optax.exponential_decay(
             peak, config.transition_steps, config.decay_rate
         ),
+        "inverse_sqrt": lambda: (
+            lambda step: peak * jnp.sqrt(warmup / (warmup + jnp.maximum(0, step)))
+        ),
     }[config.schedule]()
     if config.warmup_steps == 0:
         return after
-    warmup = optax.linear_schedule(0.0, peak, config.warmup_steps)
-    return optax.join_schedules([warmup, after], [config.warmup_steps])
+    rise = optax.linear_schedule(0.0, peak, warmup)
+    return optax.join_schedules([rise, after], [warmup])
 
 
 def build_optimizer(
@@ -39,7 +47,6 @@ def build_optimizer(
     """Clipping by global norm, then the update rule; weight decay pulls at matrices alone.
 
     Example:
-      >>> import jax.numpy as jnp
       >>> rule = build_optimizer(OptimizerConfig(name="sgd"), lambda step: 0.5)
       >>> params = {"w": jnp.ones(2)}
       >>> updates, _ = rule.update({"w": jnp.array([0.6, 0.0])}, rule.init(params), params)

@@ -125,6 +125,6 @@ def _check_extension(config: Config) -> None:
     if config.optimizer.schedule == "cosine":
         raise UserError(
             f"{NUM_STEPS}: expected {config.train.num_steps}, where the cosine schedule of this "
-            "run ends; a longer run needs optimizer.schedule constant or exponential, or a new run "
-            "with train.init_from"
+            "run ends; a longer run needs optimizer.schedule constant, exponential or "
+            "inverse_sqrt, or a new run with train.init_from"
         )

@@ -18,7 +18,7 @@ from lstm_jax.export import translator
 from lstm_jax.export.encoder_decoder import export_encoder_decoder
 from lstm_jax.export.translator import Translator, largest
 from lstm_jax.export.writing import write_manifest
-from lstm_jax.models import Compiled, Seq2Seq
+from lstm_jax.models import Compiled, Seq2Seq, TransformerSeq2Seq
 from lstm_jax.tasks.translating import Search, searched, target_losses, translations
 from tests.arrays import doubled
 
@@ -30,9 +30,15 @@ def tokenizer():
     return Tokenizer.train(LINES, kind="subwords", vocabulary_size=270)
 
 
-@pytest.fixture(scope="module")
-def model(tokenizer):
-    module = Seq2Seq(len(tokenizer), 6, 7, rngs=nnx.Rngs(1))
+KINDS = {
+    "lstm": lambda tokens: Seq2Seq(tokens, 6, 7, rngs=nnx.Rngs(1)),
+    "transformer": lambda tokens: TransformerSeq2Seq(tokens, 8, num_heads=2, rngs=nnx.Rngs(1)),
+}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def model(request, tokenizer):
+    module = KINDS[request.param](len(tokenizer))
     return Compiled(doubled(module, 2.0, {("bias",): 1.0}))
 
 

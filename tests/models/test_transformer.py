@@ -1,5 +1,7 @@
 """The Transformer against a loop over positions in NumPy, and against itself read in parts."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from flax import nnx
 
 from lstm_jax.models import Compiled, TransformerLanguageModel
+from lstm_jax.models.transformer import windowed_attention
 from tests.arrays import doubled, in_float64, params_of, with_params
 
 # Sums of some ten terms in float32 (eps 1.2e-7) through two blocks of normalised features.
@@ -140,7 +143,8 @@ def test_attention_within_the_context_is_that_of_flax():
     expected = xs + attention(block.attention_norm(xs), mask=mask, decode=False)
     expected += block.narrow(jax.nn.gelu(block.widen(block.dense_norm(expected))))
     carry, valid = model.initial_carry(2), jnp.arange(53)[None] >= 30
-    _, ys = block.causal(xs, carry["block_0"], jnp.broadcast_to(valid, (2, 53)), None)
+    windowed = functools.partial(windowed_attention, valid=jnp.broadcast_to(valid, (2, 53)))
+    _, ys = block.attend(xs, carry["block_0"], windowed, None)
     ys = block.dense(ys, None)
     np.testing.assert_allclose(ys, expected, rtol=0, atol=TOLERANCE)
 

@@ -1,7 +1,10 @@
 """Translation: training on a made-up language, BLEU, beams, attention maps, and bad input."""
 
+import functools
 import json
+import pathlib
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -9,7 +12,7 @@ from flax import nnx
 from lstm_jax.cli import main
 from lstm_jax.data.tokens import END, START
 from lstm_jax.errors import UserError
-from lstm_jax.models import Compiled
+from lstm_jax.models import Compiled, TransformerSeq2Seq
 from lstm_jax.tasks.translating import (
     Search,
     attention,
@@ -22,7 +25,9 @@ from lstm_jax.tasks.translating import (
 )
 from lstm_jax.tasks.translation import Translation
 from lstm_jax.tasks.translation_config import ParallelData, TranslationConfig
-from lstm_jax.train import load_run, read_metrics
+from lstm_jax.train import load_config, load_run, read_metrics
+
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 
 WORDS = {
     "one": "eins", "two": "zwei", "three": "drei", "four": "vier", "five": "fünf", "six": "sechs"
@@ -47,6 +52,7 @@ def files(tmp_path_factory):
 
 
 SMALL = {"hidden_size": 8, "embedding_size": 8}
+TRANSFORMER = {"kind": "transformer", "num_heads": 2}
 
 
 def made(files, model=None, **data):
@@ -60,9 +66,9 @@ def task(files):
     return made(files)
 
 
-@pytest.fixture(scope="module")
-def model(task):
-    return Compiled(task.build(nnx.Rngs(0)))
+@pytest.fixture(scope="module", params=[{}, TRANSFORMER], ids=["lstm", "transformer"])
+def model(request, files):
+    return Compiled(made(files, request.param).build(nnx.Rngs(0)))
 
 
 def test_smoothed_cross_entropy_is_that_of_smoothed_labels():
@@ -199,12 +205,62 @@ def test_sentences_that_are_rejected(task, model, tmp_path):
         task.predict(model, path)
 
 
-@pytest.fixture(scope="module")
-def run(files, tmp_path_factory):
+def test_the_config_chooses_the_model(files):
+    model = made(files, {"num_layers": 3, **TRANSFORMER}).build(nnx.Rngs(0))
+    assert isinstance(model, TransformerSeq2Seq)
+    assert (model.features, len(model.encoder), len(model.decoder)) == (8, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"num_heads": 2, "kind": "lstm"}, 'num_heads: expected 0 with model.kind "lstm", got 2'),
+        ({"num_heads": 0}, 'num_heads: expected at least 1 with model.kind "transformer", got 0'),
+        (
+            {"num_heads": 3},
+            r"hidden_size: expected a multiple of 2 \* model.num_heads = 6 .* got 8",
+        ),
+        ({"embedding_size": 4}, "embedding_size: expected model.hidden_size = 8 with .* got 4"),
+        ({"cell": "gru"}, "cell: expected 'lstm' with model.kind \"transformer\", got 'gru'"),
+        ({"attention": "additive"}, "attention: expected 'multiplicative' with .*, got 'additive'"),
+        ({"input_feeding": False}, "input_feeding: expected True with .*, got False"),
+        ({"tied_embeddings": False}, "tied_embeddings: expected True with .*, got False"),
+    ],
+    ids=str,
+)
+def test_options_of_the_other_kind_are_named(files, model, message):
+    with pytest.raises(UserError, match=rf"^model\.{message}"):
+        made(files, TRANSFORMER | model)
+
+
+def test_both_kinds_of_model_have_as_many_parameters():
+    """With as many subwords as the configs ask for, which Multi30k has."""
+    sizes = []
+    for name in ("multi30k", "multi30k_transformer"):
+        config = load_config(CONFIGS / f"{name}.toml")
+        build = functools.partial(config.model.build, config.data.vocabulary_size)
+        params = nnx.state(nnx.eval_shape(lambda build=build: build(nnx.Rngs(0))), nnx.Param)
+        sizes.append(sum(leaf.size for leaf in jax.tree.leaves(params)))
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.02)
+
+
+KINDS = {
+    "lstm": "hidden_size = 32\nembedding_size = 32",
+    "transformer": """
+kind = "transformer"
+num_heads = 2
+hidden_size = 32
+embedding_size = 32""",
+}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def run(request, files, tmp_path_factory):
     """A short training that learns the language by heart, through the command line."""
     folder = tmp_path_factory.mktemp("run") / "run"
     config = files / "small.toml"
-    config.write_text("""
+    config.write_text(
+        """
 task = "translation"
 [data]
 source = "train.a"
@@ -214,12 +270,6 @@ test_target = "test.b"
 vocabulary_size = 300
 batch_size = 32
 buckets = 2
-[model]
-hidden_size = 32
-embedding_size = 32
-dropout = 0.1
-input_dropout = 0.0
-beam_size = 2
 [optimizer]
 name = "adam"
 learning_rate = 1e-2
@@ -227,7 +277,13 @@ warmup_steps = 20
 [train]
 num_steps = 240
 eval_every = 80
-""")
+[model]
+dropout = 0.1
+input_dropout = 0.0
+beam_size = 2
+"""
+        + KINDS[request.param]
+    )
     assert main(["train", str(config), "--workdir", str(folder)]) == 0
     return folder
 

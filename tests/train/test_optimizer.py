@@ -6,6 +6,8 @@ import numpy as np
 import optax
 import pytest
 
+from lstm_jax.config import Config
+from lstm_jax.errors import UserError
 from lstm_jax.train import OptimizerConfig, build_optimizer, build_schedule
 
 
@@ -47,7 +49,19 @@ def test_exponential():
     np.testing.assert_allclose(at(schedule, 5, 10, 15, 25), expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("schedule", ["constant", "cosine", "exponential"])
+def test_inverse_square_root():
+    config = OptimizerConfig(schedule="inverse_sqrt", learning_rate=0.6, warmup_steps=4)
+    schedule = build_schedule(config, num_steps=100)
+    np.testing.assert_allclose(at(schedule, 2, 4, 16, 36), [0.3, 0.6, 0.3, 0.2], rtol=1e-6)
+
+
+def test_inverse_square_root_needs_a_warmup():
+    optimizer = OptimizerConfig(schedule="inverse_sqrt", warmup_steps=0)
+    with pytest.raises(UserError, match=r"^optimizer\.warmup_steps: expected at least 1 with"):
+        Config("next_character", optimizer=optimizer)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "exponential", "inverse_sqrt"])
 @pytest.mark.parametrize("warmup", [0, 10, 11, 50])
 def test_warmup_as_long_as_the_run_or_longer(schedule, warmup):
     config = OptimizerConfig(schedule=schedule, learning_rate=1.0, warmup_steps=warmup)
