@@ -10,6 +10,7 @@ TASKS: dict[str, str] = {
     "next_character": "lstm_jax.tasks.next_character.NextCharacter",
     "forecasting": "lstm_jax.tasks.forecasting.Forecasting",
     "classification": "lstm_jax.tasks.classification.Classification",
+    "action": "lstm_jax.tasks.action.ActionRecognition",
     "music": "lstm_jax.tasks.music.Music",
     "translation": "lstm_jax.tasks.translation.Translation",
     "text_classification": "lstm_jax.tasks.text_classification.TextClassification",

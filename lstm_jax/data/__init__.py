@@ -29,6 +29,17 @@ from lstm_jax.data.sequences import (
     read_sequences,
     read_ts,
 )
+from lstm_jax.data.skeleton_motion import motion_features, resampled, varied
+from lstm_jax.data.skeletons import (
+    ACTION3D,
+    ACTIONS,
+    BONES,
+    JOINTS,
+    Recording,
+    find_action3d,
+    read_recordings,
+    read_skeleton,
+)
 from lstm_jax.data.synthesis import wav_bytes
 from lstm_jax.data.tables import Table, dates, read_csv
 from lstm_jax.data.text import cut_text, encode, ngram_loss, python_reference, read_text
@@ -36,7 +47,11 @@ from lstm_jax.data.tokens import Tokenizer, padded
 from lstm_jax.data.word_by_word import translated, word_translations
 
 __all__ = [
+    "ACTION3D",
+    "ACTIONS",
+    "BONES",
     "CACHE_VARIABLE",
+    "JOINTS",
     "LOWEST",
     "NAMED_MUSIC",
     "PITCHES",
@@ -45,6 +60,7 @@ __all__ = [
     "LabelledSequences",
     "Note",
     "Piece",
+    "Recording",
     "Scaling",
     "SequenceColumns",
     "Table",
@@ -57,10 +73,12 @@ __all__ = [
     "digest",
     "encode",
     "fetch",
+    "find_action3d",
     "frequencies",
     "last_of_each",
     "length_bounds",
     "midi_bytes",
+    "motion_features",
     "ngram_loss",
     "notes_of",
     "padded",
@@ -73,10 +91,13 @@ __all__ = [
     "read_npz",
     "read_parallel",
     "read_pieces",
+    "read_recordings",
     "read_sequences",
+    "read_skeleton",
     "read_text",
     "read_ts",
     "registry",
+    "resampled",
     "roll_windows",
     "scaling_of",
     "shuffled",
@@ -86,6 +107,7 @@ __all__ = [
     "transitions",
     "translated",
     "unscaled",
+    "varied",
     "wav_bytes",
     "word_translations",
 ]

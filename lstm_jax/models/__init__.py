@@ -1,7 +1,7 @@
 """Flax modules that tasks train, one file a model; they hold no data and no loss."""
 
 from lstm_jax.models.base import Carry, Compiled, Model, Outputs, evaluation
-from lstm_jax.models.classifier import Classifier, ClassifierCarry
+from lstm_jax.models.classifier import BidirectionalClassifier, Classifier, ClassifierCarry
 from lstm_jax.models.ctc import CTCCarry, CTCModel
 from lstm_jax.models.forecaster import SegmentForecaster
 from lstm_jax.models.language import LanguageModel
@@ -12,6 +12,7 @@ from lstm_jax.models.transformer import TransformerLanguageModel
 from lstm_jax.models.transformer_seq2seq import TransformerSeq2Seq
 
 __all__ = [
+    "BidirectionalClassifier",
     "CTCCarry",
     "CTCModel",
     "Carry",

@@ -1,4 +1,4 @@
-"""A classifier of sequences."""
+"""Classifiers of sequences: step by step, or of whole sequences read from both ends."""
 
 from typing import Any, NamedTuple
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from lstm_jax.models.base import Model, Outputs
+from lstm_jax.models.base import Carry, Model, Outputs
 from lstm_jax.nnx import LSTM
 
 
@@ -120,3 +120,90 @@ class Classifier(Model):
             read = pooled = jnp.where(lengths[:, None] > 0, last, carry.pooled)
         logits = self.readout(self.dropout(read, rngs=rngs))
         return ClassifierCarry(lstm, pooled, steps), {"logits": logits}
+
+
+class BidirectionalClassifier(Model):
+    """Scores the classes of a whole sequence from LSTM layers that read it from both ends.
+
+    ::
+
+        h_1, ..., h_T = LSTM(x_1, ..., x_T)
+        logits = (h_1 + ... + h_T) / T W + b
+
+    Rows of a batch have lengths of their own, at least 1; whatever lies past a row's length has no
+    influence.
+
+    Args:
+      in_features: D.
+      num_classes: C.
+      hidden_features: H, hidden features of each layer and direction.
+      num_layers: stacked layers.
+      cell: the kind of cell, as in :class:`lstm_jax.nnx.LSTM`.
+      dropout: dropout rate of the outputs of every layer.
+      dtype: type of the products.
+      rngs: its stream ``params`` initialises the parameters; ``dropout`` is kept for training.
+
+    Example:
+      >>> model = BidirectionalClassifier(3, 5, 8, rngs=nnx.Rngs(0))
+      >>> xs, lengths = jnp.ones((2, 7, 3)), jnp.array([7, 4])
+      >>> _, outputs = model(model.initial_carry(rows=2), xs=xs, lengths=lengths)
+      >>> outputs["logits"].shape  # [B, C]
+      (2, 5)
+
+    References:
+      Alex Graves, Jürgen Schmidhuber, "Framewise phoneme classification with bidirectional LSTM
+      and other neural network architectures", Neural Networks 18, 2005.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        hidden_features: int,
+        num_layers: int = 1,
+        *,
+        cell: Any = "lstm",
+        dropout: float = 0.0,
+        dtype: DTypeLike = "float32",
+        rngs: nnx.Rngs,
+    ):
+        self.lstm = LSTM(
+            in_features, hidden_features, num_layers, bidirectional=True,
+            cell=cell, dropout=dropout, dtype=dtype, rngs=rngs,
+        )  # fmt: skip
+        self.dropout = nnx.Dropout(dropout, rngs=rngs)
+        self.readout = nnx.Linear(
+            self.lstm.layer.output_size, num_classes,
+            kernel_init=jax.nn.initializers.glorot_uniform(), rngs=rngs,
+        )  # fmt: skip
+
+    @property
+    def inputs(self) -> dict[str, tuple[str, str]]:
+        return {"xs": (f"b, t, {self.lstm.in_features}", "float32"), "lengths": ("b", "int32")}
+
+    @property
+    def ranges(self) -> dict[str, tuple[int, int | str]]:
+        return {"lengths": (1, "t")}
+
+    def __call__(
+        self,
+        carry: Carry,
+        *,
+        xs: jax.Array,
+        lengths: jax.Array,
+        rngs: nnx.Rngs | None = None,
+    ) -> tuple[Carry, Outputs]:
+        """Scores of the classes of whole sequences.
+
+        Args:
+          carry: ``()``, from :meth:`initial_carry`; sequences are independent.
+          xs: ``[B, T, D]``.
+          lengths: integers from 1 to T, ``[B]``.
+          rngs: its stream ``dropout`` is used in training; the module's own stream if None.
+
+        Returns:
+          ``(carry, {"logits": [B, C]})``.
+        """
+        ys = self.lstm(xs, seq_lengths=lengths, rngs=rngs).astype(jnp.float32)
+        pooled = ys.sum(1) / lengths[:, None]  # outputs past a row's end are zero
+        return carry, {"logits": self.readout(self.dropout(pooled, rngs=rngs))}

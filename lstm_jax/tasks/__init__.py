@@ -4,6 +4,7 @@ The built-in tasks are in ``lstm_jax.config.TASKS``; :func:`lstm_jax.config.task
 """
 
 from lstm_jax.config import TASKS, Section, option
+from lstm_jax.tasks.action import ActionRecognition
 from lstm_jax.tasks.base import (
     Batch,
     Columns,
@@ -25,6 +26,7 @@ from lstm_jax.tasks.translation import Translation
 
 __all__ = [
     "TASKS",
+    "ActionRecognition",
     "Batch",
     "Classification",
     "Columns",

@@ -1,0 +1,84 @@
+"""Animated plots as GIF files."""
+
+import io
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lstm_jax._labels import label
+from lstm_jax.data import BONES
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BARS = 6  # classes whose probabilities are shown
+COLORS = 32  # of a GIF file
+NAME_LENGTH = 24
+
+
+def gif(images: Iterable[np.ndarray], milliseconds: int) -> bytes:
+    """Images as a GIF file that repeats for ever.
+
+    Args:
+      images: uint8 ``[height, width]`` (grey) or ``[height, width, 3]``, all of one size.
+      milliseconds: how long each is shown; the last is shown for a second more.
+
+    >>> gif([np.zeros((4, 4), np.uint8), np.full((4, 4), 255, np.uint8)], 100)[:6]
+    b'GIF89a'
+    """
+    from PIL import Image
+
+    frames = [Image.fromarray(image).quantize(COLORS) for image in images]
+    times = [milliseconds] * (len(frames) - 1) + [milliseconds + 1000]
+    file = io.BytesIO()
+    frames[0].save(
+        file, "GIF", save_all=True, append_images=frames[1:], duration=times, loop=0, optimize=True
+    )
+    return file.getvalue()
+
+
+def action_animation(
+    joints: np.ndarray, probabilities: np.ndarray, classes: Sequence[str]
+) -> bytes:
+    """A moving skeleton beside the probabilities of its likeliest classes, as a GIF file.
+
+    Args:
+      joints: ``[T, 20, 3]``, as :func:`lstm_jax.data.skeletons.body_coordinates` returns them.
+      probabilities: after each frame, ``[T, C]``.
+      classes: the names of the C classes.
+    """
+    from matplotlib.figure import Figure
+
+    shown = np.sort(np.argsort(-probabilities.max(0))[:BARS])[::-1]
+    figure = Figure(figsize=(5.6, 3.0), dpi=80, layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.1))
+    low, high = joints[..., :2].min((0, 1)) - 0.1, joints[..., :2].max((0, 1)) + 0.1
+    left.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal", xticks=[], yticks=[])
+    bones = [
+        left.plot([], [], color="#0072b2", linewidth=3, solid_capstyle="round")[0] for _ in BONES
+    ]
+    names = [label(classes[n], NAME_LENGTH) for n in shown]
+    bars = right.barh(names, np.zeros(len(shown)), color="#d55e00")
+    right.set(xlim=(0, 1), title="probability so far")
+    right.title.set_fontsize("medium")
+
+    def images() -> Iterable[np.ndarray]:
+        for frame, (points, scores) in enumerate(zip(joints, probabilities, strict=True), 1):
+            for line, (a, b) in zip(bones, BONES, strict=True):
+                line.set_data(points[[a, b], 0], points[[a, b], 1])
+            for bar, n in zip(bars, shown, strict=True):
+                bar.set_width(scores[n])
+            left.set_xlabel(f"frame {frame} of {len(joints)}")
+            yield pixels(figure)
+
+    return gif(images(), milliseconds=67)  # 15 frames a second, as the camera's
+
+
+def pixels(figure: "Figure") -> np.ndarray:
+    """A figure as an image, uint8 ``[height, width, 3]``."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]
