@@ -12,6 +12,8 @@ TASKS: dict[str, str] = {
     "classification": "lstm_jax.tasks.classification.Classification",
     "action": "lstm_jax.tasks.action.ActionRecognition",
     "music": "lstm_jax.tasks.music.Music",
+    "video": "lstm_jax.tasks.video.VideoForecasting",
+    "video_classification": "lstm_jax.tasks.video_classification.VideoClassification",
     "translation": "lstm_jax.tasks.translation.Translation",
     "text_classification": "lstm_jax.tasks.text_classification.TextClassification",
 }

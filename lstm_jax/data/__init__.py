@@ -2,6 +2,7 @@
 
 from lstm_jax.data.fetch import CACHE_VARIABLE, Entry, cache_folder, fetch, registry
 from lstm_jax.data.midi import LOWEST, PITCHES, Note, midi_bytes, notes_of, pitch_name, read_midi
+from lstm_jax.data.moving_digits import DIRECTIONS, Digits, moving_digits, read_digits
 from lstm_jax.data.parallel import bucketed_pairs, read_lines, read_parallel
 from lstm_jax.data.piano_rolls import (
     NAMED_MUSIC,
@@ -44,6 +45,7 @@ from lstm_jax.data.synthesis import wav_bytes
 from lstm_jax.data.tables import Table, dates, read_csv
 from lstm_jax.data.text import cut_text, encode, ngram_loss, python_reference, read_text
 from lstm_jax.data.tokens import Tokenizer, padded
+from lstm_jax.data.videos import Videos, check_size, read_videos, unit_range
 from lstm_jax.data.word_by_word import translated, word_translations
 
 __all__ = [
@@ -51,11 +53,13 @@ __all__ = [
     "ACTIONS",
     "BONES",
     "CACHE_VARIABLE",
+    "DIRECTIONS",
     "JOINTS",
     "LOWEST",
     "NAMED_MUSIC",
     "PITCHES",
     "Batch",
+    "Digits",
     "Entry",
     "LabelledSequences",
     "Note",
@@ -65,9 +69,11 @@ __all__ = [
     "SequenceColumns",
     "Table",
     "Tokenizer",
+    "Videos",
     "bucketed",
     "bucketed_pairs",
     "cache_folder",
+    "check_size",
     "cut_text",
     "dates",
     "digest",
@@ -79,6 +85,7 @@ __all__ = [
     "length_bounds",
     "midi_bytes",
     "motion_features",
+    "moving_digits",
     "ngram_loss",
     "notes_of",
     "padded",
@@ -86,6 +93,7 @@ __all__ = [
     "python_reference",
     "read_collection",
     "read_csv",
+    "read_digits",
     "read_lines",
     "read_midi",
     "read_npz",
@@ -96,6 +104,7 @@ __all__ = [
     "read_skeleton",
     "read_text",
     "read_ts",
+    "read_videos",
     "registry",
     "resampled",
     "roll_windows",
@@ -106,6 +115,7 @@ __all__ = [
     "stream_windows",
     "transitions",
     "translated",
+    "unit_range",
     "unscaled",
     "varied",
     "wav_bytes",

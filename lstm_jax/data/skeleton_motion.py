@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from lstm_jax.data.skeletons import JOINTS
+from lstm_jax.data.skeletons import HIP, JOINTS
 
 
 def motion_features(joints: np.ndarray) -> np.ndarray:
-    """Positions and velocities of all joints.
+    """Positions and velocities of all joints but the hip's centre, which is the origin.
 
     ``v_t = (p_{t+1} - p_{t-1}) / 2``, with the first and last positions repeated at the ends.
 
@@ -14,13 +14,14 @@ def motion_features(joints: np.ndarray) -> np.ndarray:
       joints: ``[T, 20, 3]``.
 
     Returns:
-      float32 ``[T, 120]``.
+      float32 ``[T, 114]``.
 
     >>> still = np.ones((3, 20, 3))
     >>> features = motion_features(still)
-    >>> features.shape, features[:, 60:].any()
-    ((3, 120), False)
+    >>> features.shape, features[:, 57:].any()
+    ((3, 114), False)
     """
+    joints = np.delete(joints, HIP, axis=1)
     longer = np.concatenate([joints[:1], joints, joints[-1:]])
     velocities = (longer[2:] - longer[:-2]) / 2
     both = np.stack([joints, velocities], 1)

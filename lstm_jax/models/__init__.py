@@ -2,6 +2,7 @@
 
 from lstm_jax.models.base import Carry, Compiled, Model, Outputs, evaluation
 from lstm_jax.models.classifier import BidirectionalClassifier, Classifier, ClassifierCarry
+from lstm_jax.models.cnn_lstm import VideoClassifier
 from lstm_jax.models.ctc import CTCCarry, CTCModel
 from lstm_jax.models.forecaster import SegmentForecaster
 from lstm_jax.models.language import LanguageModel
@@ -10,6 +11,7 @@ from lstm_jax.models.seq2seq import Decoding, EncoderDecoder, Seq2Seq
 from lstm_jax.models.text_classifier import TextClassifier
 from lstm_jax.models.transformer import TransformerLanguageModel
 from lstm_jax.models.transformer_seq2seq import TransformerSeq2Seq
+from lstm_jax.models.video import ConvForecaster, FullyConnectedForecaster, VideoForecaster
 
 __all__ = [
     "BidirectionalClassifier",
@@ -19,8 +21,10 @@ __all__ = [
     "Classifier",
     "ClassifierCarry",
     "Compiled",
+    "ConvForecaster",
     "Decoding",
     "EncoderDecoder",
+    "FullyConnectedForecaster",
     "LanguageModel",
     "Model",
     "Outputs",
@@ -31,5 +35,7 @@ __all__ = [
     "TextClassifier",
     "TransformerLanguageModel",
     "TransformerSeq2Seq",
+    "VideoClassifier",
+    "VideoForecaster",
     "evaluation",
 ]

@@ -23,6 +23,8 @@ from lstm_jax.tasks.music import Music
 from lstm_jax.tasks.next_character import NextCharacter
 from lstm_jax.tasks.text_classification import TextClassification
 from lstm_jax.tasks.translation import Translation
+from lstm_jax.tasks.video import VideoForecasting
+from lstm_jax.tasks.video_classification import VideoClassification
 
 __all__ = [
     "TASKS",
@@ -44,5 +46,7 @@ __all__ = [
     "Task",
     "TextClassification",
     "Translation",
+    "VideoClassification",
+    "VideoForecasting",
     "option",
 ]

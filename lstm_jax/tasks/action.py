@@ -20,7 +20,7 @@ from lstm_jax.tasks.base import Batch, Columns, Metrics, Plots, Task
 from lstm_jax.tasks.plots import confusion_matrix
 from lstm_jax.tasks.scores import class_metrics
 
-FEATURES = 6 * JOINTS  # three coordinates and three velocities of each joint
+FEATURES = 6 * (JOINTS - 1)  # coordinates and velocities of each joint but the hip
 ROWS = 256  # recordings that a model reads in one call
 
 
@@ -79,7 +79,7 @@ class ActionRecognition(Task):
         return np.array([classes.index(ACTIONS[x.action]) for x in recordings], np.int32)
 
     def _read(self, joints: np.ndarray) -> tuple[np.ndarray, int]:
-        """The standardised features of a recording, ``[max_frames, 120]``, and its frames."""
+        """The standardised features of a recording, ``[max_frames, 114]``, and its frames."""
         steps = self.data.inputs(joints)
         padded = np.zeros((self.data.max_frames, FEATURES), np.float32)
         padded[: len(steps)] = scaling.standardised(steps, self.known["scaling"]["xs"])

@@ -98,7 +98,7 @@ class ActionData(Section):
         return read_recordings(source)
 
     def inputs(self, joints: np.ndarray) -> np.ndarray:
-        """Features of a recording of at most ``max_frames`` frames, float32 ``[T, 120]``."""
+        """Features of a recording of at most ``max_frames`` frames, float32 ``[T, 114]``."""
         if len(joints) > self.max_frames:
             joints = resampled(joints, np.linspace(0, len(joints) - 1, self.max_frames))
         return motion_features(joints)

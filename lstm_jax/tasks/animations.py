@@ -75,6 +75,30 @@ def action_animation(
     return gif(images(), milliseconds=67)  # 15 frames a second, as the camera's
 
 
+def forecast_animation(seen: np.ndarray, truth: np.ndarray, forecast: np.ndarray) -> bytes:
+    """Videos above their forecasts, as a GIF file.
+
+    While the observed frames are shown, both rows show them.  The forecast's row then has a grey
+    frame around each video, and the truth's row is black where there is no truth.
+
+    Args:
+      seen: from 0 to 1, ``[N, T, height, width, C]``.
+      truth: ``[N, F, height, width, C]``, or F = 0 where it is not known.
+      forecast: ``[N, F, height, width, C]``.
+    """
+    unknown = np.zeros((len(seen), len(forecast[0]) - len(truth[0]), *seen.shape[2:]))
+    rows = [np.concatenate([seen, truth, unknown], 1), np.concatenate([seen, forecast], 1)]
+    rgb = [np.repeat(row, 3, -1) if row.shape[-1] == 1 else row[..., :3] for row in rows]
+    if rgb[0].shape[-1] == 2:  # two channels are no colours
+        rgb = [np.repeat(row.mean(-1, keepdims=True), 3, -1) for row in rows]
+    video = np.stack([np.rint(255 * row.clip(0, 1)).astype(np.uint8) for row in rgb])
+    _, count, frames, height, width, _ = video.shape
+    canvas = np.full((frames, 2, height + 4, count, width + 4, 3), 40, np.uint8)
+    canvas[seen.shape[1] :, 1] = 150
+    canvas[:, :, 2:-2, :, 2:-2] = video.transpose(2, 0, 3, 1, 4, 5)
+    return gif(canvas.reshape(frames, 2 * (height + 4), count * (width + 4), 3), milliseconds=150)
+
+
 def pixels(figure: "Figure") -> np.ndarray:
     """A figure as an image, uint8 ``[height, width, 3]``."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

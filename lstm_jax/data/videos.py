@@ -1,0 +1,118 @@
+"""Videos as arrays: NumPy archives of frames, with labels where they are to be classified."""
+
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+
+from lstm_jax.data.sequences import label_positions
+from lstm_jax.errors import UserError, expect
+
+AXES = "[N, T, height, width, channels]"
+
+
+class Videos(NamedTuple):
+    """Videos of the same size.
+
+    Attributes:
+      frames: uint8 from 0 to 255, or float32 from 0 to 1; ``[N, T, height, width, channels]``.
+      lengths: how many frames of each count, int32 ``[N]``.
+      labels: int32 ``[N]``, positions in ``classes``; zeros where there are no labels.
+      classes: the labels' names; empty where there are no labels.
+    """
+
+    frames: np.ndarray
+    lengths: np.ndarray
+    labels: np.ndarray
+    classes: tuple[str, ...] = ()
+
+    def rows(self, chosen: np.ndarray) -> "Videos":
+        """Some of the videos, by booleans ``[N]`` or positions."""
+        frames, lengths, labels = (x[chosen] for x in (self.frames, self.lengths, self.labels))
+        return Videos(frames, lengths, labels, self.classes)
+
+
+def unit_range(frames: np.ndarray) -> np.ndarray:
+    """Frames as float32 from 0 to 1.
+
+    >>> unit_range(np.array([0, 255], np.uint8)).tolist()
+    [0.0, 1.0]
+    """
+    scale = 255 if frames.dtype == np.uint8 else 1
+    return frames.astype(np.float32) / np.float32(scale)
+
+
+def read_videos(path: str | pathlib.Path, labelled: bool, classes: tuple[str, ...] = ()) -> Videos:
+    """A NumPy archive of ``frames`` ``[N, T, height, width, channels]``.
+
+    Frames are bytes, or floats from 0 to 1.  ``lengths`` ``[N]``, where the file has it, says how
+    many frames of each video count; ``labels`` ``[N]`` are integers or strings.  Pickled objects
+    are not read.
+
+    Args:
+      path: the file.
+      labelled: whether labels are needed; they are ignored otherwise.
+      classes: the names of the possible labels; empty for those of the file.
+
+    Raises:
+      UserError: the file is missing or broken, or an array is missing or does not fit.
+
+    >>> read_videos("/no/such/file.npz", labelled=True)
+    Traceback (most recent call last):
+    lstm_jax.errors.UserError: /no/such/file.npz: no such file
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    names = ("frames", "lengths", "labels") if labelled else ("frames", "lengths")
+    try:
+        with np.load(path) as file:
+            arrays = {name: file[name] for name in names if name in file}
+    except Exception as error:  # zipfile, its decompressors and NumPy have errors of their own
+        what = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        if "allow_pickle" in what:
+            what = "an array of objects, as of frames of differing sizes"
+        raise UserError(f"{path}: expected a .npz file of frames {AXES}, got {what}") from error
+    expect("frames" in arrays, f"{path}", f"an array frames {AXES}", "none")
+    frames = arrays["frames"]
+    got = f"{frames.dtype} {frames.shape}"
+    expect(frames.ndim == 5 and frames.size, f"{path}: frames", f"an array {AXES}", got)
+    expect(frames.dtype == np.uint8 or frames.dtype.kind == "f", f"{path}: frames",
+           "bytes from 0 to 255 or floats from 0 to 1", got)  # fmt: skip
+    if frames.dtype != np.uint8:
+        outside = np.argwhere(~((frames >= 0) & (frames <= 1)))
+        for place in outside[:1]:
+            where = f"{path}: frames[{', '.join(map(str, place))}]"
+            raise UserError(f"{where}: expected a number from 0 to 1, got {frames[*place]}")
+        frames = frames.astype(np.float32)
+    rows, steps = frames.shape[:2]
+    lengths = arrays.get("lengths", np.full(rows, steps))
+    fits = lengths.shape == (rows,) and lengths.dtype.kind in "iu"
+    fits = fits and lengths.min() >= 1 and lengths.max() <= steps
+    got = f"{lengths.dtype} {lengths.shape}: {lengths}"[:90]
+    expect(fits, f"{path}: lengths", f"{rows} integers from 1 to {steps}", got)
+    numbers, found = np.zeros(rows, np.int32), ()
+    if labelled:
+        expect("labels" in arrays, f"{path}", "an array labels [N]", "none")
+        labels = arrays["labels"]
+        fits = labels.shape == (rows,) and labels.dtype.kind in "iuU"
+        got = f"{labels.dtype} {labels.shape}"
+        expect(fits, f"{path}: labels", f"{rows} integers or strings", got)
+        places = [f"{path}: labels[{n}]" for n in range(rows)]
+        numbers, found = label_positions([str(x) for x in labels], classes, places)
+    return Videos(frames, lengths.astype(np.int32), numbers, found)
+
+
+def check_size(videos: Videos, shape: tuple[int, ...], name: str) -> None:
+    """Raises a :class:`UserError` where frames have another shape than those of training.
+
+    >>> videos = Videos(np.zeros((1, 2, 8, 6, 1)), np.array([2]), np.array([0]))
+    >>> check_size(videos, (8, 8, 1), "new.npz")
+    Traceback (most recent call last):
+    lstm_jax.errors.UserError: new.npz: expected frames of 8 x 8 pixels and 1 channel(s), as in ...
+    """
+    height, width, channels = shape
+    expected = f"frames of {height} x {width} pixels and {channels} channel(s), as in training"
+    height, width, channels = videos.frames.shape[2:]
+    got = f"{height} x {width} and {channels}"
+    expect(videos.frames.shape[2:] == tuple(shape), name, expected, got)

@@ -1,0 +1,218 @@
+"""Video classification: one label for a whole video, given as an array of frames."""
+
+import dataclasses
+import functools
+import pathlib
+import re
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+import optax
+from flax import nnx
+
+from lstm_jax.config import RecurrentConfig, Section, option
+from lstm_jax.data import (
+    Videos,
+    check_size,
+    digest,
+    last_of_each,
+    read_videos,
+    shuffled,
+    unit_range,
+)
+from lstm_jax.errors import UserError, expect
+from lstm_jax.models import VideoClassifier
+from lstm_jax.tasks.base import Batch, Columns, Metrics, Plots, Task
+from lstm_jax.tasks.plots import confusion_matrix
+from lstm_jax.tasks.scores import class_metrics
+
+ROWS = 32  # videos that a model reads in one call
+
+
+def sizes(text: str) -> tuple[int, ...]:
+    """The numbers in a list such as ``"16,32"``.
+
+    Raises:
+      UserError: it is something else.
+
+    >>> sizes("16, 32")
+    (16, 32)
+    """
+    if not re.fullmatch(r"\s*[1-9]\d{0,3}\s*(,\s*[1-9]\d{0,3}\s*){0,9}", text, re.ASCII):
+        raise UserError(f"expected one to ten numbers from 1 to 9999 such as 16,32, got {text!r}")
+    return tuple(int(number) for number in text.split(","))
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelledVideoData(Section):
+    """Section ``[data]`` of task ``video_classification``."""
+
+    train: str = option(
+        "videos.npz", "a .npz file of frames [N, T, height, width, channels] and labels [N]",
+        path_or=(),
+    )  # fmt: skip
+    test: str = option("", "as data.train; if empty, test_fraction of each class", path_or=("",))
+    test_fraction: float = option(
+        0.2, "share of each class held out from data.train where data.test is empty",
+        above=0, below=1,
+    )  # fmt: skip
+    validation_fraction: float = option(
+        0.1, "share of each class held out from training to choose the best checkpoint",
+        at_least=0, below=1,
+    )  # fmt: skip
+    batch_size: int = option(32, "videos a training step", at_least=1)
+
+    def read(self) -> dict[str, Videos]:
+        """The videos of each split.
+
+        Raises:
+          UserError: a file is missing or broken, or the test file does not fit the other.
+        """
+        train = self._read("train", ())
+        if self.test:
+            test = self._read("test", train.classes)
+            check_size(test, train.frames.shape[2:], f"data.test: {self.test}")
+        else:
+            held_out = last_of_each(train.labels, self.test_fraction)
+            test, train = train.rows(held_out), train.rows(~held_out)
+        held_out = last_of_each(train.labels, self.validation_fraction)
+        return {"train": train.rows(~held_out), "validation": train.rows(held_out), "test": test}
+
+    def _read(self, split: str, classes: tuple[str, ...]) -> Videos:
+        try:
+            return read_videos(getattr(self, split), labelled=True, classes=classes)
+        except UserError as error:
+            raise UserError(f"data.{split}: {error}") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoClassifierConfig(RecurrentConfig):
+    """Section ``[model]`` of task ``video_classification``."""
+
+    channels: str = option(
+        "16,32", "channels of the convolutions, each of which halves height and width", check=sizes
+    )
+    frame_features: int = option(64, "features of a frame, which the LSTM reads", at_least=1)
+    hidden_size: int = option(
+        64, "hidden features of each recurrent layer", at_least=1, at_most=10**6
+    )
+    pooling: str = option(
+        "mean", "what of the top layer is read: its mean or last output",
+        choices=("mean", "last"),
+    )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoClassification(Task):
+    """Predicts the class of a video; videos of a file have lengths of their own.
+
+    Raises:
+      UserError: a file is missing or broken, or the two files do not fit each other.
+
+    References:
+      Jeff Donahue et al., "Long-term Recurrent Convolutional Networks for Visual Recognition and
+      Description", CVPR 2015.
+    """
+
+    data: LabelledVideoData
+    model: VideoClassifierConfig
+    unit = "videos"
+    loss_unit = "nats a video"
+
+    def __post_init__(self) -> None:
+        rows, size = len(self._videos["train"].labels), self.data.batch_size
+        expect(rows >= size, "data.batch_size", f"at most the {rows} training videos", size)
+        for split in self.splits:
+            some = "a share that holds out at least one video"
+            share = getattr(self.data, f"{split}_fraction")
+            expect(len(self._videos[split].labels), f"data.{split}_fraction", some, share)
+        self.model.check_layers(self.model.frame_features)
+
+    @property
+    def splits(self) -> tuple[str, ...]:  # type: ignore[override]
+        return ("validation", "test") if self.data.validation_fraction else ("test",)
+
+    @functools.cached_property
+    def _videos(self) -> dict[str, Videos]:
+        return self.data.read()
+
+    def metadata(self) -> dict[str, Any]:
+        """``classes`` in the order of the logits, and ``frame_shape``: height, width, channels."""
+        train = self._videos["train"]
+        return {"classes": [*train.classes], "frame_shape": [*train.frames.shape[2:]]}
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        return digest(*(x for v in self._videos.values() for x in (v.frames, v.lengths, v.labels)))
+
+    def batches(self, seed: int) -> grain.MapDataset:
+        train = self._videos["train"]
+        arrays = {"frames": train.frames, "lengths": train.lengths, "labels": train.labels}
+        return shuffled(arrays, self.data.batch_size, seed)
+
+    # ---- model and loss ----
+
+    def build(self, rngs: nnx.Rngs) -> VideoClassifier:
+        options = self.model
+        return VideoClassifier(
+            tuple(self.known["frame_shape"]), len(self.known["classes"]), sizes(options.channels),
+            options.frame_features, options.hidden_size, options.num_layers,
+            cell=options.cell_factory, pooling=options.pooling, dropout=options.dropout,
+            dtype=options.dtype, rngs=rngs,
+        )  # fmt: skip
+
+    def loss(self, model: Any, carry: Any, batch: Batch, rngs: nnx.Rngs) -> tuple[jax.Array, Any]:
+        frames, lengths = unit_range(batch["frames"]), batch["lengths"]
+        first = model.initial_carry(len(frames))
+        _, outputs = model(first, frames=frames, lengths=lengths, rngs=rngs)
+        losses = optax.softmax_cross_entropy_with_integer_labels(outputs["logits"], batch["labels"])
+        return losses.mean(), carry
+
+    # ---- metrics ----
+
+    def evaluate(self, model: Any, split: str) -> Metrics:
+        """``loss`` in nats, ``accuracy`` and ``macro F1`` in percent."""
+        videos = self._videos[split]
+        return class_metrics(video_logits(model, videos), videos.labels)
+
+    def baselines(self, split: str) -> dict[str, Metrics]:
+        commonest = np.bincount(self._videos["train"].labels).argmax()
+        share = float((self._videos[split].labels == commonest).mean())
+        return {"always the commonest class": {"accuracy": 100.0 * share}}
+
+    def predict(self, model: Any, source: pathlib.Path | None) -> Columns:
+        """The likeliest class of each video and the probability of each class.
+
+        ``source`` is a .npz file of ``frames`` ``[N, T, height, width, channels]``.
+        """
+        videos = self._videos["test"] if source is None else read_videos(source, labelled=False)
+        check_size(videos, self.known["frame_shape"], f"{source}")
+        logits, classes = video_logits(model, videos), self.known["classes"]
+        probabilities = np.asarray(jax.nn.softmax(logits))
+        return {
+            "video": np.arange(1, len(logits) + 1),
+            "class": [classes[n] for n in logits.argmax(-1)],
+            **{f"probability {c}": probabilities[:, n] for n, c in enumerate(classes)},
+        }
+
+    def plots(self, model: Any) -> Plots:
+        """The confusion matrix of the test split."""
+        test, classes = self._videos["test"], self.known["classes"]
+        counts = np.zeros((len(classes),) * 2, int)
+        np.add.at(counts, (test.labels, video_logits(model, test).argmax(-1)), 1)
+        yield "confusion", confusion_matrix(counts, classes, self.unit)
+
+
+def video_logits(model: Any, videos: Videos) -> np.ndarray:
+    """The scores of videos in calls of one shape, float32 ``[N, C]``."""
+    count = len(videos.lengths)
+    size, found = min(ROWS, count), []
+    for start in range(0, count, size):
+        part = videos.rows(np.arange(start, start + size) % count)
+        _, outputs = model(
+            model.initial_carry(size), frames=unit_range(part.frames), lengths=part.lengths
+        )
+        found.append(np.asarray(outputs["logits"]))
+    return np.concatenate(found)[:count]
