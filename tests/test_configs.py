@@ -4,10 +4,12 @@ import json
 import pathlib
 import tomllib
 
+import numpy as np
 import pytest
 
 from lstm_jax.cli import main
-from lstm_jax.data import NAMED_MUSIC, registry
+from lstm_jax.data import NAMED_MUSIC, find_action3d, registry
+from lstm_jax.errors import UserError
 from lstm_jax.train import load_config, sections_for
 
 CONFIGS = sorted(pathlib.Path(__file__).parents[1].glob("configs/*.toml"))
@@ -37,6 +39,22 @@ SMALL = {
         "model.embedding_size": 8,
         "model.hidden_size": 8,
     },
+    "action": {
+        "data.batch_size": 4,
+        "data.max_frames": 8,
+        "data.copies": 1,
+        "model.hidden_size": 8,
+        "model.num_layers": 1,
+    },
+    "video": {
+        "data.batch_size": 4,
+        "data.observed": 2,
+        "data.horizon": 2,
+        "data.validation_videos": 4,
+        "data.test_videos": 4,
+        "model.hidden_size": 4,
+    },
+    "video_classification": {"data.batch_size": 4, "model.hidden_size": 8},
     "music": {
         "data.lanes": 4,
         "data.window": 8,
@@ -73,13 +91,14 @@ def needed(path: pathlib.Path) -> list[str]:
     values = tomllib.loads(path.read_text("utf-8"))["data"].values()
     names = {str(value).partition(".")[0] for value in values}  # multi30k.en is of multi30k
     names |= {NAMED_MUSIC[name] for name in names & NAMED_MUSIC.keys()}
+    names |= {"mnist_5k", "mnist_t10k"} if "moving_digits" in names else set()
     names |= {"sst_trees"} if names & {"sst2", "sst5"} else set()
     return [file for file in registry() if {file, file.split("/")[0]} & names]
 
 
 def cases():
     for path in CONFIGS:
-        marks = [pytest.mark.data] if needed(path) else []
+        marks = [pytest.mark.data] if needed(path) or path.stem == "action3d" else []
         yield pytest.param(path, id=path.stem, marks=marks)
 
 
@@ -116,6 +135,15 @@ def test_shrunk_it_runs_to_its_end(path, tmp_path, capsys, public_data):
     workdir = tmp_path / "run"
     config = load_config(path)
     overrides = {**SMALL[config.task], **OF_ONE.get(path.stem, {}), **SHORT}
+    if config.task == "action":
+        try:
+            find_action3d()
+        except UserError as error:
+            pytest.skip(f"needs public data: {error}")
+    if config.task == "video_classification":
+        overrides["data.train"] = tmp_path / "videos.npz"
+        frames = np.random.default_rng(0).integers(0, 256, (40, 3, 8, 8, 1), np.uint8)
+        np.savez(overrides["data.train"], frames=frames, labels=["left", "right"] * 20)
     flags = [
         word for key, x in overrides.items() for word in (f"--{key}".replace("_", "-"), str(x))
     ]
@@ -138,6 +166,8 @@ def test_shrunk_it_runs_to_its_end(path, tmp_path, capsys, public_data):
         "forecasting": {"forecasts"},
         "classification": {"confusion"},
         "text_classification": {"confusion"},
+        "action": {"confusion"},
+        "video_classification": {"confusion"},
         "music": {"piano_roll"},
         "translation": {f"attention_{n}" for n in range(4)},
     }

@@ -15,6 +15,7 @@ from lstm_jax.models import Compiled, Model
 from lstm_jax.models.seq2seq import EncoderDecoder
 from lstm_jax.tasks import Generates, Predicts, Task
 from tests.arrays import params_of, with_params
+from tests.skeletons import write_skeletons
 
 
 def value_and_grad(task, model, params, carry, batch, seed):
@@ -49,6 +50,20 @@ def task(request, tmp_path_factory):
             (folder / f"{n}.mid").write_bytes(midi_bytes(roll, 1, 90.0))
         data = {"pieces": str(folder), "transpose": 1, "lanes": 3, "window": 5}
         model = {"hidden_size": 5, "conditioned": True, "interval_features": 2}
+    elif request.param == "action":
+        write_skeletons(folder, subjects=(1, 2, 3), actions=(1, 2), repetitions=(1,))
+        data = {"recordings": str(folder), "train_subjects": "1,2", "batch_size": 3}
+        data |= {"max_frames": 9, "copies": 2}
+        model = {"hidden_size": 5}
+    elif request.param == "video":
+        np.savez(folder / "v.npz", frames=rng.integers(0, 256, (9, 6, 4, 6, 1)).astype(np.uint8))
+        data = {"videos": str(folder / "v.npz"), "observed": 3, "horizon": 2, "batch_size": 3}
+        model = {"hidden_size": 3, "patch": 2}
+    elif request.param == "video_classification":
+        frames, labels = rng.integers(0, 256, (24, 4, 4, 6, 1)).astype(np.uint8), list("ab") * 12
+        np.savez(folder / "v.npz", frames=frames, labels=labels)
+        data = {"train": str(folder / "v.npz"), "batch_size": 3}
+        model = {"hidden_size": 5, "channels": "3", "frame_features": 4}
     elif request.param == "text_classification":
         file = folder / "texts.csv"
         texts = [" ".join(rng.choice(list("abcdefgh"), n)) for n in rng.integers(2, 9, 40)]
@@ -110,11 +125,11 @@ def test_a_restored_task_builds_the_same_model_without_reading_data(task, monkey
     assert again == task
     readers = (
         "read_text", "read_csv", "read_sequences", "read_collection", "read_labelled_text",
-        "read_parallel",
+        "read_parallel", "read_recordings", "read_videos",
     )  # fmt: skip
     modules = (
         "next_character", "series_data", "sequences_data", "music_data", "text_options",
-        "translation_config",
+        "translation_config", "action_data", "video_data", "video_classification",
     )  # fmt: skip
     for read in readers:
         for module in modules:
@@ -216,6 +231,9 @@ def test_plots_are_figures_that_can_be_saved_or_pages(task, tmp_path):
     for name, figure in plots:
         if isinstance(figure, str):
             assert figure.startswith("<!DOCTYPE html>")
+            continue
+        if isinstance(figure, bytes):
+            assert name.endswith(".gif") and figure.startswith(b"GIF89a")
             continue
         assert isinstance(figure, Figure)
         figure.savefig(tmp_path / f"{name}.png")
