@@ -1,6 +1,7 @@
 """Animations: what each frame of a GIF file shows."""
 
 import io
+import itertools
 
 import numpy as np
 from PIL import Image
@@ -49,4 +50,4 @@ def test_a_skeleton_moves_beside_its_probabilities():
     assert len(found) == 5
     middle = found[0].shape[1] // 2
     for half in (np.s_[:, :middle], np.s_[:, middle:]):
-        assert all(np.abs(a[half] - b[half]).max() > 30 for a, b in zip(found[:3], found[1:4], strict=True))
+        assert all(np.abs(a[half] - b[half]).max() > 30 for a, b in itertools.pairwise(found[:4]))
