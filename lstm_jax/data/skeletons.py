@@ -139,19 +139,18 @@ def parse_skeleton(content: bytes, name: str) -> np.ndarray:
     lstm_jax.errors.UserError: a.txt: expected 20 rows (joints) a frame, got 1 rows
     """
     expect(content.strip(), name, "rows of 4 numbers", "an empty file")
-    rows = []
-    for number, line in enumerate(content.split(b"\n"), 1):
-        if fields := line.split():
-            place = f"{name}: line {number}"
-            expect(len(fields) == 4, place, "4 numbers (u, v, depth, confidence)", len(fields))
-            try:
-                rows.append([float(field) for field in fields[:3]])
-            except ValueError as error:
-                got = line[:60].decode("ascii", "replace").strip()
-                raise UserError(f"{place}: expected numbers, got {got!r}") from error
+    lines = {n: line.split() for n, line in enumerate(content.split(b"\n"), 1) if line.strip()}
+    for number in [n for n, fields in lines.items() if len(fields) != 4][:1]:
+        expected = "expected 4 numbers (u, v, depth, confidence)"
+        raise UserError(f"{name}: line {number}: {expected}, got {len(lines[number])}")
+    rows = [fields[:3] for fields in lines.values()]
     expect(len(rows) % JOINTS == 0, name, f"{JOINTS} rows (joints) a frame", f"{len(rows)} rows")
     try:
-        return body_coordinates(np.reshape(rows, (-1, JOINTS, 3)))
+        screen = np.array(rows).astype(np.float64).reshape(-1, JOINTS, 3)
+    except ValueError as error:
+        raise UserError(f"{name}: expected numbers in every line ({error})") from error
+    try:
+        return body_coordinates(screen)
     except ValueError as error:
         raise UserError(f"{name}: {error}") from error
 
