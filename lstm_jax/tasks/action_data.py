@@ -94,7 +94,7 @@ class ActionData(Section):
     def read_new(self, source: pathlib.Path) -> list[Recording]:
         """The recording in a skeleton file, or those in a folder or archive."""
         if source.suffix == ".txt":
-            return [Recording(source.stem, read_skeleton(source))]
+            return [Recording(source.stem.removesuffix("_skeleton"), read_skeleton(source))]
         return read_recordings(source)
 
     def inputs(self, joints: np.ndarray) -> np.ndarray:
