@@ -139,21 +139,37 @@ def look_into(
     Args:
       layer: a functional cell or layer that runs forwards in time.
       params: its parameters.
-      xs: what it reads, ``[T, B, D]``.
+      xs: what it reads, ``[T, B, D]``, or ``[T, B, *space, D]``: then the place in the middle is
+        shown, without gradients through time and the Jacobian.
       lengths: of its rows; None for all T steps.
       text: the characters that row 0 reads, where these are what it reads.
     """
     read = trace(layer, params, xs, lengths=lengths)
     first = len(xs) if lengths is None else int(lengths[0])
     row = xs[:first, :1]  # one sequence, without padding
+    space = xs.shape[2:-1]
+    if space:
+        read = _in_the_middle(read, space)
     sections = [
-        _layers(summary(layer, xs.shape[-1])),
+        _layers(summary(layer, (*space, xs.shape[-1]))),
         _drawings(layer),
         _maps(_first_units(_first_steps(read, min(first, STEPS_SHOWN))), text),
     ]
     sections += _text(read, text) if text else [_units(read, first)]
     sections += [*_gates(read), *_horizon(read, layer)]
+    if space:
+        return sections
     return [*sections, _flow(layer, params, xs, lengths), _spectrum(layer, params, row)]
+
+
+def _in_the_middle(read: Trace, space: tuple[int, ...]) -> Trace:
+    """What happens at the middle of a grid, ``[T, B, H]``."""
+    middle = (slice(None), slice(None), *(size // 2 for size in space))
+    values = {
+        place: {name: array[middle] for name, array in arrays.items()}
+        for place, arrays in read.values.items()
+    }
+    return read._replace(values=values)
 
 
 def _layers(table: Summary) -> Section:

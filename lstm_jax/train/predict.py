@@ -133,4 +133,6 @@ def _rows(columns: Columns) -> list[tuple[Any, ...]]:
 def _plain(value: Any) -> Any:
     if isinstance(value, np.floating):
         return float(str(value)) if np.isfinite(value) else None
+    if isinstance(value, np.ndarray):
+        return value.tolist()
     return value.item() if isinstance(value, np.generic) else value

@@ -69,8 +69,7 @@ class Report:
             table.add_column(Text(name), justify="right" if numeric else "left")
         for n in range(min(rows, shown)):
             values = (column[n] for column in columns.values())
-            cells = (f"{v:.6g}" if isinstance(v, float | np.floating) else f"{v}" for v in values)
-            table.add_row(*map(Text, cells))
+            table.add_row(*(Text(_cell(value)) for value in values))
         self._console.print(table)
         if rows > shown:
             self.say(f"... {rows - shown:,} more rows; --output FILE writes all")
@@ -86,6 +85,13 @@ class Report:
             cells = (_rounded(metrics[name]) if name in metrics else "" for name in names)
             table.add_row(Text(method), *cells)
         self._console.print(table)
+
+
+def _cell(value: Any) -> str:
+    """A value of a table; of an array its type and shape."""
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} {value.shape}"
+    return f"{value:.6g}" if isinstance(value, float | np.floating) else f"{value}"
 
 
 def _rounded(value: float) -> str:
