@@ -3,6 +3,7 @@
 import io
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from rich.console import Console
