@@ -124,7 +124,7 @@ def test_a_run_forecasts_better_than_repeating_the_last_frame(run):
     from PIL import Image
 
     trained = load_run(run)
-    assert trained.task.evaluate(trained.model, "test")["relative"] < 0.6
+    assert trained.task.evaluate(trained.model, "test")["relative"] < 0.75
     with Image.open(run / "plots" / "forecasts.gif") as image:
         assert image.n_frames == 5
 
