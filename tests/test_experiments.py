@@ -2,7 +2,9 @@
 
 import importlib
 import importlib.util
+import json
 import pathlib
+import sys
 
 import numpy as np
 import pytest
@@ -53,3 +55,41 @@ def test_the_adding_problem(tmp_path, monkeypatch):
     assert abs(np.square(batch["sums"] - 1).mean() - 1 / 6) < 5 * spread
     results = train(config, tmp_path / "run", Listener())
     assert 0 < results["validation"]["loss"] != results["test"]["loss"] > 0
+
+
+COMPARISON = ROOT / "experiments" / "transformer"
+
+
+@pytest.fixture
+def comparison(monkeypatch):
+    """The modules of experiments/transformer."""
+    monkeypatch.syspath_prepend(COMPARISON)
+    names = ("compare", "measure", "tables")
+    yield [importlib.import_module(name) for name in names]
+    for name in names:
+        sys.modules.pop(name)
+
+
+def test_runs_of_the_comparison_have_names(comparison):
+    compare, _, _ = comparison
+    names = [run.name for run in compare.RUNS]
+    assert [compare.Run.named(name) for name in names] == compare.RUNS
+    assert "translation_LSTM_0.1_0.002_0.3_0" in names
+    for task, kinds in compare.KINDS.items():
+        for kind in kinds:
+            config = compare.config_of(task, kind, {"model.dropout": 0.45})
+            assert config.model.dropout == 0.45
+            assert config.model.kind == kind.lower()
+            assert config.train.num_steps == compare.STEPS[task][1.0]
+
+
+def test_tables_choose_by_validation_and_report_the_test(comparison, tmp_path, capsys):
+    compare, _, tables = comparison
+    for dropout, seed, validation, test in ((0.2, 0, 30, 35), (0.3, 0, 31, 33), (0.3, 1, 20, 34)):
+        run = compare.Run("translation", "LSTM", 1.0, 1e-3, dropout, seed)
+        (tmp_path / run.name).mkdir()
+        results = {"validation": {"BLEU": validation}, "test": {"BLEU": test}}
+        (tmp_path / run.name / "results.json").write_text(json.dumps(results))
+    tables.write(tmp_path, compare.RUNS)
+    row = "| translation | 100% | LSTM | 0.001 | 0.3 | 2 | 25.5 ± 7.8 | 33.5 ± 0.7 |"
+    assert row in capsys.readouterr().out
