@@ -133,10 +133,21 @@ def recurrent_inputs(task: Task, module: nnx.Module, file: pathlib.Path | None =
             return getattr(module, name)
 
         def __call__(self, *args: Any, **inputs: Any) -> Any:
-            with _recorded() as layers:
-                module(*args, **inputs)
-            calls.extend((inputs, call) for call in layers)
+            self._recorded(module, *args, **inputs)
             raise _Done
+
+        def encode(self, **inputs: Any) -> Any:  # of an encoder-decoder; its decoder comes next
+            return self._recorded(module.encode, **inputs)  # type: ignore[missing-attribute]
+
+        def search(self, source: Any, lengths: Any, *_: Any) -> Any:
+            self.encode(source=source, lengths=lengths)
+            raise _Done
+
+        def _recorded(self, function: Any, *args: Any, **inputs: Any) -> Any:
+            with _recorded() as layers:
+                result = function(*args, **inputs)
+            calls.extend((inputs, call) for call in layers)
+            return result
 
     if file is not None and not isinstance(task, Predicts):
         raise UserError(f"--text: task {type(task).__name__} does not read new data")

@@ -86,6 +86,36 @@ class Plain(Task):
         return {"loss": float(model(np.ones((1, 2), np.float32)).sum())}
 
 
+def test_the_encoder_of_a_translator(tmp_path):
+    """It reads the sentences of the validation split, or of a file."""
+    for side, words in (("a", "one two three"), ("b", "eins zwei drei")):
+        (tmp_path / f"train.{side}").write_text(f"{words}\n{words[:3]}\n" * 20)
+    (tmp_path / "new.a").write_text("three two\ntwo\n")
+    data = {"source": str(tmp_path / "train.a"), "target": str(tmp_path / "train.b")}
+    data |= {"vocabulary_size": 300, "batch_size": 4}
+    task, model = made("translation", data, {"hidden_size": 5, "embedding_size": 4})
+    for file, lines in ((None, task._pairs["validation"].source), (tmp_path / "new.a", None)):
+        seen = recurrent_inputs(task, model, file)
+        lines = lines or ["two", "three two"]  # the shortest first
+        lengths = [len(tokens) + 1 for tokens in task.tokenizer.encode(lines)]
+        assert sorted(seen.lengths.tolist()) == sorted(lengths) and seen.text is None
+        assert seen.xs.shape[1:] == (2, 4) and outputs(seen).shape[2] == 10
+    model_of = {"kind": "transformer", "num_heads": 2, "hidden_size": 8, "embedding_size": 8}
+    task, model = made("translation", data, model_of)
+    with pytest.raises(UserError, match=r"^TransformerSeq2Seq has no layers of lstm_jax\.nnx to"):
+        recurrent_inputs(task, model)
+
+
+def test_sentences_that_are_classified(tmp_path):
+    rows = [f"{text},{label}" for text, label in (("a good film", "x"), ("bad", "y")) * 20]
+    (tmp_path / "texts.csv").write_text("\n".join(["text,label", *rows]))
+    model = {"hidden_size": 5, "embedding_size": 4}
+    data = {"train": str(tmp_path / "texts.csv"), "batch_size": 8}
+    task, model = made("text_classification", data, model)
+    seen = recurrent_inputs(task, model)
+    assert seen.xs.shape[2] == 4 and set(seen.lengths.tolist()) == {1, 3}
+
+
 def test_a_model_without_recurrent_layers_says_so(tmp_path):
     model = Plain().build(nnx.Rngs(0))
     with pytest.raises(UserError, match=r"^Linear has no layers of lstm_jax\.nnx to inspect"):
