@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 EXTRAS := train,parquet,plot,tensorboard,interop,notebooks,dev
 RUN := runs/quickstart
 
-.PHONY: demo test test-oldest test-newest bench notebooks lint types setup peers clean
+.PHONY: demo test test-oldest test-newest test-wheel test-extras bench notebooks docs lint types setup peers clean
 
 setup: $(VENV)/.installed
 
@@ -50,6 +50,14 @@ test-oldest test-newest: test-%:
 	.venv-$*/bin/python -m pip list | grep -E '^(jax|jaxlib|flax|optax|chex) '
 	.venv-$*/bin/python -m pytest --numprocesses 2 --dist worksteal $(CORE:%=tests/%)
 
+# A wheel and an sdist, and the quickstart from the wheel in an environment without this repository.
+test-wheel: setup
+	.ci/wheel $(BIN)/python
+
+# Each extra alone in a fresh environment, with what it is for; about a minute per extra.
+test-extras: setup
+	.ci/extras $(BIN)/python
+
 # Tables and pictures of docs/benchmarks/, beside the peers of the [bench] extra; a quarter hour.
 bench: peers
 	$(BIN)/python benchmarks/speed.py
@@ -59,6 +67,15 @@ bench: peers
 notebooks: peers
 	$(BIN)/python notebooks/build.py
 
+# The site: guides, applications, notebooks and the API reference; every warning is an error.
+docs: $(VENV)/.docs
+	$(BIN)/sphinx-build -q -W --keep-going -c docs -d docs/_build/doctrees . docs/_build/html
+	@echo docs/_build/html/index.html
+
+$(VENV)/.docs: pyproject.toml constraints.txt | setup
+	$(INSTALL) '.[docs]'
+	@touch $@
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -67,4 +84,4 @@ types: setup
 	$(BIN)/pyrefly check
 
 clean:
-	rm -rf $(VENV) .venv-oldest .venv-newest runs
+	rm -rf $(VENV) .venv-oldest .venv-newest docs/_build runs

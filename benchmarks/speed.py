@@ -5,7 +5,7 @@ falls on everyone alike; a figure is the median over the rounds.  Times are of w
 gradients of the parameters and the inputs of ``sum(ys * weights)`` (``train``), or outputs
 (``infer``), float32.
 
-    python benchmarks/speed.py                        # every shape, a table and a picture
+    python benchmarks/speed.py                        # every shape, a table and a plot
     python benchmarks/speed.py --shapes 128,32,64,64 --rounds 30
     python benchmarks/speed.py --smoke                # every part once, at one small shape
 """
@@ -31,6 +31,7 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 import jax
 import jax.numpy as jnp
 import numpy as np
+import plot
 
 import lstm_jax
 from lstm_jax import LSTM, LSTMCell, LSTMState, stream, tune_cpu, unroll
@@ -463,33 +464,6 @@ def machine() -> str:
     )
 
 
-def picture(results: Any, train: bool, path: pathlib.Path) -> None:
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    names = [p.name for p in PEERS if any(p.name in times for times in results.values())]
-    figure, axes = pyplot.subplots(figsize=(9, 4.5), layout="constrained")
-    colours = pyplot.get_cmap("viridis")(np.linspace(0, 0.9, len(names)))
-    for n, name in enumerate(names):
-        base = "torch" if all("torch" in times for times in results.values()) else "lstm_jax"
-        x, y = [], []
-        for m, times in enumerate(results.values()):
-            if name in times:
-                x.append(m + 0.8 * (n / len(names) - 0.5))
-                y.append(statistics.median(times[name]) / statistics.median(times[base]))
-        axes.bar(x, y, 0.8 / len(names), label=name, color=colours[n])
-    axes.axhline(1.0, color="black", linewidth=0.8)
-    axes.set_xticks(range(len(results)), [label(*key).replace(" 2 ×", "\n2 ×") for key in results])
-    axes.tick_params(axis="x", labelsize=7)
-    axes.set_ylabel(f"time of a {'training step' if train else 'forward pass'}, {base} = 1")
-    axes.set_xlabel("(T, B, D, H)")
-    figure.legend(loc="outside upper center", fontsize=7, ncols=6)
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
-
-
 def latency(rounds: int) -> str:
     """One step of a stream, dispatch included."""
     cell = LSTMCell(256)
@@ -717,7 +691,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=40.0, help="at most, for each shape")
     parser.add_argument("--devices", type=int, default=None, help="JAX's CPU devices")
     parser.add_argument("--out", type=pathlib.Path, default=OUT)
-    parser.add_argument("--name", default="speed", help="of the table and the pictures")
+    parser.add_argument("--name", default="speed", help="of the tables and plots")
     parser.add_argument(
         "--only",
         choices=["train", "infer", "bfloat16", "cells", "memory", "compile", "latency", "scaling"],
@@ -752,8 +726,6 @@ def main() -> None:
                 print(f"    {name:28s} {1e3 * statistics.median(times):9.2f} ms", flush=True)
         text += [*table(results, peers), "", *summary(results, train), ""]
         text += [f"![times relative to torch]({args.name}_{what}.png)", ""]
-        with contextlib.suppress(ImportError):
-            picture(results, train, args.out / f"{args.name}_{what}.png")
     parts = [
         (
             "bfloat16",
@@ -785,6 +757,8 @@ def main() -> None:
             text += [f"## {title}", "", *lines, ""]
     path = args.out / f"{args.name}.md"
     path.write_text("\n".join(text).rstrip() + "\n")
+    with contextlib.suppress(ImportError):
+        plot.draw(path)
     print(f"written: {path}")
 
 

@@ -20,8 +20,10 @@ from nbclient import NotebookClient
 
 FOLDER = pathlib.Path(__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("[0-9][0-9]_*.py"))
+SHARP = "--InlineBackend.figure_formats={'retina'}"  # twice the pixels, in the same size
 CELL_SECONDS = 600  # a machine may be busy; the tests bound the work itself
 IMAGES = FOLDER.parent / "docs" / "images"
+EXAMPLES = FOLDER.parent / "examples"
 PICTURES = {
     "01_equations_to_text": 0,
     "02_inside_the_gates": 1,
@@ -32,6 +34,7 @@ PICTURES = {
     "07_from_torch_and_back": 0,
     "08_translation": 0,
     "10_music": 1,
+    "11_reinforcement_learning": 0,
 }
 """Which picture of each stands in the README."""
 METADATA = {
@@ -61,9 +64,11 @@ def executed(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
             resources={"metadata": {"path": folder}},
             record_timing=False,
             coalesce_streams=True,  # however the text came, in one piece or many
-            extra_arguments=["--log-level=ERROR"],
+            extra_arguments=["--log-level=ERROR", SHARP],
         )
-        client.execute(env={**os.environ, "IPYTHONDIR": folder, "MPLBACKEND": ""})
+        examples = os.pathsep.join([str(EXAMPLES), *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = {"IPYTHONDIR": folder, "MPLBACKEND": "", "PYTHONPATH": examples}
+        client.execute(env={**os.environ, **environment})
     notebook.metadata = nbformat.from_dict(METADATA)  # the kernel has told its version
     return notebook
 

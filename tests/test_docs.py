@@ -1,6 +1,7 @@
 """What the README and the pages of docs/ show runs as it stands there, and holds of the code."""
 
 import functools
+import importlib
 import inspect
 import math
 import os
@@ -17,11 +18,13 @@ import pytest
 
 from lstm_jax import LSTM
 from lstm_jax.cells import CELLS, BaseCell, GatedCell, LSTMFamilyCell
+from tests.test_package import PUBLIC
 
 ROOT = pathlib.Path(__file__).parent.parent
-DOCS = sorted((ROOT / "docs").glob("*.md"))
+INDEX = ROOT / "docs" / "index.md"
+DOCS = sorted(set((ROOT / "docs").glob("*.md")) - {INDEX})
 README = ROOT / "README.md"
-PAGES = [README, ROOT / "CONTRIBUTING.md", *DOCS]
+PAGES = [README, ROOT / "CONTRIBUTING.md", INDEX, *DOCS]
 
 
 def name_of(page: pathlib.Path) -> str:
@@ -145,6 +148,28 @@ def test_every_page_is_linked_from_the_readme():
     readme = README.read_text("utf-8")
     for page in DOCS:
         assert f"]({name_of(page)})" in readme, name_of(page)
+
+
+def test_every_page_is_in_the_contents_of_the_site():
+    contents = re.findall(r"^```{toctree}\n(.*?)^```", INDEX.read_text("utf-8"), re.DOTALL | re.M)
+    entries = {line.strip() for block in contents for line in block.splitlines()}
+    pages = [*DOCS, *(ROOT / "docs" / "api").glob("*.md")]
+    missing = {
+        page.relative_to(ROOT / "docs").with_suffix("").as_posix() for page in pages
+    } - entries
+    assert not missing, f"docs/index.md should list {sorted(missing)}"
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_public_name_is_in_the_api_reference(name):
+    """By itself, in a table, or as a member of a part that is shown as a whole."""
+    stem = {"lstm_jax": "index", "lstm_jax.interop.onnx": "onnx"}.get(name, name.split(".")[-1])
+    page = (ROOT / "docs" / "api" / f"{stem}.md").read_text("utf-8")
+    if f".. automodule:: {name}\n" in page:
+        return  # all names, except those shown with another part
+    shown = re.findall(r"^\.\. auto\w+:: (\w+)$|^   ~[\w.]+\.(\w+)$", page, re.MULTILINE)
+    shown = ["".join(pair) for pair in shown]
+    assert sorted(shown) == sorted(importlib.import_module(name).__all__)
 
 
 # ---- docs/cells.md ----

@@ -83,8 +83,8 @@ def to_equinox(cell: Any, params: Params, *, use_bias: bool = True) -> dict[str,
       use_bias: as the Equinox cell has it.
 
     Returns:
-      NumPy arrays by field; ``equinox.tree_at(lambda cell: [getattr(cell, name) for name in
-      arrays], cell, list(arrays.values()))`` puts them in place.
+      NumPy arrays by field. ``equinox.tree_at`` puts them into the cell, with
+      ``lambda cell: [getattr(cell, name) for name in arrays]`` and ``list(arrays.values())``.
 
     Raises:
       TypeError, ValueError: ``params`` are not the cell's, or Equinox cannot hold something; the

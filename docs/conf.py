@@ -1,0 +1,49 @@
+"""Settings of the documentation site: ``make docs`` builds it into docs/_build.
+
+The source folder is the root of the repository, so links between pages, notebooks, configs and code
+are the same in the site and in the repository.
+"""
+
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+METADATA = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+
+project = METADATA["name"]
+author = METADATA["authors"][0]["name"]
+copyright = author
+root_doc = "docs/index"
+include_patterns = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/**", "notebooks/*.ipynb"]
+exclude_patterns = [".*", "docs/_build", "runs"]
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+]
+
+# Pages and notebooks. Notebooks hold their outputs; tests run them.
+nb_execution_mode = "off"
+myst_heading_anchors = 4
+myst_links_external_new_tab = True
+highlight_language = "none"
+toc_object_entries_show_parents = "hide"
+autosummary_generate = False
+
+# The API reference. A part's ``__all__`` says what is public.
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+autodoc_default_options = {"members": True, "undoc-members": True, "show-inheritance": True}
+python_maximum_signature_line_length = 90
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+
+html_theme = "furo"
+html_title = "lstm_jax"
+html_extra_path = ["site"]
+html_copy_source = False
+html_show_sphinx = False
