@@ -2,8 +2,8 @@
 
     python benchmarks/plot.py docs/benchmarks/speed.md     # draws its plots again
 
-``speed.py`` calls it for the page it has written.  One library has one colour in all plots; those of
-lstm_jax are blue.
+``speed.py`` calls it for the page it has written.  A library has the same colour in all plots;
+those of lstm_jax are blue.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def medians(page: str, section: str) -> dict[str, dict[str, float]]:
 
 
 def plot(times: dict[str, dict[str, float]], what: str, path: pathlib.Path) -> None:
-    """Bars of each library's time relative to torch, or to lstm_jax where torch was not measured."""
+    """Bars of each library's time relative to torch, or to lstm_jax if torch was not measured."""
     from matplotlib.figure import Figure
 
     measured = [name for name in COLOURS if any(name in row for row in times.values())]

@@ -30,9 +30,6 @@ if TYPE_CHECKING:
     from lstm_jax.config.recurrent import RecurrentConfig, cell_factory
 
 __all__ = [
-    "LARGEST_SIZE",
-    "LONGEST_SAMPLE",
-    "SHARED_SECTIONS",
     "TASKS",
     "Config",
     "OptimizerConfig",
@@ -42,13 +39,9 @@ __all__ = [
     "cell_factory",
     "config_from",
     "differing_keys",
-    "expectation",
     "load_config",
-    "nearest",
     "option",
-    "read",
     "sections_for",
-    "sections_of",
     "task_class",
     "task_name",
     "write_config",
