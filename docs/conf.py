@@ -47,3 +47,14 @@ html_title = "lstm_jax"
 html_extra_path = ["site"]
 html_copy_source = False
 html_show_sphinx = False
+
+
+def without_docstring_of_type(app, what, name, value, options, lines) -> None:
+    """A constant has no docstring of its own, and autodoc takes that of its type."""
+    if what == "data" and lines[:1] == (type(value).__doc__ or "").splitlines()[:1]:
+        lines.clear()
+
+
+def setup(app) -> None:
+    """Registers what this file adds to Sphinx."""
+    app.connect("autodoc-process-docstring", without_docstring_of_type)

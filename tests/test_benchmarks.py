@@ -34,3 +34,32 @@ def test_every_peer_that_is_installed(tmp_path):
 def test_without_peers(tmp_path):
     text = run(tmp_path, "--peers", "lstm_jax", "--only", "train", "--devices", "1")
     assert "| (T, B, D, H) | lstm_jax, all devices | lstm_jax | lstm_jax, scan |" in text
+
+
+@pytest.fixture(scope="module")
+def plot():
+    spec = importlib.util.spec_from_file_location("plot", SCRIPT.with_name("plot.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["speed", "one_device"])
+def test_every_measured_library_has_a_colour(plot, name):
+    page = (SCRIPT.parents[1] / "docs" / "benchmarks" / f"{name}.md").read_text("utf-8")
+    for section in plot.SECTIONS.values():
+        for times in plot.medians(page, section).values():
+            assert {"lstm_jax", "torch"} <= times.keys() <= plot.COLOURS.keys()
+    assert len(set(plot.COLOURS.values())) == len(plot.COLOURS)
+
+
+def test_plots_are_drawn_from_the_tables_of_a_page(plot, tmp_path):
+    page = tmp_path / "mine.md"
+    lines = ["## Training step, milliseconds", "", "| (T, B, D, H) | lstm_jax | torch |"]
+    lines += ["| --- | --- | --- |", "| (6, 2, 3, 4) | 3.0 (2.5–3.2) | 1.5 (1.2–1.9) |"]
+    page.write_text("\n".join([*lines, "| (9, 2, 3, 4) |  | 2.5 (2.2–2.9) |", "", "## Other", ""]))
+    found = plot.medians(page.read_text(), "Training step, milliseconds")
+    first = {"lstm_jax": 3.0, "torch": 1.5}
+    assert found == {"(6, 2, 3, 4)": first, "(9, 2, 3, 4)": {"torch": 2.5}}
+    plot.draw(page)
+    assert [path.name for path in tmp_path.glob("*.png")] == ["mine_train.png"]

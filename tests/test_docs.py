@@ -167,7 +167,8 @@ def test_every_public_name_is_in_the_api_reference(name):
     page = (ROOT / "docs" / "api" / f"{stem}.md").read_text("utf-8")
     if f".. automodule:: {name}\n" in page:
         return  # all names, except those shown with another part
-    shown = re.findall(r"^\.\. auto\w+:: (\w+)$|^   ~[\w.]+\.(\w+)$", page, re.MULTILINE)
+    entry = r"^\.\. (?:auto\w+|py:data):: (\w+)$|^   ~[\w.]+\.(\w+)$"
+    shown = re.findall(entry, page, re.MULTILINE)
     shown = ["".join(pair) for pair in shown]
     assert sorted(shown) == sorted(importlib.import_module(name).__all__)
 
