@@ -113,7 +113,7 @@ def main(folder):
         axes.grid(alpha=0.25, which="both")
     figure.axes[0].set_ylabel("validation loss")
     figure.axes[0].legend(frameon=False)
-    figure.savefig(folder / "initialisation.png", dpi=110)
+    figure.savefig(folder / "initialisation.png", dpi=200)
     for row in (header, ["---"] * len(header), *rows.values()):
         print("|", " | ".join(row), "|")
 

@@ -126,4 +126,4 @@ def plot(quality: dict, streamed: dict, path: pathlib.Path) -> None:
         for ax in (above, below):
             ax.grid(alpha=0.25)
     axes[0, 0].legend(frameon=False)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=200)

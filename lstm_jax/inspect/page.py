@@ -36,11 +36,12 @@ WINDOW, WINDOWS = 32, 3  # steps, of a Jacobian
 LARGEST_JACOBIAN = 2048  # numbers in a state, for seconds and not minutes
 
 STYLE = """
+:root { color-scheme: light dark; }
 body { color: #1b1b1b; background: #fff; font: 16px/1.5 system-ui, sans-serif;
-       max-width: 68rem; margin: 2rem auto; padding: 0 1rem; }
+       max-width: 110rem; margin: 2rem auto; padding: 0 2rem; }
 h1, h2, h3 { line-height: 1.25; }
 h2 { margin-top: 2.5rem; border-bottom: 1px solid #ccc; }
-img { max-width: 100%; height: auto; display: block; margin: 0.5rem 0; }
+img { max-width: 100%; height: auto; display: block; margin: 0.5rem 0; background: #fff; }
 pre { font: 14px/1.4 ui-monospace, monospace; background: #f6f6f6; padding: 0.5rem;
       overflow-x: auto; }
 table { border-collapse: collapse; font-size: 15px; }
@@ -48,6 +49,11 @@ th, td { border-bottom: 1px solid #ddd; padding: 0.2em 0.7em; text-align: left; 
 div.wide { overflow-x: auto; }
 div.side-by-side { display: grid; gap: 1rem; align-items: start;
                    grid-template-columns: repeat(auto-fit, minmax(min(30rem, 100%), 1fr)); }
+@media (prefers-color-scheme: dark) {
+  body { color: #e4e4e4; background: #17191d; }
+  pre { background: #23262c; }
+  h2, th, td { border-color: #444; }
+}
 """
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 LINES = ("-", "--", "-.", ":")
 SIZE = (6.0, 4.0)  # inches
+SMALLEST = float(np.finfo(np.float32).tiny)  # a gradient of normal precision
 GATE, VALUE = "gate (0 shut, 1 open)", "value (dimensionless)"
 
 
@@ -179,6 +180,9 @@ def plot_gradient_flow(
         marker = _marker(mean)
         axes.plot(np.arange(len(mean)), mean, label=name, linewidth=1.6, marker=marker, **style)
     axes.set_yscale("log")
+    bottom, top = axes.get_ylim()
+    if top > SMALLEST:  # below it, float32 has lost most of its digits
+        axes.set_ylim(bottom=max(bottom, SMALLEST))
     axes.set_xlabel("steps before the last one")
     _whole_numbers(axes)
     what = "state" if of == "state" else "input"

@@ -165,5 +165,5 @@ def tune(given: np.ndarray, frames: Iterator[np.ndarray], data: MusicData) -> It
         yield "\nno image: matplotlib is not installed (pip install 'lstm_jax[plot]')"
         return
     image = io.BytesIO()
-    piano_rolls({"": whole}, beats).savefig(image, dpi=120)
+    piano_rolls({"": whole}, beats).savefig(image, dpi=200)
     yield File("tune.png", image.getvalue())

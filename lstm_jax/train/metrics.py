@@ -148,7 +148,7 @@ def check_tensorboard() -> None:
 def drawn(figure: "Figure", format: str = "png") -> bytes:
     """A figure as the content of a file."""
     file = io.BytesIO()
-    figure.savefig(file, format=format, dpi=120)
+    figure.savefig(file, format=format, dpi=200)
     return file.getvalue()
 
 

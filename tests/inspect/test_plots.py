@@ -240,3 +240,13 @@ def test_importing_needs_no_matplotlib():
     code = f"import sys, lstm_jax.inspect; print([m for m in {heavy} if m in sys.modules])"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
+
+
+def test_the_axis_of_gradients_ends_at_the_smallest_normal_float32():
+    def lowest(rate):
+        state = np.float64(rate) ** np.arange(60)[::-1]
+        flow = GradientFlow(state=state, x=np.ones(60), fields={})
+        return plot_gradient_flow(flow).axes[0].get_ylim()[0]
+
+    assert lowest(0.1) == np.finfo(np.float32).tiny
+    assert 1e-20 < lowest(0.5) < 0.5**59
