@@ -58,19 +58,19 @@ def number(field: str, where: str) -> float:
     raise UserError(f"{where}: expected a number{point}, got {got}")
 
 
-def read_rows(path: str | pathlib.Path, encoding: str = "utf-8") -> list[list[str]]:
-    """The lines of a CSV file as fields; the first line holds the names of the columns.
+def read_fields(path: str | pathlib.Path, encoding: str = "utf-8") -> tuple[list[list[str]], str]:
+    """The lines of a CSV file as fields, and what separates them.
 
-    Fields are separated by commas, semicolons or tabs, whichever the first line has most of, and
-    can be quoted.  In a file whose name ends in ``.tsv`` they are separated by tabs, and quotation
-    marks are ordinary characters (as IANA's text/tab-separated-values defines it).  Numbers of a
-    file with semicolons may have a decimal comma, which is returned as a point.
+    The first line holds the names of the columns.  Fields are separated by commas, semicolons or
+    tabs, whichever the first line has most of, and can be quoted.  In a file whose name ends in
+    ``.tsv`` they are separated by tabs, and quotation marks are ordinary characters (as IANA's
+    text/tab-separated-values defines it).
 
     Raises:
       UserError: the file is missing or is not CSV, the first line holds numbers or one name
-        twice, a line has another number of fields, or decimal commas and points are mixed.
+        twice, or a line has another number of fields.
 
-    >>> read_rows("/no/such/file.csv")
+    >>> read_fields("/no/such/file.csv")
     Traceback (most recent call last):
     lstm_jax.errors.UserError: /no/such/file.csv: no such file
     """
@@ -93,6 +93,22 @@ def read_rows(path: str | pathlib.Path, encoding: str = "utf-8") -> list[list[st
                 f"{path}: line {line}: expected {len(rows[0])} fields as in the header, "
                 f"got {len(row)}"
             )
+    return rows, separator
+
+
+def read_rows(path: str | pathlib.Path) -> list[list[str]]:
+    """The lines of a CSV file of numbers as fields, as :func:`read_fields`.
+
+    Numbers of a file with semicolons may have a decimal comma, which is returned as a point.
+
+    Raises:
+      UserError: as :func:`read_fields`, or decimal commas and points are mixed.
+
+    >>> read_rows("/no/such/file.csv")
+    Traceback (most recent call last):
+    lstm_jax.errors.UserError: /no/such/file.csv: no such file
+    """
+    rows, separator = read_fields(path)
     if separator == ";" and any(_DECIMAL_COMMA.fullmatch(f) for row in rows[1:] for f in row):
         numbered = enumerate(rows[1:], start=2)
         return [rows[0], *(_with_points(row, f"{path}: line {line}") for line, row in numbered)]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lstm_jax.data.fetch import fetch
-from lstm_jax.data.fields import read_rows
+from lstm_jax.data.fields import read_fields
 from lstm_jax.data.sequences import label_positions
 from lstm_jax.data.text import read_text
 from lstm_jax.errors import UserError, expect
@@ -208,7 +208,7 @@ Columns = tuple[list[str], list[str], list[str]]  # classes, texts, places
 def _read_table(
     path: pathlib.Path, text_column: str, label_column: str, encoding: str, labelled: bool
 ) -> Columns:
-    header, *rows = read_rows(path, encoding)
+    (header, *rows), _ = read_fields(path, encoding)
     for name in (text_column, label_column) if labelled else (text_column,):
         found = ", ".join(header)[:200]
         expect(name in header, f"{path}: line 1", f"a column {name!r}", f"the columns {found}")

@@ -87,19 +87,20 @@ def read_midi(path: str | pathlib.Path, frames_per_beat: int) -> np.ndarray:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
-        file = mido.MidiFile(path)
+        with path.open("rb") as content:
+            file, rest = mido.MidiFile(file=content), content.read(4)
     except Exception as error:  # a damaged file makes mido raise many kinds
         what = (str(error).splitlines() or [""])[0][:120] or type(error).__name__
         raise UserError(f"{path}: not a MIDI file, or a damaged one ({what})") from error
     beats = "a MIDI file of type 0 or 1 with a number of ticks for each beat"
     found = f"type {file.type} with time division {file.ticks_per_beat}"
     expect(file.type in (0, 1) and file.ticks_per_beat > 0, str(path), beats, found)
+    tracks = len(file.tracks)
+    expect(rest != b"MTrk", str(path), f"{tracks} tracks, as its header states", "more")
 
     notes = []
     for start, end, number in _sounding(mido.merge_tracks(file.tracks)):
-        start, end = (
-            int(tick * frames_per_beat / file.ticks_per_beat + 0.5) for tick in (start, end)
-        )
+        start, end = (_frame(tick, frames_per_beat, file.ticks_per_beat) for tick in (start, end))
         beat = start // frames_per_beat + 1
         keys = f"pitches from {LOWEST} (A0) to {LOWEST + PITCHES - 1} (C8)"
         expect(0 <= number - LOWEST < PITCHES, f"{path}: beat {beat}", keys, number)
@@ -110,6 +111,11 @@ def read_midi(path: str | pathlib.Path, frames_per_beat: int) -> np.ndarray:
     for note in notes:
         roll[note.start : note.end, note.pitch] = 1
     return roll
+
+
+def _frame(tick: int, frames_per_beat: int, ticks_per_beat: int) -> int:
+    """The frame nearest to a tick, in whole numbers: a damaged file can hold enormous ones."""
+    return (2 * tick * frames_per_beat + ticks_per_beat) // (2 * ticks_per_beat)
 
 
 def _sounding(messages: Any) -> Iterator[tuple[int, int, int]]:

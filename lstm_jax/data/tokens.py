@@ -1,7 +1,10 @@
 """Tokenizers: text as numbers and back, trained and run by the ``tokenizers`` library."""
 
+import functools
+import itertools
+import json
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -85,18 +88,10 @@ class Tokenizer:
           UserError: ``kind`` is another one, or ``vocabulary_size`` leaves no room for the special
             tokens (and the bytes).
         """
-        from tokenizers import (
-            Regex,
-            decoders,
-            models,
-            normalizers,
-            pre_tokenizers,
-            trainers,
-        )
-        from tokenizers import Tokenizer as Library
+        from tokenizers import trainers
 
         expect(kind in KINDS, "kind", f"one of {', '.join(KINDS)}", repr(kind))
-        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet()) if kind == "subwords" else []
+        alphabet = _bytes() if kind == "subwords" else []
         least = len(SPECIAL) + max(1, len(alphabet))
         expect(vocabulary_size >= least, "vocabulary_size", f"at least {least}", vocabulary_size)
         options = {
@@ -105,24 +100,11 @@ class Tokenizer:
             "special_tokens": list(SPECIAL),
             "show_progress": False,
         }
-        normalizer: list[normalizers.Normalizer] = [normalizers.Lowercase()] if lowercase else []
         if kind == "subwords":
-            library = Library(models.BPE())
-            normalizer.append(normalizers.Prepend(" "))
-            library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-            library.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
             trainer = trainers.BpeTrainer(initial_alphabet=alphabet, **options)
         else:
-            library = Library(models.WordLevel({}, unk_token=SPECIAL[UNKNOWN]))
             trainer = trainers.WordLevelTrainer(**options)
-        if kind == "words":
-            words = pre_tokenizers.Split(Regex(WORD), "isolated")
-            spaces = pre_tokenizers.Split(Regex(r"\s+"), "removed")
-            library.pre_tokenizer = pre_tokenizers.Sequence([spaces, words])
-        elif kind == "characters":
-            library.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-            library.decoder = decoders.Fuse()
-        library.normalizer = normalizers.Sequence(normalizer)
+        library = _untrained(kind, lowercase)
         library.train_from_iterator(map(_valid, lines), trainer)
         return cls(library)
 
@@ -176,6 +158,7 @@ class Tokenizer:
         lstm_jax.errors.UserError: tokenizer: expected JSON of the tokenizers library, got '{}' ...
         """
         from tokenizers import Tokenizer as Library
+        from tokenizers import models
 
         expected = "tokenizer: expected JSON of the tokenizers library"
         try:
@@ -183,9 +166,66 @@ class Tokenizer:
         except Exception as error:  # the library raises nothing more special
             cause = " ".join(f"{error}".split())[:120]
             raise UserError(f"{expected}, got {text[:40]!r} ({cause})") from error
-        if any(library.token_to_id(token) != n for n, token in enumerate(SPECIAL)):
+        rules, numbers = _rules(library)
+        if sorted(numbers.values()) != [*range(len(numbers))]:
+            raise UserError(f"{expected} whose tokens are numbered from 0, got other numbers")
+        if any(numbers.get(token) != n for n, token in enumerate(SPECIAL)):
             raise UserError(f"{expected} whose first tokens are {', '.join(SPECIAL)}, got another")
+        if rules not in _known_rules():
+            raise UserError(f"{expected} as Tokenizer.train makes it, got other rules")
+        if isinstance(library.model, models.BPE) and not numbers.keys() >= {*_bytes()}:
+            raise UserError(f"{expected} with a token for every byte, got fewer")
         return cls(library)
+
+
+def _untrained(kind: str, lowercase: bool) -> "tokenizers.Tokenizer":
+    """How a kind of tokenizer splits text and joins tokens; the vocabulary is empty."""
+    from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
+    from tokenizers import Tokenizer as Library
+
+    normalizer: list[normalizers.Normalizer] = [normalizers.Lowercase()] if lowercase else []
+    if kind == "subwords":
+        library = Library(models.BPE())
+        normalizer.append(normalizers.Prepend(" "))
+        library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        library.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
+    else:
+        library = Library(models.WordLevel({}, unk_token=SPECIAL[UNKNOWN]))
+    if kind == "words":
+        words = pre_tokenizers.Split(Regex(WORD), "isolated")
+        spaces = pre_tokenizers.Split(Regex(r"\s+"), "removed")
+        library.pre_tokenizer = pre_tokenizers.Sequence([spaces, words])
+    elif kind == "characters":
+        library.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+        library.decoder = decoders.Fuse()
+    library.normalizer = normalizers.Sequence(normalizer)
+    return library
+
+
+def _bytes() -> list[str]:
+    """How the library spells each byte."""
+    from tokenizers import pre_tokenizers
+
+    return sorted(pre_tokenizers.ByteLevel.alphabet())
+
+
+def _rules(library: "tokenizers.Tokenizer") -> tuple[dict[str, Any], dict[str, int]]:
+    """All of a tokenizer but its vocabulary, as JSON; and the numbers of its tokens."""
+    rules = json.loads(library.to_str())
+    numbers = rules["model"].pop("vocab")
+    rules["model"].pop("merges", None)
+    return rules, numbers
+
+
+@functools.cache
+def _known_rules() -> list[dict[str, Any]]:
+    """The rules of every kind of tokenizer, with and without upper case."""
+    found = []
+    for kind, lowercase in itertools.product(KINDS, (False, True)):
+        library = _untrained(kind, lowercase)
+        library.add_special_tokens(list(SPECIAL))
+        found.append(_rules(library)[0])
+    return found
 
 
 def padded(rows: Sequence[np.ndarray], length: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -39,11 +39,12 @@ def frame_losses(model: Any, rolls: Sequence[np.ndarray]) -> list[np.ndarray]:
     order = sorted(range(len(rolls)), key=lambda n: len(rolls[n]))  # rows of similar lengths
     for group in (order[n : n + ROWS] for n in range(0, len(order), ROWS)):
         length = -(-max(len(rolls[n]) for n in group) // STEPS) * STEPS
-        frames = np.zeros((ROWS, length, PITCHES), np.float32)  # one shape for all calls
-        for row, n in zip(frames, group, strict=False):
-            row[: len(rolls[n])] = rolls[n]
         carry, parts = model.initial_carry(ROWS), []
-        for part in np.split(frames, length // STEPS, axis=1):
+        for start in range(0, length, STEPS):
+            part = np.zeros((ROWS, STEPS, PITCHES), np.float32)  # one shape for all calls
+            for row, n in zip(part, group, strict=False):
+                frames = rolls[n][start : start + STEPS]
+                row[: len(frames)] = frames
             carry, outputs = model(carry, frames=part)
             parts.append(np.asarray(_losses(outputs["logits"], part), np.float64))
         for row, n in zip(np.concatenate(parts, 1), group, strict=False):

@@ -12,8 +12,16 @@ import pytest
 from flax import nnx
 
 from lstm_jax.errors import UserError
-from lstm_jax.export import ExportedModel, export_onnx, export_stablehlo
-from lstm_jax.models import Classifier, Compiled, LanguageModel, SegmentForecaster
+from lstm_jax.export import ExportedModel, Translator, export_onnx, export_stablehlo
+from lstm_jax.export.encoder_decoder import export_encoder_decoder
+from lstm_jax.models import (
+    Classifier,
+    Compiled,
+    LanguageModel,
+    SegmentForecaster,
+    Seq2Seq,
+    TextClassifier,
+)
 from tests.robustness import hostile
 
 FORMATS = ["stablehlo", pytest.param("onnx", marks=pytest.mark.peers)]
@@ -22,11 +30,13 @@ MODELS = {
     "classifier": Classifier(2, 3, 4, rngs=nnx.Rngs(0)),
     "language": LanguageModel(10, 3, 4, rngs=nnx.Rngs(0)),
     "forecaster": SegmentForecaster(2, segment=4, horizon=3, hidden_features=4, rngs=nnx.Rngs(0)),
+    "text": TextClassifier(10, 2, 3, 4, rngs=nnx.Rngs(0)),
 }
 METADATA = {
     "classifier": {"scaling": {"xs": SCALING}},
     "language": {"vocabulary": "abcdefghij", "opening": "a"},
     "forecaster": {"scaling": dict.fromkeys(("past", "level", "forecast"), SCALING)},
+    "text": {"classes": ["bad", "good"]},
 }
 # Sums of ten terms in float32 (eps 1.2e-7) over eight steps.
 TOLERANCE = 5e-6
@@ -105,6 +115,33 @@ def test_damaged_exports(name, folders, tmp_path, fuzz_budget):
     assert outcomes["rejected"]
 
 
+def test_damaged_translators(tmp_path, fuzz_budget):
+    model = Seq2Seq(10, 3, 4, rngs=nnx.Rngs(0))
+    for dtype in ("float32", "bfloat16"):
+        export_encoder_decoder(
+            model, tmp_path / dtype, dtype=dtype, metadata={"max_tokens": 5}, platforms=("cpu",)
+        )
+    whole = Translator(tmp_path / "float32")
+
+    def make(rng):
+        folder = tmp_path / "export"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(tmp_path / "float32", folder)
+        damaged(rng, folder, tmp_path / "bfloat16")
+        return folder
+
+    def same(folder, translator):
+        assert translator.metadata == whole.metadata
+        for path in (tmp_path / "float32").iterdir():
+            assert (folder / path.name).read_bytes() == path.read_bytes() or path.suffix == ".json"
+
+    outcomes = hostile.tried(
+        "files of an export, stablehlo translator", fuzz_budget, make,
+        as_run_py_reports(Translator), same, around=hostile.limited,
+    )  # fmt: skip
+    assert outcomes["rejected"]
+
+
 # ---- the inputs ----
 
 
@@ -117,6 +154,9 @@ def valid(rng, name):
         return {"xs": xs, "lengths": numbers.integers(1, steps + 1, rows)}
     if name == "language":
         return {"tokens": numbers.integers(0, 10, (rows, steps))}
+    if name == "text":
+        lengths = numbers.integers(1, steps + 1, rows)
+        return {"tokens": numbers.integers(0, 10, (rows, steps)), "lengths": lengths}
     return {
         "past": numbers.normal(size=(rows, 4 * steps, 2)),
         "level": numbers.normal(size=(rows, 2)),
@@ -178,6 +218,7 @@ def is_legal(name, inputs):
         "classifier": {"xs": "fiu", "lengths": "iu"},
         "language": {"tokens": "iu"},
         "forecaster": {"past": "fiu", "level": "fiu"},
+        "text": {"tokens": "iu", "lengths": "iu"},
     }[name]
     try:
         arrays = {key: np.asarray(value) for key, value in inputs.items()}
@@ -187,9 +228,14 @@ def is_legal(name, inputs):
         return False
     if not all(a.size and abs(float(x)) <= 3.5e38 for a in arrays.values() for x in a.flat):
         return False
-    if name == "language":
+    if name in ("language", "text"):
         tokens = arrays["tokens"]
-        return tokens.ndim == 2 and all(0 <= int(x) < 10 for x in tokens.flat)
+        lengths = arrays.get("lengths", np.ones(len(tokens), int) if tokens.ndim else 0)
+        return (
+            tokens.ndim == 2 and all(0 <= int(x) < 10 for x in tokens.flat)
+            and np.shape(lengths) == tokens.shape[:1]
+            and all(1 <= int(x) <= tokens.shape[1] for x in lengths)
+        )  # fmt: skip
     if name == "classifier":
         xs, lengths = arrays["xs"], arrays["lengths"]
         return (
