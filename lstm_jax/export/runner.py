@@ -191,7 +191,7 @@ def checked(inputs: dict[str, Any], specs: dict[str, Any]) -> dict[str, np.ndarr
     Args:
       inputs: arrays by name.
       specs: of each input its ``shape`` (``"b, t, 3"``), ``dtype`` and, for some integers,
-        ``range``: the least and the largest, which can be a letter of a shape.
+        ``range``: the least and the largest, which can be a size of a shape, ``"4*t"``.
 
     Raises:
       ValueError: an input does not fit; the message names it.
@@ -212,7 +212,9 @@ def checked(inputs: dict[str, Any], specs: dict[str, Any]) -> dict[str, np.ndarr
         dtype = np.dtype(specs[name]["dtype"])
         if dtype.kind in "iu":
             least, largest = specs[name].get("range", (np.iinfo(dtype).min, np.iinfo(dtype).max))
-            check_range(name, array, least, sizes.get(largest, largest))
+            if isinstance(largest, str):
+                largest = math.prod(sizes.get(f) or int(f) for f in largest.split("*"))
+            check_range(name, array, least, largest)
         with np.errstate(over="ignore", invalid="ignore"):
             arrays[name] = array.astype(dtype)
         if dtype.kind == "f":

@@ -42,7 +42,7 @@ class Model(nnx.Module):
     def ranges(self) -> dict[str, tuple[int, int | str]]:
         """The least and the largest value of integer inputs: ``{"tokens": (0, 99)}``.
 
-        The largest can be a letter of the shapes: ``{"lengths": (0, "t")}``.  An exported model
+        The largest can be a size of the shapes: ``{"lengths": (0, "4*t")}``.  An exported model
         rejects other values.
         """
         return {}

@@ -119,11 +119,19 @@ class CTCModel(Model):
 
     @property
     def inputs(self) -> dict[str, tuple[str, str]]:
-        steps = "t" if self.stride == 1 else f"{self.stride}*t"
         return {
-            "features": (f"b, {steps}, {self.in_features}", "float32"),
+            "features": (f"b, {self._frames}, {self.in_features}", "float32"),
             "lengths": ("b", "int32"),
         }
+
+    @property
+    def ranges(self) -> dict[str, tuple[int, int | str]]:
+        return {"lengths": (0, self._frames)}
+
+    @property
+    def _frames(self) -> str:
+        """How many frames an exported model reads at once."""
+        return "t" if self.stride == 1 else f"{self.stride}*t"
 
     def initial_carry(self, rows: int) -> Carry:
         """A :class:`CTCCarry`; ``()`` for a bidirectional model, whose sequences are whole."""

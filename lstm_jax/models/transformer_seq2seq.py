@@ -181,6 +181,11 @@ class TransformerSeq2Seq(EncoderDecoder):
         self.bias = nnx.Param(jnp.zeros(num_tokens))
         self.features, self.num_heads, self.dtype = features, num_heads, dtype
 
+    @property
+    def ranges(self) -> dict[str, tuple[int, int | str]]:
+        tokens = (0, self.bias.shape[0] - 1)
+        return {"source": tokens, "lengths": (1, "s"), "tokens": tokens}
+
     def encode(
         self, *, source: jax.Array, lengths: jax.Array, rngs: nnx.Rngs | None = None
     ) -> Decoding:
