@@ -111,9 +111,9 @@ def labelled_folder(folder, rng):
 
 
 def held_by_folder(path, found):
-    files = sorted(
-        p for d in path.iterdir() if d.is_dir() for p in d.iterdir() if p.suffix == ".txt"
-    )
+    folders = [each for each in path.iterdir() if each.is_dir()]
+    files = [file for each in folders for file in each.iterdir()]
+    files = sorted(file for file in files if file.name.endswith(".txt"))
     assert [text_of(file) for file in files] == found.texts
     assert [file.parent.name.strip() for file in files] == [found.classes[n] for n in found.labels]
 
