@@ -227,12 +227,14 @@ def test_line_ends_of_other_systems_and_bytes_that_are_none(folder, command, tmp
     for content in (b"a dog\ntwo dogs", b"\xef\xbb\xbfa dog\r\ntwo dogs\r\n"):
         path.write_bytes(content)
         output = io.BytesIO()
-        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(output))
-        assert command(folder, path)[0] == 0
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", io.TextIOWrapper(output))
+            assert command(folder, path)[0] == 0
         written.append(output.getvalue())
     assert written[0] == written[1] and written[0].count(b"\n") == 2
-    monkeypatch.setattr(sys, "stdout", None)
-    status, error = command(folder, path)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", None)
+        status, error = command(folder, path)
     assert (status, error) == (1, "run.py: error: the standard output is closed\n")
     lone, replaced = Translator(folder).translate(["a \udcff", "a \ufffd"])
     assert lone == replaced
@@ -250,7 +252,7 @@ def test_inputs_that_do_not_fit(folder):
         (good[:0], lengths[:0], r"source: expected shape \[b, s\], "),
         (good[0], lengths, r"source: expected shape \[b, s\], "),
         (good, lengths[:1], r"lengths: expected shape \[b\], "),
-        (good, lengths + 1, r"lengths\[0\]: expected an integer from 0 to 3, got 4"),
+        (good, lengths + 1, r"lengths\[0\]: expected an integer from [01] to 3, got 4"),
     ):
         with pytest.raises(ValueError, match=f"^{words}"):
             model.encode(source=source, lengths=given)
@@ -262,11 +264,11 @@ def test_inputs_that_do_not_fit(folder):
         ),
         ([[2], [-1]], r"tokens\[1, 0\]: expected an integer from 0 to"),
         (np.zeros((2, 0), int), r"tokens: expected shape \[b, t\], "),
-        ([[2]], r"carry memory.outputs: expected shape \[b, s, 14\], "),
+        ([[2]], r"carry memory\.[\w.]+: expected shape \[b, s, "),
     ):
         with pytest.raises(ValueError, match=f"^{words}"):
             model(carry, tokens=tokens)
-    with pytest.raises(ValueError, match=r"^the model's carry has the parts memory.outputs, "):
+    with pytest.raises(ValueError, match=r"^the model's carry has the parts memory\."):
         model({}, tokens=[[2]])
 
 

@@ -176,7 +176,10 @@ def hostile_inputs(rng, name):
     inputs = valid(rng, name)
     for _ in range(rng.choice([0, 1, 1, 2])):
         key = rng.choice([*inputs])
-        with np.errstate(all="ignore"), contextlib.suppress(TypeError, ValueError, OverflowError):
+        with (
+            np.errstate(all="ignore"),
+            contextlib.suppress(TypeError, ValueError, IndexError, OverflowError),
+        ):
             array, what = np.asarray(inputs[key]), rng.randrange(8)
             if what == 0:
                 del inputs[key]
