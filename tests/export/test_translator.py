@@ -226,11 +226,11 @@ def test_line_ends_of_other_systems_and_bytes_that_are_none(folder, command, tmp
     written = []
     for content in (b"a dog\ntwo dogs", b"\xef\xbb\xbfa dog\r\ntwo dogs\r\n"):
         path.write_bytes(content)
-        output = io.BytesIO()
+        output = io.TextIOWrapper(io.BytesIO())
         with monkeypatch.context() as patch:
-            patch.setattr(sys, "stdout", io.TextIOWrapper(output))
+            patch.setattr(sys, "stdout", output)
             assert command(folder, path)[0] == 0
-        written.append(output.getvalue())
+        written.append(output.buffer.getvalue())
     assert written[0] == written[1] and written[0].count(b"\n") == 2
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", None)

@@ -256,7 +256,7 @@ def run(tmp_path_factory):
         'task = "text_classification"\n[data]\ntrain = "texts"\ntest_fraction = 0.2\n'
         "validation_fraction = 0.2\nbatch_size = 8\nmax_length = 14\n[model]\nembedding_size = 8\n"
         'hidden_size = 8\npooling = "attention"\nword_dropout = 0.1\n[optimizer]\n'
-        "learning_rate = 0.02\nwarmup_steps = 5\n[train]\nnum_steps = 60\neval_every = 30\n"
+        "learning_rate = 0.02\nwarmup_steps = 5\n[train]\nnum_steps = 120\neval_every = 30\n"
     )
     config = load_config(folder / "run.toml")
     assert main(["train", str(folder / "run.toml"), "--workdir", str(folder / "run")]) == 0
