@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from lstm_jax.cli import main
-from lstm_jax.data import NAMED_MUSIC, find_action3d, registry
-from lstm_jax.errors import UserError
+from lstm_jax.data import NAMED_MUSIC, cache_folder, registry
 from lstm_jax.train import load_config, sections_for
 
 CONFIGS = sorted(pathlib.Path(__file__).parents[1].glob("configs/*.toml"))
@@ -55,6 +54,17 @@ SMALL = {
         "model.hidden_size": 4,
     },
     "video_classification": {"data.batch_size": 4, "model.hidden_size": 8},
+    "speech": {
+        "data.sample_rate": 8000,
+        "data.mel_bands": 8,
+        "data.speed_change": 0,
+        "data.batch_size": 4,
+        "data.buckets": 1,
+        "model.hidden_size": 8,
+        "model.num_layers": 1,
+        "model.conv_features": 8,
+        "model.beam_size": 2,
+    },
     "music": {
         "data.lanes": 4,
         "data.window": 8,
@@ -96,9 +106,15 @@ def needed(path: pathlib.Path) -> list[str]:
     return [file for file in registry() if {file, file.split("/")[0]} & names]
 
 
+def recorded(path: pathlib.Path) -> str:
+    """The named set of recordings that a config needs, if any."""
+    data = tomllib.loads(path.read_text("utf-8"))["data"]
+    return data.get("recordings", "")
+
+
 def cases():
     for path in CONFIGS:
-        marks = [pytest.mark.data] if needed(path) or path.stem == "action3d" else []
+        marks = [pytest.mark.data] if needed(path) or recorded(path) else []
         yield pytest.param(path, id=path.stem, marks=marks)
 
 
@@ -132,14 +148,11 @@ def test_sizes_fit(path):
 @pytest.mark.parametrize("path", cases())
 def test_shrunk_it_runs_to_its_end(path, tmp_path, capsys, public_data):
     public_data(*needed(path))
+    if recorded(path) and not (cache_folder() / recorded(path)).is_dir():
+        pytest.skip(f"needs public data: {recorded(path)}")
     workdir = tmp_path / "run"
     config = load_config(path)
     overrides = {**SMALL[config.task], **OF_ONE.get(path.stem, {}), **SHORT}
-    if config.task == "action":
-        try:
-            find_action3d()
-        except UserError as error:
-            pytest.skip(f"needs public data: {error}")
     if config.task == "video_classification":
         overrides["data.train"] = tmp_path / "videos.npz"
         frames = np.random.default_rng(0).integers(0, 256, (40, 3, 8, 8, 1), np.uint8)
@@ -169,6 +182,7 @@ def test_shrunk_it_runs_to_its_end(path, tmp_path, capsys, public_data):
         "action": {"confusion"},
         "video_classification": {"confusion"},
         "music": {"piano_roll"},
+        "speech": {f"spikes_{n}" for n in range(3)},
         "translation": {f"attention_{n}" for n in range(4)},
     }
     assert set(plots) == {"loss", *expected.get(config.task, set())}

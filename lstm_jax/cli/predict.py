@@ -19,9 +19,9 @@ def configure(parser: Parser, words: Sequence[str]) -> None:
         "file",
         metavar="FILE",
         type=to_path,
-        nargs="?",
+        nargs="*",
         help="new data in the format of the training data (default: the run's own test or "
-        "validation data; for a table, what follows it)",
+        "validation data; for a table, what follows it); a task of recordings takes several files",
     )
     parser.add_argument(
         "--text",
@@ -50,8 +50,9 @@ def run(options: argparse.Namespace) -> None:
     from lstm_jax.train import Report
     from lstm_jax.train.predict import predict_run
 
-    if options.file is not None and options.text is not None:
-        raise UserError(f"--text: expected no file beside it, got {options.file}")
+    files = options.file
+    if files and options.text is not None:
+        raise UserError(f"--text: expected no file beside it, got {files[0]}")
     set_up(options)
-    source = options.text or options.file
+    source = options.text or (files if len(files) > 1 else next(iter(files), None))
     predict_run(options.run_folder, source, options.output, Report(), plot=options.plot)

@@ -11,6 +11,7 @@ TASKS: dict[str, str] = {
     "forecasting": "lstm_jax.tasks.forecasting.Forecasting",
     "classification": "lstm_jax.tasks.classification.Classification",
     "action": "lstm_jax.tasks.action.ActionRecognition",
+    "speech": "lstm_jax.tasks.speech.Speech",
     "music": "lstm_jax.tasks.music.Music",
     "video": "lstm_jax.tasks.video.VideoForecasting",
     "video_classification": "lstm_jax.tasks.video_classification.VideoClassification",

@@ -59,7 +59,7 @@ class CTCModel(Model):
       >>> model = CTCModel(3, 5, 8, strides=(2,), conv_features=4, rngs=nnx.Rngs(0))
       >>> features, lengths = jnp.ones((2, 7, 3)), jnp.array([7, 4])
       >>> _, outputs = model(model.initial_carry(2), features=features, lengths=lengths)
-      >>> outputs["logits"].shape, outputs["lengths"].tolist()  # [B, T', C], [B]
+      >>> outputs["logits"].shape, outputs["steps"].tolist()  # [B, T', C], [B]
       ((2, 4, 5), [4, 2])
 
     References:
@@ -158,18 +158,18 @@ class CTCModel(Model):
           rngs: its stream ``dropout`` is used in training; the module's own stream if None.
 
         Returns:
-          ``(carry, {"logits": [B, T', C], "lengths": [B]})`` with ``T' = ceil(T / stride)``, and
-          the lengths in these steps, rounded up.
+          ``(carry, {"logits": [B, T', C], "steps": [B]})`` with ``T' = ceil(T / stride)``, and the
+          lengths in steps of the logits, rounded up.
         """
-        frames = self._no_frames(len(features)) if self.bidirectional else carry.frames
-        frames, xs, lengths = self._convolved(frames, features, lengths, rngs)
+        frames = self._no_frames(features.shape[0]) if self.bidirectional else carry.frames
+        frames, xs, steps = self._convolved(frames, features, lengths, rngs)
         first = None if self.bidirectional else carry.lstm
         lstm, ys = self.lstm(
-            xs, initial_carry=first, seq_lengths=lengths, return_carry=True, rngs=rngs
+            xs, initial_carry=first, seq_lengths=steps, return_carry=True, rngs=rngs
         )
         logits = self.readout(self.dropout(ys, rngs=rngs).astype(jnp.float32))
         carry = () if self.bidirectional else CTCCarry(frames, lstm)
-        return carry, {"logits": logits, "lengths": lengths}
+        return carry, {"logits": logits, "steps": steps}
 
     def _no_frames(self, rows: int) -> tuple[jax.Array, ...]:
         """The frames before the first, for each convolution."""

@@ -21,6 +21,7 @@ from lstm_jax.tasks.classification import Classification
 from lstm_jax.tasks.forecasting import Forecasting
 from lstm_jax.tasks.music import Music
 from lstm_jax.tasks.next_character import NextCharacter
+from lstm_jax.tasks.speech import Speech
 from lstm_jax.tasks.text_classification import TextClassification
 from lstm_jax.tasks.translation import Translation
 from lstm_jax.tasks.video import VideoForecasting
@@ -43,6 +44,7 @@ __all__ = [
     "PlotsText",
     "Predicts",
     "Section",
+    "Speech",
     "Task",
     "TextClassification",
     "Translation",

@@ -43,6 +43,7 @@ class Task:
       splits: what :meth:`evaluate` accepts.  ``"validation"``, if there, chooses the best
         checkpoint.
       reads_text: whether :meth:`Predicts.predict` also takes a list of strings.
+      reads_files: whether it also takes a list of files.
       sampling: a section of further options of ``generate``, which it takes as keywords.
       criterion: the metric of the validation split that chooses it.
       maximize: whether the highest value of it is the best, and not the lowest.
@@ -76,6 +77,7 @@ class Task:
     loss_unit: ClassVar[str] = "training objective"
     splits: ClassVar[tuple[str, ...]] = ("validation",)
     reads_text: ClassVar[bool] = False
+    reads_files: ClassVar[bool] = False
     sampling: ClassVar[type[Section]] = Section
     criterion: ClassVar[str] = "loss"
     maximize: ClassVar[bool] = False

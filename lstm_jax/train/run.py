@@ -11,6 +11,8 @@ from lstm_jax.tasks.base import Columns, Predicts
 from lstm_jax.train.loop import best_model
 from lstm_jax.train.workdir import load_workdir, stored_metadata
 
+Source = str | pathlib.Path | list[str] | list[pathlib.Path] | None
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -30,23 +32,28 @@ class Run:
     model: Compiled
     step: int
 
-    def predict(self, source: str | pathlib.Path | list[str] | None = None) -> Columns:
+    def predict(self, source: Source = None) -> Columns:
         """Predictions on new data, as columns of a table.
 
         Args:
           source: a file in the format of the training data; None for the task's own test or
-            validation data; a list of strings for a task that reads text.
+            validation data; a list of strings for a task that reads text, or of files for one that
+            reads several.
 
         Raises:
           UserError: the task does not predict or does not read text, or the data do not fit.
         """
         if not isinstance(self.task, Predicts):
             raise UserError(f"{self.folder}: task {self.config.task} does not predict on new data")
-        if isinstance(source, list) and not getattr(self.task, "reads_text", False):
+        files = isinstance(source, list) and all(isinstance(x, pathlib.Path) for x in source)
+        if files and not getattr(self.task, "reads_files", False):
+            raise UserError(
+                f"{self.folder}: task {self.config.task} reads a single file, got {len(source)}"
+            )
+        if isinstance(source, list) and not files and not getattr(self.task, "reads_text", False):
             raise UserError(f"{self.folder}: task {self.config.task} does not read text")
-        return self.task.predict(
-            self.model, pathlib.Path(source) if isinstance(source, str) else source
-        )
+        found: Any = pathlib.Path(source) if isinstance(source, str) else source
+        return self.task.predict(self.model, found)
 
 
 def load_run(folder: str | pathlib.Path) -> Run:

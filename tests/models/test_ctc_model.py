@@ -68,7 +68,7 @@ def test_logits(bidirectional):
         hidden[row, length:] = np.nan
     first = model.initial_carry(3)
     _, outputs = Compiled(model)(first, features=hidden, lengths=np.array(LENGTHS))
-    assert outputs["lengths"].tolist() == [4, 1, 3]
+    assert outputs["steps"].tolist() == [4, 1, 3]
     for row, length in enumerate(LENGTHS):
         logits = expected(model, FEATURES[row, :length].astype(np.float64))
         found = outputs["logits"][row, : len(logits)]
@@ -79,7 +79,7 @@ def test_without_convolutions():
     model = model_of(strides=())
     assert model.inputs["features"] == ("b, t, 3", "float32")
     _, outputs = model((), features=FEATURES, lengths=np.array(LENGTHS))
-    assert outputs["lengths"].tolist() == LENGTHS
+    assert outputs["steps"].tolist() == LENGTHS
     logits = expected(model, FEATURES[2, :5].astype(np.float64))
     np.testing.assert_allclose(outputs["logits"][2, :5], logits, atol=TOLERANCE)
 
@@ -99,7 +99,7 @@ def test_parts_of_a_sequence():
         )  # fmt: skip
         parts.append(np.asarray(outputs["logits"]))
     parts = np.concatenate(parts, 1)
-    for row, length in enumerate(whole["lengths"]):
+    for row, length in enumerate(whole["steps"]):
         np.testing.assert_allclose(parts[row, :length], whole["logits"][row, :length], atol=1e-6)
 
 

@@ -7,6 +7,7 @@ import grain
 import jax
 import numpy as np
 import pytest
+import soundfile
 from flax import nnx
 
 from lstm_jax.config import TASKS, sections_of, task_class
@@ -64,6 +65,16 @@ def task(request, tmp_path_factory):
         np.savez(folder / "v.npz", frames=frames, labels=labels)
         data = {"train": str(folder / "v.npz"), "batch_size": 3}
         model = {"hidden_size": 5, "channels": "3", "frame_features": 4}
+    elif request.param == "speech":
+        lines = ["path,text,split"]
+        for n, split in enumerate([*["train"] * 6, *["validation", "test"] * 2]):
+            soundfile.write(folder / f"{n}.wav", rng.uniform(-0.1, 0.1, 1600 + 80 * n), 8000)
+            lines.append(f"{n}.wav,{'ab'[n % 2]} ba,{split}")
+        (folder / "table.csv").write_text("\n".join(lines))
+        data = {"recordings": str(folder / "table.csv"), "sample_rate": 8000, "mel_bands": 8}
+        data |= {"speed_change": 0.0, "batch_size": 3, "buckets": 1}
+        # Smooth, as the convolutions' rectifier is not.
+        model = {"hidden_size": 5, "convolutions": 0, "beam_size": 2}
     elif request.param == "text_classification":
         file = folder / "texts.csv"
         texts = [" ".join(rng.choice(list("abcdefgh"), n)) for n in rng.integers(2, 9, 40)]
@@ -130,6 +141,7 @@ def test_a_restored_task_builds_the_same_model_without_reading_data(task, monkey
     modules = (
         "next_character", "series_data", "sequences_data", "music_data", "text_options",
         "translation_config", "action_data", "video_data", "video_classification",
+        "speech_data",
     )  # fmt: skip
     for read in readers:
         for module in modules:

@@ -1,0 +1,208 @@
+"""The sections of speech recognition, and checks of its recordings."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from lstm_jax.config import RecurrentConfig, Section, option
+from lstm_jax.data.audio import clipped_share
+from lstm_jax.data.log_mel import frame_count, log_mels
+from lstm_jax.data.transcripts import NAMED_SPEECH, Recording, Recordings, read_recordings
+from lstm_jax.errors import UserError, expect
+from lstm_jax.models.ctc_beam import Weights
+from lstm_jax.tasks.ctc import steps_needed
+from lstm_jax.tasks.transcribing import Search
+from lstm_jax.tasks.word_model import word_model
+
+CLIPPED = 0.001  # the share of samples at full scale from which a recording counts as clipped
+
+
+@dataclasses.dataclass(frozen=True)
+class SpeechData(Section):
+    """Section ``[data]`` of task ``speech``."""
+
+    recordings: str = option(
+        "spoken_digits",
+        f"{', '.join(NAMED_SPEECH)}, or a CSV table of the columns path and text (and speaker, "
+        "split) in a folder of .wav and .flac files",
+        path_or=NAMED_SPEECH,
+    )
+    validation_fraction: float = option(
+        0.1, "table without splits: share of speakers for validation", above=0, below=0.5
+    )
+    test_fraction: float = option(
+        0.1, "table without splits: share of speakers for the test", above=0, below=0.5
+    )
+    sample_rate: int = option(
+        16000, "samples a second, to which recordings are resampled", at_least=1000, at_most=192_000
+    )
+    mel_bands: int = option(80, "features of a frame", at_least=8, at_most=256)
+    window: float = option(0.025, "seconds of a frame", at_least=0.004, at_most=1)
+    hop: float = option(0.01, "seconds from one frame to the next", at_least=0.002, at_most=1)
+    normalization: str = option(
+        "recording",
+        "each band has mean 0 and deviation 1 in a recording, or in the training data",
+        choices=("recording", "training"),
+    )
+    speed_change: float = option(
+        0.1, "training recordings also occur so much faster and slower; 0: they do not",
+        at_least=0, at_most=0.5,
+    )  # fmt: skip
+    batch_size: int = option(32, "recordings a training step", at_least=1)
+    buckets: int = option(6, "lengths to which training recordings are padded", at_least=1)
+    frequency_masks: int = option(2, "masked ranges of bands, in training", at_least=0, at_most=20)
+    frequency_width: int = option(16, "largest number of bands of a mask", at_least=1)
+    time_masks: int = option(2, "masked stretches of frames, in training", at_least=0, at_most=20)
+    time_width: float = option(
+        0.1, "largest share of a recording's frames in a mask", above=0, at_most=1
+    )
+
+    def read(self) -> Recordings:
+        """The recordings by split.
+
+        Raises:
+          UserError: they are missing or broken.
+        """
+        try:
+            return read_recordings(
+                self.recordings, self.sample_rate, self.validation_fraction, self.test_fraction
+            )
+        except UserError as error:
+            raise UserError(f"data.recordings: {error}") from error
+
+    @property
+    def framing(self) -> dict[str, int]:
+        """``window`` and ``hop`` in samples."""
+        sizes = {"window": self.window, "hop": self.hop}
+        return {name: max(1, round(x * self.sample_rate)) for name, x in sizes.items()}
+
+    @property
+    def masks(self) -> dict[str, Any]:
+        """The options of SpecAugment."""
+        names = ("frequency_masks", "frequency_width", "time_masks", "time_width")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def speeds(self) -> list[float]:
+        """The speeds of training recordings."""
+        change = self.speed_change
+        return [1.0 - change, 1.0, 1.0 + change] if change else [1.0]
+
+    def frames(self, samples: np.ndarray, speed: float = 1.0) -> int:
+        """How many frames so many samples have."""
+        return frame_count(int(len(samples) / speed), **self.framing)
+
+    def log_mels(self, recordings: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The features of each recording before they are normalised, float32 ``[T_n, M]``."""
+        return log_mels(recordings, rate=self.sample_rate, bands=self.mel_bands, **self.framing)
+
+
+@dataclasses.dataclass(frozen=True)
+class SpeechConfig(RecurrentConfig):
+    """Section ``[model]`` of task ``speech``."""
+
+    bidirectional: bool = option(
+        True, "whether layers read a recording from both ends; if not, it can be streamed"
+    )
+    convolutions: int = option(2, "convolutions before the layers", at_least=0, at_most=8)
+    stride: int = option(2, "frames of a step of each convolution", at_least=1, at_most=8)
+    conv_features: int = option(256, "features of each convolution", at_least=1, at_most=10**6)
+    kernel_size: int = option(
+        5, "frames that a convolution reads at once; at least its stride", at_least=1, at_most=100
+    )
+    beam_size: int = option(16, "prefixes that the beam search keeps", at_least=1, at_most=1000)
+    ngram_order: int = option(
+        2, "order of the word model of the beam search; 0: it has none", at_least=0, at_most=5
+    )
+    ngram_weight: float = option(1.0, "factor of the word model's log probabilities", at_least=0)
+    word_bonus: float = option(0.0, "what each word adds to the score of a transcript")
+    unknown_word: float = option(
+        -10.0, "log probability of a word that is not in the training transcripts", at_most=0
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        kernel, expected = self.kernel_size, f"at least stride = {self.stride}"
+        expect(kernel >= self.stride, "kernel_size", expected, kernel)
+
+    @property
+    def frames_per_step(self) -> int:
+        """The stride of all convolutions together."""
+        return self.stride**self.convolutions
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """Keywords of :class:`lstm_jax.models.CTCModel`."""
+        names = ("conv_features", "kernel_size", "bidirectional", "dropout", "dtype")
+        strides = (self.stride,) * self.convolutions
+        options = {name: getattr(self, name) for name in names}
+        return {**options, "strides": strides, "cell": self.cell_factory}
+
+    def search(self, characters: str, transcripts: Sequence[str]) -> Search:
+        """The beam search, with the word model of some transcripts."""
+        weights = Weights(self.ngram_weight, self.word_bonus)
+        if self.ngram_order == 0:
+            return Search(self.beam_size, None, weights)
+        places = {character: n for n, character in enumerate(characters, start=1)}
+        words = word_model(
+            [text.split() for text in transcripts], places, 1 + len(characters),
+            order=self.ngram_order, separator=places.get(" ", -1), unknown=self.unknown_word,
+        )  # fmt: skip
+        return Search(self.beam_size, words, weights)
+
+
+def remark(samples: np.ndarray) -> str:
+    """A warning where a recording is clipped.
+
+    >>> remark(np.array([0.5, 1.0])), remark(np.array([0.5, 0.9]))
+    ('clipped: 50.0% of samples', '')
+    """
+    share = clipped_share(samples)
+    return f"clipped: {share:.1%} of samples" if share >= CLIPPED else ""
+
+
+def summary_lines(recordings: Recordings, rate: int) -> list[str]:
+    """What there is of each split, and which recordings are clipped, a line each."""
+    lines = []
+    for split, found in recordings.items():
+        minutes = sum(len(each.samples) for each in found) / rate / 60
+        speakers = len({each.speaker for each in found} - {""})
+        by = f" by {speakers} speakers" if speakers else ""
+        lines.append(f"{split}: {len(found):,} recordings{by}, {minutes:.1f} minutes")
+        if clipped := [each.name for each in found if remark(each.samples)]:
+            lines.append(f"warning: {split}: {len(clipped)} are clipped, such as {clipped[0]}")
+    return lines
+
+
+def labels_of(recordings: Sequence[Recording], characters: str, split: str) -> list[np.ndarray]:
+    """The labels of each transcript: character n is label n + 1.
+
+    Raises:
+      UserError: a character is not among them.
+    """
+    places = {character: n for n, character in enumerate(characters, start=1)}
+    for each in recordings:
+        strange = "".join(sorted(set(each.text) - places.keys()))
+        name = f"data.recordings: {split} split: {each.name}"
+        expected = f"characters of the training transcripts ({characters!r})"
+        expect(not strange, name, expected, repr(strange))
+    return [np.array([places[c] for c in each.text], np.int32) for each in recordings]
+
+
+def check_lengths(
+    recordings: Sequence[Recording],
+    labels: Sequence[np.ndarray],
+    split: str,
+    data: SpeechData,
+    speed: float,
+    stride: int,
+) -> None:
+    """Raises where a split is empty, or a recording has too few steps for its transcript."""
+    expect(recordings, f"data.recordings: {split} split", "recordings", "none")
+    for recording, mine in zip(recordings, labels, strict=True):
+        steps = -(-data.frames(recording.samples, speed) // stride)
+        needed = f"at least {steps_needed(mine)} steps for its transcript"
+        name = f"data.recordings: {split} split: {recording.name}"
+        expect(steps >= steps_needed(mine), name, needed, steps)
