@@ -23,6 +23,7 @@ from lstm_jax.train.step import (
     TrainState,
     abstract_state,
     build_step,
+    compiled_quickly,
     init_state,
     new_state,
     split,
@@ -194,7 +195,7 @@ class SharedPrograms:
     def __init__(self, config: Config, task: Task, ranges: Mapping[str, tuple[float, float]]):
         self._config, self._task, self._ranges = config, task, dict(ranges)
         self._task_varies = any(not key.startswith("optimizer.") for key in ranges)
-        self._new_state = jax.jit(self._traced_new_state)
+        self._new_state = compiled_quickly(self._traced_new_state)
         self._called = jax.jit(self._traced_call)
         self._initial_carry = jax.jit(self._traced_initial_carry, static_argnums=1)
         self._compiled_steps: dict[tuple[jax.Device, bool], Callable] = {}
