@@ -115,11 +115,17 @@ def shuffled(arrays: Batch, batch_size: int, seed: int) -> grain.MapDataset:
     """
     (rows,) = {len(array) for array in arrays.values()}
 
-    def example(row: int) -> Batch:
-        return {name: array[row] for name, array in arrays.items()}
+    @functools.lru_cache(maxsize=2)
+    def epoch(number: int) -> np.ndarray:
+        return np.random.default_rng((seed, number)).permutation(rows)
 
-    order = grain.MapDataset.range(rows).shuffle(seed=seed).repeat()
-    return order.map(example).batch(batch_size)
+    def batch(index: int, _: int) -> Batch:
+        number, begin = divmod(index * batch_size, rows)
+        epochs = range(number, number + -(-(begin + batch_size) // rows))  # of this batch's rows
+        chosen = np.concatenate([epoch(n) for n in epochs])[begin : begin + batch_size]
+        return {name: array[chosen] for name, array in arrays.items()}
+
+    return grain.MapDataset.range(rows).repeat().map_with_index(batch)
 
 
 def length_bounds(longest: int) -> tuple[int, ...]:

@@ -1,4 +1,7 @@
-"""Which devices share a batch."""
+"""Which devices share a batch, and how programs are compiled for them."""
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -6,6 +9,24 @@ import numpy as np
 from lstm_jax.errors import UserError
 
 AXIS = "data"
+
+
+def compiled(function: Callable, **options: Any) -> Callable:
+    """``jax.jit`` for the programs of a training.
+
+    On a CPU, LLVM's first level of optimisation is enough: most of the time is spent in matrix
+    products, which come from a library.  A step is as fast as with the default level, and most
+    programs are compiled in about half the time.
+
+    Args:
+      function: what to compile.
+      options: of ``jax.jit``.
+
+    >>> float(compiled(lambda x: x + 1)(1.0))
+    2.0
+    """
+    level = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+    return jax.jit(function, compiler_options=level, **options)
 
 
 def data_mesh(batch_size: int, num_devices: int = 0) -> jax.sharding.Mesh:

@@ -16,14 +16,13 @@ from lstm_jax.config import Config
 from lstm_jax.models import Compiled
 from lstm_jax.models.base import Carry
 from lstm_jax.tasks.base import Batch, Task
-from lstm_jax.train.devices import AXIS, data_mesh
+from lstm_jax.train.devices import AXIS, compiled, data_mesh
 from lstm_jax.train.optimizer import build_optimizer, build_schedule
 from lstm_jax.train.step import (
     StepMetrics,
     TrainState,
     abstract_state,
     build_step,
-    compiled_quickly,
     init_state,
     new_state,
     split,
@@ -195,8 +194,8 @@ class SharedPrograms:
     def __init__(self, config: Config, task: Task, ranges: Mapping[str, tuple[float, float]]):
         self._config, self._task, self._ranges = config, task, dict(ranges)
         self._task_varies = any(not key.startswith("optimizer.") for key in ranges)
-        self._new_state = compiled_quickly(self._traced_new_state)
-        self._called = jax.jit(self._traced_call)
+        self._new_state = compiled(self._traced_new_state)
+        self._called = compiled(self._traced_call)
         self._initial_carry = jax.jit(self._traced_initial_carry, static_argnums=1)
         self._compiled_steps: dict[tuple[jax.Device, bool], Callable] = {}
 
@@ -246,8 +245,8 @@ class SharedPrograms:
             return take(state, batch, numbers)
 
         def model(state: TrainState) -> Compiled:
-            compiled = trained_model(self.graph, on_one_device(state))
-            return _SharedModel(self, numbers, compiled) if self._task_varies else compiled
+            alone = trained_model(self.graph, on_one_device(state))
+            return _SharedModel(self, numbers, alone) if self._task_varies else alone
 
         return Programs(mesh, new_state, take_step, model, self.abstract_state)
 
@@ -268,7 +267,7 @@ class SharedPrograms:
                 return tuple(_entry(stepped, n) for n in range(len(states)))
 
             function = steps if together else step
-            self._compiled_steps[device, together] = jax.jit(function, donate_argnums=0)
+            self._compiled_steps[device, together] = compiled(function, donate_argnums=0)
         return self._compiled_steps[device, together]
 
     # ---- inside the programs ----

@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lstm_jax.models import Compiled
 from lstm_jax.tasks.base import Batch, Task
-from lstm_jax.train.devices import AXIS
+from lstm_jax.train.devices import AXIS, compiled
 
 Params = Any
 Arrays = Any  # a nested dict of arrays
@@ -117,17 +117,8 @@ def init_state(
       seed: the run's.
       triggered: whether it is a plain mean that begins at some step, which is not known yet.
     """
-    new = compiled_quickly(lambda seed: new_state(task, optimizer, averages, seed, triggered))
-    return new(np.uint32(seed))
-
-
-def compiled_quickly(function: Callable) -> Callable:
-    """``jax.jit`` of a function that runs once, so that compiling it takes longer than running it.
-
-    On a CPU, LLVM optimises it less, which halves the time to compile new parameters.
-    """
-    options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
-    return jax.jit(function, compiler_options=options)
+    new = compiled(lambda seed: new_state(task, optimizer, averages, seed, triggered))
+    return new(np.uint32(seed))  # an argument: one program for every seed
 
 
 def abstract_state(
@@ -277,7 +268,7 @@ def build_step(
         )
         return new, metrics
 
-    return jax.jit(step, donate_argnums=0)
+    return compiled(step, donate_argnums=0)
 
 
 def _folded(data: jax.Array, number: jax.Array) -> jax.Array:
