@@ -27,6 +27,7 @@ from lstm_jax.train.step import (
     new_state,
     split,
     state_shardings,
+    step_function,
     trained_model,
 )
 
@@ -297,11 +298,11 @@ class SharedPrograms:
         graph = split(_in_training(task))[0] if self._task_varies else self.graph
         schedule = build_schedule(config.optimizer, config.train.num_steps)
         optimizer = build_optimizer(config.optimizer, schedule)
-        take_step = build_step(
+        step = step_function(
             task, graph, optimizer, schedule, config.optimizer.ema_decay, mesh,
             config.train.accumulate,
         )  # fmt: skip
-        return take_step(state, batch)
+        return step(state, batch)
 
     def _module(self, variables: Any, numbers: Sequence[Any]) -> Any:
         """A module with traced numbers and the arrays of another."""

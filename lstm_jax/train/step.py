@@ -185,7 +185,21 @@ def build_step(
     mesh: Mesh,
     accumulate: int = 1,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
-    """The jitted step; the state that it is given is donated.
+    """The jitted :func:`step_function`; the state that it is given is donated."""
+    step = step_function(task, graph, optimizer, schedule, ema_decay, mesh, accumulate)
+    return compiled(step, donate_argnums=0)
+
+
+def step_function(
+    task: Task,
+    graph: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    ema_decay: float,
+    mesh: Mesh,
+    accumulate: int = 1,
+) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
+    """One step, from a state and a batch to the next state and the metrics.
 
     With ``accumulate`` above 1 a batch holds so many batches, stacked along a first axis.  They
     are read one after another, and their mean gradient makes one update.
@@ -268,7 +282,7 @@ def build_step(
         )
         return new, metrics
 
-    return compiled(step, donate_argnums=0)
+    return step
 
 
 def _folded(data: jax.Array, number: jax.Array) -> jax.Array:
