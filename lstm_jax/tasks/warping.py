@@ -18,7 +18,7 @@ def warped_distances(one: np.ndarray, others: Sequence[np.ndarray]) -> np.ndarra
       others: sequences ``[T_n, D]``.
 
     Returns:
-      float64 ``[N]``.
+      ``[N]``, in the type of ``one``.
 
     >>> warped_distances(np.array([[0.0], [1.0]]), [np.array([[0.0], [0.0], [2.0]])]).tolist()
     [0.2]
@@ -33,7 +33,7 @@ def warped_distances(one: np.ndarray, others: Sequence[np.ndarray]) -> np.ndarra
     squares = np.square(one).sum(-1)[:, None] + np.square(padded).sum(-1)[:, None]
     products = np.einsum("sd,ntd->nst", one, padded, optimize=True)
     steps = np.sqrt((squares - 2 * products).clip(min=0))  # [N, S, T]
-    total = np.full((len(others), S + 1, longest + 1), np.inf)
+    total = np.full((len(others), S + 1, longest + 1), np.inf, one.dtype)
     total[:, 0, 0] = 0
     for diagonal in range(2, S + longest + 1):  # whose cells depend on the two before it
         s = np.arange(max(1, diagonal - longest), min(S, diagonal - 1) + 1)
