@@ -4,6 +4,7 @@ The source folder is the root of the repository, so links between pages, noteboo
 are the same in the site and in the repository.
 """
 
+import inspect
 import tomllib
 from pathlib import Path
 
@@ -55,6 +56,35 @@ def without_docstring_of_type(app, what, name, value, options, lines) -> None:
         lines.clear()
 
 
+class Shown:
+    """A default value as a signature shows it: a function by its name."""
+
+    def __init__(self, value):
+        self.text = getattr(value, "__name__", None) or repr(value)
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def class_signature(app, what, name, value, options, signature, returns):
+    """A class by the names of its options and their defaults; its docstring says what they are."""
+    if what != "class":
+        return None
+    try:
+        found = inspect.signature(value)
+        if all(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in found.parameters.values()):
+            found = inspect.signature(value.__init__)
+    except (TypeError, ValueError):
+        return None
+    parameters = [
+        p.replace(annotation=p.empty, default=p.empty if p.default is p.empty else Shown(p.default))
+        for p in found.parameters.values()
+        if p.name != "self"
+    ]
+    return str(found.replace(parameters=parameters, return_annotation=found.empty)), ""
+
+
 def setup(app) -> None:
     """Registers what this file adds to Sphinx."""
+    app.connect("autodoc-process-signature", class_signature)
     app.connect("autodoc-process-docstring", without_docstring_of_type)

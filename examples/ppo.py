@@ -1,6 +1,6 @@
 """Recurrent PPO on a memory task, in one file.
 
-    python examples/ppo.py                       # about a minute on two cores
+    python examples/ppo.py                       # half a minute on two cores
     python examples/ppo.py --plot recall.png     # draws the learning curve, too
 
 An agent sees one of four cues, then nothing for 10 to 30 steps, and then has to name the cue.  The
@@ -285,13 +285,16 @@ def train(
         learner: tuple, players: Players, key: jax.Array
     ) -> tuple[tuple, Players, jax.Array]:
         agent = nnx.merge(graph, learner[0])
-        play_key, *keys = jax.random.split(key, 1 + options.epochs)
+        play_key, learn_key = jax.random.split(key)
         after, rollout, last_values = play(env, agent, players, play_key, options.num_steps)
         gains = advantages(rollout, last_values, options)
         batch = Minibatch(players.carry, players.previous_done, rollout, gains)
-        for key in keys:
+
+        def epoch(learner: tuple, key: jax.Array) -> tuple[tuple, None]:
             parts = split_rows(batch, key, options.minibatches)
-            learner, _ = jax.lax.scan(learn, learner, parts)
+            return jax.lax.scan(learn, learner, parts)
+
+        learner, _ = jax.lax.scan(epoch, learner, jax.random.split(learn_key, options.epochs))
         return learner, after, rollout.rewards.sum() / rollout.dones.sum()
 
     key, start_key = jax.random.split(jax.random.key(seed))
