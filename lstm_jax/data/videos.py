@@ -70,7 +70,7 @@ def read_videos(path: str | pathlib.Path, labelled: bool, classes: tuple[str, ..
             arrays = {name: file[name] for name in names if name in file}
     except Exception as error:  # zipfile, its decompressors and NumPy have errors of their own
         what = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        if "allow_pickle" in what:
+        if "Object arrays" in what:
             what = "an array of objects, as of frames of differing sizes"
         raise UserError(f"{path}: expected a .npz file of frames {AXES}, got {what}") from error
     expect("frames" in arrays, f"{path}", f"an array frames {AXES}", "none")
