@@ -38,7 +38,7 @@ class Drawn(NamedTuple):
 
     Attributes:
       value: the array.
-      source: the field of the cell that drew it, such as ``"kernel_init"``; None for none.
+      source: the field of the cell that initialised it, such as ``"kernel_init"``; None for none.
       box: what the initialiser returned the array (of one gate) in, for its metadata; None
         for a bare array.
     """
@@ -81,7 +81,7 @@ def map_drawn(function: Callable[[Drawn], Any], drawn: Any) -> Any:
 
 
 def _drawing(thing: Any, new_key: NewKey, unbox: Unbox) -> Any:
-    """The cell or layer, with cells whose ``init`` tells more."""
+    """The cell or layer, with cells whose ``init`` also returns the initialisers."""
     if isinstance(thing, sequence.LSTM):
         thing = thing.stack
     if isinstance(thing, Stack):
@@ -110,7 +110,7 @@ class _Drawing:
             return self._checked(params, nested=is_layer(cell))
         drawn = self._checked(params, nested=False)
         for name, parameter in cell.all_parameters(input_size).items():
-            seen.clear()  # what this parameter asks is told without drawing it once more
+            seen.clear()  # notes the initialiser of this parameter, without computing it again
             jax.eval_shape(lambda k, p=parameter: draw_parameter(p, k, cell.param_dtype), key)
             if seen:
                 drawn[name] = Drawn(params[name], *seen[0])
@@ -157,7 +157,7 @@ class _Drawing:
 
 @functools.cache
 def options(functional: Any) -> tuple[tuple[str, Any, Any], ...]:
-    """Name, type and default of each option of a functional cell: all it is told but its size.
+    """Name, type and default of each option of a functional cell, except its size.
 
     Those without a default, ``inspect.Parameter.empty``, come first.
     """
@@ -167,7 +167,7 @@ def options(functional: Any) -> tuple[tuple[str, Any, Any], ...]:
 
 
 def check_options(module: str, functional: Any, given: dict[str, Any]) -> None:
-    """Raises where a keyword is no option of the functional cell."""
+    """Raises a TypeError if a keyword is not an option of the functional cell."""
     known = [name for name, _, _ in options(functional)]
     for name in given:
         if name not in known:
@@ -184,7 +184,7 @@ def drawn_carry(
     carry_init: Initializer,
     new_key: NewKey,
 ) -> State:
-    """A state each array of which ``carry_init`` draws, from a key of its own."""
+    """A state whose arrays are initialised by ``carry_init``, each with its own key."""
     zeros = jax.eval_shape(
         lambda: initial_state(cell, params, batch_shape) if params else cell.zero_state(batch_shape)
     )
@@ -315,7 +315,7 @@ def lstm(
     """The stack of :class:`lstm_jax.LSTM`; a stack, since equal ones of these compare equal.
 
     Args:
-      widths: the hidden sizes, by the name of the argument that told them.
+      widths: the hidden sizes, by the name of the argument.
       num_layers: as there.
       cell: as there.
       options: for every cell; those that are None are left to it.
@@ -341,7 +341,7 @@ def as_layer(thing: Any) -> Any:
 
 
 def checked_inputs(layer: Any, params: Params | None, xs: Any, time_major: bool) -> jax.Array:
-    """The inputs as an array; raises where axes are missing or the feature size is another one.
+    """The inputs as an array; raises if axes are missing or the feature size differs.
 
     Args:
       layer: a functional layer.

@@ -58,7 +58,7 @@ def _params(module: nn.Module, functional: Any, input_size: int) -> dict[str, An
         return _flax.draw(functional, input_size, lambda: module.make_rng("params"), _unboxed)
 
     def new(name: str, key: jax.Array) -> Any:
-        # Not from the key of this one parameter: a cell draws all it has from one.
+        # Not from the key of this one parameter: a cell initialises all parameters from one key.
         return _flax.map_drawn(_boxed, drawn()[name])
 
     def zeros(shapes: Any, key: jax.Array) -> Any:  # of a parameter that is there, to be checked
@@ -104,7 +104,7 @@ def _boxed(one: _flax.Drawn) -> Any:
 def _key(
     module: Any, functional: Any, deterministic: bool | None, rng: jax.Array | None
 ) -> jax.Array | None:
-    """The random key of one call; None where ``functional`` uses none, or deterministically."""
+    """The random key of one call; None if ``functional`` is deterministic."""
     if not is_stochastic(functional):
         return None
     if nn.merge_param("deterministic", module.deterministic, deterministic):
@@ -159,7 +159,7 @@ class _Cell(nn.RNNCellBase):
         ``cell.apply(variables, rng, input_shape, method="initialize_carry")``.
 
         Args:
-          rng: random key from which ``carry_init`` draws; anything where that is None.
+          rng: random key for ``carry_init``; ignored if that is None.
           input_shape: shape of one step's input.
 
         Raises:
@@ -178,16 +178,16 @@ class _Cell(nn.RNNCellBase):
 
     @property
     def num_feature_axes(self) -> int:
-        """How many axes of an input are features: the last one, and those of space before it."""
+        """The number of feature axes of an input: the last one, and spatial axes before it."""
         return num_feature_axes(self.cell)
 
 
 class Cell(_Cell):
     """Any functional cell as a cell for ``flax.linen.RNN``.
 
-    The module for a custom cell, or for one with a regulariser around it; the cells of
-    :data:`lstm_jax.CELLS` have modules by their own names.  Parameters are the cell's, by the
-    same names, and the carry is the cell's state.
+    The module for a custom cell, or for a cell with a regulariser around it; the cells of
+    :data:`lstm_jax.CELLS` have their own modules.  Parameters have the same names as in the
+    cell, and the carry is the state of the cell.
 
     A regulariser is switched and seeded as an ``nn.Dropout`` inside the cell would be, with the
     stream ``dropout``, which ``flax.linen.RNN`` has to pass on.  With
@@ -200,14 +200,14 @@ class Cell(_Cell):
     Attributes:
       cell: a functional cell, such as ``lstm_jax.LSTMCell(4)``, whose parameters are a flat
         dict of arrays.
-      carry_init: draws each array of the first carry; None for the cell's own initial state,
+      carry_init: initialises each array of the first carry; None for the cell's own initial state,
         which is zeros or learned.
       deterministic: whether the noise of regularisers is off; where there is a regulariser, it
         must be given here or to the call.
 
     Raises:
-      TypeError, ValueError: ``cell`` is no cell, its parameters are no flat dict of arrays, or
-        there is a ``carry_init`` where the state is learned.
+      TypeError, ValueError: ``cell`` is not a cell, its parameters are not a flat dict of
+        arrays, or there is a ``carry_init`` although the state is learned.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -324,7 +324,7 @@ class PeepholeLSTMCell(_Named, functional=cells.PeepholeLSTMCell):
 
 
 class CoupledLSTMCell(_Named, functional=cells.CoupledLSTMCell):
-    """The LSTM that writes what it forgets, with one gate for both.
+    """The LSTM with coupled input and forget gates.
 
     Equations, parameters and options are those of :class:`lstm_jax.cells.CoupledLSTMCell`.
 
@@ -336,7 +336,7 @@ class CoupledLSTMCell(_Named, functional=cells.CoupledLSTMCell):
 
 
 class OdysseyLSTMCell(_Named, functional=cells.OdysseyLSTMCell):
-    """The LSTM less one of its parts.
+    """The LSTM without one of its parts.
 
     Equations, parameters and options are those of :class:`lstm_jax.cells.OdysseyLSTMCell`.
 
@@ -384,7 +384,7 @@ class MultiplicativeLSTMCell(_Named, functional=cells.MultiplicativeLSTMCell):
 
 
 class MogrifierLSTMCell(_Named, functional=cells.MogrifierLSTMCell):
-    """The LSTM whose input and hidden state gate one another first.
+    """The mogrifier LSTM: input and hidden state gate each other first.
 
     Equations, parameters and options are those of :class:`lstm_jax.cells.MogrifierLSTMCell`.
 
@@ -468,7 +468,7 @@ class RNNCell(_Named, functional=cells.RNNCell):
 
 
 class IndRNNCell(_Named, functional=cells.IndRNNCell):
-    """The recurrent network each of whose units reads its own past alone.
+    """The independently recurrent network: each unit reads only its own past.
 
     Equations, parameters and options are those of :class:`lstm_jax.cells.IndRNNCell`.
 
@@ -480,7 +480,7 @@ class IndRNNCell(_Named, functional=cells.IndRNNCell):
 
 
 class EntityAwareLSTMCell(_Named, functional=cells.EntityAwareLSTMCell):
-    """The LSTM whose input gate reads the features that do not change.
+    """The entity-aware LSTM: its input gate reads static features.
 
     Equations, parameters and options are those of :class:`lstm_jax.cells.EntityAwareLSTMCell`.
 
@@ -492,7 +492,7 @@ class EntityAwareLSTMCell(_Named, functional=cells.EntityAwareLSTMCell):
 
 
 class ConvLSTMCell(_Named, functional=cells.ConvLSTMCell):
-    """The convolutional LSTM, with features at each place of a grid.
+    """The convolutional LSTM, with features at each point of a grid.
 
     Equations, parameters and options are those of :class:`lstm_jax.cells.ConvLSTMCell`.
 
@@ -535,12 +535,12 @@ class _Sequence(nn.Module):
             state, such as :class:`lstm_jax.LSTMState`, or a carry of Flax's: ``(c, h)`` for an
             LSTM, an array for a GRU, the pair of both for two directions.
           init_key: not used, since no state is drawn; ``flax.linen.Bidirectional`` gives it.
-          seq_lengths: how many steps of each row count, as in :func:`lstm_jax.unroll`; outputs
-            of other steps are zero.
+          seq_lengths: the number of valid steps of each row, as in :func:`lstm_jax.unroll`;
+            outputs of other steps are zero.
           mask: booleans ``[..., T]``, or ``[T, ...]`` where ``time_major``; a false step is
             treated as absent, as in :func:`lstm_jax.unroll`.
-          resets: booleans ``[..., T]``, or ``[T, ...]`` where ``time_major``; a true flag puts
-            the layer's initial state in place before that step.
+          resets: booleans ``[..., T]``, or ``[T, ...]`` where ``time_major``; a true flag restores
+            the layer's initial state before that step.
           return_carry: whether the last states are returned, too.
           time_major: see the class.
           reverse: whether time runs backwards, each row from its own last valid step.
@@ -557,7 +557,7 @@ class _Sequence(nn.Module):
 
         Raises:
           ValueError: ``xs`` lacks an axis or has another feature size than the parameters,
-            ``reverse`` is asked of a layer with directions of its own, there is dropout or a
+            ``reverse`` is set for a layer with its own directions, there is dropout or a
             regulariser and ``deterministic`` is given neither here nor to the class, or to both,
             or as in :func:`lstm_jax.unroll`.
           TypeError: ``initial_carry`` has another structure.
@@ -584,7 +584,7 @@ class _Sequence(nn.Module):
 
     @nn.nowrap
     def initialize_carry(self, rng: jax.Array, input_shape: tuple[int, ...]) -> Any:
-        """The state before the first step, for steps of a shape ``[..., D]``, as Flax's cells have.
+        """The state before the first step, for steps of shape ``[..., D]``, as in Flax's cells.
 
         A learned one is a parameter of the module, and so only known inside of ``apply``:
         ``module.apply(variables, rng, input_shape, method="initialize_carry")``.
@@ -615,16 +615,16 @@ class Stack(_Sequence):
       layer: a functional layer, such as :class:`lstm_jax.sequence.Stack` or
         :class:`lstm_jax.sequence.Bidirectional`; or a cell, which becomes a stack of one.
       time_major: whether time is the first axis of inputs and outputs (``[T, ..., D]``)
-        and not the last but one (``[..., T, D]``).
+        instead of the second to last (``[..., T, D]``).
       keep_order: whether the outputs of a layer that runs backwards stay at the times of
-        their inputs; otherwise they come in the order in which they were computed, each
-        row's last step first, and masked steps stay where they are, as in ``flax.linen.RNN``.
+        their inputs; otherwise they are in the order in which they were computed, each
+        row's last step first, and masked steps stay in their positions, as in ``flax.linen.RNN``.
       return_carry: whether calls return the last states, too.
       deterministic: whether dropout and the noise of regularisers are off; where there are any,
         it must be given here or to the call, as in ``nn.Dropout``.
 
     Raises:
-      TypeError: ``layer`` is no layer.
+      TypeError: ``layer`` is not a layer.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -656,15 +656,15 @@ class LSTM(_Sequence):
 
     Attributes:
       features: H of every layer, or a tuple with one for each.
-      num_layers: L; a tuple tells it, too.
+      num_layers: L; a tuple determines it, too.
       bidirectional: whether every layer reads its sequence from both ends; H is the width of
         one direction.
       cell: the kind of cell: a name in :data:`lstm_jax.CELLS`, a functional class, any function
         that makes a functional cell, or a tuple with one for each layer.  Options of a cell
         go in with it: ``functools.partial(lstm_jax.LSTMCell, forget_bias=2.0)``.
-      dropout: probability with which outputs between layers are zeroed, switched and seeded as
+      dropout: probability that an output between layers is zeroed; switched and seeded as
         ``nn.Dropout`` is; see ``deterministic``.
-      merge: how both directions' outputs become one: ``"concat"``, ``"sum"``, ``"mean"``,
+      merge: how the outputs of both directions are merged: ``"concat"``, ``"sum"``, ``"mean"``,
         ``"product"`` or a function.
       connections: ``"plain"``, ``"residual"`` or ``"skip"``, as in
         :class:`lstm_jax.sequence.Stack`.
@@ -673,17 +673,17 @@ class LSTM(_Sequence):
       memory: what each layer stores for the derivative, as in :func:`lstm_jax.unroll`.
       dtype: type of the products; cell states and every sum stay in float32 or wider.
       param_dtype: type in which parameters are stored; float32 if None.
-      gate_fn: activation of the gates, by name or itself; None for the cell's default, as in
+      gate_fn: activation of the gates, a name or a function; None for the cell's default, as in
         the options below.
-      activation_fn: activation of what is to be written.
-      kernel_init: draws each gate's input weights.
-      recurrent_kernel_init: draws each gate's recurrent weights.
-      bias_init: draws each gate's bias.
+      activation_fn: activation of the candidate.
+      kernel_init: initialises each gate's input weights.
+      recurrent_kernel_init: initialises each gate's recurrent weights.
+      bias_init: initialises each gate's bias.
       time_major, keep_order, return_carry, deterministic: as in :class:`Stack`.
 
     Raises:
-      TypeError, ValueError: a size is no positive integer, ``dropout`` lies outside [0, 1), or
-        another option is impossible; the message names it.
+      TypeError, ValueError: a size is not a positive integer, ``dropout`` lies outside [0, 1), or
+        another option is invalid; the message names it.
 
     Example:
       >>> import jax, jax.numpy as jnp

@@ -88,7 +88,7 @@ def _drawn(
       functional: a cell or layer.
       in_features: D.
       rngs: its stream ``params`` gives one key a cell.
-      metadata: what the parameters of an initialiser are told, by the initialiser's name.
+      metadata: metadata of the parameters that an initialiser made, by its name.
     """
     check_size("in_features", in_features)
 
@@ -100,7 +100,7 @@ def _drawn(
 
 
 def _unboxed(value: Any) -> tuple[jax.Array, Any]:
-    """What an initialiser returned, and its metadata where ``nnx.with_metadata`` gave it some."""
+    """The array that an initialiser returned, and its metadata if ``nnx.with_metadata`` set any."""
     return (value.raw_value, value) if isinstance(value, nnx.VariableMetadata) else (value, None)
 
 
@@ -112,13 +112,13 @@ def _boxed(box: Any, value: jax.Array) -> Any:
 
 
 class _Stochastic(_Holder):
-    """A holder whose dropout and regularisers are switched and seeded as ``nnx.Dropout`` is."""
+    """A holder with dropout or regularisers, switched and seeded as ``nnx.Dropout`` is."""
 
     deterministic: bool | None = False
     rngs: nnx.RngStream | None = None
 
     def _hold_stream(self, functional: Any, deterministic: bool | None, rngs: nnx.Rngs) -> None:
-        """Keeps ``deterministic``, and a stream of its own where ``functional`` is stochastic."""
+        """Stores ``deterministic``, and forks a stream if ``functional`` is stochastic."""
         self.deterministic = deterministic
         has_stream = "dropout" in rngs or "default" in rngs
         keeps = has_stream and is_stochastic(functional)
@@ -127,7 +127,7 @@ class _Stochastic(_Holder):
     def _key(
         self, functional: Any, deterministic: bool | None, rngs: RandomSource | None
     ) -> jax.Array | None:
-        """The random key of one call; None where ``functional`` uses none, or deterministically."""
+        """The random key of one call; None if ``functional`` is deterministic."""
         if not is_stochastic(functional):
             return None
         kind = type(self).__name__
@@ -148,8 +148,8 @@ class _Stochastic(_Holder):
             return rngs
         if rngs is None:
             raise ValueError(
-                f"rngs must have a stream 'dropout' (or 'default') where {kind} is constructed, "
-                "or be given to its call, since deterministic is False and there is dropout"
+                f"rngs must have a stream 'dropout' (or 'default') when {kind} is constructed, "
+                "or be passed to its call, since deterministic is False and there is dropout"
             )
         raise TypeError(
             f"rngs must be nnx.Rngs, nnx.RngStream or a random key, got {type(rngs).__name__}"
@@ -229,9 +229,9 @@ class _Cell(_Holder, nnx.RNNCellBase):
 
         Args:
           input_shape: shape of one step's input.
-          rngs: its stream ``carry`` (or the stream itself) draws the state, where anything
-            draws it.
-          carry_init: draws each array of the state; the module's own ``carry_init`` if None.
+          rngs: its stream ``carry`` (or the stream itself) is used by ``carry_init``.
+          carry_init: initialises each array of the state; the module's own ``carry_init`` if
+            None.
 
         Raises:
           ValueError: ``rngs`` is needed and not given.
@@ -241,43 +241,43 @@ class _Cell(_Holder, nnx.RNNCellBase):
 
     @property
     def num_feature_axes(self) -> int:
-        """How many axes of an input are features: the last one, and those of space before it."""
+        """The number of feature axes of an input: the last one, and spatial axes before it."""
         return num_feature_axes(self.cell)
 
 
 class Cell(_Stochastic, _Cell):
     """Any functional cell as a cell for ``flax.nnx.RNN``.
 
-    The module for a custom cell, or for one with a regulariser around it; the cells of
-    :data:`lstm_jax.CELLS` have modules by their own names.  Parameters are the cell's, by the
-    same names, and the carry is the cell's state.
+    The module for a custom cell, or for a cell with a regulariser around it; the cells of
+    :data:`lstm_jax.CELLS` have their own modules.  Parameters have the same names as in the
+    cell, and the carry is the state of the cell.
 
     A regulariser is switched and seeded as an ``nnx.Dropout`` inside the cell would be: each call
     takes one key from the stream ``dropout`` unless ``deterministic``.  So in ``flax.nnx.RNN``
-    every step has noise of its own (:class:`lstm_jax.sequence.Zoneout` and
-    :class:`lstm_jax.sequence.RecurrentDropout` want that);
-    ``nnx.RNN(cell, broadcast_rngs="dropout")`` uses one key for all steps of a sequence, which
-    :class:`lstm_jax.sequence.VariationalDropout` and :class:`lstm_jax.sequence.DropConnect` want.
-    :class:`Stack` does the right thing for each.
+    every step has its own noise, as :class:`lstm_jax.sequence.Zoneout` and
+    :class:`lstm_jax.sequence.RecurrentDropout` require;
+    ``nnx.RNN(cell, broadcast_rngs="dropout")`` uses one key for all steps of a sequence, as
+    :class:`lstm_jax.sequence.VariationalDropout` and :class:`lstm_jax.sequence.DropConnect`
+    require.  :class:`Stack` handles each correctly.
 
     Args:
       in_features: D.
       cell: a functional cell, such as ``lstm_jax.LSTMCell(4)``, whose parameters are a flat
         dict of arrays.
-      carry_init: draws each array of the first carry, from the stream ``carry``; None for the
+      carry_init: initialises each array of the first carry, from the stream ``carry``; None for the
         cell's own initial state, which is zeros or learned.
       deterministic: whether the noise of regularisers is off; set by ``train()``, ``eval()`` and
         ``nnx.view``.
-      kernel_metadata: metadata of the parameters that ``kernel_init`` drew, such as
+      kernel_metadata: metadata of the parameters that ``kernel_init`` initialised, such as
         ``{"out_sharding": (None, "model")}``.
       recurrent_kernel_metadata: the same for ``recurrent_kernel_init``.
       bias_metadata: the same for ``bias_init``.
-      rngs: its stream ``params`` draws the parameters; where there is a regulariser, a fork of
-        its stream ``dropout`` is kept for the noise.
+      rngs: its stream ``params`` initialises the parameters; with a regulariser, the module
+        stores a fork of its stream ``dropout`` for the noise.
 
     Raises:
-      TypeError, ValueError: ``in_features`` is no positive integer, ``cell`` no cell, its
-        parameters are no flat dict of arrays, or one of them has the name of an attribute of
+      TypeError, ValueError: ``in_features`` is not a positive integer, ``cell`` is not a cell, its
+        parameters are not a flat dict of arrays, or one of them has the name of an attribute of
         the module.
 
     Example:
@@ -346,7 +346,7 @@ class Cell(_Stochastic, _Cell):
 
 
 class _Signature:
-    """What ``inspect.signature`` says of a class (its instances are callable otherwise)."""
+    """The result of ``inspect.signature`` for a class (its instances have another signature)."""
 
     def __get__(self, instance: Any, owner: type) -> inspect.Signature:
         if instance is not None:
@@ -371,10 +371,10 @@ class _Named(_Cell):
       hidden_features: H.
       carry_init, kernel_metadata, recurrent_kernel_metadata, bias_metadata, rngs: as in
         :class:`Cell`.
-      options: those of the functional cell, such as ``forget_bias`` or ``dtype``.
+      options: the options of the functional cell, such as ``forget_bias`` or ``dtype``.
 
     Raises:
-      TypeError, ValueError: a size or option is impossible, or a keyword no option.
+      TypeError, ValueError: a size or option is invalid, or a keyword is not an option.
     """
 
     functional: Callable[..., Any]
@@ -445,7 +445,7 @@ class PeepholeLSTMCell(_Named):
 
 
 class CoupledLSTMCell(_Named):
-    """The LSTM that writes what it forgets, with one gate for both.
+    """The LSTM with coupled input and forget gates.
 
     Equations, parameters and options are those of :class:`lstm_jax.cells.CoupledLSTMCell`.
 
@@ -458,7 +458,7 @@ class CoupledLSTMCell(_Named):
 
 
 class OdysseyLSTMCell(_Named):
-    """The LSTM less one of its parts.
+    """The LSTM without one of its parts.
 
     Equations, parameters and options are those of :class:`lstm_jax.cells.OdysseyLSTMCell`.
 
@@ -510,7 +510,7 @@ class MultiplicativeLSTMCell(_Named):
 
 
 class MogrifierLSTMCell(_Named):
-    """The LSTM whose input and hidden state gate one another first.
+    """The mogrifier LSTM: input and hidden state gate each other first.
 
     Equations, parameters and options are those of :class:`lstm_jax.cells.MogrifierLSTMCell`.
 
@@ -601,7 +601,7 @@ class RNNCell(_Named):
 
 
 class IndRNNCell(_Named):
-    """The recurrent network each of whose units reads its own past alone.
+    """The independently recurrent network: each unit reads only its own past.
 
     Equations, parameters and options are those of :class:`lstm_jax.cells.IndRNNCell`.
 
@@ -614,7 +614,7 @@ class IndRNNCell(_Named):
 
 
 class EntityAwareLSTMCell(_Named):
-    """The LSTM whose input gate reads the features that do not change.
+    """The entity-aware LSTM: its input gate reads static features.
 
     Equations, parameters and options are those of :class:`lstm_jax.cells.EntityAwareLSTMCell`.
 
@@ -627,7 +627,7 @@ class EntityAwareLSTMCell(_Named):
 
 
 class ConvLSTMCell(_Named):
-    """The convolutional LSTM, with features at each place of a grid.
+    """The convolutional LSTM, with features at each point of a grid.
 
     Equations, parameters and options are those of :class:`lstm_jax.cells.ConvLSTMCell`.
 
@@ -650,22 +650,22 @@ class Stack(_Stochastic):
       layer: a functional layer, such as :class:`lstm_jax.sequence.Stack` or
         :class:`lstm_jax.sequence.Bidirectional`; or a cell, which becomes a stack of one.
       time_major: whether time is the first axis of inputs and outputs (``[T, ..., D]``)
-        and not the last but one (``[..., T, D]``).
+        instead of the second to last (``[..., T, D]``).
       keep_order: whether the outputs of a layer that runs backwards stay at the times of
-        their inputs; otherwise they come in the order in which they were computed, each
-        row's last step first, and masked steps stay where they are, as in ``flax.nnx.RNN``.
+        their inputs; otherwise they are in the order in which they were computed, each
+        row's last step first, and masked steps stay in their positions, as in ``flax.nnx.RNN``.
       return_carry: whether calls return the last states, too.
       deterministic: whether dropout and the noise of regularisers are off; set by ``train()``,
         ``eval()`` and ``nnx.view``.
-      kernel_metadata: metadata of the parameters that the cells' ``kernel_init`` drew, such
-        as ``{"out_sharding": (None, "model")}``.
+      kernel_metadata: metadata of the parameters that the cells' ``kernel_init`` initialised,
+        such as ``{"out_sharding": (None, "model")}``.
       recurrent_kernel_metadata: the same for ``recurrent_kernel_init``.
       bias_metadata: the same for ``bias_init``.
-      rngs: its stream ``params`` draws the parameters; where there is dropout or a regulariser,
-        a fork of its stream ``dropout`` is kept, as in ``nnx.Dropout``.
+      rngs: its stream ``params`` initialises the parameters; with dropout or a regulariser, the
+        module stores a fork of its stream ``dropout``, as ``nnx.Dropout`` does.
 
     Raises:
-      TypeError, ValueError: ``in_features`` is no positive integer or ``layer`` no layer.
+      TypeError, ValueError: ``in_features`` is not a positive integer, or ``layer`` is not a layer.
 
     Example:
       >>> import jax.numpy as jnp
@@ -726,12 +726,12 @@ class Stack(_Stochastic):
             the initial state, zeros unless learned, if None.  A single layer also accepts its own
             state, such as :class:`lstm_jax.LSTMState`, or a carry of Flax's: ``(c, h)`` for an
             LSTM, an array for a GRU, the pair of both for two directions.
-          seq_lengths: how many steps of each row count, as in :func:`lstm_jax.unroll`; outputs
-            of other steps are zero.
+          seq_lengths: the number of valid steps of each row, as in :func:`lstm_jax.unroll`;
+            outputs of other steps are zero.
           mask: booleans ``[..., T]``, or ``[T, ...]`` where ``time_major``; a false step is
             treated as absent, as in :func:`lstm_jax.unroll`.
-          resets: booleans ``[..., T]``, or ``[T, ...]`` where ``time_major``; a true flag puts
-            the layer's initial state in place before that step.
+          resets: booleans ``[..., T]``, or ``[T, ...]`` where ``time_major``; a true flag restores
+            the layer's initial state before that step.
           return_carry: whether the last states are returned, too.
           time_major: see the class.
           reverse: whether time runs backwards, each row from its own last valid step.
@@ -749,7 +749,7 @@ class Stack(_Stochastic):
 
         Raises:
           ValueError: ``xs`` lacks an axis or has another feature size than the parameters,
-            ``reverse`` is asked of a layer with directions of its own, dropout or a regulariser
+            ``reverse`` is set for a layer with its own directions, dropout or a regulariser
             needs ``rngs`` or ``deterministic`` and there is none, or as in
             :func:`lstm_jax.unroll`.
           TypeError: ``rngs`` is of another type, or ``initial_carry`` of another structure.
@@ -779,7 +779,7 @@ class Stack(_Stochastic):
         rngs: nnx.Rngs | nnx.RngStream | None = None,
         carry_init: Initializer | None = None,
     ) -> Any:
-        """The state before the first step, for steps of a shape ``[..., D]``, as Flax's cells have.
+        """The state before the first step, for steps of shape ``[..., D]``, as in Flax's cells.
 
         Args:
           input_shape: shape of one step's input: ``(B, D)`` for sequences ``[B, T, D]``.
@@ -808,15 +808,15 @@ class LSTM(Stack):
     Args:
       in_features: D.
       hidden_features: H of every layer, or a tuple with one for each.
-      num_layers: L; a tuple tells it, too.
+      num_layers: L; a tuple determines it, too.
       bidirectional: whether every layer reads its sequence from both ends; H is the width of
         one direction.
       cell: the kind of cell: a name in :data:`lstm_jax.CELLS`, a functional class, any function
         that makes a functional cell, or a tuple with one for each layer.  Options of a cell
         go in with it: ``functools.partial(lstm_jax.LSTMCell, forget_bias=2.0)``.
-      dropout: probability with which outputs between layers are zeroed, switched and seeded as
+      dropout: probability that an output between layers is zeroed; switched and seeded as
         ``nnx.Dropout`` is; see ``deterministic`` and ``rngs``.
-      merge: how both directions' outputs become one: ``"concat"``, ``"sum"``, ``"mean"``,
+      merge: how the outputs of both directions are merged: ``"concat"``, ``"sum"``, ``"mean"``,
         ``"product"`` or a function.
       connections: ``"plain"``, ``"residual"`` or ``"skip"``, as in
         :class:`lstm_jax.sequence.Stack`.
@@ -825,18 +825,18 @@ class LSTM(Stack):
       memory: what each layer stores for the derivative, as in :func:`lstm_jax.unroll`.
       dtype: type of the products; cell states and every sum stay in float32 or wider.
       param_dtype: type in which parameters are stored; float32 if None.
-      gate_fn: activation of the gates, by name or itself; None for the cell's default, as in
+      gate_fn: activation of the gates, a name or a function; None for the cell's default, as in
         the options below.
-      activation_fn: activation of what is to be written.
-      kernel_init: draws each gate's input weights.
-      recurrent_kernel_init: draws each gate's recurrent weights.
-      bias_init: draws each gate's bias.
+      activation_fn: activation of the candidate.
+      kernel_init: initialises each gate's input weights.
+      recurrent_kernel_init: initialises each gate's recurrent weights.
+      bias_init: initialises each gate's bias.
       time_major, keep_order, return_carry, deterministic, rngs: as in :class:`Stack`.
       kernel_metadata, recurrent_kernel_metadata, bias_metadata: as in :class:`Stack`.
 
     Raises:
-      TypeError, ValueError: a size is no positive integer, ``dropout`` lies outside [0, 1), or
-        another option is impossible; the message names it.
+      TypeError, ValueError: a size is not a positive integer, ``dropout`` lies outside [0, 1), or
+        another option is invalid; the message names it.
 
     Example:
       >>> import jax.numpy as jnp

@@ -31,7 +31,7 @@ class Cell(Protocol):
 
     Implementations are frozen dataclasses, so that they are hashable and can be
     static arguments of a jitted function.  They hold no arrays.  :class:`BaseCell` gives
-    most of it; it is no must.
+    most of it as a base class, which is optional.
     """
 
     @property
@@ -134,7 +134,7 @@ class BaseCell:
 
     @property
     def num_feature_axes(self) -> int:
-        """How many axes of an input are no batch axes: the last one unless a cell says more."""
+        """The number of feature axes of an input: the last one, unless a cell defines more."""
         return 1
 
     @property
@@ -155,7 +155,7 @@ class BaseCell:
           input_size: D, the number of input features.
 
         Raises:
-          TypeError, ValueError: ``input_size`` is no positive integer.
+          TypeError, ValueError: ``input_size`` is not a positive integer.
         """
         parameters = self.all_parameters(input_size)
         keys = jax.random.split(key, len(parameters))
@@ -202,7 +202,7 @@ class BaseCell:
 
         Raises:
           TypeError: ``state`` has another structure than :meth:`zero_state`, ``params`` lack
-            a name, or an array is no floating one.
+            a name, or an array is not floating-point.
           ValueError: a shape does not fit the cell's sizes.
         """
         params, x = self.prepared(params, x)
@@ -484,7 +484,7 @@ def cast(tree: Any, dtype: DTypeLike | None) -> Any:
 
 
 def check_size(name: str, size: Any) -> None:
-    """Raises where ``size`` is no positive integer."""
+    """Raises where ``size`` is not a positive integer."""
     if isinstance(size, bool) or not isinstance(size, int):
         raise TypeError(f"{name} must be an int, got {size!r}")
     if size < 1:
@@ -492,7 +492,7 @@ def check_size(name: str, size: Any) -> None:
 
 
 def check_number(name: str, value: Any) -> None:
-    """Raises where ``value`` is no number."""
+    """Raises an error if ``value`` is not a number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} must be a number, got {value!r}")
 

@@ -105,7 +105,7 @@ def summary(model: Any, input_size: int | tuple[int, ...] | None = None) -> Summ
 
     Raises:
       ValueError: ``input_size`` is needed and not given.
-      TypeError: ``model`` is no such model, or has layers of another kind.
+      TypeError: ``model`` is not such a model, or has layers of another kind.
 
     Example:
       >>> from lstm_jax import LSTM

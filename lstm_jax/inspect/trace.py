@@ -59,7 +59,7 @@ def trace(
     :func:`lstm_jax.unroll`, to the last bit unless XLA fuses the step otherwise since its gates
     are asked for, which rounds some products once and not twice.  Names are those of the
     cell's equations, ``i``, ``f``, ``g``, ``o``, ``c``, ``h`` for :class:`lstm_jax.LSTMCell`, and
-    ``y`` for an output that is no part of the state.  A cell of your own shows its state, and
+    ``y`` for an output that is not part of the state.  A cell of your own shows its state, and
     whatever its equations mark with :func:`lstm_jax.cells.named`.
 
     Args:
@@ -86,7 +86,7 @@ def trace(
 
     Raises:
       ValueError: there is no such layer, name or unit; or as in :func:`lstm_jax.unroll`.
-      TypeError: ``model`` is none of these, or units are no integers.
+      TypeError: ``model`` is none of these, or units are not integers.
 
     Example:
       >>> import jax, jax.numpy as jnp

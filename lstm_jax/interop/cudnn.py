@@ -40,7 +40,7 @@ def from_cudnn(
       ``(stack, params)``.
 
     Raises:
-      TypeError, ValueError: a size is no positive integer, or ``weights`` has another length.
+      TypeError, ValueError: a size is not a positive integer, or ``weights`` has another length.
 
     Example:
       >>> import jax

@@ -18,7 +18,7 @@ from lstm_jax.interop.weights import (
 )
 
 HAS = "LSTMCell and GRUCell (reset_after=True)"
-STATIC = ("input_size", "hidden_size", "use_bias")  # fields of a cell that are no arrays
+STATIC = ("input_size", "hidden_size", "use_bias")  # fields of a cell that are not arrays
 
 
 def from_equinox(arrays: Mapping[str, Any]) -> tuple[BaseCell, Params]:

@@ -168,7 +168,7 @@ def _made(
     """The cell of ours that Flax's is."""
     if kind == "conv_lstm":
         if options != {"gate_fn": "sigmoid", "activation_fn": "tanh"}:
-            raise ValueError("gate_fn and activation_fn are no options of flax's ConvLSTMCell")
+            raise ValueError("gate_fn and activation_fn are not options of flax's ConvLSTMCell")
         return ConvLSTMCell(size, kernel_size=kernel, param_dtype=param_dtype)
     if kind == "rnn":
         return RNNCell(size, activation_fn=options["activation_fn"], param_dtype=param_dtype)

@@ -28,7 +28,7 @@ def fill(module: Any, layer: Any, params: Params) -> dict[str, Any]:
       in place.
 
     Raises:
-      TypeError: it is no such module.
+      TypeError: it is not such a module.
       ValueError: ``layer`` computes something else, or a shape is not the module's.
 
     Example:

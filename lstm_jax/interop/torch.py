@@ -67,7 +67,8 @@ def from_torch(
     for name, match in matches.items():
         if match is None:
             raise ValueError(
-                f"{name} is no array of a recurrent layer of torch; prefix= takes those of a module"
+                f"{name} is not an array of a recurrent layer of torch; prefix= takes those of a "
+                "module"
             )
     numbers = [int(match[1]) for match in matches.values() if match and match[1]]
     ends = ["", "_reverse"][: 1 + any(match[2] for match in matches.values() if match)]

@@ -38,7 +38,7 @@ class Arrays:
 
     Raises:
       ValueError: no name begins with ``prefix``.
-      TypeError: ``arrays`` is no mapping, or a name no text.
+      TypeError: ``arrays`` is not a mapping, or a name is not a string.
 
     >>> import numpy as np
     >>> Arrays({"linear": {"w": np.ones((2, 3), "float32")}}, "haiku")["linear/w"].shape
@@ -69,7 +69,7 @@ class Arrays:
 
         Raises:
           ValueError: there is none, or JAX cannot hold its numbers.
-          TypeError: it is no array of floating numbers.
+          TypeError: it is not an array of floating-point numbers.
         """
         if name not in self.given:
             names = ", ".join(self.given) or "nothing"
@@ -81,7 +81,7 @@ class Arrays:
     def check_all_taken(self, hint: str = "") -> None:
         """Raises where an array is none of the library's cells'."""
         for name in self.left:
-            raise ValueError(f"{name} is no array of a recurrent layer of {self.library}{hint}")
+            raise ValueError(f"{name} is not an array of a recurrent layer of {self.library}{hint}")
 
 
 def flattened(tree: Mapping[Any, Any], above: str = "") -> Iterator[tuple[str, Any]]:
@@ -119,7 +119,7 @@ def as_array(name: str, given: Any) -> Any:
     """A NumPy array of what any library calls an array, or of nested lists; a traced one as it is.
 
     Raises:
-      TypeError: it is no array, or not of floating numbers.
+      TypeError: it is not an array of floating-point numbers.
       ValueError: it is float64, and JAX would round it.
 
     >>> as_array("w", [1.0, 2.0])
@@ -484,7 +484,7 @@ def layers_of(layer: Any, params: Params, library: str) -> list[tuple[str, Any, 
     """Name, cell (or both directions) and parameters of each layer, from the bottom up.
 
     Raises:
-      TypeError: it is no stack, or parameters are not its own.
+      TypeError: it is not a stack, or the parameters belong to another layer.
       ValueError: the stack has something that would be lost.
 
     >>> import jax

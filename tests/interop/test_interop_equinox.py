@@ -83,7 +83,10 @@ WRONG = [
         r"bias must have shape \(4H,\), \(8,\) with these weights, got \(7,\)",
     ),
     (ones(weight_hh=(6, 2), weight_ih=(6, 3), bias=(6,)), "bias_n is missing"),
-    (ones(weight_hh=(8, 2), weight_ih=(8, 3), bias_n=(2,)), "bias_n is no array of a recurrent"),
+    (
+        ones(weight_hh=(8, 2), weight_ih=(8, 3), bias_n=(2,)),
+        "bias_n is not an array of a recurrent",
+    ),
 ]
 
 

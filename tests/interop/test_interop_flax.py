@@ -153,7 +153,7 @@ WRONG = [
     ({"cell": {"ii": dense(2, 3)}}, "^cell/hi/kernel is missing from the arrays of flax, got cell"),
     (
         {"cell": LSTM, "head": dense(3, 1)},
-        "^head/kernel is no array of a recurrent layer of flax; pass the part cell$",
+        "^head/kernel is not an array of a recurrent layer of flax; pass the part cell$",
     ),
     (
         {"params": {"encoder": {"cell": LSTM}, "LSTMCell_0": LSTM, "head": dense(3, 1)}},
@@ -176,7 +176,7 @@ WRONG = [
     (
         {f"{a}{g}": dense(2 if a == "i" else 3, 3) for a in "ih" for g in "ifgo"}
         | {"hz": dense(1)},
-        "^hz/kernel is no array of a recurrent layer of flax",
+        "^hz/kernel is not an array of a recurrent layer of flax",
     ),
     (
         {**LSTM, "hg": dense(3, 4)},

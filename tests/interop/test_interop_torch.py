@@ -274,7 +274,7 @@ WRONG = [
     (changed(bias_hh_l1=None), ValueError, "^bias_hh_l1 is missing"),
     (changed(bias_ih_l1=None, bias_hh_l1=None), ValueError, "^bias_ih_l1 is missing"),
     (changed(weight_hh_l0_reverse=None), ValueError, "^weight_hh_l0_reverse is missing"),
-    (changed(wieght=ones(2)), ValueError, "^wieght is no array of a recurrent layer of torch"),
+    (changed(wieght=ones(2)), ValueError, "^wieght is not an array of a recurrent layer of torch"),
     (changed(weight_ih_l3=ones(8, 4)), ValueError, "^weight_hh_l2 is missing"),
     (changed(weight_ih=ones(8, 4)), ValueError, "^weight_ih is no array"),
     (changed(weight_ih_l1=ones(8, 3)), ValueError, r"^weight_ih_l1 must be for 4 features"),

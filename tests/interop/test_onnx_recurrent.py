@@ -385,7 +385,7 @@ def test_directions_become_one_operator(layer):
         (CELLS["mgu"](hidden_size=3), "MGUCell has no operator in ONNX: it has equations of"),
         (LSTMCell(3, cell_clip=1.0), "LSTMCell has no operator in ONNX: it clips its cell state"),
         (LSTMCell(3, dtype="bfloat16"), "it computes in bfloat16 with float32 parameters"),
-        (LSTMCell(3, gate_fn="gelu"), "it has gate_fn='gelu', which is no function of ONNX"),
+        (LSTMCell(3, gate_fn="gelu"), "it has gate_fn='gelu', which is not a function of ONNX"),
         (CoupledLSTMCell(3, gate_fn="hard_sigmoid"), "it couples gates that are not sigmoid"),
         (LSTMCell(3, learn_initial_state=True), "it learns its initial state, which is no weight"),
         (Zoneout(LSTMCell(3)), "Zoneout has no operator in ONNX"),

@@ -74,7 +74,7 @@ def draw_cell(cell: Any, input_size: int = 3) -> CellDrawing:
       input_size: D, for cells whose equations depend on it.
 
     Raises:
-      TypeError: ``cell`` is no cell.
+      TypeError: ``cell`` is not a cell.
 
     >>> from lstm_jax import LSTMCell
     >>> drawing = draw_cell(LSTMCell(hidden_size=4))

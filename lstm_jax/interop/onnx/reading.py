@@ -227,7 +227,7 @@ def _read_by(node: Node) -> set[str]:
 def _input(value: onnx.ValueInfoProto) -> Input:
     tensor = value.type.tensor_type
     if not value.type.HasField("tensor_type"):
-        raise ValueError(f"input {value.name!r} is no tensor")
+        raise ValueError(f"input {value.name!r} is not a tensor")
     shape = None
     if tensor.HasField("shape"):
         shape = tuple(

@@ -388,7 +388,7 @@ def cell_to_onnx(cell: Any, params: Mapping[str, Any], *, reverse: bool = False)
     """One direction of :func:`layer_to_onnx`."""
     why = obstacle(cell)
     if why is None and cell.learn_initial_state:
-        why = "learns its initial state, which is no weight of an operator"
+        why = "learns its initial state, which is not a weight of an operator"
     if why is not None:
         raise ValueError(f"{type(cell).__name__} has no operator in ONNX: it {why}")
     return operator_of(cell, params, reverse=reverse)
@@ -411,7 +411,7 @@ def obstacle(cell: Any) -> str | None:
         return "couples gates that are not sigmoid"
     for option, function in zip(_OPTIONS, _functions(cell), strict=False):
         if function is None:
-            return f"has {option}={getattr(cell, option)!r}, which is no function of ONNX"
+            return f"has {option}={getattr(cell, option)!r}, which is not a function of ONNX"
     return None
 
 
