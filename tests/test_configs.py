@@ -10,6 +10,7 @@ import pytest
 from lstm_jax.cli import main
 from lstm_jax.data import NAMED_MUSIC, cache_folder, registry
 from lstm_jax.train import load_config, sections_for
+from tests.ink import write_ink
 
 CONFIGS = sorted(pathlib.Path(__file__).parents[1].glob("configs/*.toml"))
 SMALL = {
@@ -64,6 +65,14 @@ SMALL = {
         "model.num_layers": 1,
         "model.conv_features": 8,
         "model.beam_size": 2,
+    },
+    "handwriting": {"data.batch_size": 4, "model.hidden_size": 8, "model.num_layers": 1},
+    "handwriting_synthesis": {
+        "data.batch_size": 4,
+        "model.hidden_size": 8,
+        "model.num_layers": 1,
+        "model.mixture_components": 2,
+        "train.sample_length": 8,
     },
     "music": {
         "data.lanes": 4,
@@ -153,6 +162,8 @@ def test_shrunk_it_runs_to_its_end(path, tmp_path, capsys, public_data):
     workdir = tmp_path / "run"
     config = load_config(path)
     overrides = {**SMALL[config.task], **OF_ONE.get(path.stem, {}), **SHORT}
+    if path.stem.startswith("unipen"):
+        overrides["data.ink"] = write_ink(tmp_path / "words.csv")
     if config.task == "video_classification":
         overrides["data.train"] = tmp_path / "videos.npz"
         frames = np.random.default_rng(0).integers(0, 256, (40, 3, 8, 8, 1), np.uint8)
@@ -181,6 +192,7 @@ def test_shrunk_it_runs_to_its_end(path, tmp_path, capsys, public_data):
         "text_classification": {"confusion"},
         "action": {"confusion"},
         "video_classification": {"confusion"},
+        "handwriting_synthesis": {"window"},
         "music": {"piano_roll"},
         "speech": {f"spikes_{n}" for n in range(3)},
         "translation": {f"attention_{n}" for n in range(4)},

@@ -12,6 +12,8 @@ TASKS: dict[str, str] = {
     "classification": "lstm_jax.tasks.classification.Classification",
     "action": "lstm_jax.tasks.action.ActionRecognition",
     "speech": "lstm_jax.tasks.speech.Speech",
+    "handwriting": "lstm_jax.tasks.handwriting.Handwriting",
+    "handwriting_synthesis": "lstm_jax.tasks.handwriting_synthesis.SynthesisTask",
     "music": "lstm_jax.tasks.music.Music",
     "video": "lstm_jax.tasks.video.VideoForecasting",
     "video_classification": "lstm_jax.tasks.video_classification.VideoClassification",

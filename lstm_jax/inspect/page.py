@@ -26,6 +26,7 @@ from lstm_jax.inspect.schematic.draw import draw_cell
 from lstm_jax.inspect.summary import Summary, summary
 from lstm_jax.inspect.text import PROPERTIES, find_units, text_html
 from lstm_jax.inspect.trace import Trace, trace
+from lstm_jax.sequence import Bidirectional
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -318,6 +319,10 @@ def _flow(layer: Any, params: Params, xs: Any, lengths: Any) -> Section:
 
 def _spectrum(layer: Any, params: Params, row: Any) -> Section:
     title = "Jacobian of the state"
+    parts = dict(getattr(layer, "layers", {"": layer})).values()
+    if any(isinstance(part, Bidirectional) for part in parts):
+        why = "Left out: a layer that reads in both directions has no state that steps forward."
+        return Section(title, paragraph(why))
     size = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(layer.zero_state)))
     if size > LARGEST_JACOBIAN:
         why = f"Left out: the state has {size:,} numbers, more than {LARGEST_JACOBIAN:,}."

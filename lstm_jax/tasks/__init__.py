@@ -19,6 +19,8 @@ from lstm_jax.tasks.base import (
 )
 from lstm_jax.tasks.classification import Classification
 from lstm_jax.tasks.forecasting import Forecasting
+from lstm_jax.tasks.handwriting import Handwriting
+from lstm_jax.tasks.handwriting_synthesis import SynthesisTask
 from lstm_jax.tasks.music import Music
 from lstm_jax.tasks.next_character import NextCharacter
 from lstm_jax.tasks.speech import Speech
@@ -36,6 +38,7 @@ __all__ = [
     "File",
     "Forecasting",
     "Generates",
+    "Handwriting",
     "Metrics",
     "Music",
     "NextCharacter",
@@ -45,6 +48,7 @@ __all__ = [
     "Predicts",
     "Section",
     "Speech",
+    "SynthesisTask",
     "Task",
     "TextClassification",
     "Translation",

@@ -1,0 +1,135 @@
+"""How well moves of a pen are predicted, by a trained model and by simple ones."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from lstm_jax.models.handwriting_synthesis import ON, mixture_of, move_losses
+from lstm_jax.tasks.base import Batch
+from lstm_jax.tasks.handwriting_synthesis_data import GRAIN, Trail, padded_text, padded_trails
+
+ROWS = 256  # pieces that a model reads in one call
+
+
+def losses_of(model: Any, batch: Batch, rngs: nnx.Rngs | None) -> jax.Array:
+    """The losses of all moves, zeros past the end of a piece, ``[B, T]``."""
+    first = model.initial_carry(batch["text"].shape[0])
+    _, outputs = model(first, moves=batch["moves"], text=batch["text"], rngs=rngs)
+    losses = move_losses(mixture_of(outputs), batch["targets"], batch["kinds"])
+    return jnp.where(batch["mask"], losses, 0.0)
+
+
+def mean_loss(model: Any, trails: Sequence[Trail], labels: Sequence[np.ndarray]) -> float:
+    """A model's loss in nats a move, over all moves of some pieces.
+
+    Args:
+      model: a :class:`lstm_jax.models.handwriting_synthesis.HandwritingSynthesis`.
+      trails: the pieces.
+      labels: their texts.
+    """
+    text = padded_text(labels)
+    bounds = np.array([-(-len(trail.moves) // GRAIN) * GRAIN for trail in trails])
+    total, count = 0.0, 0
+    for bound in np.unique(bounds):
+        chosen = np.flatnonzero(bounds == bound)
+        size = min(ROWS, len(chosen))
+        for start in range(0, len(chosen), ROWS):
+            part = chosen[start : start + ROWS]
+            rows = np.resize(part, size)  # one shape for all calls
+            batch = padded_trails([trails[n] for n in rows], int(bound))
+            losses = np.asarray(losses_of(model, batch | {"text": text[rows]}, None), np.float64)
+            total += losses[: len(part)].sum()
+            count += int(batch["mask"][: len(part)].sum())
+    return float(total / count)
+
+
+def gaussian_mixture(train: Sequence[Trail], test: Sequence[Trail], components: int = 20) -> float:
+    """Nats a move of a mixture of Gaussians, fitted by expectation maximisation.
+
+    Every move is independent of all others; what its point is depends on its component only.
+
+    Args:
+      train: pieces that it is fitted to.
+      test: pieces that it is tested on.
+      components: Gaussians.
+    """
+    xs, kinds = _flat(train)
+    chosen = np.random.default_rng(0).permutation(len(xs))[:50_000]
+    read, states = jnp.asarray(xs[chosen]), jax.nn.one_hot(kinds[chosen], 3)
+    first = jax.random.choice(jax.random.key(0), read, (components,), replace=False)
+    covariance = jnp.tile(jnp.cov(read.T) / 4, (components, 1, 1))
+    rates = jnp.tile(states.mean(0), (components, 1))
+    start = (jnp.full(components, 1 / components), first, covariance, rates)
+
+    def log_joint(model: Any, xs: jax.Array, kinds: jax.Array) -> jax.Array:
+        weights, means, covariances, rates = model
+        z = xs[:, None] - means
+        square = jnp.einsum("nki,kij,nkj->nk", z, jnp.linalg.inv(covariances), z)
+        density = -(square + jnp.log(jnp.linalg.det(covariances))) / 2 - jnp.log(2 * jnp.pi)
+        return jnp.log(weights) + density + kinds @ jnp.log(rates.T)
+
+    def improved(model: Any, _: Any) -> tuple[Any, None]:
+        shares = jax.nn.softmax(log_joint(model, read, states))
+        total = shares.sum(0) + 1e-3
+        means = shares.T @ read / total[:, None]
+        z = read[:, None] - means
+        covariances = jnp.einsum("nk,nki,nkj->kij", shares, z, z) / total[:, None, None]
+        covariances = covariances + 1e-6 * jnp.eye(2)
+        rates = (shares.T @ states + 1e-2) / (total + 3e-2)[:, None]
+        return (total / total.sum(), means, covariances, rates), None
+
+    fitted = jax.jit(lambda model: jax.lax.scan(improved, model, None, length=60)[0])(start)
+    xs, kinds = _flat(test)
+    joint = jax.jit(log_joint)(fitted, jnp.asarray(xs), jax.nn.one_hot(kinds, 3))
+    return -float(jax.nn.logsumexp(joint, axis=1).mean())
+
+
+def linear_autoregression(train: Sequence[Trail], test: Sequence[Trail], order: int = 8) -> float:
+    """Nats a move of a linear regression on the moves before, with Gaussian noise.
+
+    The noise has one covariance after a lift of the pen and another elsewhere, and so have the
+    frequencies of what the next point is.
+
+    Args:
+      train: pieces that it is fitted to.
+      test: pieces that it is tested on.
+      order: how many moves before, each with whether a stroke ended.
+    """
+    (xs, ys, kinds, lifted), (us, vs, others, after) = (
+        _regressors(part, order) for part in (train, test)
+    )
+    weights, *_ = np.linalg.lstsq(xs, ys, rcond=None)
+    loss = 0.0
+    for state in (False, True):
+        noise = ys[lifted == state] - xs[lifted == state] @ weights
+        covariance = noise.T @ noise / max(len(noise), 1) + 1e-9 * np.eye(2)
+        counts = np.bincount(kinds[lifted == state], minlength=3) + 0.5
+        z = vs[after == state] - us[after == state] @ weights
+        square = np.einsum("ni,ij,nj->n", z, np.linalg.inv(covariance), z)
+        loss += (square / 2 + np.log(2 * np.pi) + np.log(np.linalg.det(covariance)) / 2).sum()
+        loss -= np.log(counts / counts.sum())[others[after == state]].sum()
+    return float(loss / len(vs))
+
+
+def _flat(trails: Sequence[Trail]) -> tuple[np.ndarray, np.ndarray]:
+    moves = np.concatenate([trail.moves for trail in trails])
+    return moves, np.concatenate([trail.kinds[1:] for trail in trails])
+
+
+def _regressors(
+    trails: Sequence[Trail], order: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    rows = []
+    for moves, kinds in trails:
+        read = np.concatenate([np.concatenate([[[0, 0]], moves[:-1]]), kinds[:-1, None] != ON], 1)
+        padded = np.concatenate([np.zeros((order - 1, 3)), read])
+        windows = np.lib.stride_tricks.sliding_window_view(padded, order, axis=0)
+        rows.append(windows.reshape(len(read), -1))
+    ys, kinds = _flat(trails)
+    lifted = np.concatenate([trail.kinds[:-1] != ON for trail in trails])
+    xs = np.concatenate(rows)
+    return np.concatenate([xs, np.ones((len(xs), 1))], 1), ys, kinds, lifted
