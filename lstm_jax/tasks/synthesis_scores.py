@@ -40,7 +40,7 @@ def mean_loss(model: Any, trails: Sequence[Trail], labels: Sequence[np.ndarray])
         for start in range(0, len(chosen), ROWS):
             part = chosen[start : start + ROWS]
             rows = np.resize(part, size)  # one shape for all calls
-            batch = padded_trails([trails[n] for n in rows], int(bound))
+            batch = padded_trails([trails[int(n)] for n in rows], int(bound))
             losses = np.asarray(losses_of(model, batch | {"text": text[rows]}, None), np.float64)
             total += losses[: len(part)].sum()
             count += int(batch["mask"][: len(part)].sum())
