@@ -12,7 +12,7 @@ from lstm_jax.data.ink import NAMED_INK, Ink, read_ink_splits
 from lstm_jax.data.strokes import Paths, distorted, features, resampled
 from lstm_jax.errors import UserError, expect
 
-GRAIN = 48  # pieces are padded to multiples of so many points
+GRAIN = 96  # pieces are padded to multiples of so many points
 
 
 @dataclasses.dataclass(frozen=True)

@@ -47,7 +47,7 @@ def test_batches_are_distorted_features_of_pieces_and_their_letters(ink):
     batches = task.batches(0)
     for number in range(4):
         batch = batches[number]
-        assert batch["features"].shape[1] % 48 == 0
+        assert batch["features"].shape[1] % 96 == 0
         for xs, steps, labels, size in zip(*batch.values(), strict=True):
             text = "".join(task.known["alphabet"][n - 1] for n in labels[:size])
             assert not labels[size:].any() and not xs[steps:].any()
@@ -86,10 +86,10 @@ def test_metrics_are_those_of_each_piece_by_itself(run):
     ctc_loss = jax.jit(optax.ctc_loss)
     for ink in inks:
         xs = features(resampled(normalised(paths_of([ink.strokes])), task.data.spacing))
-        padded = np.pad(xs, ((0, 48 - len(xs)), (0, 0)))  # one shape, which is compiled once
+        padded = np.pad(xs, ((0, 96 - len(xs)), (0, 0)))  # one shape, which is compiled once
         _, out = model((), features=padded[None], lengths=np.array([len(xs)]))
         count = int(out["steps"][0])
-        past_end = (np.arange(24) >= count)[None].astype(float)
+        past_end = (np.arange(48) >= count)[None].astype(float)
         labels = np.zeros((len(words), 4), int)
         for row, word in zip(labels, words, strict=True):
             row[: len(word)] = [task.known["alphabet"].index(c) + 1 for c in word]
