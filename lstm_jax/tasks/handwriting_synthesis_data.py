@@ -14,7 +14,7 @@ from lstm_jax.data.strokes import distorted, paths_of, scaled, strokes_of
 from lstm_jax.errors import UserError
 from lstm_jax.models.handwriting_synthesis import END, LIFT, ON
 
-GRAIN = 32  # pieces are padded to multiples of so many moves
+GRAIN = 64  # pieces are padded to multiples of so many moves
 QUANTUM = 0.5  # of a tablet's units: coordinates are rounded to them
 
 

@@ -64,7 +64,7 @@ def readings(
     """
     found: dict[str, list[Any]] = {}
     for places, inputs in model_inputs(inks, spacing):
-        _, out = model((), **inputs)
+        _, out = model(model.initial_carry(len(places)), **inputs)
         logits, lengths = out["logits"], out["steps"]
         best, shares = best_words(logits, lengths, words[1])
         columns: dict[str, Any] = {
@@ -88,7 +88,7 @@ def drawing(model: Any, inks: Sequence[Ink], spacing: float, alphabet: str, stri
     """Pieces of handwriting as SVG, each part in the colour of the letter that it was read as."""
     panels: list[Any] = [None] * len(inks)
     for places, inputs in model_inputs(inks, spacing):
-        _, out = model((), **inputs)
+        _, out = model(model.initial_carry(len(places)), **inputs)
         best, lengths = np.asarray(out["logits"]).argmax(-1), np.asarray(out["steps"])
         for row, n in enumerate(places):
             paths = resampled(normalised(paths_of([inks[n].strokes])), spacing)
