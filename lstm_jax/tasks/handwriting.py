@@ -132,7 +132,8 @@ class Handwriting(Task):
 
     # ---- metrics ----
 
-    def _read(self, model: Any, inks: list[Ink], labels: Any = None) -> dict[str, list[Any]]:
+    def read(self, model: Any, inks: list[Ink], labels: Any = None) -> dict[str, list[Any]]:
+        """What the model makes of each piece; see :func:`lstm_jax.tasks.reading.readings`."""
         alphabet, words = self.known["alphabet"], self.known["lexicon"]
         return readings(model, inks, self.data.spacing, alphabet, (words, self._lexicon), labels)
 
@@ -143,7 +144,7 @@ class Handwriting(Task):
         likeliest word of the lexicon.
         """
         inks = self._inks[split]
-        found, texts = self._read(model, inks, self._labels[split]), [ink.text for ink in inks]
+        found, texts = self.read(model, inks, self._labels[split]), [ink.text for ink in inks]
         return {
             "loss": float(np.mean(found["loss"])),
             "CER": error_rates(texts, found["reading"])["CER"],
@@ -164,7 +165,7 @@ class Handwriting(Task):
         ``probability`` is the word's, among those of the lexicon.
         """
         inks = self._inks["test"] if source is None else read_inks(source)
-        found = self._read(model, inks)
+        found = self.read(model, inks)
         return {
             "ink": [ink.name for ink in inks],
             "reading": found["reading"],

@@ -1,6 +1,8 @@
 """Handwriting synthesis, on words of four letters."""
 
 import json
+import pathlib
+import re
 import xml.etree.ElementTree as ET
 
 import jax
@@ -181,6 +183,20 @@ def test_words_stand_on_lines():
     assert placed[0][:, 1].tolist() == [1, 0, 1]
     many = laid_out([low] * 20)
     assert many[-1][:, 1].min() == -8.0
+
+
+def test_a_reader_reads_what_was_written(run, ink, tmp_path):
+    """By the function that the page shows."""
+    page = (pathlib.Path(__file__).parents[2] / "docs" / "handwriting.md").read_text("utf-8")
+    names: dict = {}
+    exec(re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0], names)
+    (tmp_path / "words.toml").write_text(
+        f'task = "handwriting"\n[data]\nink = "{ink}"\nbatch_size = 16\nspacing = 0.6\n[model]\n'
+        "hidden_size = 4\nconv_features = 4\n[train]\nnum_steps = 2\n"
+    )
+    reader = tmp_path / "reader"
+    assert main(["train", str(tmp_path / "words.toml"), "--workdir", str(reader)]) == 0
+    assert names["legibility"](run, reader, ["oil", "vivo"]) > 0
 
 
 @pytest.mark.parametrize("format", ["stablehlo", "onnx"])
