@@ -23,6 +23,7 @@
 
 # %%
 import datetime
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from lstm_jax import LSTMCell
 from lstm_jax.models import Decoding, Seq2Seq
 from lstm_jax.models.attention import attend, dot_scores
 from lstm_jax.models.beam_search import beam_search, greedy_search, repeated
@@ -116,7 +118,9 @@ np.testing.assert_allclose(weights, by_hand / by_hand.sum(), rtol=1e-5)
 #   a_t = \tanh(W [s_t, \mathrm{context}_t]) \qquad \mathrm{logits}_t = E a_t + b$$
 
 # %%
-model = Seq2Seq(V, 32, 64, rngs=nnx.Rngs(0))
+# New forget gates that are open make 1500 steps enough.
+cell = functools.partial(LSTMCell, kernel_init="glorot_uniform", forget_bias=1.0)
+model = Seq2Seq(V, 32, 64, cell=cell, rngs=nnx.Rngs(0))
 carry = model.encode(source=xs[:4], lengths=lengths[:4])
 _, outputs = model(carry, tokens=ys[:4])
 print({name: array.shape for name, array in outputs.items()})
