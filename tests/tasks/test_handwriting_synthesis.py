@@ -105,7 +105,7 @@ def walks(seed, pieces=40) -> list[Trail]:
     rng = np.random.default_rng(seed)
     found = []
     for _ in range(pieces):
-        moves = [rng.normal(size=2)]
+        moves = [0.5 * rng.normal(size=2)]
         for _ in range(30):
             moves.append(0.8 * moves[-1] + 0.5 * rng.normal(size=2))
         kinds = np.append(np.zeros(31, np.int32), 2).astype(np.int32)
@@ -131,7 +131,7 @@ def run(ink, tmp_path_factory):
         f'task = "handwriting_synthesis"\n[data]\nink = "{ink}"\nevery = 1\nbatch_size = 16\n'
         "[model]\nhidden_size = 16\nnum_layers = 1\nwindow_components = 3\n"
         "mixture_components = 3\ndropout = 0.0\n[optimizer]\nlearning_rate = 1e-2\n"
-        "warmup_steps = 10\n[train]\nnum_steps = 100\neval_every = 100\nsample_length = 40\n"
+        "warmup_steps = 10\n[train]\nnum_steps = 100\nlog_every = 10\neval_every = 100\nsample_length = 40\n"
     )
     workdir = path / "run"
     assert main(["train", str(path / "words.toml"), "--workdir", str(workdir)]) == 0
