@@ -134,7 +134,7 @@ class SynthesisTask(Task):
         )  # fmt: skip
 
     def loss(self, model: Any, carry: Any, batch: Batch, rngs: nnx.Rngs) -> tuple[jax.Array, Any]:
-        return losses_of(model, batch, rngs).sum() / batch["mask"].sum(), carry
+        return losses_of(model, batch, rngs=rngs).sum() / batch["mask"].sum(), carry
 
     # ---- metrics ----
 

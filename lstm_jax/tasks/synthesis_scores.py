@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from lstm_jax.models.handwriting_synthesis import ON, mixture_of, move_losses
 from lstm_jax.tasks.base import Batch
@@ -15,10 +14,16 @@ from lstm_jax.tasks.handwriting_synthesis_data import GRAIN, Trail, padded_text,
 ROWS = 256  # pieces that a model reads in one call
 
 
-def losses_of(model: Any, batch: Batch, rngs: nnx.Rngs | None) -> jax.Array:
-    """The losses of all moves, zeros past the end of a piece, ``[B, T]``."""
+def losses_of(model: Any, batch: Batch, **options: Any) -> jax.Array:
+    """The losses of all moves, zeros past the end of a piece, ``[B, T]``.
+
+    Args:
+      model: a :class:`lstm_jax.models.handwriting_synthesis.HandwritingSynthesis`.
+      batch: from :func:`lstm_jax.tasks.handwriting_synthesis_data.padded_trails`, and ``text``.
+      options: further arguments of the model, such as ``rngs``.
+    """
     first = model.initial_carry(batch["text"].shape[0])
-    _, outputs = model(first, moves=batch["moves"], text=batch["text"], rngs=rngs)
+    _, outputs = model(first, moves=batch["moves"], text=batch["text"], **options)
     losses = move_losses(mixture_of(outputs), batch["targets"], batch["kinds"])
     return jnp.where(batch["mask"], losses, 0.0)
 
@@ -41,7 +46,7 @@ def mean_loss(model: Any, trails: Sequence[Trail], labels: Sequence[np.ndarray])
             part = chosen[start : start + ROWS]
             rows = np.resize(part, size)  # one shape for all calls
             batch = padded_trails([trails[int(n)] for n in rows], int(bound))
-            losses = np.asarray(losses_of(model, batch | {"text": text[rows]}, None), np.float64)
+            losses = np.asarray(losses_of(model, batch | {"text": text[rows]}), np.float64)
             total += losses[: len(part)].sum()
             count += int(batch["mask"][: len(part)].sum())
     return float(total / count)
@@ -62,7 +67,7 @@ def gaussian_mixture(train: Sequence[Trail], test: Sequence[Trail], components: 
     read, states = jnp.asarray(xs[chosen]), jax.nn.one_hot(kinds[chosen], 3)
     first = jax.random.choice(jax.random.key(0), read, (components,), replace=False)
     covariance = jnp.tile(jnp.cov(read.T) / 4, (components, 1, 1))
-    rates = jnp.tile(states.mean(0), (components, 1))
+    rates = jnp.tile((states.sum(0) + 1e-2) / (len(read) + 3e-2), (components, 1))
     start = (jnp.full(components, 1 / components), first, covariance, rates)
 
     def log_joint(model: Any, xs: jax.Array, kinds: jax.Array) -> jax.Array:

@@ -131,7 +131,8 @@ def run(ink, tmp_path_factory):
         f'task = "handwriting_synthesis"\n[data]\nink = "{ink}"\nevery = 1\nbatch_size = 16\n'
         "[model]\nhidden_size = 16\nnum_layers = 1\nwindow_components = 3\n"
         "mixture_components = 3\ndropout = 0.0\n[optimizer]\nlearning_rate = 1e-2\n"
-        "warmup_steps = 10\n[train]\nnum_steps = 100\nlog_every = 10\neval_every = 100\nsample_length = 40\n"
+        "warmup_steps = 10\n[train]\nnum_steps = 100\nlog_every = 10\neval_every = 100\n"
+        "sample_length = 40\n"
     )
     workdir = path / "run"
     assert main(["train", str(path / "words.toml"), "--workdir", str(workdir)]) == 0
@@ -141,8 +142,10 @@ def run(ink, tmp_path_factory):
 def test_a_run_learns_and_draws(run):
     results = json.loads((run / "results.json").read_text())
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    first = next(line["train/loss"] for line in lines if "train/loss" in line)
-    assert results["test"]["loss"] < first - 0.5
+    first, *_, last = (line["train/loss"] for line in lines if "train/loss" in line)
+    baselines = load_run(run).task.baselines("test")
+    assert last < first - 0.5
+    assert results["test"]["loss"] < baselines["mixture of 20 Gaussians"]["loss"]
     for name in ("biases.svg", "styles.svg"):
         ET.parse(run / "plots" / name)
     assert (run / "plots" / "window.png").read_bytes().startswith(b"\x89PNG")
