@@ -1,11 +1,11 @@
 """Human actions as skeletons: files of MSR Action3D, and coordinates of the body."""
 
 import io
+import itertools
 import pathlib
 import re
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -39,6 +39,7 @@ SOURCE = "https://github.com/MihirK1212/msraction3d-rpi"
 
 CENTRE = (160.0, 120.0)  # of the image, in pixels
 FOCAL_LENGTH = 285.63  # of the camera, in pixels of its 320 x 240 images
+PLAIN_NUMBER = re.compile(rb"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 LARGEST = 1e4  # of coordinates; a few published files have 2**31 where the tracker failed
 
 
@@ -145,9 +146,15 @@ def parse_skeleton(content: bytes, name: str) -> np.ndarray:
         raise UserError(f"{name}: line {number}: {expected}, got {len(lines[number])}")
     rows = [fields[:3] for fields in lines.values()]
     expect(len(rows) % JOINTS == 0, name, f"{JOINTS} rows (joints) a frame", f"{len(rows)} rows")
+    # All at once, since files are long; NumPy reads 1_000 and words for numbers, too.
+    digits = re.fullmatch(rb"[-+.0-9eE ]*", b" ".join(itertools.chain(*rows)))
+    for number, fields in {} if digits else lines.items():
+        if not all(PLAIN_NUMBER.fullmatch(field) for field in fields[:3]):
+            got = b" ".join(fields[:3]).decode("utf-8", "replace")
+            raise UserError(f"{name}: line {number}: expected numbers, got {got[:60]!r}")
     try:
         screen = np.array(rows).astype(np.float64).reshape(-1, JOINTS, 3)
-    except ValueError as error:
+    except ValueError as error:  # such as 1.2.3
         raise UserError(f"{name}: expected numbers in every line ({error})") from error
     try:
         return body_coordinates(screen)
@@ -211,21 +218,25 @@ def _contents(path: pathlib.Path) -> Iterator[tuple[str, bytes]]:
         return
     if not path.is_file():
         raise UserError(f"{path}: no such folder or archive")
-    content = path.read_bytes()
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(io.BytesIO(content)) as archive:
-                for name in archive.namelist():
-                    if name.endswith(".txt"):
-                        yield name, archive.read(name)
-            return
-        with tarfile.open(fileobj=io.BytesIO(content)) as archive:
-            for member in archive:
-                file = archive.extractfile(member) if member.name.endswith(".txt") else None
-                if file is not None:
-                    yield member.name, file.read()
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-        raise UserError(f"{path}: expected a whole .tar or .zip archive ({error})") from error
+        yield from _members(path)
+    except Exception as error:  # zipfile, tarfile and their decompressors have errors of their own
+        what = f"{error}" or type(error).__name__
+        raise UserError(f"{path}: expected a whole .tar or .zip archive ({what})") from error
+
+
+def _members(path: pathlib.Path) -> list[tuple[str, bytes]]:
+    """Names and contents of the text files in an archive; links are not followed."""
+    content = io.BytesIO(path.read_bytes())
+    if zipfile.is_zipfile(content):
+        with zipfile.ZipFile(content) as archive:
+            names = [name for name in archive.namelist() if name.endswith(".txt")]
+            return [(name, archive.read(name)) for name in names]
+    content.seek(0)
+    with tarfile.open(fileobj=content) as archive:
+        members = [each for each in archive if each.isfile() and each.name.endswith(".txt")]
+        files = [(each.name, archive.extractfile(each)) for each in members]
+        return [(name, file.read()) for name, file in files if file is not None]
 
 
 def find_action3d() -> pathlib.Path:

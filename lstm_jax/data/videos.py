@@ -67,7 +67,12 @@ def read_videos(path: str | pathlib.Path, labelled: bool, classes: tuple[str, ..
     names = ("frames", "lengths", "labels") if labelled else ("frames", "lengths")
     try:
         with np.load(path) as file:
-            arrays = {name: file[name] for name in names if name in file}
+            held = file.zip.namelist()
+            if len(set(held)) < len(held):
+                raise ValueError("an array that is in the file twice")
+            arrays = {name: file[f"{name}.npy"] for name in names if f"{name}.npy" in held}
+        if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+            raise ValueError("bytes that are not an array")
     except Exception as error:  # zipfile, its decompressors and NumPy have errors of their own
         what = (str(error).splitlines() or [type(error).__name__])[0][:120]
         if "Object arrays" in what:

@@ -81,7 +81,7 @@ def test_files_are_read_from_folders_and_archives_alike(tmp_path):
         (content(np.zeros((2, 20, 3))), "expected joints, got a skeleton of zeros in every frame"),
         (content(np.ones((1, 20, 3)))[:-16], "expected 20 rows (joints) a frame, got 19 rows"),
         ("1 2 3\n", "line 1: expected 4 numbers (u, v, depth, confidence), got 3"),
-        ("1 2 x 1\n" * 20, "expected numbers in every line (could not convert string to float"),
+        ("1 2 x 1\n" * 20, "line 1: expected numbers, got '1 2 x'"),
         (content(np.full((2, 20, 3), 9.0)), "expected a hip, a spine, a neck and a head apart"),
     ],
 )
