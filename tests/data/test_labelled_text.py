@@ -177,3 +177,9 @@ def test_a_stratified_share_is_random_and_of_each_class():
     np.testing.assert_array_equal(chosen, stratified(labels, 0.2, seed=1))
     assert (chosen != stratified(labels, 0.2, seed=2)).any()
     assert not np.array_equal(np.flatnonzero(chosen[:40]), np.arange(32, 40))
+
+
+def test_decimal_commas_and_points_in_text_stay(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("text;label\n1,5;bad\n2.5;good\n")
+    assert read_labelled_text(path).texts == ["1,5", "2.5"]

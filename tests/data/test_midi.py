@@ -130,3 +130,13 @@ def test_the_sound_of_a_note_has_its_frequency_and_length():
 def test_silence_is_silent():
     with wave.open(io.BytesIO(wav_bytes(np.zeros((2, 88)), seconds=0.1))) as file:
         assert not any(file.readframes(file.getnframes()))
+
+
+def test_an_enormous_time_and_a_track_too_many(read):
+    with pytest.raises(UserError, match=r"tune\.mid: expected at most 1,000,000 frames, got"):
+        read(midi(b"\x00\x90\x3c\x40" + b"\xff" * 400 + b"\x00\x80\x3c\x40"))
+    one = b"\x00\x90\x3c\x40\x60\x80\x3c\x40"
+    content = midi(one, one)
+    with pytest.raises(UserError, match="expected 1 tracks, as its header states, got more"):
+        read(content[:10] + b"\x00\x01" + content[12:])
+    assert len(read(content + b"XFIH\x00\x00\x00\x00")) == 2  # other chunks are ignored

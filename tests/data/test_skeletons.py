@@ -140,3 +140,19 @@ def test_the_public_recordings_are_those_of_the_literature():
     assert (odd, len(found) - odd) == (291, 275)
     assert {x.action for x in found} == set(range(20))
     assert all(np.isfinite(x.joints).all() for x in found)
+
+
+def test_archives_with_links_and_numbers_in_other_spellings(tmp_path):
+    name, good = "a01_s01_e01_skeleton.txt", content(screen(1, 1, 4)).encode()
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        member = tarfile.TarInfo(name)
+        member.size = len(good)
+        archive.addfile(member, io.BytesIO(good))
+        link = tarfile.TarInfo("a02_s01_e01_skeleton.txt")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    assert [x.name for x in read_recordings(tmp_path / "a.tar")] == ["a01_s01_e01"]
+    for word in (b"1_0", b"nan", b"\xd9\xa1"):
+        (tmp_path / name).write_bytes(word + good[good.index(b" ") :])
+        with pytest.raises(UserError, match=r"line 1: expected numbers, got"):
+            read_skeleton(tmp_path / name)

@@ -180,3 +180,32 @@ def test_messages(tokenizers):
         assert "\n" not in str(info.value)
     with pytest.raises(ValueError, match="ids must be from 0 to"):
         tokenizers["words"].decode([10**6])
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (["model", "vocab", "cat"], 40, "whose tokens are numbered from 0, got other numbers"),
+        (["model", "vocab", "cat"], 4, "whose tokens are numbered from 0, got other numbers"),
+        (["model", "unk_token"], "cat", "as Tokenizer.train makes it, got other rules"),
+        (["normalizer"], None, "as Tokenizer.train makes it, got other rules"),
+        (["added_tokens", 1, "special"], False, "as Tokenizer.train makes it, got other rules"),
+    ],
+)
+def test_other_numbers_and_rules_are_refused(path, value, message):
+    tree = json.loads(Tokenizer.train(["a cat sat"], kind="words").to_json())
+    *above, last = path
+    place = tree
+    for key in above:
+        place = place[key]
+    assert place[last] != value
+    place[last] = value
+    with pytest.raises(UserError) as caught:
+        Tokenizer.from_json(json.dumps(tree))
+    assert message in str(caught.value)
+
+
+def test_subwords_without_dropout_and_with_every_byte():
+    tree = json.loads(Tokenizer.train(["a cat"], kind="subwords", vocabulary_size=270).to_json())
+    with pytest.raises(UserError, match="got other rules"):  # other tokens each time
+        Tokenizer.from_json(json.dumps({**tree, "model": {**tree["model"], "dropout": 0.5}}))

@@ -1,5 +1,7 @@
 """Videos in NumPy archives: what is read, and that mistakes are one line."""
 
+import zipfile
+
 import numpy as np
 import pytest
 
@@ -62,3 +64,16 @@ def test_another_kind_of_file_is_one_line(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"a\.npz: expected a \.npz file of frames \[N, T, height"):
         read_videos(path, labelled=False)
+
+
+def test_members_that_are_not_arrays(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez(path, labels=np.array([0, 1]))
+    with zipfile.ZipFile(path, "a") as file:
+        file.writestr("frames", b"1,2")
+    with pytest.raises(UserError, match=r"a\.npz: expected an array frames .*, got none"):
+        read_videos(path, labelled=True)
+    with zipfile.ZipFile(path, "a") as file:
+        file.writestr("frames.npy", b"1,2")
+    with pytest.raises(UserError, match=r"a\.npz: expected a \.npz file of frames"):
+        read_videos(path, labelled=True)
