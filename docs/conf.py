@@ -84,7 +84,16 @@ def class_signature(app, what, name, value, options, signature, returns):
     return str(found.replace(parameters=parameters, return_annotation=found.empty)), ""
 
 
+def add_other_pages(app, name, source) -> None:
+    """Pages that the contents do not list are applications."""
+    if name == root_doc:
+        listed = set(source[0].splitlines())
+        others = sorted({page.stem for page in ROOT.glob("docs/*.md")} - listed - {"index"})
+        source[0] = source[0].replace("% others", "\n".join(others))
+
+
 def setup(app) -> None:
     """Registers what this file adds to Sphinx."""
+    app.connect("source-read", add_other_pages)
     app.connect("autodoc-process-signature", class_signature)
     app.connect("autodoc-process-docstring", without_docstring_of_type)
