@@ -150,14 +150,10 @@ def test_every_page_is_linked_from_the_readme():
         assert f"]({name_of(page)})" in readme, name_of(page)
 
 
-def test_every_page_is_in_the_contents_of_the_site():
+def test_every_part_is_in_the_contents_of_the_site():
     contents = re.findall(r"^```{toctree}\n(.*?)^```", INDEX.read_text("utf-8"), re.DOTALL | re.M)
     entries = {line.strip() for block in contents for line in block.splitlines()}
-    pages = [*DOCS, *(ROOT / "docs" / "api").glob("*.md")]
-    missing = {
-        page.relative_to(ROOT / "docs").with_suffix("").as_posix() for page in pages
-    } - entries
-    assert not missing, f"docs/index.md should list {sorted(missing)}"
+    assert {f"api/{page.stem}" for page in (ROOT / "docs" / "api").glob("*.md")} <= entries
 
 
 @pytest.mark.parametrize("name", PUBLIC)
