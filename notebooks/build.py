@@ -34,6 +34,7 @@ PICTURES = {
     "07_from_torch_and_back": 0,
     "08_translation": 0,
     "10_music": 1,
+    "11_reinforcement_learning": 0,
 }
 """Which picture of each stands in the README."""
 METADATA = {
