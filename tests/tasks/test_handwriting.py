@@ -121,13 +121,13 @@ def test_the_nearest_neighbour_is_a_baseline(ink):
 
 @pytest.mark.data
 def test_the_baseline_of_public_data_is_that_of_the_guide():
-    """Measured by other code, without normalised slants: the same within a few points."""
+    """Which has 27.5 and 58.4, measured by other code: the same within a few points."""
     try:
         task = Handwriting(HandwritingData(), HandwritingConfig(hidden_size=4))
     except UserError as error:
         pytest.skip(str(error))
     found = task.baselines("test")["nearest neighbour, 48 points"]
-    assert 20 < found["accuracy"] < 45 and 40 < found["CER"] < 65
+    assert 20 < found["accuracy"] < 35 and 50 < found["CER"] < 70
 
 
 def test_predict_reads_files_and_draws_them(run, ink, tmp_path, capsys):
