@@ -138,7 +138,7 @@ def _sizes(shape: str, steps: int) -> list[int]:
     >>> _sizes("b, 48*t, 7", steps=64)
     [1, 3072, 7]
     """
-    letters = {"b": 1, "t": steps}
+    letters = {"b": 1, "t": steps, "u": 1}
     return [
         math.prod(letters.get(factor) or int(factor) for factor in size.strip().split("*"))
         for size in shape.split(",")

@@ -66,7 +66,7 @@ class Handwriting(Task):
                 expect(count >= steps_needed(labels), name, wanted, count)
         kernel, stride = self.model.kernel_size, self.model.stride
         expect(kernel >= stride, "model.kernel_size", f"at least model.stride = {stride}", kernel)
-        self.model.check_layers(self.model.conv_features)
+        self.model.check_layers(self.model.conv_features if stride > 1 else FEATURES)
 
     # ---- data ----
 
@@ -120,9 +120,9 @@ class Handwriting(Task):
         options = self.model
         return CTCModel(
             FEATURES, 1 + len(self.known["alphabet"]), options.hidden_size, options.num_layers,
-            strides=(options.stride,), conv_features=options.conv_features,
-            kernel_size=options.kernel_size, cell=options.cell_factory, dropout=options.dropout,
-            dtype=options.dtype, rngs=rngs,
+            strides=(options.stride,) if options.stride > 1 else (),
+            conv_features=options.conv_features, kernel_size=options.kernel_size,
+            cell=options.cell_factory, dropout=options.dropout, dtype=options.dtype, rngs=rngs,
         )  # fmt: skip
 
     def loss(self, model: Any, carry: Any, batch: Batch, rngs: nnx.Rngs) -> tuple[jax.Array, Any]:
@@ -177,7 +177,7 @@ class Handwriting(Task):
         """Test pieces, each part of their ink in the colour of the letter that it was read as."""
         inks = self._inks["test"]
         chosen = np.random.default_rng(0).permutation(len(inks))[:DRAWN]
-        yield "readings.svg", self._drawing(model, [inks[n] for n in chosen])
+        yield "readings.svg", self._drawing(model, [inks[n] for n in chosen]).encode()
 
     def plot_file(self, model: Any, source: pathlib.Path) -> str:
         """The first pieces of a file, drawn as in :meth:`plots`."""

@@ -61,7 +61,9 @@ class HandwritingConfig(RecurrentConfig):
     hidden_size: int = option(
         128, "hidden features of each layer and direction", at_least=1, at_most=10**6
     )
-    stride: int = option(2, "points of a step of the LSTM layers", at_least=1, at_most=8)
+    stride: int = option(
+        2, "points of a step of the LSTM layers; 1: no convolution", at_least=1, at_most=8
+    )
     conv_features: int = option(
         64, "features of the convolution that reads the points", at_least=1, at_most=10**6
     )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import pathlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,10 +12,10 @@ import numpy as np
 from flax import nnx
 
 from lstm_jax.data import digest
-from lstm_jax.data.ink import Ink
+from lstm_jax.data.ink import Ink, read_inks
 from lstm_jax.errors import expect
 from lstm_jax.models.handwriting_synthesis import HandwritingSynthesis
-from lstm_jax.tasks.base import Batch, File, Metrics, Plots, Task
+from lstm_jax.tasks.base import Batch, Columns, File, Metrics, Plots, Task
 from lstm_jax.tasks.handwriting_data import checked_labels, summary_lines
 from lstm_jax.tasks.handwriting_synthesis_data import (
     SynthesisConfig,
@@ -61,7 +62,7 @@ class SynthesisTask(Task):
 
     data: SynthesisData
     model: SynthesisConfig
-    unit = "pieces"
+    unit = "written pieces"
     loss_unit = "nats a move"
     splits = ("validation", "test")
     sampling = Writing
@@ -154,10 +155,26 @@ class SynthesisTask(Task):
         text, write = self.known["example"], functools.partial(self.written, model)
         (neat,) = write([text], bias=1.0)
         yield "window", window_plot(model, neat, text, self.known["alphabet"], self.known["unit"])
-        yield "biases.svg", drawn_biases(write, text)
-        yield "styles.svg", drawn_styles(write, text, self._inks["test"])
+        yield "biases.svg", drawn_biases(write, text).encode()
+        yield "styles.svg", drawn_styles(write, text, self._inks["test"]).encode()
 
-    # ---- new samples ----
+    # ---- new data, new samples ----
+
+    def predict(self, model: Any, source: pathlib.Path | None) -> Columns:
+        """Nats a move of each piece of handwriting, given its text."""
+        inks = self._inks["test"] if source is None else read_inks(source)
+        for ink in inks:
+            some = ink.text and sum(map(len, ink.strokes)) > 1
+            expect(some, f"{source}: {ink.name}", "two points and a text", "fewer")
+        labels = checked_labels(inks, self.known["alphabet"], f"{source}")
+        unit, strokes = self.known["unit"], standard(inks, self.data.every)
+        trails = [trail_of([stroke / unit for stroke in piece]) for piece in strokes]
+        pairs = zip(trails, labels, strict=True)
+        return {
+            "ink": [ink.name for ink in inks],
+            "moves": np.array([len(trail.moves) for trail in trails]),
+            "loss": np.array([mean_loss(model, [trail], [label]) for trail, label in pairs]),
+        }
 
     def written(
         self, model: Any, words: list[str], *, bias: float = 0.5, temperature: float = 1.0,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import pathlib
 
 import grain
 import jax
@@ -16,6 +17,7 @@ from lstm_jax.models import Compiled, Model
 from lstm_jax.models.seq2seq import EncoderDecoder
 from lstm_jax.tasks import Generates, Predicts, Task
 from tests.arrays import params_of, with_params
+from tests.ink import write_ink
 from tests.skeletons import write_skeletons
 
 
@@ -66,6 +68,13 @@ def task(request, tmp_path_factory):
         np.savez(folder / "v.npz", frames=frames, labels=labels)
         data = {"train": str(folder / "v.npz"), "batch_size": 3}
         model = {"hidden_size": 5, "channels": "3", "frame_features": 4}
+    elif request.param.startswith("handwriting"):
+        data = {"ink": str(write_ink(folder / "words.csv", pieces=48)), "batch_size": 3}
+        if request.param == "handwriting":  # smooth, as a convolution's rectifier is not
+            model = {"hidden_size": 5, "stride": 1}
+            data |= {"spacing": 0.6}
+        else:
+            model = {"hidden_size": 5, "window_components": 2, "mixture_components": 2}
     elif request.param == "speech":
         lines = ["path,text,split"]
         for n, split in enumerate([*["train"] * 6, *["validation", "test"] * 2]):
@@ -117,7 +126,7 @@ def test_a_task_is_a_frozen_dataclass_of_two_sections(name):
 def test_a_model_names_its_inputs_and_is_called_in_one_way(task):
     model = Compiled(task.build(nnx.Rngs(0)))
     assert isinstance(model.module, Model)
-    sizes = {"b": 2, "t": 1}
+    sizes = {"b": 2, "t": 1, "u": 3}
     inputs = {}
     for name, (shape, dtype) in model.inputs.items():
         factors = [size.strip().split("*") for size in shape.split(",")]
@@ -246,7 +255,8 @@ def test_plots_are_figures_that_can_be_saved_or_pages(task, tmp_path):
             assert figure.startswith("<!DOCTYPE html>")
             continue
         if isinstance(figure, bytes):
-            assert name.endswith(".gif") and figure.startswith(b"GIF89a")
+            starts = {".gif": b"GIF89a", ".svg": b"<svg"}
+            assert figure.startswith(starts[pathlib.Path(name).suffix])
             continue
         assert isinstance(figure, Figure)
         figure.savefig(tmp_path / f"{name}.png")
@@ -257,7 +267,8 @@ def test_plots_are_figures_that_can_be_saved_or_pages(task, tmp_path):
 
 def test_every_task_predicts_and_characters_are_generated(task):
     assert isinstance(task, Predicts)
-    assert isinstance(task, Generates) == (task.unit in ("characters", "frames"))
+    writes = task.unit in ("characters", "frames", "written pieces")
+    assert isinstance(task, Generates) == writes
     if task.unit == "characters":
         options = {"prompt": "ab", "length": 5, "temperature": 1.0, "seed": 0}
         text = "".join(task.generate(Compiled(task.build(nnx.Rngs(0))), **options))
