@@ -146,12 +146,12 @@ def test_a_restored_task_builds_the_same_model_without_reading_data(task, monkey
     assert again == task
     readers = (
         "read_text", "read_csv", "read_sequences", "read_collection", "read_labelled_text",
-        "read_parallel", "read_recordings", "read_videos",
+        "read_parallel", "read_recordings", "read_videos", "read_ink_splits",
     )  # fmt: skip
     modules = (
         "next_character", "series_data", "sequences_data", "music_data", "text_options",
         "translation_config", "action_data", "video_data", "video_classification",
-        "speech_data",
+        "speech_data", "handwriting_data", "handwriting_synthesis_data",
     )  # fmt: skip
     for read in readers:
         for module in modules:
