@@ -4,7 +4,6 @@ import json
 import pathlib
 import tomllib
 
-import numpy as np
 import pytest
 
 from lstm_jax.cli import main
@@ -54,7 +53,6 @@ SMALL = {
         "data.test_videos": 4,
         "model.hidden_size": 4,
     },
-    "video_classification": {"data.batch_size": 4, "model.hidden_size": 8},
     "speech": {
         "data.sample_rate": 8000,
         "data.mel_bands": 8,
@@ -164,10 +162,6 @@ def test_shrunk_it_runs_to_its_end(path, tmp_path, capsys, public_data):
     overrides = {**SMALL[config.task], **OF_ONE.get(path.stem, {}), **SHORT}
     if path.stem.startswith("unipen"):
         overrides["data.ink"] = write_ink(tmp_path / "words.csv")
-    if config.task == "video_classification":
-        overrides["data.train"] = tmp_path / "videos.npz"
-        frames = np.random.default_rng(0).integers(0, 256, (40, 3, 8, 8, 1), np.uint8)
-        np.savez(overrides["data.train"], frames=frames, labels=["left", "right"] * 20)
     flags = [
         word for key, x in overrides.items() for word in (f"--{key}".replace("_", "-"), str(x))
     ]
@@ -191,7 +185,6 @@ def test_shrunk_it_runs_to_its_end(path, tmp_path, capsys, public_data):
         "classification": {"confusion"},
         "text_classification": {"confusion"},
         "action": {"confusion"},
-        "video_classification": {"confusion"},
         "handwriting_synthesis": {"window"},
         "music": {"piano_roll"},
         "speech": {f"spikes_{n}" for n in range(3)},
