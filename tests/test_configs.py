@@ -78,6 +78,7 @@ SMALL = {
         "model.hidden_size": 8,
         "train.sample_length": 4,
     },
+    "time_series": {"data.batch_size": 4, "data.stride": 500, "model.hidden_size": 8},
     "translation": {
         "data.vocabulary_size": 2000,
         "data.max_tokens": 120,
@@ -109,6 +110,8 @@ def needed(path: pathlib.Path) -> list[str]:
     names = {str(value).partition(".")[0] for value in values}  # multi30k.en is of multi30k
     names |= {NAMED_MUSIC[name] for name in names & NAMED_MUSIC.keys()}
     names |= {"mnist_5k", "mnist_t10k"} if "moving_digits" in names else set()
+    names |= {"m4"} if "m4_hourly" in names else set()
+    names |= {"forecast_csv/australia_tourism.csv"} if "tourism" in names else set()
     names |= {"sst_trees"} if names & {"sst2", "sst5"} else set()
     return [file for file in registry() if {file, file.split("/")[0]} & names]
 
@@ -188,6 +191,7 @@ def test_shrunk_it_runs_to_its_end(path, tmp_path, capsys, public_data):
         "handwriting_synthesis": {"window"},
         "music": {"piano_roll"},
         "speech": {f"spikes_{n}" for n in range(3)},
+        "time_series": {"forecasts", "reliability", "errors_by_step"},
         "translation": {f"attention_{n}" for n in range(4)},
     }
     assert set(plots) == {"loss", *expected.get(config.task, set())}

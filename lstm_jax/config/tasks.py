@@ -18,6 +18,7 @@ TASKS: dict[str, str] = {
     "video": "lstm_jax.tasks.video.VideoForecasting",
     "video_classification": "lstm_jax.tasks.video_classification.VideoClassification",
     "translation": "lstm_jax.tasks.translation.Translation",
+    "time_series": "lstm_jax.tasks.time_series.TimeSeries",
     "text_classification": "lstm_jax.tasks.text_classification.TextClassification",
 }
 """Where the class of each built-in task is, by the name that a config gives as ``task``."""

@@ -5,12 +5,14 @@ import csv
 import fcntl
 import functools
 import glob
+import gzip
 import hashlib
 import importlib.resources
 import os
 import pathlib
 import tempfile
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from lstm_jax.errors import UserError
 
@@ -63,6 +65,7 @@ def fetch(file: str) -> pathlib.Path:
     """The path of a registered file, downloaded (with a progress bar) where it is missing.
 
     A file with a wrong digest, such as a captive portal's page, is replaced by a new download.
+    Where the file is missing, a gzipped copy ``<file>.gz`` whose content has the digest is taken.
 
     Args:
       file: a name of :func:`registry`, such as ``"etth1/ETTh1.csv"``.
@@ -83,6 +86,9 @@ def fetch(file: str) -> pathlib.Path:
     digest = _digest(path) if path.exists() else None
     if digest == entry.sha256:
         return path
+    packed = path.with_name(f"{path.name}.gz")
+    if packed.exists() and _digest(packed, gzip.open) == entry.sha256:
+        return packed
     try:
         _download(entry, path)
     except UserError as error:
@@ -95,12 +101,13 @@ def fetch(file: str) -> pathlib.Path:
     return path
 
 
-def _digest(path: pathlib.Path) -> str:
+def _digest(path: pathlib.Path, opened: Callable[..., Any] = open) -> str:
     try:
-        with path.open("rb") as file:
+        with opened(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except (OSError, EOFError) as error:  # also a damaged gzipped file
+        cause = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot be read ({cause})") from error
 
 
 def _download(entry: Entry, path: pathlib.Path) -> None:

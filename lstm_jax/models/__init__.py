@@ -4,6 +4,11 @@ from lstm_jax.models.base import Carry, Compiled, Model, Outputs, evaluation
 from lstm_jax.models.classifier import BidirectionalClassifier, Classifier, ClassifierCarry
 from lstm_jax.models.cnn_lstm import VideoClassifier
 from lstm_jax.models.ctc import CTCCarry, CTCModel
+from lstm_jax.models.encoder_forecaster import (
+    EncoderForecaster,
+    ForecasterEnsemble,
+    StaticCell,
+)
 from lstm_jax.models.forecaster import SegmentForecaster
 from lstm_jax.models.language import LanguageModel
 from lstm_jax.models.music import PianoRollCarry, PianoRollModel
@@ -24,6 +29,8 @@ __all__ = [
     "ConvForecaster",
     "Decoding",
     "EncoderDecoder",
+    "EncoderForecaster",
+    "ForecasterEnsemble",
     "FullyConnectedForecaster",
     "LanguageModel",
     "Model",
@@ -32,6 +39,7 @@ __all__ = [
     "PianoRollModel",
     "SegmentForecaster",
     "Seq2Seq",
+    "StaticCell",
     "TextClassifier",
     "TransformerLanguageModel",
     "TransformerSeq2Seq",

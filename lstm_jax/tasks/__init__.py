@@ -25,6 +25,7 @@ from lstm_jax.tasks.music import Music
 from lstm_jax.tasks.next_character import NextCharacter
 from lstm_jax.tasks.speech import Speech
 from lstm_jax.tasks.text_classification import TextClassification
+from lstm_jax.tasks.time_series import TimeSeries
 from lstm_jax.tasks.translation import Translation
 from lstm_jax.tasks.video import VideoForecasting
 from lstm_jax.tasks.video_classification import VideoClassification
@@ -51,6 +52,7 @@ __all__ = [
     "SynthesisTask",
     "Task",
     "TextClassification",
+    "TimeSeries",
     "Translation",
     "VideoClassification",
     "VideoForecasting",

@@ -145,6 +145,10 @@ class Task:
         """What a reader of the results should know, a line each; stored with the results."""
         return []
 
+    def described(self) -> list[str]:
+        """What the task has found in its data and inferred from them, said before training."""
+        return []
+
     def plots(self, model: Any) -> Plots:
         """Plots of what was learned, with file names.
 
@@ -200,6 +204,15 @@ class Predicts(Protocol):
         Raises:
           UserError: the file is missing, or the data do not fit the training data.
         """
+        ...
+
+
+@runtime_checkable
+class ChartsPredictions(Protocol):
+    """A task whose predictions are also written as plots beside the file."""
+
+    def charts(self, model: Any, source: pathlib.Path | None) -> Plots:
+        """Plots of what :meth:`Predicts.predict` returns, with names to add to the file's."""
         ...
 
 

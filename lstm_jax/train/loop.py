@@ -121,7 +121,9 @@ def train(
     """
     workdir, report = pathlib.Path(workdir), report or Report()
     if isinstance(what, Config):
-        config, task = what, what.build_task()
+        task = what.build_task()
+        # A task may have filled in values of its sections from its data.
+        config = dataclasses.replace(what, data=task.data, model=task.model)
     else:
         config, task = config_of(what, optimizer, options), what
     # Before the folder is claimed: a config that cannot run must not take it.
@@ -142,6 +144,8 @@ def train(
             programs = own_programs(config, task)
             check_memory(config, task, programs)
             claim.enter_context(claimed(workdir, config, task.known))
+            for line in task.described():
+                report.say(line)
             run_steps(config, task, workdir, report, programs, came, source, callbacks)
         return evaluate(config, task, workdir, report)
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from lstm_jax._files import write_content
 from lstm_jax.errors import UserError, expect
-from lstm_jax.tasks.base import Columns, PlotsFile, PlotsText
+from lstm_jax.tasks.base import ChartsPredictions, Columns, PlotsFile, PlotsText
 from lstm_jax.train.metrics import drawn
 from lstm_jax.train.report import Report
 from lstm_jax.train.run import Run, load_run
@@ -55,10 +55,26 @@ def predict_run(
     else:
         write_columns(columns, output)
         report.say(f"wrote {output}")
+        _write_charts(run, source, output, report)
     if plot is not None:
         write_content(plot, plotted(run, source, plot.suffix))
         report.say(f"plotted {plot}")
     return columns
+
+
+def _write_charts(run: Run, source: Any, output: pathlib.Path, report: Report) -> None:
+    """Plots of the predictions beside their file, where the task has any."""
+    if not isinstance(run.task, ChartsPredictions):
+        return
+    if importlib.util.find_spec("matplotlib") is None:
+        report.warn("no charts: matplotlib is not installed (pip install 'lstm_jax[plot]')")
+        return
+    for name, plot in run.task.charts(run.model, source):
+        is_content = isinstance(plot, str | bytes)
+        suffix = ".html" if is_content else ".png"
+        path = output.with_name(f"{output.stem}{'_' if name else ''}{name}{suffix}")
+        write_content(path, plot if is_content else drawn(plot))
+        report.say(f"plotted {path}")
 
 
 def check_plot(run: Run, source: pathlib.Path | list[str] | None, path: pathlib.Path) -> None:

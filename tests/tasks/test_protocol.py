@@ -46,6 +46,17 @@ def task(request, tmp_path_factory):
         data = {"table": str(file), "train_rows": 40, "validation_rows": 20, "test_rows": 30}
         data |= {"window": 12, "horizon": 5, "season": 4, "batch_size": 3}
         model = {"segment": 4, "hidden_size": 5}
+    elif request.param == "time_series":
+        file = folder / "series.csv"
+        rows = [
+            f"{n},{t},{x},{z}" for n in "ab" for t, (x, z) in enumerate(rng.normal(size=(60, 2)))
+        ]
+        file.write_text("\n".join(["unique_id,ds,y,price", *rows]))
+        data = {"table": str(file), "known_columns": "price", "static_columns": "unique_id"}
+        data |= {"window": 12, "horizon": 5, "season": 4, "validation": "10", "test": "10"}
+        data |= {"batch_size": 3}
+        # Smooth, as quantile losses are not.
+        model = {"segment": 4, "hidden_size": 5, "embedding_size": 2, "head": "normal"}
     elif request.param == "music":
         for n in range(4):
             roll = rng.random((6 + n, 88)) < 0.05
@@ -146,12 +157,12 @@ def test_a_restored_task_builds_the_same_model_without_reading_data(task, monkey
     assert again == task
     readers = (
         "read_text", "read_csv", "read_sequences", "read_collection", "read_labelled_text",
-        "read_parallel", "read_recordings", "read_videos", "read_ink_splits",
+        "read_parallel", "read_frame", "read_recordings", "read_videos", "read_ink_splits",
     )  # fmt: skip
     modules = (
         "next_character", "series_data", "sequences_data", "music_data", "text_options",
         "translation_config", "action_data", "video_data", "video_classification",
-        "speech_data", "handwriting_data", "handwriting_synthesis_data",
+        "speech_data", "time_series_data", "handwriting_data", "handwriting_synthesis_data",
     )  # fmt: skip
     for read in readers:
         for module in modules:

@@ -1,5 +1,6 @@
 """Trains the points of a sweep, on every device."""
 
+import dataclasses
 import functools
 import threading
 from collections.abc import Callable, Sequence
@@ -132,6 +133,7 @@ class Training:
         """Trains one point, as a run in its own folder; returns its results, or its failure."""
         config, workdir, task = point.config, point.folder, self._tasks(point.config)
         programs = shared.for_point(config, device, lockstep)
+        config = dataclasses.replace(config, data=task.data, model=task.model)
         came = self._came if lockstep is None else lockstep.signals
         with claimed(workdir, config, task.known):
             try:

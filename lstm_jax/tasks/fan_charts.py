@@ -1,0 +1,243 @@
+"""Forecasts as tables, fan charts and pages."""
+
+import html
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lstm_jax._labels import label
+from lstm_jax.data.series import Series, SeriesTable
+from lstm_jax.tasks.backtest import (
+    LEVELS,
+    Backtest,
+    Forecasts,
+    Origins,
+    at_step,
+    chosen,
+    metrics_of,
+    reliability,
+)
+from lstm_jax.tasks.base import Columns, Plots
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CHARTS = 12
+LISTED = 2000  # series of a page
+BANDS = ((0, -1, 0.2), (1, -2, 0.35))  # quantiles 0.025 and 0.975, 0.1 and 0.9
+COLOR = "#d55e00"
+STYLE = """
+figure { display: inline-block; margin: 0.4rem; }
+figure svg { width: 360px; height: 160px; background: rgb(128 128 128 / 0.08); }
+figcaption { font-size: 0.85rem; }
+table { border-collapse: collapse; font-size: 0.85rem; }
+td, th { text-align: right; padding: 0.1rem 0.6rem; }
+"""
+
+
+def columns_of(series: Sequence[Series], found: Forecasts) -> Columns:
+    """Forecasts as columns: a row for each series and time stamp.
+
+    Args:
+      series: with the rows of the future, as from :func:`lstm_jax.data.windows.extended`.
+      found: a forecast of each.
+    """
+    horizon = found.mean.shape[1]
+    times = [time for each in series for time in map(_shown, each.times[-horizon:])]
+    names = [each.name for each in series for _ in range(horizon)]
+    columns: Columns = {"unique_id": names, "ds": times, "mean": found.mean.ravel()}
+    if found.quantiles[..., 0].tolist() == found.quantiles[..., -1].tolist():
+        return columns  # a point forecast
+    for n, level in enumerate(LEVELS):
+        columns[f"q{level:g}"] = found.quantiles[..., n].ravel()
+    return columns
+
+
+def _shown(time: Any) -> Any:
+    """A time stamp as in ISO 8601, a date alone at midnight; a whole number as it is."""
+    if not hasattr(time, "isoformat"):
+        return int(time)
+    return str(time.date()) if time == time.normalize() and time.tz is None else str(time)
+
+
+def future_plots(series: Sequence[Series], found: Forecasts) -> Plots:
+    """Fan charts of the first series, and a page of all of them."""
+    horizon = found.mean.shape[1]
+    shown = [each.present for each in series]
+    panels = [
+        (each.name, each.times, each.target, end) for each, end in zip(series, shown, strict=True)
+    ]
+    yield "", fan_figure(panels[:CHARTS], found, 4 * horizon)
+    yield "", fan_page("Forecasts", panels, found, 4 * horizon)
+
+
+def fan_figure(panels: Sequence[Any], found: Forecasts, before: int) -> "Figure":
+    """Fan charts, three in a row: history, median, intervals of 80 and 95 percent.
+
+    Args:
+      panels: name, time stamps, values (NaN where missing) and the first row of the future of each.
+      found: a forecast of each.
+      before: rows of history that are shown.
+    """
+    from matplotlib.figure import Figure
+
+    across = min(3, len(panels))
+    rows = -(-len(panels) // across)
+    figure = Figure(figsize=(4.5 * across, 2.4 * rows + 0.4), layout="constrained")
+    axes = figure.subplots(rows, across, squeeze=False).ravel()
+    horizon = found.mean.shape[1]
+    for n, (panel, (name, times, values, end)) in enumerate(zip(axes, panels, strict=False)):
+        past = slice(max(0, end - before), end)
+        future = slice(end, end + horizon)
+        ahead = times[future]
+        for low, high, alpha in BANDS:
+            lower, upper = found.quantiles[n, :, low], found.quantiles[n, :, high]
+            panel.fill_between(ahead, lower, upper, color=COLOR, alpha=alpha, linewidth=0)
+        panel.plot(times[past], values[past], color="0.3", linewidth=1, label="history")
+        panel.plot(times[future], values[future], color="black", linewidth=1, label="truth")
+        panel.plot(ahead, found.median[n], color=COLOR, linewidth=1.4, label="forecast")
+        panel.set_title(label(name, 40), loc="left", fontsize="small")
+        panel.tick_params(labelsize="x-small")
+        if hasattr(times, "strftime"):
+            _dates(panel)
+    for panel in axes[len(panels) :]:
+        panel.set_visible(False)
+    return figure
+
+
+def _dates(panel: Any) -> None:
+    import matplotlib.dates
+
+    locator = matplotlib.dates.AutoDateLocator(minticks=2, maxticks=5)
+    panel.xaxis.set_major_locator(locator)
+    panel.xaxis.set_major_formatter(matplotlib.dates.ConciseDateFormatter(locator))
+
+
+def fan_page(title: str, panels: Sequence[Any], found: Forecasts, before: int) -> str:
+    """A self-contained page of fan charts."""
+    from lstm_jax.inspect.page import Section, page, paragraph
+
+    parts = []
+    for n, (name, times, values, end) in enumerate(panels[:LISTED]):
+        horizon = found.mean.shape[1]
+        span = f"{_shown(times[end])} to {_shown(times[end + horizon - 1])}"
+        svg = fan_svg(values[max(0, end - before) : end], found.quantiles[n])
+        caption = f"<figcaption>{html.escape(name)}<br>{span}</figcaption>"
+        parts.append(f"<figure>{svg}{caption}</figure>")
+    said = "Black: history. Line: median. Bands: intervals of 80 and 95 percent."
+    if len(panels) > LISTED:
+        said += f" The first {LISTED} of {len(panels)} series."
+    return page(title, [Section(f"{len(panels)} series", paragraph(said) + "".join(parts))], STYLE)
+
+
+def fan_svg(history: np.ndarray, quantiles: np.ndarray) -> str:
+    """One fan chart as an SVG, 360 by 160.
+
+    >>> fan_svg(np.array([1.0, 2.0]), np.ones((2, 11))).startswith("<svg")
+    True
+    """
+    steps = len(history) + len(quantiles)
+    finite = np.concatenate([history[np.isfinite(history)], quantiles.ravel()])
+    low, high = finite.min(), finite.max()
+    size = (high - low) or 1.0
+
+    def points(values: np.ndarray, first: int) -> str:
+        x = 5 + 350 * (first + np.arange(len(values))) / max(steps - 1, 1)
+        y = 150 - 140 * (values - low) / size
+        pairs = zip(x, y, strict=True)
+        return " ".join(f"{a:.1f},{b:.1f}" for a, b in pairs if np.isfinite(b))
+
+    first, parts = len(history), []
+    for bottom, top, alpha in BANDS:
+        x = 5 + 350 * (first + np.arange(len(quantiles))) / max(steps - 1, 1)
+        edge = np.concatenate([quantiles[:, bottom], quantiles[::-1, top]])
+        y = 150 - 140 * (edge - low) / size
+        both = zip(np.concatenate([x, x[::-1]]), y, strict=True)
+        shape = " ".join(f"{a:.1f},{b:.1f}" for a, b in both)
+        parts.append(f'<polygon points="{shape}" fill="{COLOR}" opacity="{alpha}"/>')
+    line = 'fill="none" stroke-width="1.5"'
+    parts.append(f'<polyline points="{points(history, 0)}" {line} stroke="currentColor"/>')
+    median = points(quantiles[:, LEVELS.index(0.5)], first)
+    parts.append(f'<polyline points="{median}" {line} stroke="{COLOR}"/>')
+    parts.append(f'<text x="5" y="12" font-size="10" fill="currentColor">{high:.4g}</text>')
+    parts.append(f'<text x="5" y="158" font-size="10" fill="currentColor">{low:.4g}</text>')
+    return f'<svg viewBox="0 0 360 160">{"".join(parts)}</svg>'
+
+
+# ---- the backtest ----
+
+
+def backtest_plots(table: SeriesTable, backtest: Backtest, found: Forecasts, window: int) -> Plots:
+    """Fan charts against the truth, reliability, errors by step, and a page of metrics."""
+    horizon, origins, naive = found.mean.shape[1], backtest.origins, backtest.naive
+    _, places = np.unique(origins.series, return_index=True)
+    places = places[:CHARTS]
+    if len(places) < CHARTS:
+        places = np.unique(np.linspace(0, len(origins.rows) - 1, CHARTS).astype(int))
+    panels = [
+        (table.series[s].name, table.series[s].times, table.series[s].target, row)
+        for s, row in zip(origins.series[places], origins.rows[places], strict=True)
+    ]
+    shown, _ = chosen(found, origins, places)
+    yield "forecasts", fan_figure(panels, shown, min(window, 4 * horizon))
+    by_step = [metrics_of(*at_step(found, origins, step), naive) for step in range(horizon)
+               if np.isfinite(origins.truth[:, step]).any()]  # fmt: skip
+    yield "reliability", reliability_figure(found, origins)
+    yield "errors_by_step", step_figure(by_step)
+    by_series = {
+        table.series[s].name: metrics_of(*chosen(found, origins, origins.series == s), naive)
+        for s in np.unique(origins.series)[:LISTED]
+    }
+    yield "backtest", metrics_page(by_step, by_series)
+
+
+def reliability_figure(found: Forecasts, origins: Origins) -> "Figure":
+    """The share of values below each quantile against its level."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="0.7", linewidth=1)
+    axes.plot(LEVELS, reliability(found, origins), "o-", color=COLOR)
+    axes.set_xlabel("level of the quantile")
+    axes.set_ylabel("share of values at or below it")
+    axes.set_aspect("equal")
+    return figure
+
+
+def step_figure(by_step: Sequence[dict[str, float]]) -> "Figure":
+    """Weighted quantile loss by step of the horizon."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(range(1, len(by_step) + 1), [each["loss"] for each in by_step], "o-", color=COLOR)
+    axes.set_xlabel("step of the horizon")
+    axes.set_ylabel("weighted quantile loss")
+    axes.set_ylim(bottom=0)
+    return figure
+
+
+def metrics_page(
+    by_step: Sequence[dict[str, float]], by_series: dict[str, dict[str, float]]
+) -> str:
+    """Tables of metrics by step and by series."""
+    from lstm_jax.inspect.page import Section, page
+
+    steps = {str(n): each for n, each in enumerate(by_step, start=1)}
+    sections = [Section("By step of the horizon", _table(steps, "step"))]
+    sections.append(Section("By series", _table(by_series, "series")))
+    return page("Backtest", sections, STYLE)
+
+
+def _table(rows: dict[str, dict[str, float]], first: str) -> str:
+    names = list(dict.fromkeys(name for each in rows.values() for name in each))
+    titles = [first, *("wql" if name == "loss" else name for name in names)]
+    head = "".join(f"<th>{html.escape(title)}</th>" for title in titles)
+    lines = [
+        f"<tr><th>{html.escape(row)}</th>"
+        + "".join(f"<td>{each[n]:.4g}</td>" if n in each else "<td></td>" for n in names)
+        for row, each in rows.items()
+    ]
+    return f"<table><tr>{head}</tr>{''.join(lines)}</table>"

@@ -1,0 +1,293 @@
+"""The sections of the task ``time_series``, and what is inferred from the table."""
+
+import dataclasses
+import functools
+import math
+import pathlib
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lstm_jax.config import RecurrentConfig, Section, cell_factory, option
+from lstm_jax.data.calendar import check_frequency, season_and_horizon
+from lstm_jax.data.fields import is_number
+from lstm_jax.data.public_series import PUBLIC_SERIES
+from lstm_jax.data.series import (
+    Series,
+    SeriesColumns,
+    SeriesTable,
+    names_of,
+    read_frame,
+    read_series,
+)
+from lstm_jax.errors import UserError, expect
+from lstm_jax.models import StaticCell
+from lstm_jax.models.encoder_forecaster import SCALINGS
+from lstm_jax.models.heads import HEADS, Head, MixtureHead, QuantileHead
+
+NAMED = tuple(PUBLIC_SERIES)
+FORMS = "a number of rows (48), a fraction (0.1), or a date (2016-03-01)"
+
+
+def check_part(text: str) -> None:
+    """Raises where a string does not say how large a split is."""
+    import pandas as pd
+
+    if text in ("", "none"):
+        return
+    try:
+        fits = float(text) > 0 if is_number(text) else bool(pd.Timestamp(text) is not pd.NaT)
+    except ValueError:
+        fits = False
+    if not fits or (is_number(text) and "." in text and float(text) >= 1):
+        raise UserError(f"expected {FORMS}, got {text!r}")
+
+
+def check_levels(text: str) -> tuple[float, ...]:
+    """The levels in a list with commas."""
+    expect(all(map(is_number, names_of(text))), "levels", "numbers with commas between", text)
+    levels = tuple(map(float, names_of(text)))
+    rising = list(levels) == sorted(set(levels)) and all(0 < level < 1 for level in levels)
+    expect(rising and 0.5 in levels, "levels", "rising numbers between 0 and 1, and 0.5", text)
+    return levels
+
+
+@dataclasses.dataclass(frozen=True)
+class TimeSeriesData(Section):
+    """Section ``[data]`` of task ``time_series``; what is empty or 0 is inferred from the table."""
+
+    table: str = option(
+        "tourism", f"{', '.join(NAMED)}, or the path of a CSV or Parquet file", path_or=NAMED
+    )
+    time_column: str = option("", "time stamps, or whole numbers (ds, date, ... or the first)")
+    id_columns: str = option("", "columns that together name a series (unique_id, if there is one)")
+    target_columns: str = option("", "what is forecast (y, or the only column of numbers)")
+    past_columns: str = option("*", "covariates known up to the present; *: all other columns")
+    known_columns: str = option("", "covariates known in advance, such as promotions")
+    static_columns: str = option("", "columns that are constant within a series")
+    frequency: str = option(
+        "", "of the time stamps: h, D, B, W-SUN, MS, ... as in pandas", check=check_frequency
+    )
+    time_zone: str = option("", "of the time stamps, such as Europe/Berlin")
+    calendar: bool = option(True, "whether hour, weekday and day of the year are inputs")
+    holidays: str = option("", "country of public holidays, DE or DE-BY; needs package holidays")
+    season: int = option(0, "rows of a season; 1: none", at_least=0, at_most=10**6)
+    horizon: int = option(0, "F, rows of the future to forecast", at_least=0, at_most=10**6)
+    window: int = option(0, "W, rows of the past that a forecast sees", at_least=0, at_most=10**6)
+    validation: str = option("", f"split before the test: {FORMS}", check=check_part)
+    test: str = option("", f"split at the end: {FORMS}; none: no test", check=check_part)
+    stride: int = option(0, "rows between forecasts of the backtest (horizon)", at_least=0)
+    batch_size: int = option(64, "windows a training step", at_least=1, at_most=10**6)
+
+    @property
+    def columns(self) -> SeriesColumns:
+        """Which column is what, as far as the config names them."""
+        known = PUBLIC_SERIES[self.table][1] if self.table in NAMED else SeriesColumns("")
+        given: dict[str, Any] = {
+            "time": self.time_column,
+            "ids": names_of(self.id_columns),
+            "targets": names_of(self.target_columns),
+            "past": names_of(self.past_columns),
+            "known": names_of(self.known_columns),
+            "static": names_of(self.static_columns),
+        }
+        if self.table in NAMED and given["past"] == ("*",):
+            given["past"] = ()
+        return dataclasses.replace(known, **{name: value for name, value in given.items() if value})
+
+    def read(self) -> SeriesTable:
+        """The table.
+
+        Raises:
+          UserError: the file is missing or broken; as :func:`lstm_jax.data.series.read_series`.
+        """
+        if self.table in NAMED:
+            return self.read_frame(PUBLIC_SERIES[self.table][0](), self.table)
+        return self.read_frame(read_frame(self.table), self.table)
+
+    def read_frame(self, frame: Any, where: str | pathlib.Path) -> SeriesTable:
+        """The series of a data frame with the columns of this section."""
+        return read_series(
+            frame, self.columns, str(where), frequency=self.frequency, time_zone=self.time_zone
+        )
+
+    def inferred(self, table: SeriesTable) -> "TimeSeriesData":
+        """This section with all that is empty or 0 filled in."""
+        season, horizon = season_and_horizon(table.frequency)
+        season = self.season or season
+        shortest = min(each.present for each in table.series)
+        horizon = self.horizon or max(1, min(horizon, shortest // 8))
+        part = str(max(horizon, round(0.15 * shortest)))
+        validation = self.validation or (str(horizon) if self.test == "none" else part)
+        test = self.test or part
+        cut = dataclasses.replace(self, validation=validation, test=test)
+        rows = min(cut.parts(each).train for each in table.series)
+        window = self.window
+        if not window:
+            most = max(1, 2 * (rows - horizon) // 3)
+            window = min(max(2 * season, 3 * horizon), most)
+            season = season if self.season or season <= window else 1
+            window = window - window % season
+        columns = table.columns
+        return dataclasses.replace(
+            cut, season=season, horizon=horizon, window=window, frequency=table.frequency,
+            stride=self.stride or horizon, time_column=columns.time,
+            id_columns=",".join(columns.ids), target_columns=",".join(columns.targets),
+            past_columns=",".join(columns.past), known_columns=",".join(columns.known),
+            static_columns=",".join(columns.static),
+        )  # fmt: skip
+
+    def parts(self, series: Series) -> "Parts":
+        """Where the splits of a series end."""
+        test = series.present - _rows(self.test, series, series.present)
+        return Parts(test - _rows(self.validation, series, test), test, series.present)
+
+
+class Parts(NamedTuple):
+    """Rows of a series: those for training come before ``train``, and so on.
+
+    >>> Parts(80, 90, 100).validation
+    90
+    """
+
+    train: int
+    validation: int
+    test: int
+
+
+def _rows(text: str, series: Series, end: int) -> int:
+    """How many of the rows before ``end`` a split has."""
+    import pandas as pd
+
+    if text == "none":
+        return 0
+    if is_number(text):
+        return int(text) if "." not in text else max(1, round(float(text) * series.present))
+    moment = pd.Timestamp(text)
+    zone = getattr(series.times, "tz", None)
+    if not isinstance(series.times, pd.DatetimeIndex):
+        raise UserError(f"data: expected a number of rows or a fraction for a split, got {text!r}")
+    moment = moment.tz_localize(zone) if zone is not None and moment.tz is None else moment
+    return max(0, end - int(series.times.searchsorted(moment)))
+
+
+@dataclasses.dataclass(frozen=True)
+class TimeSeriesModel(RecurrentConfig):
+    """Section ``[model]`` of task ``time_series``."""
+
+    head: str = option("quantile", "what is predicted of each value", choices=tuple(HEADS))
+    levels: str = option(
+        "0.025,0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9,0.975", "of head quantile", check=check_levels
+    )
+    components: int = option(3, "of head mixture", at_least=1, at_most=1000)
+    scaling: str = option(
+        "standard", "how each window is scaled: by mean and deviation, mean, median, or log(1 + y)",
+        choices=SCALINGS,
+    )  # fmt: skip
+    segment: int = option(
+        0, "rows that one LSTM step reads or writes; divides data.window; 0: a season or fewer",
+        at_least=0,
+    )  # fmt: skip
+    embedding_size: int = option(8, "features of each static category", at_least=1, at_most=10**4)
+    members: int = option(
+        1, "models of an ensemble, trained together; their quantiles are averaged", at_least=1,
+        at_most=1000,
+    )  # fmt: skip
+    weighted: bool = option(False, "whether a window's loss is weighted by its scale")
+
+    @property
+    def head_module(self) -> Head:
+        """The head."""
+        if self.head == "quantile":
+            return QuantileHead(levels=check_levels(self.levels))
+        return (
+            MixtureHead(components=self.components)
+            if self.head == "mixture"
+            else HEADS[self.head]()
+        )
+
+    @property
+    def cell_kind(self) -> Any:
+        """What :class:`lstm_jax.models.EncoderForecaster` takes as ``cell``."""
+        return StaticCell(_entity_aware) if self.cell == "ea_lstm" else self.cell_factory
+
+    def inferred(self, data: TimeSeriesData) -> "TimeSeriesModel":
+        """This section with the segment filled in: the largest divisor of a season, up to 24."""
+        if self.segment:
+            return self
+        common = math.gcd(data.window, data.season)
+        segment = max(n for n in range(1, 25) if common % n == 0)
+        return dataclasses.replace(self, segment=segment if data.season <= data.window else 1)
+
+
+@functools.cache
+def _entity_aware(static: int) -> Any:
+    return cell_factory(f"ea_lstm(static_size={static})")
+
+
+def check_sizes(data: TimeSeriesData, model: TimeSeriesModel, table: SeriesTable) -> None:
+    """Raises :class:`UserError` where the sizes, the splits and the values do not fit together."""
+    window, horizon, where = data.window, data.horizon, f"data.table: {data.table}"
+    expect(window % model.segment == 0, "model.segment", f"a divisor of data.window = {window}",
+           model.segment)  # fmt: skip
+    expect(data.season <= window, "data.season", f"at most data.window = {window}", data.season)
+    expect(model.cell != "ea_lstm" or model.num_layers == 1, "model.num_layers",
+           "1 with model.cell ea_lstm, whose inputs end in the static features",
+           model.num_layers)  # fmt: skip
+    if model.head == "negative_binomial":
+        expect(model.scaling == "mean", "model.scaling", "mean with head negative_binomial",
+               model.scaling)  # fmt: skip
+    for series in table.series:
+        parts, name = data.parts(series), f"{where}: series {series.name!r}"
+        found = {"train": parts.train, "validation": parts.validation - parts.train}
+        found |= {"test": parts.test - parts.validation} if data.test != "none" else {}
+        for split, rows in found.items():
+            least = window + horizon if split == "train" else horizon
+            words = "data.window + data.horizon" if split == "train" else "data.horizon"
+            expect(rows >= least, f"{name}: {split} split", f"at least {words} = {least} rows",
+                   rows)  # fmt: skip
+        train = series.target[: parts.train]
+        values = train[np.isfinite(train)]
+        lines = f"{name}: lines {series.lines[0]} to {series.lines[parts.train - 1]}"
+        expect(values.size, f"{lines} (train split)", "a value of the target", "none")
+        expect(values.min() < values.max(), f"{lines} (train split)", "values that vary",
+               f"the constant {values[0]:g}")  # fmt: skip
+        least = 0 if model.scaling == "log" or model.head == "negative_binomial" else -np.inf
+        wrong = series.target < least
+        if model.head == "negative_binomial":
+            wrong |= np.isfinite(series.target) & (series.target % 1 != 0)
+        for row in np.flatnonzero(wrong)[:1]:
+            kind = "whole numbers of at least 0" if model.head != "quantile" else "at least 0"
+            expect(False, f"{name}: line {series.lines[row]}",
+                   f"{kind} (model.head {model.head}, model.scaling {model.scaling})",
+                   series.target[row])  # fmt: skip
+
+
+def check_new(data: TimeSeriesData, table: SeriesTable, where: str) -> None:
+    """Raises :class:`UserError` where a table cannot be forecast: too few rows, no plan."""
+    for each in table.series:
+        name = f"{where}: series {each.name!r}: lines {each.lines[0]} to {each.lines[-1]}"
+        wanted = f"at least data.window = {data.window} rows up to the present"
+        expect(each.present >= data.window, name, wanted, each.present)
+        seen = np.isfinite(each.target[each.present - data.window : each.present]).any()
+        expect(seen, name, f"a value in the last {data.window} rows", "none")
+        if table.columns.known:
+            names, ahead = ", ".join(table.columns.known), len(each.target) - each.present
+            wanted = f"{data.horizon} rows with {names} after {each.times[each.present - 1]}"
+            expect(ahead >= data.horizon, f"{name}: columns {names}", wanted, ahead)
+
+
+def described(data: TimeSeriesData, model: TimeSeriesModel, table: SeriesTable) -> list[str]:
+    """What was found in a table, and what was inferred from it."""
+    first = table.series[0]
+    begin = min(each.times[0] for each in table.series)
+    end = max(each.times[each.present - 1] for each in table.series)
+    parts = data.parts(first)
+    rows = f"{parts.train}, {parts.validation - parts.train}, {parts.test - parts.validation}"
+    return [
+        f"{data.table}: {len(table.series)} series from {begin} to {end}, frequency "
+        f"{table.frequency}; season {data.season}, window {data.window}, horizon "
+        f"{data.horizon}, segment {model.segment}; rows of {first.name!r} for training, "
+        f"validation and test: {rows}",
+        *table.notes,
+    ]
