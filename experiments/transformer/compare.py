@@ -35,10 +35,10 @@ KINDS = {
 }
 SHARES = (0.01, 0.1, 1.0)
 STEPS = {  # of both kinds at a share; the best checkpoint counts
-    "translation": {0.01: 400, 0.1: 2000, 1.0: 9000},
-    "characters": {0.01: 300, 0.1: 1000, 1.0: 2450},
+    "translation": {0.01: 200, 0.1: 400, 1.0: 9000},
+    "characters": {0.01: 40, 0.1: 300, 1.0: 2450},
 }
-EVALUATIONS = {"translation": 5, "characters": 10}
+EVALUATIONS = {"translation": 2, "characters": 2}
 RATES = (1e-3, 2e-3)
 DROPOUTS = (0.2, 0.3, 0.4)
 SIDES = {"source": "en", "target": "de"}

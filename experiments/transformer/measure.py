@@ -21,7 +21,7 @@ LENGTHS = {
     "characters": (64, 256, 1024, 4096),  # that the Transformer attends to
     "translation": (16, 64, 256, 1024),  # of the source, which both attend to
 }
-TIMED = {"steps": 5, "streamed": 200}
+TIMED = {"steps": 3, "streamed": 200}
 
 ConfigOf = Callable[[str, str, dict[str, object]], Config]
 
@@ -50,8 +50,12 @@ def seconds(function: Callable[[], Any], count: int) -> float:
 
 
 def steps(task_name: str, kind: str, config_of: ConfigOf) -> dict[str, float]:
-    """Parameters, and time and memory of an epoch's training steps, shape by shape."""
-    config = config_of(task_name, kind, {})
+    """Parameters, and time and memory of an epoch's training steps, shape by shape.
+
+    Pairs of sentences are padded to two shapes instead of six, which compiles faster.
+    """
+    buckets: dict[str, object] = {"data.buckets": 2} if task_name == "translation" else {}
+    config = config_of(task_name, kind, buckets)
     task = config.build_task()
     programs = own_programs(config, task)
     state = programs.new_state()
