@@ -6,7 +6,7 @@ import statistics
 from typing import Any
 
 METRICS = {"translation": ("BLEU", max), "characters": ("loss", min)}
-TITLES = {"translation": "Multi30k, test BLEU", "characters": "Tiny Shakespeare, validation nats"}
+TITLES = {"translation": "Multi30k", "characters": "Tiny Shakespeare"}
 POSITIONS = {"translation": "source tokens", "characters": "positions that the Transformer reads"}
 COLOURS = {"LSTM": "C1", "Transformer": "C0"}
 
@@ -102,28 +102,32 @@ def print_table(*rows: list[str]) -> None:
 
 
 def plot(quality: dict, streamed: dict, path: pathlib.Path) -> None:
-    """Quality by the share of the data, and time of a streamed step by the positions it reads."""
+    """Time of a streamed step by the positions it reads, above it quality by the share of data."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8.5, 6), layout="constrained")
-    axes = figure.subplots(2, 2)
-    for (above, below), task in zip(axes.T, TITLES, strict=True):
+    rows = 2 if quality else 1
+    figure = Figure(figsize=(8.5, 3 * rows), layout="constrained")
+    axes = figure.subplots(rows, 2, squeeze=False)
+    for column, task in zip(axes.T, TITLES, strict=True):
         for kind, colour in COLOURS.items():
+            times = {int(n): each["milliseconds"] for n, each in streamed[task][kind].items()}
+            column[-1].plot([*times], [*times.values()], "o-", color=colour, label=kind)
             points = {
                 share: statistics.fmean(test or validation)
                 for (name, share, each), (_, _, validation, test) in sorted(quality.items())
                 if (name, each) == (task, kind)
             }
-            above.plot([*points], [*points.values()], "o-", color=colour, label=kind)
-            times = {int(n): each["milliseconds"] for n, each in streamed[task][kind].items()}
-            below.plot([*times], [*times.values()], "o-", color=colour, label=kind)
-        above.set(xscale="log", title=TITLES[task], xlabel="share of the training data")
-        above.set_xticks([0.01, 0.1, 1], ["1 %", "10 %", "100 %"])
-        below.set(xscale="log", xlabel=POSITIONS[task], ylabel="ms of a streamed step")
-        below.set_xticks([*times], [*map(str, times)])
-        below.minorticks_off()
-        below.set_ylim(bottom=0)
-        for ax in (above, below):
+            if quality:
+                column[0].plot([*points], [*points.values()], "o-", color=colour)
+        if quality:
+            column[0].set(xscale="log", ylabel=METRICS[task][0], xlabel="share of training data")
+            column[0].set_xticks([0.01, 0.1, 1], ["1 %", "10 %", "100 %"])
+        column[0].set_title(TITLES[task])
+        column[-1].set(xscale="log", xlabel=POSITIONS[task], ylabel="ms of a streamed step")
+        column[-1].set_xticks([*times], [*map(str, times)])
+        column[-1].set_ylim(bottom=0)
+        for ax in column:
+            ax.minorticks_off()
             ax.grid(alpha=0.25)
-    axes[0, 0].legend(frameon=False)
+    axes[-1, 0].legend(frameon=False)
     figure.savefig(path, dpi=200)
