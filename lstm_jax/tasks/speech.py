@@ -71,6 +71,7 @@ class Speech(Task):
             check_lengths(
                 recordings, self._labels[split], split, data, speed, self.model.frames_per_step
             )
+        _ = self.search  # raises where the word model would be too large
         options.check_layers(options.conv_features if options.convolutions else data.mel_bands)
 
     # ---- data ----

@@ -146,10 +146,12 @@ class SpeechConfig(RecurrentConfig):
         if self.ngram_order == 0:
             return Search(self.beam_size, None, weights)
         places = {character: n for n, character in enumerate(characters, start=1)}
-        words = word_model(
-            [text.split() for text in transcripts], places, 1 + len(characters),
-            order=self.ngram_order, separator=places.get(" ", -1), unknown=self.unknown_word,
-        )  # fmt: skip
+        lines = [text.split() for text in transcripts]
+        how = {"order": self.ngram_order, "separator": places.get(" ", -1)}
+        try:
+            words = word_model(lines, places, 1 + len(characters), unknown=self.unknown_word, **how)
+        except UserError as error:
+            raise UserError(f"model.ngram_order: {error}") from error
         return Search(self.beam_size, words, weights)
 
 
@@ -203,6 +205,6 @@ def check_lengths(
     expect(recordings, f"data.recordings: {split} split", "recordings", "none")
     for recording, mine in zip(recordings, labels, strict=True):
         steps = -(-data.frames(recording.samples, speed) // stride)
-        needed = f"at least {steps_needed(mine)} steps for its transcript"
+        needed = f"at least {steps_needed(mine)} steps of {stride} frames for its transcript"
         name = f"data.recordings: {split} split: {recording.name}"
         expect(steps >= steps_needed(mine), name, needed, steps)

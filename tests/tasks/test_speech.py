@@ -278,7 +278,7 @@ def test_a_transcript_that_is_too_long(table, tmp_path):
         lines[20] = f"19.wav,{'ab' * 100},train"
         return "\n".join(lines)
 
-    expected = "19.wav: expected at least 200 steps for its transcript, got "
+    expected = "19.wav: expected at least 200 steps of 2 frames for its transcript, got "
     assert expected in failing(table, tmp_path, change)
 
 
