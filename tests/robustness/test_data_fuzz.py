@@ -106,8 +106,9 @@ def held_by_ts(path, found):
 
 def held_by_archive(path, found):
     with np.load(path) as file:
-        xs, labels = file["xs"], file["labels"]
-        lengths = file["lengths"] if "lengths" in file else [xs.shape[1]] * len(xs)
+        xs, labels = file["xs.npy"], file["labels.npy"]  # not members without an ending
+        given = "lengths.npy" in file.zip.namelist()
+        lengths = file["lengths.npy"] if given else [xs.shape[1]] * len(xs)
         assert [str(label) for label in labels] == [found.classes[n] for n in found.labels]
         assert list(lengths) == list(found.lengths)
         assert set(map(str, labels)) == set(found.classes)
