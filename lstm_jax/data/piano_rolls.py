@@ -1,7 +1,9 @@
 """Collections of music as piano rolls: MATLAB files, JSON files, folders of MIDI files."""
 
+import io
 import json
 import pathlib
+import struct
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -147,9 +149,9 @@ def read_mat(path: str | pathlib.Path) -> dict[str, list[Piece]]:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
-        # Given by its name, a file could be looked for elsewhere.
-        with path.open("rb") as file:
-            found = scipy.io.loadmat(file, variable_names=MAT_NAMES)
+        content = path.read_bytes()
+        _check_elements(content)
+        found = scipy.io.loadmat(io.BytesIO(content), variable_names=MAT_NAMES)
     except Exception as error:  # a damaged file makes scipy raise many kinds
         what = (str(error).splitlines() or [""])[0][:120] or type(error).__name__
         raise UserError(f"{path}: not a MATLAB file up to version 7 ({what})") from error
@@ -164,6 +166,19 @@ def read_mat(path: str | pathlib.Path) -> dict[str, list[Piece]]:
             for n, cell in enumerate(cells.ravel(), start=1)
         ]
     return pieces
+
+
+def _check_elements(content: bytes) -> None:
+    """Raises where a MATLAB file is not a row of whole variables; scipy can crash on one."""
+    order = {b"IM": "<", b"MI": ">"}.get(content[126:128])
+    place = 128 if order else len(content)  # files of level 4 have no mark
+    while place < len(content):
+        kind, size = struct.unpack_from(f"{order}II", content.ljust(place + 8), place)
+        if kind not in (14, 15) or place + 8 + size > len(content):
+            raise ValueError(
+                f"expected a variable at byte {place}, got type {kind} of {size} bytes"
+            )
+        place += 8 + size
 
 
 def _checked(matrix: Any, where: str) -> np.ndarray:
