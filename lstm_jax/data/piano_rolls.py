@@ -1,10 +1,13 @@
 """Collections of music as piano rolls: MATLAB files, JSON files, folders of MIDI files."""
 
 import io
+import itertools
 import json
+import math
 import pathlib
 import struct
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import grain
@@ -24,6 +27,9 @@ NAMED_MUSIC = {
 
 SPLITS = ("train", "validation", "test")
 MAT_NAMES = ("traindata", "validdata", "testdata")
+BYTES = {1: 1, 2: 1, 3: 2, 4: 2, 5: 4, 6: 4, 7: 4, 9: 8, 12: 8, 13: 8}
+"""Of a number of each type of element in a MATLAB file."""
+
 FOLDER_NAMES = ("train", "valid", "test")
 
 
@@ -171,14 +177,50 @@ def read_mat(path: str | pathlib.Path) -> dict[str, list[Piece]]:
 def _check_elements(content: bytes) -> None:
     """Raises where a MATLAB file is not a row of whole variables; scipy can crash on one."""
     order = {b"IM": "<", b"MI": ">"}.get(content[126:128])
-    place = 128 if order else len(content)  # files of level 4 have no mark
+    if order is None:  # files of level 4 have no mark
+        return
+    for kind, data in _elements(content[128:], order):
+        if kind == 15:
+            [(kind, data)] = _elements(zlib.decompress(data), order)
+        if kind != 14:
+            raise ValueError(f"expected a variable, got an element of type {kind}")
+        _, _, (_, name) = itertools.islice(_elements(data, order), 3)
+        if name.decode("latin-1") in MAT_NAMES:
+            _check_matrix(data, order)
+
+
+def _elements(content: bytes, order: str) -> Iterator[tuple[int, bytes]]:
+    """Type and content of each data element, compressed ones (15) without padding."""
+    place = 0
     while place < len(content):
         kind, size = struct.unpack_from(f"{order}II", content.ljust(place + 8), place)
-        if kind not in (14, 15) or place + 8 + size > len(content):
-            raise ValueError(
-                f"expected a variable at byte {place}, got type {kind} of {size} bytes"
-            )
-        place += 8 + size
+        start = place + 8
+        if kind >> 16:  # a small element: two bytes of size, two of type, four of content
+            kind, size, start = kind & 0xFFFF, kind >> 16, place + 4
+        if start + size > len(content) or (start == place + 4 and size > 4):
+            raise ValueError(f"an element of type {kind} ends after {len(content) - start} bytes")
+        yield kind, content[start : start + size]
+        place = max(place + 8, start + size + (-size % 8 if kind != 15 else 0))
+
+
+def _check_matrix(data: bytes, order: str) -> None:
+    """Raises where a matrix lacks a part, or a cell array has other cells than its sizes say."""
+    (first, flags), (second, sizes), (third, _), *parts = _elements(data, order)
+    if (first, len(flags), second, third) != (6, 8, 5, 1):
+        raise ValueError("a variable without flags, sizes and a name")
+    shape = np.frombuffer(sizes, f"{order}i4").tolist()
+    what = struct.unpack_from(f"{order}I", flags)[0] & 0xFF
+    if 6 <= what <= 15:
+        kind, numbers = parts[0] if parts else (0, b"")
+        if len(numbers) != BYTES.get(kind, 0) * math.prod(shape):
+            raise ValueError(f"{len(numbers)} bytes of numbers in a matrix of {shape}")
+    elif what == 1:
+        if [kind for kind, _ in parts] != [14] * math.prod(shape):
+            raise ValueError(f"{len(parts)} cells in a cell array of {shape}")
+        for _, part in parts:
+            _check_matrix(part, order)
+    else:
+        raise ValueError(f"expected matrices and cell arrays, got an array of class {what}")
 
 
 def _checked(matrix: Any, where: str) -> np.ndarray:
