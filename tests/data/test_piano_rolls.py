@@ -1,5 +1,6 @@
 """Collections of music as scipy, json and hand-made folders write them."""
 
+import io
 import json
 import pathlib
 
@@ -15,6 +16,7 @@ from lstm_jax.data import (
     roll_windows,
     transitions,
 )
+from lstm_jax.data.piano_rolls import read_mat
 from lstm_jax.errors import UserError
 
 SPLITS = ("train", "validation", "test")
@@ -205,3 +207,25 @@ def test_simple_models_count_frames():
                     after[piece[t - 1, pitch], pitch] += piece[t, pitch]
     np.testing.assert_allclose(frequencies(pieces), (ones + 0.5) / (frames + 1))
     np.testing.assert_allclose(transitions(pieces), (after + 0.5) / (counts + 1))
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (128, b"\x00\x00\x00\x00", "expected a variable, got an element of type 0"),
+        (132, b"\xff\xff\xff\x7f", "an element of type 14 ends after"),
+        (160, b"\x05\x00\x00\x00", "1 cells in a cell array of"),  # its rows
+        (144, b"\x05\x00\x00\x00", "expected matrices and cell arrays, got an array of class 5"),
+    ],
+)
+def test_matlab_files_that_are_not_whole(tmp_path, place, value, message):
+    """scipy's reader could crash on them."""
+    cells, file = np.empty((1, 1), object), io.BytesIO()
+    cells[0, 0] = np.eye(2, 88)
+    scipy.io.savemat(file, dict.fromkeys(("traindata", "validdata", "testdata"), cells))
+    whole, path = file.getvalue(), tmp_path / "a.mat"
+    path.write_bytes(whole)
+    assert len(read_mat(path)["test"]) == 1
+    path.write_bytes(whole[:place] + value + whole[place + 4 :])
+    with pytest.raises(UserError, match=rf"a\.mat: not a MATLAB file .*{message}"):
+        read_mat(path)
