@@ -213,6 +213,11 @@ class EncoderForecaster(Model):
             "categories": (f"b, {len(self.sizes.categories)}", "int32"),
         }
 
+    @property
+    def ranges(self) -> dict[str, tuple[int, int | str]]:
+        """The range of the category with the most values; others are narrower."""
+        return {"categories": (0, max(self.sizes.categories, default=1) - 1)}
+
     def __call__(
         self,
         carry: Carry,
@@ -319,6 +324,10 @@ class ForecasterEnsemble(Model):
     @property
     def inputs(self) -> dict[str, tuple[str, str]]:
         return self.members.inputs
+
+    @property
+    def ranges(self) -> dict[str, tuple[int, int | str]]:
+        return self.members.ranges
 
     def __call__(
         self, carry: Carry, *, rngs: nnx.Rngs | None = None, **inputs: jax.Array
