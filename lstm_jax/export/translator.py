@@ -203,10 +203,10 @@ class Translator:
 
 
 def valid(text: str) -> str:
-    """The text without lone surrogates, which stand for bytes that are not UTF-8.
+    r"""The text without lone surrogates, which stand for bytes that are not UTF-8.
 
-    >>> valid("a\udcff")
-    'a\ufffd'
+    >>> valid("a\udcff") == "a\ufffd"
+    True
     """
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 

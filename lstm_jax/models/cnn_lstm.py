@@ -39,6 +39,7 @@ class VideoClassifier(Model):
       rngs: its stream ``params`` initialises the parameters; ``dropout`` is kept for training.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> model = VideoClassifier((8, 8, 1), 3, channels=(4,), rngs=nnx.Rngs(0))
       >>> frames, lengths = jnp.zeros((2, 5, 8, 8, 1)), jnp.array([5, 3])
       >>> _, outputs = model(model.initial_carry(2), frames=frames, lengths=lengths)

@@ -68,8 +68,8 @@ class StudentT(NamedTuple):
     """Student's t distributions: ``degrees`` of freedom, ``location`` and ``scale``.
 
     >>> t = StudentT(jnp.full(1, 3.0), jnp.zeros(1), jnp.ones(1))
-    >>> t.quantiles(jnp.array([0.9])).round(3)
-    Array([[1.638]], dtype=float32)
+    >>> f"{t.quantiles(jnp.array([0.9])).item():.3f}"
+    '1.638'
     """
 
     degrees: jax.Array
@@ -204,7 +204,7 @@ class Quantiles(NamedTuple):
       values: the quantiles, rising along the last axis, ``[..., Q]``.
       levels: rising, ``[Q]``.
 
-    >>> Quantiles(jnp.array([0.0, 2.0]), jnp.array([0.1, 0.9])).quantiles(jnp.array([0.5]))
+    >>> Quantiles(jnp.array([0.0, 2.0]), jnp.array([0.1, 0.9])).quantiles(jnp.array([0.5])).round(3)
     Array([1.], dtype=float32)
     """
 
