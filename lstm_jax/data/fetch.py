@@ -78,8 +78,9 @@ def fetch(file: str) -> pathlib.Path:
     lstm_jax.errors.UserError: no data file is registered as 'moon/rocks.csv'; known: ...
     """
     if file not in registry():
+        sets = sorted({name.partition("/")[0] for name in registry()})
         raise UserError(
-            f"no data file is registered as {file!r}; known: {', '.join(sorted(registry()))}"
+            f"no data file is registered as {file!r}; known: files of {', '.join(sets)}"
         )
     entry = registry()[file]
     path = cache_folder() / file

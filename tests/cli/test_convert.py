@@ -138,7 +138,7 @@ WRONG = [
     (["--from", "torch"], "--to: expected one of cudnn, equinox, flax, haiku, keras, lstm_jax, o"),
     (
         ["--from", "torch", "--to", "keras"],
-        "model.npz: lstm.weight_ih_l0 is no array of a",
+        "model.npz: lstm.weight_ih_l0 is not an array of a",
     ),
     (
         ["--from", "torch", "--to", "keras", "--prefix", "gru."],

@@ -179,8 +179,8 @@ def test_a_cache_that_cannot_be_written_is_an_error_for_the_user(cache, register
         fetch("a/b.txt")
 
 
-def test_an_unknown_name_lists_the_known_ones():
+def test_an_unknown_name_lists_the_known_sets():
     with pytest.raises(UserError) as caught:
         fetch("moon/rocks.csv")
     assert str(caught.value).startswith("no data file is registered as 'moon/rocks.csv'; known: ")
-    assert all(name in str(caught.value) for name in registry())
+    assert all(name.partition("/")[0] in str(caught.value) for name in registry())

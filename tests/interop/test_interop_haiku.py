@@ -87,7 +87,7 @@ def test_there_and_back_is_exact_but_for_the_smallest_digits_of_a_forget_bias(ce
 
 
 def test_a_new_forget_bias_comes_back_exactly():
-    cell = LSTMCell(3)
+    cell = LSTMCell(3, forget_bias=1.0)
     params = cell.init(jax.random.key(0), 2)
     arrays = to_haiku(cell, params, name="mine")
     assert not arrays["mine/linear"]["b"].any()
@@ -126,10 +126,10 @@ WRONG = [
     ({"lstm/linear": {"w": ones(2, 12), "b": ones(12)}}, r"lstm/linear/w must have shape \(D \+ H"),
     ({"lstm/linear": {"w": ones(5, 11)}}, r"lstm/linear/w must have shape .* got \(5, 11\)"),
     ({"lstm/linear": {"w": ones(5, 12), "b": ones(9)}}, r"lstm/linear/b must have shape \(4H,\)"),
-    ({"lstm/linear": {"w": ones(5, 12), "bias": ones(12)}}, "lstm/linear/bias is no array of"),
+    ({"lstm/linear": {"w": ones(5, 12), "bias": ones(12)}}, "lstm/linear/bias is not an array of"),
     (
         {"lstm/linear": {"w": ones(5, 12)}, "lstm_1/linear": {"w": ones(6, 12)}},
-        "lstm_1/linear/w is no array of .* lstm; give the parameters of one core",
+        "lstm_1/linear/w is not an array of .* lstm; give the parameters of one core",
     ),
     ({"gru": {"w_i": ones(2, 9), "b": ones(9)}}, "gru/w_h is missing"),
     (

@@ -316,7 +316,11 @@ def ones(*shape):
 GRU = GRUCell(2, reset_after=True)
 WRONG = [
     (changed(dense__kernel=ones(2, 2)), {}, "^dense/recurrent_kernel is missing"),
-    (changed(norm__gamma=ones(2)), {}, "^norm/gamma is no array of .* leave out what belongs to"),
+    (
+        changed(norm__gamma=ones(2)),
+        {},
+        "^norm/gamma is not an array of .* leave out what belongs to",
+    ),
     (
         {n: a for n, a in changed().items() if "backward" not in n},
         {},

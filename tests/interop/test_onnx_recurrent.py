@@ -387,7 +387,10 @@ def test_directions_become_one_operator(layer):
         (LSTMCell(3, dtype="bfloat16"), "it computes in bfloat16 with float32 parameters"),
         (LSTMCell(3, gate_fn="gelu"), "it has gate_fn='gelu', which is not a function of ONNX"),
         (CoupledLSTMCell(3, gate_fn="hard_sigmoid"), "it couples gates that are not sigmoid"),
-        (LSTMCell(3, learn_initial_state=True), "it learns its initial state, which is no weight"),
+        (
+            LSTMCell(3, learn_initial_state=True),
+            "it learns its initial state, which is not a weight",
+        ),
         (Zoneout(LSTMCell(3)), "Zoneout has no operator in ONNX"),
         (LSTM(3, num_layers=2), "an operator of ONNX is one layer, got 2; to_onnx makes a graph"),
         (Bidirectional(LSTMCell(3), merge="sum"), "side by side, got merge='sum'"),

@@ -245,12 +245,13 @@ def test_both_kinds_of_model_have_as_many_parameters():
 
 
 KINDS = {
-    "lstm": "hidden_size = 32\nembedding_size = 32",
+    "lstm": "hidden_size = 32\nembedding_size = 32\ndropout = 0.1",
     "transformer": """
 kind = "transformer"
-num_heads = 2
-hidden_size = 32
-embedding_size = 32""",
+num_heads = 4
+hidden_size = 64
+embedding_size = 64
+dropout = 0.0""",
 }
 
 
@@ -272,13 +273,12 @@ batch_size = 32
 buckets = 2
 [optimizer]
 name = "adam"
-learning_rate = 1e-2
-warmup_steps = 20
+learning_rate = 5e-3
+warmup_steps = 60
 [train]
 num_steps = 240
 eval_every = 80
 [model]
-dropout = 0.1
 input_dropout = 0.0
 beam_size = 2
 """
@@ -290,7 +290,7 @@ beam_size = 2
 
 def test_a_short_training(run, capsys):
     results = json.loads((run / "results.json").read_text("utf-8"))
-    assert results["test"]["BLEU"] > 80
+    assert results["test"]["BLEU"] > 50  # word by word: 18
     assert results["notes"][0].startswith("BLEU: sacreBLEU nrefs:1|case:mixed")
     assert np.exp(results["test"]["loss"]) == pytest.approx(results["test"]["perplexity"])
     # The best checkpoint is that with the highest BLEU, the first of equal ones.
