@@ -49,7 +49,7 @@ class TestCells:
         params = self.variables["params"]["cell"]
         for gate in jnp.split(params["w_hh"], 4, -1):
             np.testing.assert_allclose(gate @ gate.T, jnp.eye(H), atol=1e-5)
-        assert params["b"].tolist() == [0.0] * H + [1.0] * H + [0.0] * 2 * H
+        assert params["b"].tolist() == [0.0] * 4 * H
         keyed = nn.RNN(LSTMCell(H)).init(jax.random.key(7), XS)["params"]["cell"]
         assert not np.allclose(keyed["w_ih"], params["w_ih"])
 
