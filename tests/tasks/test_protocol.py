@@ -216,7 +216,7 @@ def test_the_loss_is_a_scalar_with_finite_gradients_that_reach_every_parameter(t
 
 
 def test_a_gradient_is_the_slope_of_the_loss(task):
-    """Central differences along a random direction."""
+    """Central differences along a random direction, extrapolated (Richardson) to a step of zero."""
     model, rng = task.build(nnx.Rngs(0)), np.random.default_rng(2)
     params = params_of(model)
     direction = jax.tree.map(lambda a: rng.normal(size=a.shape).astype(np.float32), params)
@@ -228,10 +228,14 @@ def test_a_gradient_is_the_slope_of_the_loss(task):
         products = jax.tree.map(lambda g, d: float((g * d).sum()), grads, direction)
         return float(loss), sum(jax.tree.leaves(products))
 
-    step = 3e-3
-    slope = (along(step)[0] - along(-step)[0]) / (2 * step)
-    # Rounding of the loss (1e-7 / step) and the step's own error (step**2).
-    assert along(0.0)[1] == pytest.approx(slope, rel=5e-3, abs=1e-3)
+    def slope(step: float) -> float:
+        return (along(step)[0] - along(-step)[0]) / (2 * step)
+
+    # The step of central differences that balances truncation with the rounding of the loss.
+    loss, gradient = along(0.0)
+    step = 0.6 * (np.finfo(np.float32).eps * max(1.0, abs(loss))) ** (1 / 3)
+    extrapolated = (4 * slope(step) - slope(2 * step)) / 3
+    assert gradient == pytest.approx(extrapolated, rel=5e-3, abs=1e-3)
 
 
 def test_new_parameters_depend_on_the_key(task):
