@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import gc
+import pathlib
 
 import jax
 import pytest
@@ -15,6 +16,19 @@ def checking_leaks():
     gc.freeze()
     yield jax.checking_leaks
     gc.unfreeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_memory_maps():
+    """Forgets compiled programs before a process has as many memory maps as Linux allows.
+
+    Each program takes some, and past 65,530 of them the process is killed.
+    """
+    yield
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 30_000:
+        jax.clear_caches()
+        gc.collect()
 
 
 def pytest_addoption(parser):

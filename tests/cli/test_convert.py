@@ -18,7 +18,8 @@ LAYER = LSTM(4, 2)
 @pytest.fixture
 def source(tmp_path):
     """A file of two layers of torch and of a head that is none of theirs."""
-    arrays = to_torch(LAYER, LAYER.init(jax.random.key(0), 3), prefix="lstm.")
+    params = jax.tree.map(lambda a: a + 1.0, LAYER.init(jax.random.key(0), 3))  # biases, too
+    arrays = to_torch(LAYER, params, prefix="lstm.")
     write_arrays(tmp_path / "model.npz", {**arrays, "head.weight": np.ones((2, 4), "float32")})
     return tmp_path / "model.npz"
 
