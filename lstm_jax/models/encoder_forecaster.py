@@ -134,7 +134,7 @@ class EncoderForecaster(Model):
       season: steps of a season, at most W; 1 for none.
       scaling: one of :data:`SCALINGS`.
       embedding_features: of each static category.
-      magnitude: mean and deviation of log(1 + |level|) over training series.
+      magnitude: mean and deviation of ``log(1 + |level|)`` over training series.
       cell: the kind of cell, as in :class:`lstm_jax.nnx.LSTM`, or a function of the number of
         static features that returns one.
       dropout: dropout rate of inputs and outputs of every layer.
