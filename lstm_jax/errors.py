@@ -35,6 +35,15 @@ def printable(text: str) -> str:
     return line if len(line) <= LONGEST else f"{line[: LONGEST - 205]} ... {line[-200:]}"
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of another library's error, at most 120 characters; its type if it is empty.
+
+    >>> first_line(ValueError("bad magic number\\nin the header"))
+    'bad magic number'
+    """
+    return (str(error).splitlines() or [""])[0][:120] or type(error).__name__
+
+
 def expect(fits: Any, name: str, expected: str, got: Any) -> None:
     """Raises a :class:`UserError` that names what does not fit.
 

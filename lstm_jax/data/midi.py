@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lstm_jax.errors import UserError, expect
+from lstm_jax.errors import UserError, expect, first_line
 
 LOWEST, PITCHES = 21, 88
 """The MIDI number of the lowest pitch, A0, and how many pitches a piano has."""
@@ -90,7 +90,7 @@ def read_midi(path: str | pathlib.Path, frames_per_beat: int) -> np.ndarray:
         with path.open("rb") as content:
             file, rest = mido.MidiFile(file=content), content.read(4)
     except Exception as error:  # a damaged file makes mido raise many kinds
-        what = (str(error).splitlines() or [""])[0][:120] or type(error).__name__
+        what = first_line(error)
         raise UserError(f"{path}: not a MIDI file, or a damaged one ({what})") from error
     beats = "a MIDI file of type 0 or 1 with a number of ticks for each beat"
     found = f"type {file.type} with time division {file.ticks_per_beat}"

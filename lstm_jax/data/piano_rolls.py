@@ -16,7 +16,7 @@ import numpy as np
 from lstm_jax.data.midi import LOWEST, PITCHES, read_midi
 from lstm_jax.data.pipelines import Batch
 from lstm_jax.data.text import read_text
-from lstm_jax.errors import UserError, expect
+from lstm_jax.errors import UserError, expect, first_line
 
 NAMED_MUSIC = {
     "jsb": "poly_music/JSB_Chorales.mat",
@@ -159,7 +159,7 @@ def read_mat(path: str | pathlib.Path) -> dict[str, list[Piece]]:
         _check_elements(content)
         found = scipy.io.loadmat(io.BytesIO(content), variable_names=MAT_NAMES)
     except Exception as error:  # a damaged file makes scipy raise many kinds
-        what = (str(error).splitlines() or [""])[0][:120] or type(error).__name__
+        what = first_line(error)
         raise UserError(f"{path}: not a MATLAB file up to version 7 ({what})") from error
     pieces = {}
     for split, name in zip(SPLITS, MAT_NAMES, strict=True):
@@ -247,8 +247,7 @@ def read_json(path: str | pathlib.Path) -> dict[str, list[Piece]]:
     try:
         found = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
-        what = (str(error).splitlines() or [""])[0][:120]
-        raise UserError(f"{path}: not a JSON file ({what})") from error
+        raise UserError(f"{path}: not a JSON file ({first_line(error)})") from error
     pieces = {}
     for split, name in zip(SPLITS, FOLDER_NAMES, strict=True):
         given: Any = found.get(name) if isinstance(found, dict) else None

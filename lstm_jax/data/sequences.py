@@ -11,7 +11,7 @@ from lstm_jax.config.options import nearest
 from lstm_jax.data.fields import is_number, number, read_rows, resembles_number
 from lstm_jax.data.tables import dates
 from lstm_jax.data.text import read_text
-from lstm_jax.errors import UserError, expect
+from lstm_jax.errors import UserError, expect, first_line
 
 LARGEST = float(np.finfo(np.float32).max)
 
@@ -347,18 +347,7 @@ def read_npz(
     if not pathlib.Path(path).is_file():
         raise UserError(f"{path}: no such file")
     names = ("xs", "labels", "lengths") if labelled else ("xs", "lengths")
-    arrays: dict[str, np.ndarray] = {}
-    try:
-        with np.load(path) as file:
-            held = file.zip.namelist()
-            if len(set(held)) < len(held):
-                raise ValueError("an array is in the file twice")
-            arrays = {name: file[f"{name}.npy"] for name in names if f"{name}.npy" in held}
-        if not all(isinstance(array, np.ndarray) for array in arrays.values()):
-            raise ValueError("bytes that are not an array")
-    except Exception as error:  # zipfile, its decompressors and NumPy have errors of their own
-        what = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        raise UserError(f"{path}: not a .npz file of numbers and strings ({what})") from error
+    held, arrays = npz_arrays(path, names, "not a .npz file of numbers and strings")
     known = ("xs.npy", "labels.npy", "lengths.npy")
     for name in held:
         if name not in known and (hint := nearest(name, known)).startswith("; did"):
@@ -370,11 +359,7 @@ def read_npz(
     real = xs.dtype.kind in "fiu"
     expect(xs.ndim == 3 and xs.size and real, f"{path}: xs", wanted, f"{xs.dtype} {xs.shape}")
     rows, steps, _ = xs.shape
-    lengths = arrays.get("lengths", np.full(rows, steps))
-    fits = lengths.shape == (rows,) and lengths.dtype.kind in "iu"
-    fits = fits and lengths.min() >= 1 and lengths.max() <= steps
-    got = f"{lengths.dtype} {lengths.shape}"
-    expect(fits, f"{path}: lengths", f"{rows} integers from 1 to {steps}", f"{got}: {lengths}"[:90])
+    lengths = npz_lengths(path, arrays, rows, steps)
     inside = np.arange(steps) < lengths[:, None]
     xs = np.where(inside[..., None], xs, 0).astype(np.float64)
     for position in np.argwhere(~(np.abs(xs) <= LARGEST))[:1]:
@@ -382,10 +367,53 @@ def read_npz(
         raise UserError(f"{where}: expected a number in the range of float32, got {xs[*position]}")
     numbers, names_of_classes = np.zeros(rows, np.int32), ()
     if labelled:
-        labels = arrays["labels"]
-        fits = labels.shape == (rows,) and labels.dtype.kind in "iuU"
-        got = f"{labels.dtype} {labels.shape}"
-        expect(fits, f"{path}: labels", f"{rows} integers or strings", got)
-        places = [f"{path}: labels[{n}]" for n in range(rows)]
-        numbers, names_of_classes = label_positions([str(x) for x in labels], classes, places)
-    return LabelledSequences(xs, lengths.astype(np.int32), numbers, names_of_classes)
+        numbers, names_of_classes = npz_labels(path, arrays["labels"], rows, classes)
+    return LabelledSequences(xs, lengths, numbers, names_of_classes)
+
+
+def npz_arrays(
+    path: str | pathlib.Path, names: Sequence[str], otherwise: str
+) -> tuple[list[str], dict[str, np.ndarray]]:
+    """The members of a NumPy archive, and those of some arrays that it holds.
+
+    Args:
+      path: the file.
+      names: of the arrays to read.
+      otherwise: what the message says of another file.
+
+    Raises:
+      UserError: the file is not a whole archive, holds an array twice, or an array of objects.
+    """
+    try:
+        with np.load(path) as file:
+            members = file.zip.namelist()
+            if len(set(members)) < len(members):
+                raise ValueError("an array is in the file twice")
+            arrays = {name: file[f"{name}.npy"] for name in names if f"{name}.npy" in members}
+        if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+            raise ValueError("bytes that are not an array")
+    except Exception as error:  # zipfile, its decompressors and NumPy have their own errors
+        raise UserError(f"{path}: {otherwise} ({first_line(error)})") from error
+    return members, arrays
+
+
+def npz_lengths(
+    path: str | pathlib.Path, arrays: dict[str, np.ndarray], rows: int, steps: int
+) -> np.ndarray:
+    """The array ``lengths`` of an archive, int32 ``[rows]``; ``steps`` where there is none."""
+    lengths = arrays.get("lengths", np.full(rows, steps))
+    fits = lengths.shape == (rows,) and lengths.dtype.kind in "iu"
+    fits = fits and lengths.min() >= 1 and lengths.max() <= steps
+    got = f"{lengths.dtype} {lengths.shape}: {lengths}"[:90]
+    expect(fits, f"{path}: lengths", f"{rows} integers from 1 to {steps}", got)
+    return lengths.astype(np.int32)
+
+
+def npz_labels(
+    path: str | pathlib.Path, labels: np.ndarray, rows: int, classes: tuple[str, ...]
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Labels of an archive as positions ``[rows]`` in the classes, and the classes."""
+    fits = labels.shape == (rows,) and labels.dtype.kind in "iuU"
+    expect(fits, f"{path}: labels", f"{rows} integers or strings", f"{labels.dtype} {labels.shape}")
+    places = [f"{path}: labels[{n}]" for n in range(rows)]
+    return label_positions([str(x) for x in labels], classes, places)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lstm_jax.data.sequences import label_positions
+from lstm_jax.data.sequences import npz_arrays, npz_labels, npz_lengths
 from lstm_jax.errors import UserError, expect
 
 AXES = "[N, T, height, width, channels]"
@@ -65,19 +65,14 @@ def read_videos(path: str | pathlib.Path, labelled: bool, classes: tuple[str, ..
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     names = ("frames", "lengths", "labels") if labelled else ("frames", "lengths")
+    expected = f"expected a .npz file of frames {AXES}"
     try:
-        with np.load(path) as file:
-            held = file.zip.namelist()
-            if len(set(held)) < len(held):
-                raise ValueError("an array that is in the file twice")
-            arrays = {name: file[f"{name}.npy"] for name in names if f"{name}.npy" in held}
-        if not all(isinstance(array, np.ndarray) for array in arrays.values()):
-            raise ValueError("bytes that are not an array")
-    except Exception as error:  # zipfile, its decompressors and NumPy have errors of their own
-        what = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        if "Object arrays" in what:
+        _, arrays = npz_arrays(path, names, expected)
+    except UserError as error:
+        if "Object arrays" in str(error):
             what = "an array of objects, as of frames of differing sizes"
-        raise UserError(f"{path}: expected a .npz file of frames {AXES}, got {what}") from error
+            raise UserError(f"{path}: {expected}, got {what}") from error
+        raise
     expect("frames" in arrays, f"{path}", f"an array frames {AXES}", "none")
     frames = arrays["frames"]
     got = f"{frames.dtype} {frames.shape}"
@@ -91,21 +86,12 @@ def read_videos(path: str | pathlib.Path, labelled: bool, classes: tuple[str, ..
             raise UserError(f"{where}: expected a number from 0 to 1, got {frames[*place]}")
         frames = frames.astype(np.float32)
     rows, steps = frames.shape[:2]
-    lengths = arrays.get("lengths", np.full(rows, steps))
-    fits = lengths.shape == (rows,) and lengths.dtype.kind in "iu"
-    fits = fits and lengths.min() >= 1 and lengths.max() <= steps
-    got = f"{lengths.dtype} {lengths.shape}: {lengths}"[:90]
-    expect(fits, f"{path}: lengths", f"{rows} integers from 1 to {steps}", got)
+    lengths = npz_lengths(path, arrays, rows, steps)
     numbers, found = np.zeros(rows, np.int32), ()
     if labelled:
         expect("labels" in arrays, f"{path}", "an array labels [N]", "none")
-        labels = arrays["labels"]
-        fits = labels.shape == (rows,) and labels.dtype.kind in "iuU"
-        got = f"{labels.dtype} {labels.shape}"
-        expect(fits, f"{path}: labels", f"{rows} integers or strings", got)
-        places = [f"{path}: labels[{n}]" for n in range(rows)]
-        numbers, found = label_positions([str(x) for x in labels], classes, places)
-    return Videos(frames, lengths.astype(np.int32), numbers, found)
+        numbers, found = npz_labels(path, arrays["labels"], rows, classes)
+    return Videos(frames, lengths, numbers, found)
 
 
 def check_size(videos: Videos, shape: tuple[int, ...], name: str) -> None:
