@@ -109,6 +109,27 @@ def windowed_attention(
     return ys.reshape(rows, count * size, *ys.shape[3:])[:, :steps]
 
 
+def check_heads(features: int, num_heads: int) -> None:
+    """Raises a ValueError if rotated heads do not divide the features.
+
+    >>> check_heads(10, 4)
+    Traceback (most recent call last):
+    ValueError: features must be a multiple of 2 * num_heads = 8, got 10
+    """
+    if features % (2 * num_heads):
+        raise ValueError(
+            f"features must be a multiple of 2 * num_heads = {2 * num_heads}, got {features}"
+        )
+
+
+def no_positions(
+    rows: int, positions: int, num_heads: int, features: int, dtype: DTypeLike
+) -> KeyValues:
+    """Room for the keys and values of so many positions, zeros ``[rows, positions, heads, D]``."""
+    zeros = jnp.zeros((rows, positions, num_heads, features // num_heads), dtype)
+    return KeyValues(zeros, zeros)
+
+
 def dropped_weights(attention: nnx.MultiHeadAttention, rngs: nnx.Rngs | None) -> dict[str, Any]:
     """Arguments for dropout of attention weights, as ``nnx.MultiHeadAttention`` itself does it."""
     if attention.deterministic or not attention.dropout_rate > 0:
@@ -233,10 +254,7 @@ class TransformerLanguageModel(Model):
         dtype: DTypeLike = "float32",
         rngs: nnx.Rngs,
     ):
-        if features % (2 * num_heads):
-            raise ValueError(
-                f"features must be a multiple of 2 * num_heads = {2 * num_heads}, got {features}"
-            )
+        check_heads(features, num_heads)
         self.embedding = nnx.Embed(
             num_tokens, features,
             embedding_init=jax.nn.initializers.normal(features**-0.5), rngs=rngs,
@@ -268,9 +286,8 @@ class TransformerLanguageModel(Model):
 
     def initial_carry(self, rows: int) -> Carry:
         """Keys and values of each block, zeros, and ``length``, how many positions were read."""
-        shape = (rows, self.context, self.num_heads, self.features // self.num_heads)
-        zeros = jnp.zeros(shape, self.dtype)
-        blocks = {name: KeyValues(zeros, zeros) for name in self.blocks}
+        room = no_positions(rows, self.context, self.num_heads, self.features, self.dtype)
+        blocks = dict.fromkeys(self.blocks, room)
         return {"length": jnp.zeros(rows, jnp.int32), **blocks}
 
     def __call__(

@@ -10,7 +10,14 @@ from jax.typing import DTypeLike
 
 from lstm_jax.models.base import Carry, Outputs
 from lstm_jax.models.seq2seq import Decoding, EncoderDecoder
-from lstm_jax.models.transformer import Block, KeyValues, dropped_weights, rotary_attention
+from lstm_jax.models.transformer import (
+    Block,
+    KeyValues,
+    check_heads,
+    dropped_weights,
+    no_positions,
+    rotary_attention,
+)
 
 
 class Memory(NamedTuple):
@@ -161,10 +168,7 @@ class TransformerSeq2Seq(EncoderDecoder):
         dtype: DTypeLike = "float32",
         rngs: nnx.Rngs,
     ):
-        if features % (2 * num_heads):
-            raise ValueError(
-                f"features must be a multiple of 2 * num_heads = {2 * num_heads}, got {features}"
-            )
+        check_heads(features, num_heads)
 
         def blocks(kind: type[Block]) -> nnx.Dict:
             sizes = (features, num_heads, dropout, dtype, rngs)
@@ -237,6 +241,4 @@ class TransformerSeq2Seq(EncoderDecoder):
         return self.input_dropout(xs, rngs=rngs)
 
     def _zeros(self, rows: int, positions: int) -> KeyValues:
-        shape = (rows, positions, self.num_heads, self.features // self.num_heads)
-        zeros = jnp.zeros(shape, self.dtype)
-        return KeyValues(zeros, zeros)
+        return no_positions(rows, positions, self.num_heads, self.features, self.dtype)

@@ -9,6 +9,7 @@ import optax
 from flax import nnx
 
 from lstm_jax.config import LARGEST_SIZE, RecurrentConfig, Section, option
+from lstm_jax.config.transformer import check_transformer
 from lstm_jax.data.language import CODECS
 from lstm_jax.errors import expect
 from lstm_jax.models import LanguageModel, Model, TransformerLanguageModel
@@ -82,14 +83,9 @@ class LanguageModelConfig(RecurrentConfig):
             return
         for name in ("num_heads", "context"):
             expect(getattr(self, name) > 0, f"model.{name}", f"at least 1 {with_kind}", 0)
-        for name in ("cell", "embedding_dropout", "activation_penalty", "temporal_penalty"):
-            value, default = getattr(self, name), type(self).__dataclass_fields__[name].default
-            expect(value == default, f"model.{name}", f"{default!r} {with_kind}", repr(value))
-        size, multiple = self.hidden_size, 2 * self.num_heads
-        expected = f"a multiple of 2 * model.num_heads = {multiple} {with_kind}"
-        expect(size % multiple == 0, "model.hidden_size", expected, size)
-        expected = f"model.hidden_size = {size} {with_kind}"
-        expect(self.embedding_size == size, "model.embedding_size", expected, self.embedding_size)
+        check_transformer(
+            self, without=("cell", "embedding_dropout", "activation_penalty", "temporal_penalty")
+        )
 
     def build(self, num_tokens: int, rngs: nnx.Rngs) -> Model:
         """A new model of so many tokens."""

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from flax import nnx
 
 from lstm_jax.config import LARGEST_SIZE, RecurrentConfig, Section, option
+from lstm_jax.config.transformer import check_transformer
 from lstm_jax.data import fetch, read_parallel
 from lstm_jax.errors import UserError, expect
 from lstm_jax.models import EncoderDecoder, Seq2Seq, TransformerSeq2Seq
@@ -140,14 +141,7 @@ class TranslationConfig(RecurrentConfig):
             self.check_layers(self.embedding_size)
             return
         expect(self.num_heads > 0, "model.num_heads", f"at least 1 {with_kind}", 0)
-        for name in ("cell", "attention", "input_feeding", "tied_embeddings"):
-            value, default = getattr(self, name), type(self).__dataclass_fields__[name].default
-            expect(value == default, f"model.{name}", f"{default!r} {with_kind}", repr(value))
-        size, multiple = self.hidden_size, 2 * self.num_heads
-        expected = f"a multiple of 2 * model.num_heads = {multiple} {with_kind}"
-        expect(size % multiple == 0, "model.hidden_size", expected, size)
-        expected = f"model.hidden_size = {size} {with_kind}"
-        expect(self.embedding_size == size, "model.embedding_size", expected, self.embedding_size)
+        check_transformer(self, without=("cell", "attention", "input_feeding", "tied_embeddings"))
 
     def build(self, num_tokens: int, rngs: nnx.Rngs) -> EncoderDecoder:
         """A new model of so many tokens."""
