@@ -25,7 +25,33 @@ class ClassifierCarry(NamedTuple):
     steps: jax.Array
 
 
-class Classifier(Model):
+class _Classifier(Model):
+    """LSTM layers and a readout for the classes.
+
+    Args:
+      num_classes: C.
+      sizes: ``in_features``, ``hidden_features`` and ``num_layers`` of the layers.
+      dropout: dropout rate of the outputs of every layer.
+      rngs: its stream ``params`` initialises the parameters; ``dropout`` is kept for training.
+      options: of :class:`lstm_jax.nnx.LSTM`.
+    """
+
+    def __init__(
+        self, num_classes: int, *sizes: int, dropout: float, rngs: nnx.Rngs, **options: Any
+    ):
+        self.lstm = LSTM(*sizes, dropout=dropout, rngs=rngs, **options)
+        self.dropout = nnx.Dropout(dropout, rngs=rngs)
+        self.readout = nnx.Linear(
+            self.lstm.layer.output_size, num_classes,
+            kernel_init=jax.nn.initializers.glorot_uniform(), rngs=rngs,
+        )  # fmt: skip
+
+    @property
+    def inputs(self) -> dict[str, tuple[str, str]]:
+        return {"xs": (f"b, t, {self.lstm.in_features}", "float32"), "lengths": ("b", "int32")}
+
+
+class Classifier(_Classifier):
     """Scores the classes of a sequence, from the mean or the last of the top layer's outputs.
 
     Rows of a batch have lengths of their own; whatever lies past a row's length has no influence.
@@ -63,19 +89,10 @@ class Classifier(Model):
         rngs: nnx.Rngs,
     ):
         self.pooling = pooling
-        self.lstm = LSTM(
-            in_features, hidden_features, num_layers,
+        super().__init__(
+            num_classes, in_features, hidden_features, num_layers,
             cell=cell, dropout=dropout, dtype=dtype, rngs=rngs,
         )  # fmt: skip
-        self.dropout = nnx.Dropout(dropout, rngs=rngs)
-        self.readout = nnx.Linear(
-            self.lstm.layer.output_size, num_classes,
-            kernel_init=jax.nn.initializers.glorot_uniform(), rngs=rngs,
-        )  # fmt: skip
-
-    @property
-    def inputs(self) -> dict[str, tuple[str, str]]:
-        return {"xs": (f"b, t, {self.lstm.in_features}", "float32"), "lengths": ("b", "int32")}
 
     @property
     def ranges(self) -> dict[str, tuple[int, int | str]]:
@@ -122,7 +139,7 @@ class Classifier(Model):
         return ClassifierCarry(lstm, pooled, steps), {"logits": logits}
 
 
-class BidirectionalClassifier(Model):
+class BidirectionalClassifier(_Classifier):
     """Scores the classes of a whole sequence from LSTM layers that read it from both ends.
 
     ::
@@ -167,19 +184,10 @@ class BidirectionalClassifier(Model):
         dtype: DTypeLike = "float32",
         rngs: nnx.Rngs,
     ):
-        self.lstm = LSTM(
-            in_features, hidden_features, num_layers, bidirectional=True,
+        super().__init__(
+            num_classes, in_features, hidden_features, num_layers, bidirectional=True,
             cell=cell, dropout=dropout, dtype=dtype, rngs=rngs,
         )  # fmt: skip
-        self.dropout = nnx.Dropout(dropout, rngs=rngs)
-        self.readout = nnx.Linear(
-            self.lstm.layer.output_size, num_classes,
-            kernel_init=jax.nn.initializers.glorot_uniform(), rngs=rngs,
-        )  # fmt: skip
-
-    @property
-    def inputs(self) -> dict[str, tuple[str, str]]:
-        return {"xs": (f"b, t, {self.lstm.in_features}", "float32"), "lengths": ("b", "int32")}
 
     @property
     def ranges(self) -> dict[str, tuple[int, int | str]]:
