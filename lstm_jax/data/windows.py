@@ -1,6 +1,5 @@
 """Windows of many series, gathered by index arrays."""
 
-import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -8,7 +7,7 @@ import grain
 import numpy as np
 
 from lstm_jax.data.calendar import calendar_features, following
-from lstm_jax.data.pipelines import Batch
+from lstm_jax.data.pipelines import Batch, shuffled
 from lstm_jax.data.series import Encoding, Series, SeriesColumns, stacked
 
 
@@ -184,18 +183,12 @@ def random_windows(
       An endless data set of batches: the inputs of :meth:`SeriesArrays.windows`, and ``future``
       ``[B, F]``, NaN where missing.
     """
-    series, rows = origins
 
-    @functools.lru_cache(maxsize=2)
-    def order_of(epoch: int) -> np.ndarray:
-        return np.random.default_rng((seed, epoch)).permutation(len(rows))
+    def windows(chosen: Batch) -> Batch:
+        series, rows = chosen["series"], chosen["rows"]
+        inputs = arrays.windows(series, rows, window, horizon)
+        return inputs | {"future": arrays.future(series, rows, horizon)}
 
-    per_epoch = -(-len(rows) // batch_size)
-
-    def batch(index: int, _: int) -> Batch:
-        epoch, k = divmod(index, per_epoch)
-        at = order_of(epoch)[np.arange(k * batch_size, (k + 1) * batch_size) % len(rows)]
-        inputs = arrays.windows(series[at], rows[at], window, horizon)
-        return inputs | {"future": arrays.future(series[at], rows[at], horizon)}
-
-    return grain.MapDataset.range(per_epoch).repeat().map_with_index(batch)
+    return shuffled(dict(zip(("series", "rows"), origins, strict=True)), batch_size, seed).map(
+        windows
+    )
