@@ -30,8 +30,8 @@ from lstm_jax.train.metrics import (
     Callback,
     MetricsLog,
     check_tensorboard,
-    drawn,
     loss_curve,
+    plot_content,
     read_metrics,
 )
 from lstm_jax.train.optimizer import build_optimizer
@@ -595,8 +595,7 @@ def _plot(
     make_folder(plots)
     curve = loss_curve(read_metrics(workdir / "metrics.jsonl"), task.loss_unit, baselines)
     for name, plot in (*task.plots(model), ("loss", curve)):
-        is_content = isinstance(plot, str | bytes)
-        suffix = "" if "." in name else ".html" if is_content else ".png"
-        path = plots / f"{name}{suffix}"
-        write_content(path, plot if is_content else drawn(plot))
+        suffix, content = plot_content(plot)
+        path = plots / (name if "." in name else name + suffix)
+        write_content(path, content)
         yield path

@@ -145,6 +145,15 @@ def check_tensorboard() -> None:
         )
 
 
+def plot_content(plot: Any) -> tuple[str, str | bytes]:
+    """The ending of a plot's file and its content: a page as it is, a figure as an image.
+
+    >>> plot_content("<p>a page</p>")
+    ('.html', '<p>a page</p>')
+    """
+    return (".html", plot) if isinstance(plot, str | bytes) else (".png", drawn(plot))
+
+
 def drawn(figure: "Figure", format: str = "png") -> bytes:
     """A figure as the content of a file."""
     file = io.BytesIO()

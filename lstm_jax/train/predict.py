@@ -12,7 +12,7 @@ import numpy as np
 from lstm_jax._files import write_content
 from lstm_jax.errors import UserError, expect
 from lstm_jax.tasks.base import ChartsPredictions, Columns, PlotsFile, PlotsText
-from lstm_jax.train.metrics import drawn
+from lstm_jax.train.metrics import drawn, plot_content
 from lstm_jax.train.report import Report
 from lstm_jax.train.run import Run, load_run
 
@@ -70,10 +70,9 @@ def _write_charts(run: Run, source: Any, output: pathlib.Path, report: Report) -
         report.warn("no charts: matplotlib is not installed (pip install 'lstm_jax[plot]')")
         return
     for name, plot in run.task.charts(run.model, source):
-        is_content = isinstance(plot, str | bytes)
-        suffix = ".html" if is_content else ".png"
+        suffix, content = plot_content(plot)
         path = output.with_name(f"{output.stem}{'_' if name else ''}{name}{suffix}")
-        write_content(path, plot if is_content else drawn(plot))
+        write_content(path, content)
         report.say(f"plotted {path}")
 
 
