@@ -14,6 +14,7 @@ from lstm_jax.models import Compiled
 from lstm_jax.tasks.action import ActionRecognition
 from lstm_jax.tasks.action_data import ActionConfig, ActionData
 from lstm_jax.train import load_run
+from tests.runs import trained
 from tests.skeletons import content, screen, write_skeletons
 
 CLASSES = ["high arm wave", "horizontal arm wave", "hammer"]
@@ -117,16 +118,13 @@ def test_impossible_options_are_one_line(folder, data, message):
 @pytest.fixture(scope="module")
 def run(folder, tmp_path_factory):
     """A run that has learned three movements, frame by frame."""
-    path = tmp_path_factory.mktemp("runs")
-    (path / "arms.toml").write_text(
+    return trained(
+        tmp_path_factory.mktemp("runs"),
         f'task = "action"\n[data]\nrecordings = "{folder}"\ntrain_subjects = "1,3"\n'
         "max_frames = 16\nbatch_size = 4\nrotate = 10.0\n[model]\nhidden_size = 8\ndropout = 0.0\n"
         "bidirectional = false\n[optimizer]\nlearning_rate = 1e-2\nwarmup_steps = 1\n"
-        "[train]\nnum_steps = 150\neval_every = 150\n"
+        "[train]\nnum_steps = 150\neval_every = 150\n",
     )
-    workdir = path / "run"
-    assert main(["train", str(path / "arms.toml"), "--workdir", str(workdir)]) == 0
-    return workdir
 
 
 def test_a_run_tells_actions_of_other_people_apart(run):

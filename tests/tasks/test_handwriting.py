@@ -21,6 +21,7 @@ from lstm_jax.tasks.ink_svg import COLOURS, Panel, svg
 from lstm_jax.tasks.reading import reading_panel
 from lstm_jax.train import load_run
 from tests.ink import WORDS, write_ink
+from tests.runs import trained
 
 # Sums of a few dozen terms of size one in float32 (eps 1.2e-7), through fifty steps.
 TOLERANCE = 1e-4
@@ -61,15 +62,12 @@ def test_batches_are_distorted_features_of_pieces_and_their_letters(ink):
 @pytest.fixture(scope="module")
 def run(ink, tmp_path_factory):
     """A run that has learned the words."""
-    path = tmp_path_factory.mktemp("runs")
-    (path / "words.toml").write_text(
+    return trained(
+        tmp_path_factory.mktemp("runs"),
         f'task = "handwriting"\n[data]\nink = "{ink}"\nbatch_size = 16\nspacing = 0.6\n[model]\n'
         "hidden_size = 24\nconv_features = 16\ndropout = 0.0\n[optimizer]\nlearning_rate = 1e-2\n"
-        "warmup_steps = 20\n[train]\nnum_steps = 150\neval_every = 150\n"
+        "warmup_steps = 20\n[train]\nnum_steps = 150\neval_every = 150\n",
     )
-    workdir = path / "run"
-    assert main(["train", str(path / "words.toml"), "--workdir", str(workdir)]) == 0
-    return workdir
 
 
 def test_a_run_learns_to_read(run):

@@ -31,6 +31,7 @@ from lstm_jax.tasks.synthesis_scores import gaussian_mixture, linear_autoregress
 from lstm_jax.tasks.writing import baseline, laid_out
 from lstm_jax.train import load_run
 from tests.ink import write_ink
+from tests.runs import trained
 
 # Sums of a few dozen terms of size one in float32 (eps 1.2e-7), through thirty steps.
 TOLERANCE = 1e-4
@@ -126,17 +127,14 @@ def test_simple_models_reach_what_theory_says():
 
 @pytest.fixture(scope="module")
 def run(ink, tmp_path_factory):
-    path = tmp_path_factory.mktemp("runs")
-    (path / "words.toml").write_text(
+    return trained(
+        tmp_path_factory.mktemp("runs"),
         f'task = "handwriting_synthesis"\n[data]\nink = "{ink}"\nevery = 1\nbatch_size = 16\n'
         "[model]\nhidden_size = 16\nnum_layers = 1\nwindow_components = 3\n"
         "mixture_components = 3\ndropout = 0.0\n[optimizer]\nlearning_rate = 1e-2\n"
         "warmup_steps = 10\n[train]\nnum_steps = 100\nlog_every = 10\neval_every = 100\n"
-        "sample_length = 40\n"
+        "sample_length = 40\n",
     )
-    workdir = path / "run"
-    assert main(["train", str(path / "words.toml"), "--workdir", str(workdir)]) == 0
-    return workdir
 
 
 def test_a_run_learns_and_draws(run):
@@ -193,12 +191,11 @@ def test_a_reader_reads_what_was_written(run, ink, tmp_path):
     page = (pathlib.Path(__file__).parents[2] / "docs" / "handwriting.md").read_text("utf-8")
     names: dict = {}
     exec(re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0], names)
-    (tmp_path / "words.toml").write_text(
+    reader = trained(
+        tmp_path,
         f'task = "handwriting"\n[data]\nink = "{ink}"\nbatch_size = 16\nspacing = 0.6\n[model]\n'
-        "hidden_size = 4\nconv_features = 4\n[train]\nnum_steps = 2\n"
+        "hidden_size = 4\nconv_features = 4\n[train]\nnum_steps = 2\n",
     )
-    reader = tmp_path / "reader"
-    assert main(["train", str(tmp_path / "words.toml"), "--workdir", str(reader)]) == 0
     assert names["legibility"](run, reader, ["oil", "vivo"]) > 0
 
 

@@ -15,6 +15,7 @@ from lstm_jax.tasks.music import Music, MusicData, PianoRollConfig
 from lstm_jax.tasks.piano_rolls import continued, frame_losses, summary
 from lstm_jax.train import load_run
 from tests.arrays import in_float64, params_of, with_params
+from tests.runs import trained
 
 # Sums of a few dozen terms of size one in float32 (eps 1.2e-7), through ten steps.
 TOLERANCE = 1e-5
@@ -213,16 +214,13 @@ def test_impossible_options_are_one_line(folder, tmp_path):
 @pytest.fixture(scope="module")
 def run(folder, tmp_path_factory):
     """A run that has learned the scales."""
-    path = tmp_path_factory.mktemp("runs")
-    (path / "scales.toml").write_text(
+    return trained(
+        tmp_path_factory.mktemp("runs"),
         f'task = "music"\n[data]\npieces = "{folder}"\nframes_per_beat = 2\nlanes = 4\n'
         "window = 16\ntranspose = 2\n[model]\nhidden_size = 16\nconditioned = true\n"
         "interval_features = 4\ndropout = 0.0\n[optimizer]\nlearning_rate = 2e-2\n"
-        "[train]\nnum_steps = 60\neval_every = 60\nsample_length = 4\n"
+        "[train]\nnum_steps = 60\neval_every = 60\nsample_length = 4\n",
     )
-    workdir = path / "run"
-    assert main(["train", str(path / "scales.toml"), "--workdir", str(workdir)]) == 0
-    return workdir
 
 
 def test_a_run_learns_and_leaves_a_tune(run, capsys):

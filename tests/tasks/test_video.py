@@ -14,6 +14,7 @@ from lstm_jax.tasks.video import VideoForecasting
 from lstm_jax.tasks.video_data import VideoConfig, VideoData
 from lstm_jax.train import load_run
 from tests.arrays import params_of
+from tests.runs import trained
 
 SIZES = {"observed": 3, "horizon": 2, "batch_size": 2}
 
@@ -109,15 +110,12 @@ def test_impossible_options_are_one_line(file, options, message):
 
 @pytest.fixture(scope="module")
 def run(file, tmp_path_factory):
-    path = tmp_path_factory.mktemp("runs")
-    (path / "squares.toml").write_text(
+    return trained(
+        tmp_path_factory.mktemp("runs"),
         f'task = "video"\n[data]\nvideos = "{file}"\nobserved = 3\nhorizon = 2\nbatch_size = 4\n'
         "[model]\nhidden_size = 8\nnum_layers = 1\n[optimizer]\nlearning_rate = 2e-2\n"
-        "warmup_steps = 1\n[train]\nnum_steps = 200\neval_every = 200\n"
+        "warmup_steps = 1\n[train]\nnum_steps = 200\neval_every = 200\n",
     )
-    workdir = path / "run"
-    assert main(["train", str(path / "squares.toml"), "--workdir", str(workdir)]) == 0
-    return workdir
 
 
 def test_a_run_forecasts_better_than_repeating_the_last_frame(run):

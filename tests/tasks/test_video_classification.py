@@ -15,6 +15,7 @@ from lstm_jax.tasks.video_classification import (
     video_logits,
 )
 from lstm_jax.train import load_run
+from tests.runs import trained
 
 
 def bars(count: int) -> dict[str, np.ndarray]:
@@ -83,16 +84,13 @@ def test_a_test_file_of_another_size_is_one_line(file, tmp_path):
 
 @pytest.fixture(scope="module")
 def run(file, tmp_path_factory):
-    path = tmp_path_factory.mktemp("runs")
-    (path / "bars.toml").write_text(
+    return trained(
+        tmp_path_factory.mktemp("runs"),
         f'task = "video_classification"\n[data]\ntrain = "{file}"\nbatch_size = 8\n'
         '[model]\nhidden_size = 12\nchannels = "6"\nframe_features = 16\ndropout = 0.0\n'
         "[optimizer]\nlearning_rate = 2e-2\nwarmup_steps = 1\n"
-        "[train]\nnum_steps = 80\neval_every = 40\n"
+        "[train]\nnum_steps = 80\neval_every = 40\n",
     )
-    workdir = path / "run"
-    assert main(["train", str(path / "bars.toml"), "--workdir", str(workdir)]) == 0
-    return workdir
 
 
 def test_a_run_learns_which_way_a_bar_moves(run):
