@@ -1,6 +1,6 @@
 """Plots of the tables of docs/benchmarks/: the time of each library relative to torch.
 
-    python benchmarks/plot.py docs/benchmarks/speed.md     # draws its plots again
+    python benchmarks/plot.py docs/benchmarks/speed.md     # redraws its plots
 
 ``speed.py`` calls it for the page it has written.  A library has the same colour in all plots;
 those of lstm_jax are blue.
@@ -76,7 +76,7 @@ def plot(times: dict[str, dict[str, float]], what: str, path: pathlib.Path) -> N
 
 
 def draw(page: pathlib.Path) -> None:
-    """Draws the plots that a page of tables shows, next to it."""
+    """Writes the plots of a page of tables next to that page."""
     text = page.read_text("utf-8")
     for what, section in SECTIONS.items():
         if times := medians(text, section):
@@ -84,7 +84,7 @@ def draw(page: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Draws the plots of a page of benchmarks.")
+    parser = argparse.ArgumentParser(description="Plots the tables of a page of benchmarks.")
     parser.add_argument("pages", nargs="+", type=pathlib.Path, metavar="PAGE")
     for page in parser.parse_args().pages:
         draw(page)

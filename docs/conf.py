@@ -51,7 +51,7 @@ html_show_sphinx = False
 
 
 def without_docstring_of_type(app, what, name, value, options, lines) -> None:
-    """A constant has no docstring of its own, and autodoc takes that of its type."""
+    """A constant has no docstring; autodoc would show that of its type."""
     if what == "data" and lines[:1] == (type(value).__doc__ or "").splitlines()[:1]:
         lines.clear()
 

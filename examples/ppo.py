@@ -1,7 +1,7 @@
 """Recurrent PPO on a memory task, in one file.
 
     python examples/ppo.py                       # half a minute on two cores
-    python examples/ppo.py --plot recall.png     # draws the learning curve, too
+    python examples/ppo.py --plot recall.png     # also plots the learning curve
 
 An agent sees one of four cues, then nothing for 10 to 30 steps, and then has to name the cue.  The
 environments are vmapped, a rollout is one ``lax.scan``, and an update replays whole rollouts from
@@ -308,7 +308,7 @@ def train(
 def main() -> None:
     parser = argparse.ArgumentParser(description="Trains an agent with a memory.")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--plot", metavar="FILE", help="draws the learning curve")
+    parser.add_argument("--plot", metavar="FILE", help="write a plot of the learning curve")
     arguments = parser.parse_args()
     tune_cpu()
     env, options = Recall(), PPO()

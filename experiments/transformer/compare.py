@@ -9,7 +9,7 @@
 every learning rate and every dropout rate of one grid; with names of runs behind the folder, those
 alone.  ``steps`` times training steps and asks the compiler for their memory.  ``streamed`` times a
 single step whose carry passes from one to the next, by the positions that it reads.  ``tables``
-prints what is there as Markdown, for docs/transformer.md, and draws transformer.png into the
+prints what is there as Markdown, for docs/transformer.md, and plots transformer.png into the
 folder; the grid's point that is best on the validation split counts.
 """
 

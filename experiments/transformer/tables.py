@@ -12,7 +12,7 @@ COLOURS = {"LSTM": "C1", "Transformer": "C0"}
 
 
 def write(folder: pathlib.Path, runs: list[Any]) -> None:
-    """Prints the tables of what is in a folder, and draws FOLDER/transformer.png."""
+    """Prints the tables of what is in a folder, and writes FOLDER/transformer.png."""
     trained = {run: json.loads(file.read_text("utf-8")) for run, file in finished(folder, runs)}
     quality = best_points(trained)
     if quality:

@@ -151,7 +151,7 @@ def read_inkml(path: str | pathlib.Path) -> Ink:
 
     Raises:
       UserError: the file is missing, not InkML, has no points, points with too few numbers, or
-        differences in place of coordinates.
+        differences instead of coordinates.
 
     References:
       Stephen M. Watt, Tom Underhill (editors), "Ink Markup Language (InkML)", W3C Recommendation,
@@ -255,14 +255,14 @@ def unipen_sta() -> pathlib.Path:
 
 
 def split_inks(inks: Sequence[Ink], by: str = "writer") -> dict[str, list[Ink]]:
-    """Deals writers (or texts) out to the splits; where fewer than 12 are known, the pieces.
+    """Assigns writers (or texts) to the splits; the pieces, if there are fewer than 12.
 
     Of the sorted writers every 6th is for testing, beginning with the first, and every 12th for
     validation, beginning with the fourth.
 
     Args:
       inks: the pieces of handwriting.
-      by: ``"writer"`` or ``"text"``, which of the two is dealt out.
+      by: ``"writer"`` or ``"text"``, the unit that is assigned.
 
     Raises:
       UserError: there are fewer than four pieces.

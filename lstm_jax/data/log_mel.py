@@ -44,7 +44,7 @@ def mel_to_hz(mels: np.ndarray | float) -> np.ndarray:
 def mel_filters(rate: int, size: int, bands: int) -> np.ndarray:
     """Triangular filters over the frequencies of a discrete Fourier transform.
 
-    Band m rises from the edge f_m to f_{m+1} and falls to f_{m+2}, edges equally far apart on the
+    Band m rises from the edge f_m to f_{m+1} and falls to f_{m+2}, edges equally spaced on the
     mel scale between 0 and half the rate; each has the area 1 over frequency in Hz.
 
     Args:

@@ -220,7 +220,7 @@ def _contents(path: pathlib.Path) -> Iterator[tuple[str, bytes]]:
         raise UserError(f"{path}: no such folder or archive")
     try:
         yield from _members(path)
-    except Exception as error:  # zipfile, tarfile and their decompressors have errors of their own
+    except Exception as error:  # zipfile, tarfile and their decompressors have their own errors
         what = f"{error}" or type(error).__name__
         raise UserError(f"{path}: expected a whole .tar or .zip archive ({what})") from error
 

@@ -54,7 +54,7 @@ def read_recordings(source: str, rate: int, validation: float, test: float) -> R
       source: a name in ``NAMED_SPEECH``, or the path of a table as in :func:`read_transcribed`.
       rate: samples a second.
       validation: the share of speakers (or of recordings, where speakers are not known) that are
-        for validation, where the data have no split of their own.
+        for validation, where the data have no split.
       test: the same for the test.
 
     Raises:
@@ -146,7 +146,7 @@ def held_out(recordings: Sequence[Recording], validation: float, test: float) ->
     """Recordings by split, at random; no speaker is in two splits.
 
     Args:
-      recordings: one without a speaker counts as one of a speaker of its own.
+      recordings: one without a speaker counts as a separate speaker.
       validation: the share of speakers for validation, at least one of them.
       test: the share of speakers for the test.
 

@@ -69,7 +69,7 @@ class Translator:
             }
         except ImportError:
             raise
-        except Exception as error:  # jax has errors of its own
+        except Exception as error:  # jax has its own errors
             raise ValueError(
                 f"{folder}: the model cannot be loaded: {runner.brief(error)}"
             ) from error

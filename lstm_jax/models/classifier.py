@@ -147,8 +147,7 @@ class BidirectionalClassifier(_Classifier):
         h_1, ..., h_T = LSTM(x_1, ..., x_T)
         logits = (h_1 + ... + h_T) / T W + b
 
-    Rows of a batch have lengths of their own, at least 1; whatever lies past a row's length has no
-    influence.
+    Each row of a batch has its own length, at least 1; values past it have no influence.
 
     Args:
       in_features: D.

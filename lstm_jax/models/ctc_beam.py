@@ -121,7 +121,7 @@ def prefix_beam_search(
 ) -> Labellings:
     """The labellings with the best scores, each the sum over all of its alignments.
 
-    After each step the K best prefixes of labellings are kept, each with the log probability of all
+    Each step retains the K best prefixes of labellings, each with the log probability of all
     alignments that collapse to it, those that end with a blank and those that do not.  The score of
     a labelling y is ::
 
@@ -139,7 +139,7 @@ def prefix_beam_search(
       max_labels: U, the most labels of a labelling; T if None.
 
     Returns:
-      The K best labellings of each row that the search has kept.
+      The K best labellings of each row that the search has found.
 
     Example:
       >>> probs = jnp.array([[[0.6, 0.4, 0.0], [0.6, 0.4, 0.0]]])  # a blank, and labels 1 and 2

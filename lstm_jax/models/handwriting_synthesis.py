@@ -275,7 +275,7 @@ def move_losses(mixture: Mixture, moves: jax.Array, kinds: jax.Array) -> jax.Arr
 def sampled_moves(
     key: jax.Array, mixture: Mixture, temperature: float | jax.Array = 1.0
 ) -> tuple[jax.Array, jax.Array]:
-    """Moves ``[..., 2]`` and what their points are, int32 ``[...]``, drawn from mixtures.
+    """Samples of mixtures: moves ``[..., 2]`` and the kinds of their points, int32 ``[...]``.
 
     Args:
       key: a random key.

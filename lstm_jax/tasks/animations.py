@@ -79,7 +79,7 @@ def forecast_animation(seen: np.ndarray, truth: np.ndarray, forecast: np.ndarray
     """Videos above their forecasts, as a GIF file.
 
     While the observed frames are shown, both rows show them.  The forecast's row then has a grey
-    frame around each video, and the truth's row is black where there is no truth.
+    frame around each video, and the row of the truth is black where the truth is unknown.
 
     Args:
       seen: from 0 to 1, ``[N, T, height, width, C]``.

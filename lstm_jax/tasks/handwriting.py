@@ -180,7 +180,7 @@ class Handwriting(Task):
         yield "readings.svg", self._drawing(model, [inks[n] for n in chosen]).encode()
 
     def plot_file(self, model: Any, source: pathlib.Path) -> str:
-        """The first pieces of a file, drawn as in :meth:`plots`."""
+        """A plot of the first pieces of a file, as in :meth:`plots`."""
         return self._drawing(model, read_inks(source)[:DRAWN])
 
     def _drawing(self, model: Any, inks: list[Ink]) -> str:
@@ -188,5 +188,5 @@ class Handwriting(Task):
 
 
 def _share_right(texts: list[str], found: list[str]) -> float:
-    """How many texts were found, in percent."""
+    """The share of texts that were read correctly, in percent."""
     return 100.0 * float(np.mean([a == b for a, b in zip(texts, found, strict=True)]))

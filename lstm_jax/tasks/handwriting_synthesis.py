@@ -187,7 +187,7 @@ class SynthesisTask(Task):
           words: of letters that it knows.
           bias: see :func:`lstm_jax.models.handwriting_synthesis.mixture_of`.
           temperature: a factor of deviations.
-          style: a piece of handwriting that the model goes on from.
+          style: a piece of handwriting that the model continues.
           longest: the most moves of a word.
           seed: decides the random choices.
 

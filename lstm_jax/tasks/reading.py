@@ -1,4 +1,4 @@
-"""What a model of handwriting has read: texts, words of a lexicon, drawings."""
+"""The readings of a handwriting model: texts, words of a lexicon, plots."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any

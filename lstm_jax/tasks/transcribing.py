@@ -115,7 +115,7 @@ def _in_batches(
 def nearest_transcripts(train: Features, texts: Sequence[str], features: Features) -> list[str]:
     """The text of the training recording whose features are the nearest.
 
-    Features are compared at 32 frames, equally far apart in time.
+    Features are compared at 32 frames, equally spaced in time.
     """
     known, others = (
         np.stack(

@@ -106,7 +106,7 @@ class VideoClassifierConfig(RecurrentConfig):
 
 @dataclasses.dataclass(frozen=True)
 class VideoClassification(Task):
-    """Predicts the class of a video; videos of a file have lengths of their own.
+    """Predicts the class of a video; the videos of a file may differ in length.
 
     Raises:
       UserError: a file is missing or broken, or the two files do not fit each other.

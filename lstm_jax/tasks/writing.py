@@ -31,7 +31,7 @@ STYLES = 3
 
 
 class Primer(NamedTuple):
-    """A piece of handwriting that a model goes on from, in its style.
+    """A piece of handwriting that a model continues, in its style.
 
     Attributes:
       trail: its moves.
@@ -53,7 +53,7 @@ def write(
 ) -> list[list[np.ndarray]]:
     """The strokes of new pieces of handwriting, all written at once.
 
-    With a primer, the model reads its moves first, with its text before each text, and goes on.
+    With a primer, the model first reads its moves, with the primer's text before each text.
 
     Args:
       model: a compiled model.

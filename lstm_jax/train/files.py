@@ -18,7 +18,7 @@ def locked(folder: pathlib.Path, doing: str) -> Iterator[None]:
     """The folder for this process only; it is created where it is missing.
 
     The lock is the operating system's and ends with the process, however that ends.  Files that a
-    killed process has written in part are removed, also from the folder's own folders.
+    killed process left half written are removed, also from the folders of plots and samples.
 
     Args:
       folder: the folder.

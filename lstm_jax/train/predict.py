@@ -77,7 +77,7 @@ def _write_charts(run: Run, source: Any, output: pathlib.Path, report: Report) -
 
 
 def check_plot(run: Run, source: pathlib.Path | list[str] | None, path: pathlib.Path) -> None:
-    """Raises where there is no plot of how the prediction for this source comes about.
+    """Raises an error if the prediction for this source cannot be plotted.
 
     Raises:
       UserError: there is no single string or file, the task or the installation has no such plot,
