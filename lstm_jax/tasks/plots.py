@@ -139,9 +139,8 @@ def attention_map(weights: np.ndarray, source: Sequence[str], target: Sequence[s
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(weights, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    # A "$" in a token does not begin a formula.
-    axes.set_xticks(range(len(source)), source, rotation=60, ha="left", parse_math=False)
-    axes.set_yticks(range(len(target)), target, parse_math=False)
+    axes.set_xticks(range(len(source)), [label(token) for token in source], rotation=60, ha="left")
+    axes.set_yticks(range(len(target)), [label(token) for token in target])
     axes.xaxis.tick_top()
     figure.colorbar(image, label="attention")
     return figure

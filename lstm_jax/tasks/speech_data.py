@@ -25,8 +25,7 @@ class SpeechData(Section):
 
     recordings: str = option(
         "spoken_digits",
-        f"{', '.join(NAMED_SPEECH)}, or a CSV table of the columns path and text (and speaker, "
-        "split) in a folder of .wav and .flac files",
+        f"{', '.join(NAMED_SPEECH)}, or a CSV table: path, text (and speaker, split)",
         path_or=NAMED_SPEECH,
     )
     validation_fraction: float = option(

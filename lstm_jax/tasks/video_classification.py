@@ -50,9 +50,8 @@ class LabelledVideoData(Section):
     """Section ``[data]`` of task ``video_classification``."""
 
     train: str = option(
-        "videos.npz", "a .npz file of frames [N, T, height, width, channels] and labels [N]",
-        path_or=(),
-    )  # fmt: skip
+        "", "a .npz file of frames [N, T, height, width, channels] and labels [N]", path_or=()
+    )
     test: str = option("", "as data.train; if empty, test_fraction of each class", path_or=("",))
     test_fraction: float = option(
         0.2, "share of each class held out from data.train where data.test is empty",
@@ -81,6 +80,7 @@ class LabelledVideoData(Section):
         return {"train": train.rows(~held_out), "validation": train.rows(held_out), "test": test}
 
     def _read(self, split: str, classes: tuple[str, ...]) -> Videos:
+        expect(getattr(self, split), f"data.{split}", "the path of a .npz file", "none")
         try:
             return read_videos(getattr(self, split), labelled=True, classes=classes)
         except UserError as error:

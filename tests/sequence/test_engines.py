@@ -476,7 +476,7 @@ class TestErrors:
             self.run(engine="associative")
         with pytest.raises(ValueError, match=r"engine 'cudnn' needs an NVIDIA GPU, not cpu"):
             self.run(engine="cudnn")
-        with pytest.raises(ValueError, match=r"engine 'associative' keeps every step"):
+        with pytest.raises(ValueError, match=r"engine 'associative' stores every step"):
             self.run(CELLS["min_gru"](H), engine="associative", memory="sqrt")
 
 
