@@ -74,7 +74,19 @@ def read_fields(path: str | pathlib.Path, encoding: str = "utf-8") -> tuple[list
     Traceback (most recent call last):
     lstm_jax.errors.UserError: /no/such/file.csv: no such file
     """
-    text = read_text(path, encoding)
+    return split_fields(read_text(path, encoding), path)
+
+
+def split_fields(text: str, path: str | pathlib.Path) -> tuple[list[list[str]], str]:
+    """The lines of a CSV text as fields, and what separates them, as :func:`read_fields`.
+
+    Args:
+      text: the content of the file.
+      path: the file, for messages.
+
+    >>> split_fields("day;sales\\n1;2,5\\n", "a.csv")
+    ([['day', 'sales'], ['1', '2,5']], ';')
+    """
     tabs = pathlib.Path(path).suffix == ".tsv"
     unquoted = re.sub(r'"[^"]*"', "", re.split(r"[\r\n]", text.lstrip("\r\n"), maxsplit=1)[0])
     separator = "\t" if tabs else max(";\t,", key=unquoted.count)

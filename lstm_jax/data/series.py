@@ -1,18 +1,26 @@
 """Tables of time series: which column is what, regular time, gaps, and errors by line."""
 
-import csv
+import bz2
 import dataclasses
+import gzip
+import io
+import lzma
 import pathlib
+import re
 import warnings
+import zlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from lstm_jax.data.calendar import DAY, STEP, grid, infer_frequency, seconds
+from lstm_jax.data.fields import split_fields
+from lstm_jax.data.text import decoded
 from lstm_jax.errors import UserError, expect
 
 TIME_NAMES = ("ds", "date", "time", "timestamp", "datetime", "date_time", "week", "month", "day")
+COMPRESSIONS: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 MOST_WORDS = 32  # distinct values of a covariate of words
 
 
@@ -83,10 +91,11 @@ class SeriesTable(NamedTuple):
 
 
 def read_frame(path: str | pathlib.Path) -> Any:
-    """A CSV (also compressed) or Parquet file as a ``pandas.DataFrame``; its index holds the lines.
+    """A CSV or Parquet file as a ``pandas.DataFrame``; its index holds the lines.
 
     Fields of a CSV file are separated by commas, semicolons or tabs, whichever its first line has
-    most of.  In a file with semicolons, numbers may have a decimal comma.
+    most of, and every line has as many.  In a file with semicolons, numbers may have a decimal
+    comma.  The file may be compressed: .gz, .bz2 or .xz.
 
     Raises:
       UserError: the file is missing, broken, empty, or names a column twice.
@@ -108,7 +117,8 @@ def read_frame(path: str | pathlib.Path) -> Any:
             frame = _read_csv(path)
     except ImportError as error:
         raise UserError(f"{path}: needs pyarrow (pip install 'lstm_jax[parquet]')") from error
-    except (OSError, ValueError, EOFError) as error:  # pandas' and Arrow's own are ValueErrors
+    # Those of pandas and Arrow are ValueErrors.
+    except (OSError, ValueError, EOFError, zlib.error, lzma.LZMAError) as error:
         cause = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: not a CSV or Parquet file ({cause})") from error
     frame.columns = [str(name) for name in frame.columns]
@@ -122,17 +132,14 @@ def read_frame(path: str | pathlib.Path) -> Any:
 def _read_csv(path: pathlib.Path) -> Any:
     import pandas as pd
 
-    options: Any = {"sep": "\0", "quoting": csv.QUOTE_NONE, "engine": "python"}
-    head = pd.read_csv(path, header=None, nrows=20, dtype=str, encoding="utf-8-sig", **options)[0]
-    names = head.iloc[0]
-    separator = max(";\t,", key=names.count)
-    comma = separator == ";" and head.iloc[1:].str.contains(r"(?:^|;)-?\d+,\d").any()
-    twice = pd.Series(names.replace('"', "").split(separator))
-    twice = twice[twice.duplicated()]
-    expect(twice.empty, f"{path}: line 1", "different names of columns", f"two {list(twice)}")
+    opened = COMPRESSIONS.get(path.suffix, open)
+    with opened(path, "rb") as file:
+        text = decoded(file.read(), path)
+    rows, separator = split_fields(text, path)  # which compares the lengths of lines; pandas fills
+    comma = separator == ";" and any(re.match(r"-?\d+,\d", f) for row in rows[1:20] for f in row)
     return pd.read_csv(
-        path, sep=separator, decimal="," if comma else ".", skip_blank_lines=False,
-        index_col=False, low_memory=False, encoding="utf-8-sig",
+        io.StringIO(text), sep=separator, decimal="," if comma else ".", skip_blank_lines=False,
+        nrows=len(rows) - 1, index_col=False, low_memory=False,
     )  # fmt: skip
 
 

@@ -47,8 +47,22 @@ def read_text(path: str | pathlib.Path, encoding: str = "utf-8") -> str:
     path = pathlib.Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file")
+    return decoded(path.read_bytes(), path, encoding)
+
+
+def decoded(content: bytes, path: str | pathlib.Path, encoding: str = "utf-8") -> str:
+    """The text of a file's content, as :func:`read_text`.
+
+    Args:
+      content: the content of the file.
+      path: the file, for messages.
+      encoding: of the content.
+
+    >>> decoded(b"\\xef\\xbb\\xbfday", "a.csv")
+    'day'
+    """
     try:
-        text = path.read_bytes().decode(encoding).removeprefix("\ufeff")
+        text = content.decode(encoding).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path}: expected {encoding.upper()} text, got byte "
