@@ -2,12 +2,13 @@
 
 import io
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.live import Live
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -76,16 +77,32 @@ class Report:
             self.say(f"... {rows - shown:,} more rows; --output FILE writes all")
 
     def metrics(self, title: str, rows: Mapping[str, Metrics]) -> None:
-        """A table with a row for each method and a column for each metric."""
-        table = Table(title=title, title_justify="left")
-        table.add_column("method", no_wrap=True)
+        """A table with a row for each method and a column for each metric.
+
+        Where the console is too narrow for all columns, tables of the other columns follow.
+        """
         names = list(dict.fromkeys(name for metrics in rows.values() for name in metrics))
-        for name in names:
-            table.add_column(name, justify="right")
-        for method, metrics in rows.items():
-            cells = (_rounded(metrics[name]) if name in metrics else "" for name in names)
-            table.add_row(Text(method), *cells)
-        self._console.print(table)
+        while names:
+            count = len(names)
+            while count > 1 and not self._fits(_metrics_table(title, names[:count], rows)):
+                count -= 1
+            self._console.print(_metrics_table(title, names[:count], rows))
+            names = names[count:]
+
+    def _fits(self, table: Table) -> bool:
+        unlimited = self._console.options.update(width=10**4)
+        return Measurement.get(self._console, unlimited, table).maximum <= self._console.width
+
+
+def _metrics_table(title: str, names: Sequence[str], rows: Mapping[str, Metrics]) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column("method", no_wrap=True)
+    for name in names:
+        table.add_column(name, justify="right")
+    for method, metrics in rows.items():
+        cells = (_rounded(metrics[name]) if name in metrics else "" for name in names)
+        table.add_row(Text(method), *cells)
+    return table
 
 
 def _cell(value: Any) -> str:

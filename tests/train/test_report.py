@@ -1,0 +1,39 @@
+"""What a run prints: every number whole, also on a narrow terminal."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from lstm_jax.train.report import Report
+
+ROWS = {
+    "this run, step 600": {"loss": 0.25, "mae": 15.5, "rmse": 27.0, "coverage_95": 0.9116},
+    "persistence": {"loss": 0.5, "mae": 18.75, "rmse": 123456.75},
+}
+NUMBERS = {"0.2500", "15.5000", "27.0000", "0.9116", "0.5000", "18.7500", "123,456.8"}
+
+
+def printed(width: int) -> list[str]:
+    file = io.StringIO()
+    Report(Console(file=file, width=width)).metrics("test split", ROWS)
+    return file.getvalue().splitlines()
+
+
+def test_metrics_are_one_table_where_they_fit():
+    lines = printed(80)
+    assert [line.strip() for line in lines].count("test split") == 1
+    assert set(" ".join(lines).split()) >= NUMBERS
+
+
+@pytest.mark.parametrize("width", [40, 44, 50, 60])
+def test_metrics_of_a_narrow_console_are_several_tables_with_whole_numbers(width):
+    lines = printed(width)
+    assert [line.strip() for line in lines].count("test split") > 1
+    assert max(map(len, lines)) <= width
+    words = " ".join(lines).split()
+    assert set(words) >= NUMBERS
+    assert [name for name in words if name in ROWS["this run, step 600"]] == [
+        "loss", "mae", "rmse", "coverage_95",
+    ]  # fmt: skip
+    assert "…" not in " ".join(lines)
