@@ -249,6 +249,8 @@ def parse_times(column: Any, time_zone: str, where: str) -> Any:
 def to_numbers(column: Any, where: str) -> np.ndarray | None:
     """A column as float64 with NaN where it is empty; None where it holds no number at all.
 
+    In a column of true and false alone, they are 1 and 0.
+
     Raises:
       UserError: some values are numbers and others are words, or one is infinite; with its line.
 
@@ -259,8 +261,8 @@ def to_numbers(column: Any, where: str) -> np.ndarray | None:
     """
     import pandas as pd
 
-    if not pd.api.types.is_numeric_dtype(column):
-        column = column.mask(column.astype(str).str.strip() == "")
+    if not pd.api.types.is_numeric_dtype(column):  # as text: an integer may be beyond float64
+        column = column.astype(str).where(column.notna()).mask(column.astype(str).str.strip() == "")
     values = pd.to_numeric(column, errors="coerce").astype("float64")
     for line in column.index[np.isinf(values)][:1]:
         raise UserError(

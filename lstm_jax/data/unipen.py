@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lstm_jax.data.fields import is_number
 from lstm_jax.errors import UserError, expect
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -110,8 +111,7 @@ def _keywords(name: str, files: Mapping[str, str], depth: int = 0) -> Iterator[t
     """Keywords and what follows them, those of included files in the place of ``.INCLUDE``."""
     text = "\n" + files[name].replace("\r\n", "\n")
     for part in text.split("\n.")[1:]:  # what comes before the first keyword has no meaning
-        keyword, *others = part.split(None, 1)
-        rest = others[0] if others else ""
+        keyword, rest = [*part.split(None, 1), "", ""][:2]
         if keyword != "INCLUDE":
             yield keyword, rest
             continue
@@ -178,10 +178,10 @@ def _strokes(
 
 def _points(text: str, columns: list[str], where: str) -> np.ndarray:
     """The columns X and Y of a component's numbers."""
-    try:
-        numbers = np.array(text.split(), float)
-    except ValueError as error:
-        raise UserError(f"{where}: expected numbers ({error})") from error
+    fields = text.split()
+    words = [field for field in fields if not is_number(field)]
+    expect(not words, where, "numbers", repr("".join(words[:1])))
+    numbers = np.array(fields, float)
     wanted = f"{len(columns)} numbers a point"
     expect(numbers.size % len(columns) == 0, where, wanted, f"{numbers.size} numbers")
     table = numbers.reshape(-1, len(columns))[:, [columns.index("X"), columns.index("Y")]]

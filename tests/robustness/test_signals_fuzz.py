@@ -54,8 +54,12 @@ def ink_csv(folder, rng):
 
 
 def held_by_csv(path, inks):
-    names, *rows = csv.reader(io.StringIO(path.read_bytes().decode("utf-8-sig"), newline=""))
+    text = path.read_bytes().decode("utf-8-sig")
+    separator = max(";\t,", key=text.splitlines()[0].count)
+    names, *rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
     places = [[name.strip() for name in names].index(name) for name in ("x", "y", "pen")]
+    if separator == ";":
+        rows = [[field.replace(",", ".") for field in row] for row in rows]
     points = [[as_number(row[n].strip()) for n in places] for row in rows if row]
     down = np.array([(x, -y) for x, y, pen in points if pen == 1])
     found = np.concatenate([stroke for ink in inks for stroke in ink.strokes])
@@ -99,7 +103,7 @@ def held_by_unipen(path, inks):
     for ink in inks:
         assert ink.strokes and all(np.isfinite(s).all() and len(s) for s in ink.strokes)
     numbers = {
-        float(n) for n in re.findall(rb"-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?", path.read_bytes())
+        float(n) for n in re.findall(rb"-?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?", path.read_bytes())
     }
     assert {*np.abs(np.concatenate([s.ravel() for i in inks for s in i.strokes]))} <= {
         *map(abs, numbers)
@@ -152,6 +156,7 @@ def held_by_table(path, found):
         if line:
             names, fields = lines[0].split(","), lines[line - 1].split(",")
             field = fields[[name.strip() for name in names].index("y")].strip()
+            field = {"True": "1", "False": "0"}.get(field, field)
             assert np.isnan(value) if field in MISSING else as_number(field) == value
 
 
