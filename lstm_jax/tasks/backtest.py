@@ -97,12 +97,12 @@ class Backtest(NamedTuple):
     ) -> dict[str, Forecasts]:
         """Forecasts of simple methods from the same origins.
 
-        ``persistence``: the last value; ``seasonal naive``: the last season again; ``naive 2``:
-        where nothing is missing, the last value of the seasonally adjusted series, with the season
-        put back; ``drift``: a line from the first value of the window to the last;
-        ``climatology``: quantiles of the training values at the same place in the season;
-        ``linear quantiles``: quantile regression for each step on the scaled values of the last
-        season.
+        ``persistence``: the last value; ``seasonal naive``: the last season again; ``drift``: a
+        line from the first value of the window to the last; each with the quantiles of its errors
+        in training.  ``naive 2``: where nothing is missing, the last value of the seasonally
+        adjusted series, with the season put back.  ``climatology``: quantiles of the training
+        values at the same place in the season.  ``linear quantiles``: quantile regression for each
+        step on the scaled values of the last season.
 
         Args:
           train: the series and rows of training origins.
@@ -110,18 +110,16 @@ class Backtest(NamedTuple):
           scaling: how windows are scaled, for the regression.
         """
         arrays, origins, season = self.arrays, self.origins, self.season
-        horizon = origins.truth.shape[1]
-        first = (arrays.starts[origins.series] + origins.rows)[:, None]
-        past = arrays.target[first + np.arange(-window, 0)].astype(np.float64)
-        last = _last(past)
-        slope = (last - _last(past[:, ::-1])) / max(window - 1, 1)
-        methods = {"persistence": point(np.repeat(last[:, None], horizon, 1))}
-        if season > 1:
-            repeated = _last_season(past, season)[:, np.arange(horizon) % season]
-            methods[f"seasonal naive ({season})"] = point(repeated)
+        some = spread_out(*train)
+        truth = arrays.future(*some, origins.truth.shape[1]).astype(np.float64)
+        past = Origins(*some, truth)
+        errors = naive_forecasts(arrays, past, window, season)
+        methods = {
+            name: with_errors(values, origins, past._replace(truth=truth - errors[name]))
+            for name, values in naive_forecasts(arrays, origins, window, season).items()
+        }
         if (reference := self._naive_2()) is not None:
             methods["naive 2"] = reference
-        methods["drift"] = point(last[:, None] + slope[:, None] * np.arange(1, horizon + 1))
         methods["climatology"] = climatology(arrays, self.train, origins, season)
         methods["linear quantiles"] = linear_quantiles(
             arrays, origins, train, window, season, scaling
@@ -249,8 +247,51 @@ def reliability(found: Forecasts, origins: Origins) -> np.ndarray:
 
 
 def point(values: np.ndarray) -> Forecasts:
-    """A forecast without intervals."""
+    """A point forecast without intervals."""
     return Forecasts(np.repeat(values[..., None], len(LEVELS), -1), values)
+
+
+def naive_forecasts(
+    arrays: SeriesArrays, origins: Origins, window: int, season: int
+) -> dict[str, np.ndarray]:
+    """Persistence, the last season again, and drift, ``[N, F]`` each."""
+    steps = np.arange(origins.truth.shape[1])
+    first = (arrays.starts[origins.series] + origins.rows)[:, None]
+    past = arrays.target[first + np.arange(-window, 0)].astype(np.float64)
+    last = _last(past)[:, None]
+    slope = (last - _last(past[:, ::-1])[:, None]) / max(window - 1, 1)
+    seasonal = {}
+    if season > 1:
+        seasonal[f"seasonal naive ({season})"] = _last_season(past, season)[:, steps % season]
+    return {"persistence": last + 0 * steps, **seasonal, "drift": last + slope * (steps + 1)}
+
+
+def spread_out(
+    series: np.ndarray, rows: np.ndarray, most: int = 200
+) -> tuple[np.ndarray, np.ndarray]:
+    """At most ``most`` origins of each series, at equal distances.
+
+    >>> spread_out(np.repeat([0, 1], [4, 2]), np.array([5, 6, 7, 8, 5, 6]), most=2)
+    (array([0, 0, 1, 1]), array([5, 7, 5, 6]))
+    """
+    counts = np.bincount(series)
+    place = np.arange(len(series)) - np.repeat(np.cumsum(counts) - counts, counts)
+    kept = place % -(-counts[series] // most) == 0
+    return series[kept], rows[kept]
+
+
+def with_errors(values: np.ndarray, origins: Origins, errors: Origins) -> Forecasts:
+    """Point forecasts ``[N, F]`` with the quantiles of earlier errors of the same series and step.
+
+    The median of the errors is taken off, so that the point forecast stays the median.
+    """
+    found = np.zeros((int(errors.series.max()) + 1, values.shape[1], len(LEVELS)))
+    for series in np.unique(errors.series):
+        mine = errors.truth[errors.series == series]
+        mine = np.where(np.isfinite(mine).any(0), mine, 0)
+        quantiles = np.nanquantile(mine, LEVELS, axis=0).T
+        found[series] = quantiles - quantiles[:, MEDIAN, None]
+    return Forecasts(values[..., None] + found[origins.series], values)
 
 
 def naive_2(arrays: SeriesArrays, origins: Origins, season: int) -> np.ndarray:

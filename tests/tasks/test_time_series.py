@@ -7,11 +7,19 @@ import numpy as np
 import pandas as pd
 import pytest
 from flax import nnx
+from scipy.stats import norm
 
 from lstm_jax.cli import main
 from lstm_jax.errors import UserError
 from lstm_jax.models import Compiled
-from lstm_jax.tasks.backtest import LEVELS, Forecasts, Origins, metrics_of, quantile_regression
+from lstm_jax.tasks.backtest import (
+    LEVELS,
+    Forecasts,
+    Origins,
+    metrics_of,
+    quantile_regression,
+    with_errors,
+)
 from lstm_jax.tasks.time_series import TimeSeries
 from lstm_jax.tasks.time_series_data import TimeSeriesData, TimeSeriesModel
 from lstm_jax.train import load_run
@@ -182,6 +190,20 @@ def test_simple_methods_repeat_what_they_say(task):
         past = arrays.target[arrays.starts[s] + row - 4 : arrays.starts[s] + row]
         errors += np.abs(truth - past).tolist()
     assert methods["seasonal naive (4)"]["mae"] == pytest.approx(np.mean(errors), rel=1e-5)
+
+
+def test_intervals_of_simple_methods_hold_as_many_values_as_they_say():
+    rng = np.random.default_rng(0)
+    errors = Origins(np.repeat([0, 1], 2000), np.arange(4000), rng.normal(size=(4000, 2)))
+    errors.truth[2000:] = 3 + 5 * errors.truth[2000:]
+    values = np.ones((4000, 2))
+    found = with_errors(values, errors, errors)
+    np.testing.assert_array_equal(found.median, values)
+    relative = (found.quantiles[[0, -1]] - 1) / np.array([1, 5])[:, None, None]
+    # Four standard errors of the outermost quantile of 2,000 values, sqrt(0.025 / 2000) / 0.06.
+    np.testing.assert_allclose(relative, np.tile(norm.ppf(LEVELS), (2, 2, 1)), atol=0.24)
+    unknown = errors._replace(truth=np.full((4000, 2), np.nan))
+    assert (with_errors(values, errors, unknown).quantiles == 1).all()
 
 
 @pytest.mark.parametrize("head", ["point", "normal", "student_t", "mixture", "negative_binomial"])
