@@ -18,7 +18,7 @@ from lstm_jax.tasks.action_data import ActionConfig, ActionData
 from lstm_jax.tasks.animations import action_animation
 from lstm_jax.tasks.base import Batch, Columns, Metrics, Plots, Task
 from lstm_jax.tasks.plots import confusion_matrix
-from lstm_jax.tasks.scores import class_metrics
+from lstm_jax.tasks.scores import class_columns, class_metrics, confusion_counts
 from lstm_jax.tasks.warping import nearest
 
 FEATURES = 6 * (JOINTS - 1)  # coordinates and velocities of each joint but the hip
@@ -155,17 +155,14 @@ class ActionRecognition(Task):
         """
         found = self._recordings["test"] if source is None else self.data.read_new(source)
         probabilities, classes = self._probabilities(model, found), self.known["classes"]
-        return {
-            "recording": [x.name for x in found],
-            "class": [classes[n] for n in probabilities.argmax(-1)],
-            **{f"probability {c}": probabilities[:, n] for n, c in enumerate(classes)},
-        }
+        columns = class_columns(probabilities.argmax(-1), probabilities, classes)
+        return {"recording": [x.name for x in found], **columns}
 
     def plots(self, model: Any) -> Plots:
         """The confusion matrix of the test split, and its first recording as an animation."""
         test, classes = self._recordings["test"], self.known["classes"]
-        counts = np.zeros((len(classes),) * 2, int)
-        np.add.at(counts, (self._labels(test), self._probabilities(model, test).argmax(-1)), 1)
+        predicted = self._probabilities(model, test).argmax(-1)
+        counts = confusion_counts(self._labels(test), predicted, len(classes))
         yield "confusion", confusion_matrix(counts, classes, self.unit)
         yield "action.gif", self._animation(model, test[0])
 

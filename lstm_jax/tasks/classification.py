@@ -17,6 +17,7 @@ from lstm_jax.errors import UserError, expect
 from lstm_jax.models import Classifier
 from lstm_jax.tasks.base import Batch, Columns, Metrics, Plots, Task
 from lstm_jax.tasks.plots import confusion_matrix
+from lstm_jax.tasks.scores import class_columns, confusion_counts
 from lstm_jax.tasks.sequences_data import SequencesData
 
 
@@ -168,12 +169,8 @@ class Classification(Task):
         self._check_numbers(sequences, str(source))
         logits = _logits(model, self._standardised(sequences))
         probabilities = np.asarray(jax.nn.softmax(logits))
-        classes = self.known["classes"]
-        return {
-            "sequence": sequences.names,
-            "class": [classes[n] for n in logits.argmax(-1)],
-            **{f"probability {c}": probabilities[:, n] for n, c in enumerate(classes)},
-        }
+        columns = class_columns(logits.argmax(-1), probabilities, self.known["classes"])
+        return {"sequence": sequences.names, **columns}
 
     def baselines(self, split: str) -> dict[str, Metrics]:
         commonest = np.bincount(self._splits["train"].labels).argmax()
@@ -183,8 +180,8 @@ class Classification(Task):
     def plots(self, model: Any) -> Plots:
         """The confusion matrix of the test split."""
         test = self._splits["test"]
-        counts = np.zeros((len(test.classes),) * 2, int)
-        np.add.at(counts, (test.labels, _logits(model, test).argmax(-1)), 1)
+        predicted = _logits(model, test).argmax(-1)
+        counts = confusion_counts(test.labels, predicted, len(test.classes))
         yield "confusion", confusion_matrix(counts, test.classes)
 
 

@@ -1,12 +1,13 @@
-"""Scores of classes: those of many texts, and how good scores are."""
+"""Scores of classes: those of many texts, how good scores are, and predictions as columns."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from scipy.special import log_softmax
 
 from lstm_jax.data import length_bounds, padded
-from lstm_jax.tasks.base import Metrics
+from lstm_jax.tasks.base import Columns, Metrics
 
 ROWS = 256  # texts that a model reads in one call
 
@@ -62,3 +63,22 @@ def class_metrics(logits: np.ndarray, labels: np.ndarray) -> Metrics:
         "accuracy": 100.0 * float((predicted == labels).mean()),
         "macro F1": 100.0 * float(f1.mean()),
     }
+
+
+def confusion_counts(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    """How often each true class (row) was predicted as each class (column), ``[C, C]``.
+
+    >>> confusion_counts(np.array([0, 1, 1]), np.array([0, 0, 1]), 2).tolist()
+    [[1, 0], [1, 1]]
+    """
+    counts = np.zeros((classes, classes), int)
+    np.add.at(counts, (labels, predicted), 1)
+    return counts
+
+
+def class_columns(
+    predicted: np.ndarray, probabilities: np.ndarray, classes: Sequence[str]
+) -> Columns:
+    """The predicted class of each row and the probability ``[N, C]`` of each class."""
+    shares = {f"probability {name}": probabilities[:, n] for n, name in enumerate(classes)}
+    return {"class": [classes[n] for n in predicted], **shares}

@@ -18,14 +18,8 @@ from lstm_jax.errors import expect
 from lstm_jax.models import CTCModel
 from lstm_jax.tasks.base import Batch, Columns, Metrics, Plots, Task
 from lstm_jax.tasks.ctc import ctc_losses, error_rates
-from lstm_jax.tasks.speech_data import (
-    SpeechConfig,
-    SpeechData,
-    check_lengths,
-    labels_of,
-    remark,
-    summary_lines,
-)
+from lstm_jax.tasks.speech_checks import check_lengths, labels_of, remark, summary_lines
+from lstm_jax.tasks.speech_data import SpeechConfig, SpeechData
 from lstm_jax.tasks.speech_features import Normalisation, spec_augment, speech_batches
 from lstm_jax.tasks.speech_plot import spikes
 from lstm_jax.tasks.transcribing import Heard, Search, heard, losses, nearest_transcripts

@@ -23,7 +23,7 @@ from lstm_jax.models.text_classifier import TextClassifier, pretrained
 from lstm_jax.tasks.base import Batch, Columns, Metrics, Plots, Task
 from lstm_jax.tasks.ngrams import ngram_classifier
 from lstm_jax.tasks.plots import confusion_matrix
-from lstm_jax.tasks.scores import class_metrics, logits_of
+from lstm_jax.tasks.scores import class_columns, class_metrics, confusion_counts, logits_of
 from lstm_jax.tasks.text_options import LabelledTextData, TextClassifierConfig
 from lstm_jax.tasks.text_page import text_page
 
@@ -180,12 +180,11 @@ class TextClassification(Task):
         """
         found = self._texts["test"] if source is None else self.data.read_new(source)
         rows, whole = self.data.encode(self.tokenizer, found), self.tokenizer.encode(found.texts)
-        logits, classes = logits_of(model, rows), self.known["classes"]
+        logits = logits_of(model, rows)
         probabilities = np.asarray(jax.nn.softmax(logits))
         return {
             "text": found.texts,
-            "class": [classes[n] for n in logits.argmax(-1)],
-            **{f"probability {c}": probabilities[:, n] for n, c in enumerate(classes)},
+            **class_columns(logits.argmax(-1), probabilities, self.known["classes"]),
             "unknown": np.array([(row == UNKNOWN).sum() for row in rows]),
             "cut": np.array([len(a) - len(b) for a, b in zip(whole, rows, strict=True)]),
         }
@@ -193,7 +192,7 @@ class TextClassification(Task):
     def plots(self, model: Any) -> Plots:
         """The confusion matrix of the test split, and a page of its texts in colours."""
         test, rows = self._texts["test"], self._encoded["test"]
-        counts = np.zeros((len(test.classes),) * 2, int)
-        np.add.at(counts, (test.labels, logits_of(model, rows).argmax(-1)), 1)
+        predicted = logits_of(model, rows).argmax(-1)
+        counts = confusion_counts(test.labels, predicted, len(test.classes))
         yield "confusion", confusion_matrix(counts, test.classes, self.unit)
         yield "texts", text_page(model, self.tokenizer, test, rows)

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import pathlib
-import re
 from typing import Any
 
 import grain
@@ -12,96 +11,19 @@ import numpy as np
 import optax
 from flax import nnx
 
-from lstm_jax.config import RecurrentConfig, Section, option
-from lstm_jax.data import (
-    Videos,
-    check_size,
-    digest,
-    last_of_each,
-    read_videos,
-    shuffled,
-    unit_range,
-)
-from lstm_jax.errors import UserError, expect
+from lstm_jax.data import Videos, check_size, digest, read_videos, shuffled, unit_range
+from lstm_jax.errors import expect
 from lstm_jax.models import VideoClassifier
 from lstm_jax.tasks.base import Batch, Columns, Metrics, Plots, Task
 from lstm_jax.tasks.plots import confusion_matrix
-from lstm_jax.tasks.scores import class_metrics
+from lstm_jax.tasks.scores import class_columns, class_metrics, confusion_counts
+from lstm_jax.tasks.video_classification_data import (
+    LabelledVideoData,
+    VideoClassifierConfig,
+    sizes,
+)
 
 ROWS = 32  # videos that a model reads in one call
-
-
-def sizes(text: str) -> tuple[int, ...]:
-    """The numbers in a list such as ``"16,32"``.
-
-    Raises:
-      UserError: it is something else.
-
-    >>> sizes("16, 32")
-    (16, 32)
-    """
-    if not re.fullmatch(r"\s*[1-9]\d{0,3}\s*(,\s*[1-9]\d{0,3}\s*){0,9}", text, re.ASCII):
-        raise UserError(f"expected one to ten numbers from 1 to 9999 such as 16,32, got {text!r}")
-    return tuple(int(number) for number in text.split(","))
-
-
-@dataclasses.dataclass(frozen=True)
-class LabelledVideoData(Section):
-    """Section ``[data]`` of task ``video_classification``."""
-
-    train: str = option(
-        "", "a .npz file of frames [N, T, height, width, channels] and labels [N]", path_or=()
-    )
-    test: str = option("", "as data.train; if empty, test_fraction of each class", path_or=("",))
-    test_fraction: float = option(
-        0.2, "share of each class held out from data.train where data.test is empty",
-        above=0, below=1,
-    )  # fmt: skip
-    validation_fraction: float = option(
-        0.1, "share of each class held out from training to choose the best checkpoint",
-        at_least=0, below=1,
-    )  # fmt: skip
-    batch_size: int = option(32, "videos a training step", at_least=1)
-
-    def read(self) -> dict[str, Videos]:
-        """The videos of each split.
-
-        Raises:
-          UserError: a file is missing or broken, or the test file does not fit the other.
-        """
-        train = self._read("train", ())
-        if self.test:
-            test = self._read("test", train.classes)
-            check_size(test, train.frames.shape[2:], f"data.test: {self.test}")
-        else:
-            held_out = last_of_each(train.labels, self.test_fraction)
-            test, train = train.rows(held_out), train.rows(~held_out)
-        held_out = last_of_each(train.labels, self.validation_fraction)
-        return {"train": train.rows(~held_out), "validation": train.rows(held_out), "test": test}
-
-    def _read(self, split: str, classes: tuple[str, ...]) -> Videos:
-        expect(getattr(self, split), f"data.{split}", "the path of a .npz file", "none")
-        try:
-            return read_videos(getattr(self, split), labelled=True, classes=classes)
-        except UserError as error:
-            raise UserError(f"data.{split}: {error}") from error
-
-
-@dataclasses.dataclass(frozen=True)
-class VideoClassifierConfig(RecurrentConfig):
-    """Section ``[model]`` of task ``video_classification``."""
-
-    channels: str = option(
-        "16,32", "channels of the convolutions, each of which halves height and width", check=sizes
-    )
-    frame_features: int = option(64, "features of a frame, which the LSTM reads", at_least=1)
-    hidden_size: int = option(
-        64, "hidden features of each recurrent layer", at_least=1, at_most=10**6
-    )
-    pooling: str = option(
-        "mean", "what of the top layer is read: its mean or last output",
-        choices=("mean", "last"),
-    )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,19 +111,16 @@ class VideoClassification(Task):
         """
         videos = self._videos["test"] if source is None else read_videos(source, labelled=False)
         check_size(videos, self.known["frame_shape"], f"{source}")
-        logits, classes = video_logits(model, videos), self.known["classes"]
+        logits = video_logits(model, videos)
         probabilities = np.asarray(jax.nn.softmax(logits))
-        return {
-            "video": np.arange(1, len(logits) + 1),
-            "class": [classes[n] for n in logits.argmax(-1)],
-            **{f"probability {c}": probabilities[:, n] for n, c in enumerate(classes)},
-        }
+        columns = class_columns(logits.argmax(-1), probabilities, self.known["classes"])
+        return {"video": np.arange(1, len(logits) + 1), **columns}
 
     def plots(self, model: Any) -> Plots:
         """The confusion matrix of the test split."""
         test, classes = self._videos["test"], self.known["classes"]
-        counts = np.zeros((len(classes),) * 2, int)
-        np.add.at(counts, (test.labels, video_logits(model, test).argmax(-1)), 1)
+        predicted = video_logits(model, test).argmax(-1)
+        counts = confusion_counts(test.labels, predicted, len(classes))
         yield "confusion", confusion_matrix(counts, classes, self.unit)
 
 

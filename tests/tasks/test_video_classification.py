@@ -8,12 +8,8 @@ from lstm_jax.cli import main
 from lstm_jax.errors import UserError
 from lstm_jax.export.runner import Model as ExportedModel
 from lstm_jax.models import Compiled
-from lstm_jax.tasks.video_classification import (
-    LabelledVideoData,
-    VideoClassification,
-    VideoClassifierConfig,
-    video_logits,
-)
+from lstm_jax.tasks.video_classification import VideoClassification, video_logits
+from lstm_jax.tasks.video_classification_data import LabelledVideoData, VideoClassifierConfig
 from lstm_jax.train import load_run
 from tests.runs import trained
 
