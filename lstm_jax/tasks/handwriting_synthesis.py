@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from lstm_jax.data import digest
-from lstm_jax.data.ink import Ink, read_inks
+from lstm_jax.data.ink import Ink
 from lstm_jax.errors import expect
 from lstm_jax.models.handwriting_synthesis import HandwritingSynthesis
 from lstm_jax.tasks.base import Batch, Columns, File, Metrics, Plots, Task
@@ -20,29 +20,15 @@ from lstm_jax.tasks.handwriting_data import checked_labels, summary_lines
 from lstm_jax.tasks.handwriting_synthesis_data import (
     SynthesisConfig,
     SynthesisData,
-    Trail,
     Writing,
     standard,
-    trail_of,
     training_batches,
 )
 from lstm_jax.tasks.ink_svg import svg_page
-from lstm_jax.tasks.synthesis_scores import (
-    gaussian_mixture,
-    linear_autoregression,
-    losses_of,
-    mean_loss,
-)
-from lstm_jax.tasks.writing import (
-    Primer,
-    drawn_biases,
-    drawn_styles,
-    laid_out,
-    style_of,
-    window_plot,
-    words_of,
-    write,
-)
+from lstm_jax.tasks.synthesis_plots import drawn_biases, drawn_styles, laid_out, window_plot
+from lstm_jax.tasks.synthesis_scores import losses_of, mean_loss, simple_methods
+from lstm_jax.tasks.trails import Trail, trails_of
+from lstm_jax.tasks.writing import primer_of, style_of, words_of, write
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,10 +64,7 @@ class SynthesisTask(Task):
 
     @functools.cached_property
     def _inks(self) -> dict[str, list[Ink]]:
-        def written(ink: Ink) -> bool:  # a dot has no move
-            return sum(map(len, ink.strokes)) > 1
-
-        return {split: [*filter(written, inks)] for split, inks in self.data.read().items()}
+        return self.data.read()
 
     @functools.cached_property
     def _strokes(self) -> dict[str, list[list[np.ndarray]]]:
@@ -90,7 +73,7 @@ class SynthesisTask(Task):
     def metadata(self) -> dict[str, Any]:
         """``alphabet``, letter n for label n + 1; the ``unit`` of moves; an ``example`` of text."""
         texts = [ink.text for inks in self._inks.values() for ink in inks]
-        moves = np.concatenate([trail_of(strokes).moves for strokes in self._strokes["train"]])
+        moves = np.concatenate([trail.moves for trail in trails_of(self._strokes["train"], 1.0)])
         return {
             "alphabet": "".join(sorted(set("".join(texts)))),
             "unit": float(np.sqrt(np.square(moves, dtype=np.float64).mean())),
@@ -99,15 +82,11 @@ class SynthesisTask(Task):
 
     @functools.cached_property
     def _labels(self) -> dict[str, list[np.ndarray]]:
-        where = f"data.ink: {self.data.ink}"
-        return {
-            split: checked_labels(inks, self.known["alphabet"], where)
-            for split, inks in self._inks.items()
-        }
+        alphabet, where = self.known["alphabet"], f"data.ink: {self.data.ink}"
+        return {name: checked_labels(inks, alphabet, where) for name, inks in self._inks.items()}
 
     def _trails(self, split: str) -> list[Trail]:
-        unit = self.known["unit"]
-        return [trail_of([s / unit for s in strokes]) for strokes in self._strokes[split]]
+        return trails_of(self._strokes[split], self.known["unit"])
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -144,11 +123,7 @@ class SynthesisTask(Task):
         return {"loss": mean_loss(model, self._trails(split), self._labels[split])}
 
     def baselines(self, split: str) -> dict[str, Metrics]:
-        train, test = self._trails("train"), self._trails(split)
-        return {
-            "mixture of 20 Gaussians": {"loss": gaussian_mixture(train, test)},
-            "linear autoregression of order 8": {"loss": linear_autoregression(train, test)},
-        }
+        return simple_methods(self._trails("train"), self._trails(split))
 
     def plots(self, model: Any) -> Plots:
         """The same text with several biases and in several styles, and the window's path."""
@@ -162,13 +137,9 @@ class SynthesisTask(Task):
 
     def predict(self, model: Any, source: pathlib.Path | None) -> Columns:
         """Nats a move of each piece of handwriting, given its text."""
-        inks = self._inks["test"] if source is None else read_inks(source)
-        for ink in inks:
-            some = ink.text and sum(map(len, ink.strokes)) > 1
-            expect(some, f"{source}: {ink.name}", "two points and a text", "fewer")
+        inks = self._inks["test"] if source is None else self.data.read_new(source)
         labels = checked_labels(inks, self.known["alphabet"], f"{source}")
-        unit, strokes = self.known["unit"], standard(inks, self.data.every)
-        trails = [trail_of([stroke / unit for stroke in piece]) for piece in strokes]
+        trails = trails_of(standard(inks, self.data.every), self.known["unit"])
         pairs = zip(trails, labels, strict=True)
         return {
             "ink": [ink.name for ink in inks],
@@ -183,12 +154,9 @@ class SynthesisTask(Task):
         """The strokes of each word, ``[N, 2]``; y grows upwards.
 
         Args:
-          model: the trained model.
-          words: of letters that it knows.
-          bias: see :func:`lstm_jax.models.handwriting_synthesis.mixture_of`.
-          temperature: a factor of deviations.
+          model, bias, temperature, longest: as for :func:`lstm_jax.tasks.writing.write`.
+          words: of letters that the model knows.
           style: a piece of handwriting that the model continues.
-          longest: the most moves of a word.
           seed: decides the random choices.
 
         Raises:
@@ -196,11 +164,7 @@ class SynthesisTask(Task):
         """
         alphabet, unit = self.known["alphabet"], self.known["unit"]
         labels = checked_labels([Ink("text", (), word) for word in words], alphabet, "text")
-        primer = None
-        if style is not None:
-            (known,) = checked_labels([style], alphabet, "style")
-            (strokes,) = standard([style], self.data.every)
-            primer = Primer(trail_of([stroke / unit for stroke in strokes]), known)
+        primer = primer_of(style, alphabet, self.data.every, unit) if style else None
         found = write(model, labels, primer, bias, temperature, longest, jax.random.key(seed))
         return [[stroke * unit for stroke in strokes] for strokes in found]
 

@@ -1,18 +1,18 @@
-"""The sections of handwriting synthesis, its pieces as moves, and its batches."""
+"""The sections of task ``handwriting_synthesis``, points of its pieces, and its batches."""
 
 import dataclasses
+import pathlib
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import grain
 import numpy as np
 
 from lstm_jax.config import RecurrentConfig, Section, option
 from lstm_jax.data import Batch, bucketed
-from lstm_jax.data.ink import NAMED_INK, Ink, read_ink_splits
+from lstm_jax.data.ink import NAMED_INK, Ink, read_ink_splits, read_inks
 from lstm_jax.data.strokes import distorted, paths_of, scaled, strokes_of
-from lstm_jax.errors import UserError
-from lstm_jax.models.handwriting_synthesis import END, LIFT, ON
+from lstm_jax.errors import UserError, expect
+from lstm_jax.tasks.trails import padded_text, padded_trails, trails_of
 
 GRAIN = 64  # pieces are padded to multiples of so many moves
 QUANTUM = 0.5  # of a tablet's units: coordinates are rounded to them
@@ -33,15 +33,28 @@ class SynthesisData(Section):
     scale: float = option(0.05, "deviation of the logarithms of scales", at_least=0, at_most=1)
 
     def read(self) -> dict[str, list[Ink]]:
-        """The pieces of handwriting by split; no writer is in two.
+        """The pieces of handwriting with a move, by split; no writer is in two.
 
         Raises:
           UserError: they are missing or broken.
         """
         try:
-            return read_ink_splits(self.ink)
+            splits = read_ink_splits(self.ink)
         except UserError as error:
             raise UserError(f"data.ink: {error}") from error
+        return {name: [ink for ink in inks if _has_move(ink)] for name, inks in splits.items()}
+
+    def read_new(self, source: pathlib.Path) -> list[Ink]:
+        """The pieces of a file, a folder or an archive.
+
+        Raises:
+          UserError: it is missing or broken, or a piece has no move or no text.
+        """
+        inks = read_inks(source)
+        for ink in inks:
+            some = ink.text and _has_move(ink)
+            expect(some, f"{source}: {ink.name}", "two points and a text", "fewer")
+        return inks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,16 +81,8 @@ class Writing(Section):
     )
 
 
-class Trail(NamedTuple):
-    """A piece of handwriting as moves between its points.
-
-    Attributes:
-      moves: float32 ``[N - 1, 2]``.
-      kinds: what the points are, ``ON``, ``LIFT`` or ``END``, int32 ``[N]``.
-    """
-
-    moves: np.ndarray
-    kinds: np.ndarray
+def _has_move(ink: Ink) -> bool:  # a dot has none
+    return sum(map(len, ink.strokes)) > 1
 
 
 def thinned(inks: Sequence[Ink], every: int) -> list[list[np.ndarray]]:
@@ -97,67 +102,6 @@ def thinned(inks: Sequence[Ink], every: int) -> list[list[np.ndarray]]:
             chosen.append((stroke + noise)[[*range(0, len(stroke), every), *last]])
         pieces.append(chosen)
     return pieces
-
-
-def trail_of(strokes: Sequence[np.ndarray]) -> Trail:
-    """The moves of a piece of handwriting.
-
-    >>> trail_of([np.zeros((2, 2)), np.ones((1, 2))]).kinds.tolist()
-    [0, 1, 2]
-    """
-    points = np.concatenate(strokes)
-    kinds = np.full(len(points), ON, np.int32)
-    kinds[np.cumsum([len(stroke) for stroke in strokes]) - 1] = LIFT
-    kinds[-1] = END
-    return Trail(np.diff(points, axis=0).astype(np.float32), kinds)
-
-
-def strokes_from(moves: np.ndarray, kinds: np.ndarray) -> list[np.ndarray]:
-    """The strokes of a piece from its moves, its first point at 0.
-
-    Args:
-      moves: ``[N - 1, 2]``.
-      kinds: of all its points, ``[N]``.
-
-    >>> [len(stroke) for stroke in strokes_from(np.ones((2, 2)), np.array([0, 1, 2]))]
-    [2, 1]
-    """
-    points = np.concatenate([np.zeros((1, 2)), np.cumsum(moves, axis=0)])
-    ends = np.flatnonzero(kinds[:-1] != ON) + 1
-    return np.split(points, ends)
-
-
-def padded_trails(trails: Sequence[Trail], length: int) -> dict[str, np.ndarray]:
-    """What a model reads and predicts of some pieces.
-
-    Returns:
-      ``moves`` ``[B, T, 3]``, the move to each point but the last (zeros for the first) and
-      whether a stroke ends there; ``targets`` ``[B, T, 2]`` and ``kinds`` ``[B, T]``, the move to
-      the next point and what it is; ``mask`` ``[B, T]``, true before the end.
-    """
-    rows = len(trails)
-    batch: dict[str, np.ndarray] = {
-        "moves": np.zeros((rows, length, 3), np.float32),
-        "targets": np.zeros((rows, length, 2), np.float32),
-        "kinds": np.zeros((rows, length), np.int32),
-        "mask": np.zeros((rows, length), bool),
-    }
-    for row, (moves, kinds) in enumerate(trails):
-        count = len(moves)
-        batch["moves"][row, 1:count, :2] = moves[:-1]
-        batch["moves"][row, :count, 2] = kinds[:-1] != ON
-        batch["targets"][row, :count] = moves
-        batch["kinds"][row, :count] = kinds[1:]
-        batch["mask"][row, :count] = True
-    return batch
-
-
-def padded_text(labels: Sequence[np.ndarray]) -> np.ndarray:
-    """Labels as int32 ``[B, U]``, with zeros past the end, at least one."""
-    text = np.zeros((len(labels), 1 + max(map(len, labels))), np.int32)
-    for row, letters in zip(text, labels, strict=True):
-        row[: len(letters)] = letters
-    return text
 
 
 def training_batches(
@@ -185,8 +129,7 @@ def training_batches(
         rng = np.random.default_rng((seed, index))
         paths = paths_of([pieces[n] for n in rows])
         paths = distorted(paths, rng, slant=data.slant, scale=data.scale, turn=0.0, warp=0.0)
-        paths = paths._replace(points=paths.points / unit)
-        trails = [trail_of(strokes) for strokes in strokes_of(paths)]
+        trails = trails_of(strokes_of(paths), unit)
         return padded_trails(trails, bound) | {"text": text[rows]}
 
     order = bucketed(lengths, bounds, data.batch_size, seed)

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lstm_jax.models.handwriting_synthesis import ON, mixture_of, move_losses
-from lstm_jax.tasks.base import Batch
-from lstm_jax.tasks.handwriting_synthesis_data import GRAIN, Trail, padded_text, padded_trails
+from lstm_jax.tasks.base import Batch, Metrics
+from lstm_jax.tasks.handwriting_synthesis_data import GRAIN
+from lstm_jax.tasks.trails import Trail, padded_text, padded_trails
 
 ROWS = 256  # pieces that a model reads in one call
 
@@ -19,7 +20,7 @@ def losses_of(model: Any, batch: Batch, **options: Any) -> jax.Array:
 
     Args:
       model: a :class:`lstm_jax.models.handwriting_synthesis.HandwritingSynthesis`.
-      batch: from :func:`lstm_jax.tasks.handwriting_synthesis_data.padded_trails`, and ``text``.
+      batch: from :func:`lstm_jax.tasks.trails.padded_trails`, and ``text``.
       options: further arguments of the model, such as ``rngs``.
     """
     first = model.initial_carry(batch["text"].shape[0])
@@ -50,6 +51,14 @@ def mean_loss(model: Any, trails: Sequence[Trail], labels: Sequence[np.ndarray])
             total += losses[: len(part)].sum()
             count += int(batch["mask"][: len(part)].sum())
     return float(total / count)
+
+
+def simple_methods(train: Sequence[Trail], test: Sequence[Trail]) -> dict[str, Metrics]:
+    """The loss of simple methods, fitted to some pieces and tested on others."""
+    return {
+        "mixture of 20 Gaussians": {"loss": gaussian_mixture(train, test)},
+        "linear autoregression of order 8": {"loss": linear_autoregression(train, test)},
+    }
 
 
 def gaussian_mixture(train: Sequence[Trail], test: Sequence[Trail], components: int = 20) -> float:

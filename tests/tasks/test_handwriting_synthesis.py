@@ -18,17 +18,10 @@ from lstm_jax.export.runner import Model as ExportedModel
 from lstm_jax.models import Compiled
 from lstm_jax.models.handwriting_synthesis import mixture_of, move_losses
 from lstm_jax.tasks.handwriting_synthesis import SynthesisTask
-from lstm_jax.tasks.handwriting_synthesis_data import (
-    SynthesisConfig,
-    SynthesisData,
-    Trail,
-    padded_trails,
-    strokes_from,
-    thinned,
-    trail_of,
-)
+from lstm_jax.tasks.handwriting_synthesis_data import SynthesisConfig, SynthesisData, thinned
+from lstm_jax.tasks.synthesis_plots import baseline, laid_out
 from lstm_jax.tasks.synthesis_scores import gaussian_mixture, linear_autoregression
-from lstm_jax.tasks.writing import baseline, laid_out
+from lstm_jax.tasks.trails import Trail, padded_trails, strokes_from, trail_of
 from lstm_jax.train import load_run
 from tests.ink import write_ink
 from tests.runs import trained

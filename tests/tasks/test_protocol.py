@@ -161,7 +161,7 @@ def test_a_restored_task_builds_the_same_model_without_reading_data(task, monkey
     )  # fmt: skip
     modules = (
         "next_character", "series_data", "sequences_data", "music_data", "text_options",
-        "translation_config", "action_data", "video_data", "video_classification",
+        "translation_config", "action_data", "video_data", "video_classification_data",
         "speech_data", "time_series_data", "handwriting_data", "handwriting_synthesis_data",
     )  # fmt: skip
     for read in readers:
