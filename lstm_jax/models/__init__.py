@@ -1,5 +1,6 @@
 """Flax modules that tasks train, one file a model; they hold no data and no loss."""
 
+from lstm_jax.models.autoregressive_forecaster import AutoregressiveForecaster
 from lstm_jax.models.base import Carry, Compiled, Model, Outputs, evaluation
 from lstm_jax.models.classifier import BidirectionalClassifier, Classifier, ClassifierCarry
 from lstm_jax.models.cnn_lstm import VideoClassifier
@@ -19,6 +20,7 @@ from lstm_jax.models.transformer_seq2seq import TransformerSeq2Seq
 from lstm_jax.models.video import ConvForecaster, FullyConnectedForecaster, VideoForecaster
 
 __all__ = [
+    "AutoregressiveForecaster",
     "BidirectionalClassifier",
     "CTCCarry",
     "CTCModel",

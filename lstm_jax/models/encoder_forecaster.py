@@ -106,6 +106,24 @@ def unscaled(values: jax.Array, window: WindowScale, scaling: str) -> jax.Array:
     return jnp.expm1(y) if scaling == "log" else y
 
 
+class Read(NamedTuple):
+    """What a forecaster knows at the present.
+
+    Attributes:
+      window: how the window is scaled.
+      z: its scaled values, 0 where missing, ``[B, W]``.
+      observed: where they are not missing, ``[B, W]``.
+      static: static features, ``[B, K]``.
+      state: of the second LSTM before its first step.
+    """
+
+    window: WindowScale
+    z: jax.Array
+    observed: jax.Array
+    static: jax.Array
+    state: Any
+
+
 class EncoderForecaster(Model):
     """Forecasts a series from its window of the past, what is known of the future, and statics.
 
@@ -186,7 +204,7 @@ class EncoderForecaster(Model):
         )
         static = 2 + sizes.numbers + embedding_features * len(sizes.categories)
         read = segment * (2 + 2 * sizes.past + 2 * sizes.known)
-        given = 2 * segment * sizes.known + self.blocks
+        given, written, linear = self._decoder_sizes(season)
         self.read = nnx.Linear(read, H, kernel_init=glorot, rngs=rngs)
         self.given = nnx.Linear(given, H, kernel_init=glorot, rngs=rngs)
         cell = cell(static) if isinstance(cell, StaticCell) else cell
@@ -199,8 +217,13 @@ class EncoderForecaster(Model):
         )
         self.dropout = nnx.Dropout(dropout, rngs=rngs)
         width = self.decoder.layer.output_size
-        self.readout = nnx.Linear(width, segment * head.size, kernel_init=glorot, rngs=rngs)
-        self.linear = nnx.Param(_seasonal(sizes.window, sizes.horizon, season))
+        self.readout = nnx.Linear(width, written * head.size, kernel_init=glorot, rngs=rngs)
+        self.linear = nnx.Param(linear)
+
+    def _decoder_sizes(self, season: int) -> tuple[int, int, jax.Array]:
+        """What a decoder step reads, the rows that it writes, and the linear model at first."""
+        given = 2 * self.segment * self.sizes.known + self.blocks
+        return given, self.segment, _seasonal(self.sizes.window, self.sizes.horizon, season)
 
     @property
     def inputs(self) -> dict[str, tuple[str, str]]:
@@ -246,13 +269,29 @@ class EncoderForecaster(Model):
           ``(carry, {"raw": [B, F, P], "level": [B], "scale": [B]})``.
         """
         W, F, S = self.sizes.window, self.sizes.horizon, self.segment
+        known = with_flags(known)
+        read = self._past(target, past, known[:, :W], numbers, categories, rngs)
+        future = jnp.pad(known[:, W:], ((0, 0), (0, self.blocks * S - F), (0, 0)))
+        future, rows = _segments(future, S), len(target)
+        place = jnp.broadcast_to(jnp.eye(self.blocks), (rows, self.blocks, self.blocks))
+        ks = jax.nn.relu(self.given(jnp.concatenate([future, place], -1)))
+        us = self.decoder(beside(ks, read.static), initial_carry=read.state, rngs=rngs)
+        raw = self.readout(self.dropout(us.astype(jnp.float32), rngs=rngs))
+        raw = raw.reshape(rows, self.blocks * S, -1)[:, :F]
+        raw = self._moved(raw, filled(read.z, read.observed) @ self.linear[...])
+        return carry, {"raw": raw, **read.window._asdict()}
+
+    def _past(
+        self, target: jax.Array, past: jax.Array, known: jax.Array, numbers: jax.Array,
+        categories: jax.Array, rngs: nnx.Rngs | None,
+    ) -> "Read":  # fmt: skip
+        """What the first LSTM makes of the window; ``known`` has flags and ends at the present."""
         window = window_scale(target, self.scaling)
         z, observed = scaled(target, window, self.scaling), jnp.isfinite(target)
         static = self._static(window, numbers, categories)
-        known = with_flags(known)
         pair = jnp.stack([z, observed.astype(z.dtype)], -1)
-        xs = _segments(jnp.concatenate([pair, with_flags(past), known[:, :W]], -1), S)
-        xs = _beside(jax.nn.relu(self.read(self.dropout(xs, rngs=rngs))), static)
+        xs = _segments(jnp.concatenate([pair, with_flags(past), known], -1), self.segment)
+        xs = beside(jax.nn.relu(self.read(self.dropout(xs, rngs=rngs))), static)
         state, _ = self.encoder(
             xs, initial_carry=self._state(len(xs)), return_carry=True, rngs=rngs
         )
@@ -261,18 +300,11 @@ class EncoderForecaster(Model):
             linear(leaf).astype(leaf.dtype)
             for linear, leaf in zip(self.handoff, leaves, strict=True)
         ]
-        future = jnp.pad(known[:, W:], ((0, 0), (0, self.blocks * S - F), (0, 0)))
-        future = _segments(future, S)
-        place = jnp.broadcast_to(jnp.eye(self.blocks), (len(xs), self.blocks, self.blocks))
-        ks = jax.nn.relu(self.given(jnp.concatenate([future, place], -1)))
-        us = self.decoder(
-            _beside(ks, static), initial_carry=jax.tree.unflatten(tree, leaves), rngs=rngs
-        )
-        raw = self.readout(self.dropout(us.astype(jnp.float32), rngs=rngs))
-        raw = raw.reshape(len(xs), self.blocks * S, -1)[:, :F]
-        base = filled(z, observed) @ self.linear[...]
-        moves = jnp.arange(self.head.size) < self.head.locations
-        return carry, {"raw": raw + base[..., None] * moves, **window._asdict()}
+        return Read(window, z, observed, static, jax.tree.unflatten(tree, leaves))
+
+    def _moved(self, raw: jax.Array, base: jax.Array) -> jax.Array:
+        """Raw numbers ``[..., P]`` whose locations move by ``base`` ``[...]``."""
+        return raw + base[..., None] * (jnp.arange(self.head.size) < self.head.locations)
 
     def _state(self, rows: int) -> Any:
         return self.encoder.layer.initial_state(self.encoder.params, (rows,))
@@ -291,7 +323,7 @@ class EncoderForecaster(Model):
 
 
 class ForecasterEnsemble(Model):
-    """Several :class:`EncoderForecaster` with their own parameters, trained and called together.
+    """Several forecasters with their own parameters, trained and called together.
 
     Args:
       make: a function of random streams that makes a member.
@@ -332,15 +364,15 @@ class ForecasterEnsemble(Model):
     def __call__(
         self, carry: Carry, *, rngs: nnx.Rngs | None = None, **inputs: jax.Array
     ) -> tuple[Carry, Outputs]:
-        """As :meth:`EncoderForecaster.__call__`; ``raw`` is ``[B, M, F, P]``."""
+        """As a member's call; ``raw`` is ``[B, M, F, P]``, and samples are ``[B, M, N, F]``."""
         graph, state = nnx.split(self.members)
         key = jax.random.key(0) if rngs is None else rngs.dropout()
 
         def call(state: Any, key: jax.Array) -> Outputs:
-            return nnx.merge(graph, state)((), **inputs, rngs=nnx.Rngs(dropout=key))[1]
+            return nnx.merge(graph, state)((), **inputs, rngs=nnx.Rngs(key))[1]
 
         outputs = jax.vmap(call, out_axes=1)(state, jax.random.split(key, self.count))
-        return carry, {"raw": outputs["raw"]} | {n: outputs[n][:, 0] for n in WindowScale._fields}
+        return carry, outputs | {name: outputs[name][:, 0] for name in WindowScale._fields}
 
 
 class StaticCell(NamedTuple):
@@ -381,8 +413,13 @@ def _segments(xs: jax.Array, segment: int) -> jax.Array:
     return xs.reshape(len(xs), xs.shape[1] // segment, segment * xs.shape[2])
 
 
-def _beside(xs: jax.Array, static: jax.Array) -> jax.Array:
-    static = jnp.broadcast_to(static[:, None], (*xs.shape[:2], static.shape[-1]))
+def beside(xs: jax.Array, static: jax.Array) -> jax.Array:
+    """Steps ``[..., N, D]``, each with the same static features ``[..., K]`` behind its own.
+
+    >>> beside(jnp.ones((1, 2, 1)), jnp.zeros((1, 1))).tolist()
+    [[[1.0, 0.0], [1.0, 0.0]]]
+    """
+    static = jnp.broadcast_to(static[..., None, :], (*xs.shape[:-1], static.shape[-1]))
     return jnp.concatenate([xs, static], -1)
 
 

@@ -147,10 +147,14 @@ def forecast(
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _summary(head: Head, scaling: str, outputs: dict[str, Any]) -> tuple[jax.Array, jax.Array]:
     """Quantiles, averaged over the members of an ensemble, and mean, in the units of the data."""
-    window, raw = WindowScale(outputs["level"], outputs["scale"]), outputs["raw"]
-    raw = raw.reshape(len(raw), -1, *raw.shape[-2:])  # [B, M, F, P]
-    scale = jnp.broadcast_to(window.scale[:, None, None], raw.shape[:-1])
-    found = head.distribution(raw, scale).quantiles(jnp.array(LEVELS + GRID)).mean(1)
+    window, levels = WindowScale(outputs["level"], outputs["scale"]), jnp.array(LEVELS + GRID)
+    given = outputs["samples" if "samples" in outputs else "raw"]
+    given = given.reshape(len(given), -1, *given.shape[-2:])
+    if "samples" in outputs:  # [B, M, N, F]
+        found = jnp.moveaxis(jnp.quantile(given, levels, axis=2), 0, -1).mean(1)
+    else:  # [B, M, F, P]
+        scale = jnp.broadcast_to(window.scale[:, None, None], given.shape[:-1])
+        found = head.distribution(given, scale).quantiles(levels).mean(1)
     found = unscaled(found, window, scaling)
     return found[..., : len(LEVELS)], found[..., len(LEVELS) :].mean(-1)
 

@@ -22,7 +22,12 @@ from lstm_jax.data.windows import (
     series_arrays,
 )
 from lstm_jax.errors import expect
-from lstm_jax.models import EncoderForecaster, ForecasterEnsemble, Model
+from lstm_jax.models import (
+    AutoregressiveForecaster,
+    EncoderForecaster,
+    ForecasterEnsemble,
+    Model,
+)
 from lstm_jax.models.encoder_forecaster import Sizes, WindowScale, scaled
 from lstm_jax.tasks.backtest import Backtest, Forecasts, Origins, forecast
 from lstm_jax.tasks.base import Batch, Columns, Metrics, Plots, Task
@@ -91,6 +96,11 @@ class TimeSeries(Task):
             **encoding_of(table, train.tolist())._asdict(),
         }
 
+    def exported(self) -> dict[str, Any]:
+        expect(not self.model.autoregressive, "model.decoding", "direct for a model to export",
+               "autoregressive, whose forecasts are random samples")  # fmt: skip
+        return super().exported()
+
     @property
     def _columns(self) -> SeriesColumns:
         names = self.known["columns"]
@@ -146,7 +156,10 @@ class TimeSeries(Task):
 
     def _member(self, rngs: nnx.Rngs) -> EncoderForecaster:
         options = self.model
-        return EncoderForecaster(
+        make = EncoderForecaster
+        if options.autoregressive:
+            make = functools.partial(AutoregressiveForecaster, samples=options.samples)
+        return make(
             self._sizes, options.head_module, options.hidden_size, options.num_layers,
             segment=options.segment, season=self.data.season, scaling=options.scaling,
             embedding_features=options.embedding_size, magnitude=tuple(self.known["magnitude"]),
@@ -154,8 +167,9 @@ class TimeSeries(Task):
         )  # fmt: skip
 
     def loss(self, model: Any, carry: Any, batch: Batch, rngs: nnx.Rngs) -> tuple[jax.Array, Any]:
-        future = batch["future"]
-        inputs = {name: array for name, array in batch.items() if name != "future"}
+        future, inputs = batch["future"], dict(batch)
+        if not self.model.autoregressive:  # others read the truth of earlier rows
+            del inputs["future"]
         _, outputs = model((), **inputs, rngs=rngs)
         window, seen = WindowScale(outputs["level"], outputs["scale"]), jnp.isfinite(future)
         target = scaled(future, window, self.model.scaling)

@@ -194,6 +194,19 @@ class TimeSeriesModel(RecurrentConfig):
         at_most=1000,
     )  # fmt: skip
     weighted: bool = option(False, "whether a window's loss is weighted by its scale")
+    decoding: str = option(
+        "direct", "all steps at once, or row by row, each from a sample of the rows before it",
+        choices=("direct", "autoregressive"),
+    )  # fmt: skip
+    samples: int = option(
+        100, "sampled trajectories of a forecast, with decoding autoregressive", at_least=2,
+        at_most=10**5,
+    )  # fmt: skip
+
+    @property
+    def autoregressive(self) -> bool:
+        """Whether forecasts are sampled trajectories."""
+        return self.decoding == "autoregressive"
 
     @property
     def head_module(self) -> Head:

@@ -1,6 +1,7 @@
 """The encoder-decoder of series, against loops in NumPy."""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +20,10 @@ SIZES = Sizes(window=8, horizon=5, past=2, known=1, numbers=1, categories=(3,))
 HEAD = QuantileHead(levels=(0.1, 0.5, 0.9))
 
 
-def model_of(**options):
+def model_of(kind=EncoderForecaster, head=HEAD, **options):
     """A model whose parameters are large enough to matter, none of them zero."""
     options = {"segment": 2, "season": 4, "embedding_features": 2, "rngs": nnx.Rngs(0)} | options
-    model = EncoderForecaster(SIZES, HEAD, 4, **options)
+    model = kind(SIZES, head, 4, **options)
     rng = np.random.default_rng(1)
     params = jax.tree.map(
         lambda leaf: leaf + rng.normal(size=leaf.shape).astype(np.float32) / 4, params_of(model)
@@ -62,10 +63,20 @@ def lstm(params, xs, h, c):
     return np.array(hs), c
 
 
-def network(params, inputs, row: int) -> np.ndarray:
-    """The raw numbers of one window in float64, segment by segment."""
-    p, x = in_float64(params), {name: np.asarray(a[row], float) for name, a in inputs.items()}
-    F, y = SIZES.horizon, x["target"]
+class Past(NamedTuple):
+    """What is known at the present: scaled values, static features, and the second LSTM's state."""
+
+    level: float
+    scale: float
+    z: np.ndarray
+    static: np.ndarray
+    h: np.ndarray
+    c: np.ndarray
+
+
+def past_of(p, x) -> Past:
+    """The past of one window in float64, segment by segment."""
+    y = x["target"]
     observed = np.isfinite(y)
     level, scale = np.nanmean(y), np.nanstd(y)
     z = np.where(observed, (y - level) / scale, 0)
@@ -82,19 +93,36 @@ def network(params, inputs, row: int) -> np.ndarray:
     columns = np.concatenate([z[:, None], observed[:, None], flagged(x["past"]), known[:8]], -1)
     xs = np.maximum(columns.reshape(4, -1) @ p["read"]["kernel"] + p["read"]["bias"], 0)
     xs = np.concatenate([xs, np.tile(static, (4, 1))], -1)
-    (encoder,), (decoder,) = p["encoder"].values(), p["decoder"].values()
+    (encoder,) = p["encoder"].values()
     hs, c = lstm(encoder, xs, np.zeros(4), np.zeros(4))
     handoff = [p["handoff"][n] for n in sorted(p["handoff"])]
     h, c = (v @ w["kernel"] + w["bias"] for v, w in zip((hs[-1], c), handoff, strict=True))
+    return Past(level, scale, z, static, h, c)
+
+
+def filled(z, observed):
+    """The last observed value in each gap."""
+    z = z.copy()
+    for t in range(1, len(z)):
+        z[t] = z[t] if observed[t] else z[t - 1]
+    return z
+
+
+def row_of(params, inputs, row: int):
+    """Parameters and one window in float64."""
+    return in_float64(params), {name: np.asarray(a[row], float) for name, a in inputs.items()}
+
+
+def network(params, inputs, row: int) -> np.ndarray:
+    """The raw numbers of one window in float64, segment by segment."""
+    p, x = row_of(params, inputs, row)
+    past, known, (decoder,) = past_of(p, x), flagged(x["known"]), p["decoder"].values()
     future = np.concatenate([known[8:], np.zeros((1, 2))]).reshape(3, -1)
     ks = np.concatenate([future, np.eye(3)], -1) @ p["given"]["kernel"] + p["given"]["bias"]
-    ks = np.concatenate([np.maximum(ks, 0), np.tile(static, (3, 1))], -1)
-    us, _ = lstm(decoder, ks, h, c)
-    raw = (us @ p["readout"]["kernel"] + p["readout"]["bias"]).reshape(6, -1)[:F]
-    filled = z.copy()
-    for t in range(1, 8):
-        filled[t] = z[t] if observed[t] else filled[t - 1]
-    raw[:, 0] += filled @ p["linear"]
+    ks = np.concatenate([np.maximum(ks, 0), np.tile(past.static, (3, 1))], -1)
+    us, _ = lstm(decoder, ks, past.h, past.c)
+    raw = (us @ p["readout"]["kernel"] + p["readout"]["bias"]).reshape(6, -1)[: SIZES.horizon]
+    raw[:, 0] += filled(past.z, np.isfinite(x["target"])) @ p["linear"]
     return raw
 
 

@@ -26,6 +26,7 @@ from lstm_jax.train import load_run
 
 W, F = 16, 4
 SMALL = TimeSeriesModel(hidden_size=6, embedding_size=2)
+SAMPLED = dataclasses.replace(SMALL, decoding="autoregressive", samples=20, head="student_t")
 
 
 def weekly(path, rows: int = 100, future: int = F, gap: bool = True):
@@ -99,8 +100,12 @@ def test_splits_are_rows_fractions_or_dates(sales, part, rows):
 # ---- nothing is seen that is not known yet ----
 
 
-def test_the_future_can_be_poisoned_where_it_is_not_known(task, model):
+@pytest.mark.parametrize("decoding", ["direct", "autoregressive"])
+def test_the_future_can_be_poisoned_where_it_is_not_known(sales, task, model, decoding):
     """All that lies beyond the present, but for columns that are known in advance."""
+    if decoding == "autoregressive":
+        task = task_of(sales, SAMPLED)
+        model = Compiled(task.build(nnx.Rngs(0)))
     arrays = task._arrays
     series, rows = np.array([0, 1]), np.array([60, 70])
     before = task._forecast(model, arrays, series, rows)
@@ -259,6 +264,28 @@ def test_a_run_forecasts_what_follows_its_table(sales, tmp_path, capsys):
         json.loads((run / "results.json").read_text())["test"]
     )
     assert load_run(run).task.data.frequency == "W-SUN"
+
+
+def test_an_ensemble_of_sampled_forecasters_is_trained_and_forecasts(sales, tmp_path, capsys):
+    run, output = tmp_path / "run", tmp_path / "forecast.csv"
+    (tmp_path / "sales.toml").write_text(
+        f'task = "time_series"\n[data]\ntable = "{sales}"\nid_columns = "shop"\n'
+        'target_columns = "sales"\nknown_columns = "promotion"\nhorizon = 4\n'
+        '[model]\nhidden_size = 6\nmembers = 2\ndecoding = "autoregressive"\nsamples = 20\n'
+        'head = "student_t"\n[train]\nnum_steps = 3\n'
+    )
+    assert main(["train", str(tmp_path / "sales.toml"), "--workdir", str(run)]) == 0
+    assert main(["evaluate", str(run)]) == 0
+    assert main(["predict", str(run), "--output", str(output)]) == 0
+    levels = pd.read_csv(output)[[f"q{level:g}" for level in LEVELS]].to_numpy()
+    assert (np.diff(levels, axis=1) >= 0).all() and np.isfinite(levels).all()
+    assert main(["predict", str(run), "--output", str(tmp_path / "again.csv")]) == 0
+    assert (tmp_path / "again.csv").read_bytes() == output.read_bytes()
+    capsys.readouterr()
+    assert main(["export", str(run)]) == 1
+    found = "autoregressive, whose forecasts are random samples"
+    said = f"model.decoding: expected direct for a model to export, got {found}"
+    assert said in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_a_forecast_has_the_units_of_the_data(task, sales, model, tmp_path):
