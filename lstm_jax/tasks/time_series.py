@@ -29,16 +29,13 @@ from lstm_jax.models import (
     Model,
 )
 from lstm_jax.models.encoder_forecaster import Sizes, WindowScale, scaled
-from lstm_jax.tasks.backtest import Backtest, Forecasts, Origins, forecast
+from lstm_jax.tasks.backtest import Backtest, forecast
+from lstm_jax.tasks.backtest_plots import backtest_plots
 from lstm_jax.tasks.base import Batch, Columns, Metrics, Plots, Task
-from lstm_jax.tasks.fan_charts import backtest_plots, columns_of, future_plots
-from lstm_jax.tasks.time_series_data import (
-    TimeSeriesData,
-    TimeSeriesModel,
-    check_new,
-    check_sizes,
-    described,
-)
+from lstm_jax.tasks.fan_charts import columns_of, future_plots
+from lstm_jax.tasks.quantile_forecasts import Forecasts, Origins
+from lstm_jax.tasks.time_series_checks import check_new, check_sizes, described
+from lstm_jax.tasks.time_series_data import TimeSeriesData, TimeSeriesModel
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,9 +4,7 @@ import dataclasses
 import functools
 import math
 import pathlib
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any
 
 from lstm_jax.config import RecurrentConfig, Section, cell_factory, option
 from lstm_jax.data.calendar import check_frequency, season_and_horizon
@@ -20,27 +18,13 @@ from lstm_jax.data.series import (
     read_frame,
     read_series,
 )
-from lstm_jax.errors import UserError, expect
+from lstm_jax.errors import expect
 from lstm_jax.models import StaticCell
 from lstm_jax.models.encoder_forecaster import SCALINGS
 from lstm_jax.models.heads import HEADS, Head, MixtureHead, QuantileHead
+from lstm_jax.tasks.time_series_splits import FORMS, Parts, check_part, parts_of
 
 NAMED = tuple(PUBLIC_SERIES)
-FORMS = "a number of rows (48), a fraction (0.1), or a date (2016-03-01)"
-
-
-def check_part(text: str) -> None:
-    """Raises where a string does not say how large a split is."""
-    import pandas as pd
-
-    if text in ("", "none"):
-        return
-    try:
-        fits = float(text) > 0 if is_number(text) else bool(pd.Timestamp(text) is not pd.NaT)
-    except ValueError:
-        fits = False
-    if not fits or (is_number(text) and "." in text and float(text) >= 1):
-        raise UserError(f"expected {FORMS}, got {text!r}")
 
 
 def check_levels(text: str) -> tuple[float, ...]:
@@ -137,38 +121,9 @@ class TimeSeriesData(Section):
             static_columns=",".join(columns.static),
         )  # fmt: skip
 
-    def parts(self, series: Series) -> "Parts":
+    def parts(self, series: Series) -> Parts:
         """Where the splits of a series end."""
-        test = series.present - _rows(self.test, series, series.present)
-        return Parts(test - _rows(self.validation, series, test), test, series.present)
-
-
-class Parts(NamedTuple):
-    """Rows of a series: those for training come before ``train``, and so on.
-
-    >>> Parts(80, 90, 100).validation
-    90
-    """
-
-    train: int
-    validation: int
-    test: int
-
-
-def _rows(text: str, series: Series, end: int) -> int:
-    """How many of the rows before ``end`` a split has."""
-    import pandas as pd
-
-    if text == "none":
-        return 0
-    if is_number(text):
-        return int(text) if "." not in text else max(1, round(float(text) * series.present))
-    moment = pd.Timestamp(text)
-    zone = getattr(series.times, "tz", None)
-    if not isinstance(series.times, pd.DatetimeIndex):
-        raise UserError(f"data: expected a number of rows or a fraction for a split, got {text!r}")
-    moment = moment.tz_localize(zone) if zone is not None and moment.tz is None else moment
-    return max(0, end - int(series.times.searchsorted(moment)))
+        return parts_of(series, self.validation, self.test)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,71 +191,3 @@ class TimeSeriesModel(RecurrentConfig):
 @functools.cache
 def _entity_aware(static: int) -> Any:
     return cell_factory(f"ea_lstm(static_size={static})")
-
-
-def check_sizes(data: TimeSeriesData, model: TimeSeriesModel, table: SeriesTable) -> None:
-    """Raises :class:`UserError` where the sizes, the splits and the values do not fit together."""
-    window, horizon, where = data.window, data.horizon, f"data.table: {data.table}"
-    expect(window % model.segment == 0, "model.segment", f"a divisor of data.window = {window}",
-           model.segment)  # fmt: skip
-    expect(data.season <= window, "data.season", f"at most data.window = {window}", data.season)
-    expect(model.cell != "ea_lstm" or model.num_layers == 1, "model.num_layers",
-           "1 with model.cell ea_lstm, whose inputs end in the static features",
-           model.num_layers)  # fmt: skip
-    if model.head == "negative_binomial":
-        expect(model.scaling == "mean", "model.scaling", "mean with head negative_binomial",
-               model.scaling)  # fmt: skip
-    for series in table.series:
-        parts, name = data.parts(series), f"{where}: series {series.name!r}"
-        found = {"train": parts.train, "validation": parts.validation - parts.train}
-        found |= {"test": parts.test - parts.validation} if data.test != "none" else {}
-        for split, rows in found.items():
-            least = window + horizon if split == "train" else horizon
-            words = "data.window + data.horizon" if split == "train" else "data.horizon"
-            expect(rows >= least, f"{name}: {split} split", f"at least {words} = {least} rows",
-                   rows)  # fmt: skip
-        train = series.target[: parts.train]
-        values = train[np.isfinite(train)]
-        lines = f"{name}: lines {series.lines[0]} to {series.lines[parts.train - 1]}"
-        expect(values.size, f"{lines} (train split)", "a value of the target", "none")
-        expect(values.min() < values.max(), f"{lines} (train split)", "values that vary",
-               f"the constant {values[0]:g}")  # fmt: skip
-        least = 0 if model.scaling == "log" or model.head == "negative_binomial" else -np.inf
-        wrong = series.target < least
-        if model.head == "negative_binomial":
-            wrong |= np.isfinite(series.target) & (series.target % 1 != 0)
-        for row in np.flatnonzero(wrong)[:1]:
-            kind = "whole numbers of at least 0" if model.head != "quantile" else "at least 0"
-            expect(False, f"{name}: line {series.lines[row]}",
-                   f"{kind} (model.head {model.head}, model.scaling {model.scaling})",
-                   series.target[row])  # fmt: skip
-
-
-def check_new(data: TimeSeriesData, table: SeriesTable, where: str) -> None:
-    """Raises :class:`UserError` where a table cannot be forecast: too few rows, no plan."""
-    for each in table.series:
-        name = f"{where}: series {each.name!r}: lines {each.lines[0]} to {each.lines[-1]}"
-        wanted = f"at least data.window = {data.window} rows up to the present"
-        expect(each.present >= data.window, name, wanted, each.present)
-        seen = np.isfinite(each.target[each.present - data.window : each.present]).any()
-        expect(seen, name, f"a value in the last {data.window} rows", "none")
-        if table.columns.known:
-            names, ahead = ", ".join(table.columns.known), len(each.target) - each.present
-            wanted = f"{data.horizon} rows with {names} after {each.times[each.present - 1]}"
-            expect(ahead >= data.horizon, f"{name}: columns {names}", wanted, ahead)
-
-
-def described(data: TimeSeriesData, model: TimeSeriesModel, table: SeriesTable) -> list[str]:
-    """What was found in a table, and what was inferred from it."""
-    first = table.series[0]
-    begin = min(each.times[0] for each in table.series)
-    end = max(each.times[each.present - 1] for each in table.series)
-    parts = data.parts(first)
-    rows = f"{parts.train}, {parts.validation - parts.train}, {parts.test - parts.validation}"
-    return [
-        f"{data.table}: {len(table.series)} series from {begin} to {end}, frequency "
-        f"{table.frequency}; season {data.season}, window {data.window}, horizon "
-        f"{data.horizon}, segment {model.segment}; rows of {first.name!r} for training, "
-        f"validation and test: {rows}",
-        *table.notes,
-    ]

@@ -12,14 +12,10 @@ from scipy.stats import norm
 from lstm_jax.cli import main
 from lstm_jax.errors import UserError
 from lstm_jax.models import Compiled
-from lstm_jax.tasks.backtest import (
-    LEVELS,
-    Forecasts,
-    Origins,
-    metrics_of,
-    quantile_regression,
-    with_errors,
-)
+from lstm_jax.tasks.forecast_metrics import metrics_of
+from lstm_jax.tasks.quantile_forecasts import LEVELS, Forecasts, Origins
+from lstm_jax.tasks.quantile_regression import quantile_regression
+from lstm_jax.tasks.simple_methods import with_errors
 from lstm_jax.tasks.time_series import TimeSeries
 from lstm_jax.tasks.time_series_data import TimeSeriesData, TimeSeriesModel
 from lstm_jax.train import load_run
