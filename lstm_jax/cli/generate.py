@@ -51,7 +51,7 @@ def configure(parser: Parser, words: Sequence[str]) -> None:
 def run(options: argparse.Namespace) -> None:
     """Prints the text as it is generated, and writes generated files, by default where it runs."""
     from lstm_jax._files import write_content
-    from lstm_jax.tasks.base import File, Generates
+    from lstm_jax.tasks.protocols import File, Generates
     from lstm_jax.train import load_run, load_workdir
 
     if options.output is not None:

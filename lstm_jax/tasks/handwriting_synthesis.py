@@ -15,7 +15,7 @@ from lstm_jax.data import digest
 from lstm_jax.data.ink import Ink
 from lstm_jax.errors import expect
 from lstm_jax.models.handwriting_synthesis import HandwritingSynthesis
-from lstm_jax.tasks.base import Batch, Columns, File, Metrics, Plots, Task
+from lstm_jax.tasks.base import Batch, Columns, Metrics, Plots, Task
 from lstm_jax.tasks.handwriting_data import checked_labels, summary_lines
 from lstm_jax.tasks.handwriting_synthesis_data import (
     SynthesisConfig,
@@ -25,6 +25,7 @@ from lstm_jax.tasks.handwriting_synthesis_data import (
     training_batches,
 )
 from lstm_jax.tasks.ink_svg import svg_page
+from lstm_jax.tasks.protocols import File
 from lstm_jax.tasks.synthesis_plots import drawn_biases, drawn_styles, laid_out, window_plot
 from lstm_jax.tasks.synthesis_scores import losses_of, mean_loss, simple_methods
 from lstm_jax.tasks.trails import Trail, trails_of

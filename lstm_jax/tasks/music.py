@@ -24,10 +24,11 @@ from lstm_jax.data import (
 )
 from lstm_jax.errors import UserError, expect
 from lstm_jax.models import PianoRollModel
-from lstm_jax.tasks.base import Batch, Columns, File, Metrics, Plots, Task
+from lstm_jax.tasks.base import Batch, Columns, Metrics, Plots, Task
 from lstm_jax.tasks.music_data import MusicData
 from lstm_jax.tasks.piano_rolls import continued, frame_losses, simple_models, summary, tune
 from lstm_jax.tasks.plots import piano_rolls
+from lstm_jax.tasks.protocols import File
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,9 +20,10 @@ from lstm_jax.data import (
     transitions,
     wav_bytes,
 )
-from lstm_jax.tasks.base import File, Metrics
+from lstm_jax.tasks.base import Metrics
 from lstm_jax.tasks.music_data import MusicData
 from lstm_jax.tasks.plots import piano_rolls
+from lstm_jax.tasks.protocols import File
 
 ROWS, STEPS = 16, 128  # of one call in evaluation, which bounds the memory
 FRAMES_PER_LINE = 4

@@ -15,7 +15,12 @@ def linear_quantiles(
     """Quantile regression for each step, on the scaled values of the last season or of 24 rows.
 
     Args:
-      arrays, origins, train, window, season, scaling: as for :class:`lstm_jax.tasks.backtest.Backtest`.
+      arrays: the series.
+      origins: where forecasts begin.
+      train: the series and rows of training origins.
+      window: W.
+      season: steps of a season.
+      scaling: how windows are scaled.
       most: training windows that are used, at random.
     """
     horizon = origins.truth.shape[1]

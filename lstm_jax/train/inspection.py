@@ -15,7 +15,8 @@ from lstm_jax.config import Config
 from lstm_jax.errors import UserError
 from lstm_jax.inspect.page import Section, facts, look_into, page, picture
 from lstm_jax.nnx import Stack
-from lstm_jax.tasks.base import Predicts, Task
+from lstm_jax.tasks.base import Task
+from lstm_jax.tasks.protocols import Predicts
 from lstm_jax.train.loop import best_model
 from lstm_jax.train.metrics import loss_curve, read_metrics
 from lstm_jax.train.workdir import CONFIG_FILE

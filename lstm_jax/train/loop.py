@@ -22,7 +22,8 @@ from lstm_jax._files import make_folder, write_content
 from lstm_jax.config import Config, OptimizerConfig, TrainConfig, task_name
 from lstm_jax.errors import UserError
 from lstm_jax.models import Compiled
-from lstm_jax.tasks.base import Generates, Metrics, Task
+from lstm_jax.tasks.base import Metrics, Task
+from lstm_jax.tasks.protocols import Generates
 from lstm_jax.train.checkpoint import Checkpoints, DamagedCheckpoint
 from lstm_jax.train.devices import data_mesh
 from lstm_jax.train.memory import check_memory

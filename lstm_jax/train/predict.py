@@ -11,7 +11,8 @@ import numpy as np
 
 from lstm_jax._files import write_content
 from lstm_jax.errors import UserError, expect
-from lstm_jax.tasks.base import ChartsPredictions, Columns, PlotsFile, PlotsText
+from lstm_jax.tasks.base import Columns
+from lstm_jax.tasks.protocols import ChartsPredictions, PlotsFile, PlotsText
 from lstm_jax.train.metrics import drawn, plot_content
 from lstm_jax.train.report import Report
 from lstm_jax.train.run import Run, load_run

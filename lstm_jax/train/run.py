@@ -7,7 +7,8 @@ from typing import Any
 from lstm_jax.config import Config
 from lstm_jax.errors import UserError
 from lstm_jax.models import Compiled
-from lstm_jax.tasks.base import Columns, Predicts
+from lstm_jax.tasks.base import Columns
+from lstm_jax.tasks.protocols import Predicts
 from lstm_jax.train.loop import best_model
 from lstm_jax.train.workdir import load_workdir, stored_metadata
 
