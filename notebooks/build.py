@@ -33,6 +33,7 @@ PICTURES = {
     "06_forecasting": 0,
     "07_from_torch_and_back": 0,
     "08_translation": 0,
+    "09_handwriting": 2,
     "10_music": 1,
     "11_reinforcement_learning": 0,
 }
