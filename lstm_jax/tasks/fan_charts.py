@@ -80,11 +80,14 @@ def fan_figure(panels: Sequence[Any], found: Forecasts, before: int) -> "Figure"
         past = slice(max(0, end - before), end)
         future = slice(end, end + horizon)
         ahead = times[future]
-        for low, high, alpha in BANDS:
+        for (low, high, alpha), share in zip(BANDS, ("95 %", "80 %"), strict=True):
             lower, upper = found.quantiles[n, :, low], found.quantiles[n, :, high]
-            panel.fill_between(ahead, lower, upper, color=COLOR, alpha=alpha, linewidth=0)
+            panel.fill_between(
+                ahead, lower, upper, color=COLOR, alpha=alpha, linewidth=0, label=share
+            )
         panel.plot(times[past], values[past], color="0.3", linewidth=1, label="history")
-        panel.plot(times[future], values[future], color="black", linewidth=1, label="truth")
+        if np.isfinite(values[future]).any():
+            panel.plot(times[future], values[future], color="black", linewidth=1, label="truth")
         panel.plot(ahead, found.median[n], color=COLOR, linewidth=1.4, label="forecast")
         panel.set_title(label(name, 40), loc="left", fontsize="small")
         panel.tick_params(labelsize="x-small")
@@ -92,6 +95,8 @@ def fan_figure(panels: Sequence[Any], found: Forecasts, before: int) -> "Figure"
             _dates(panel)
     for panel in axes[len(panels) :]:
         panel.set_visible(False)
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper right", ncols=5, frameon=False)
     return figure
 
 
