@@ -6,6 +6,7 @@ samples its noise with it.  Regularisers nest: ``Zoneout(DropConnect(LSTMCell(64
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -297,22 +298,29 @@ class RecurrentDropout(Regularizer):
             )
 
     def noisy(self, params: Params, key: jax.Array, shape: tuple[int, ...]) -> tuple[Step, Any]:
-        cell = self.cell
+        cell, functions = self.cell, self.cell.activations
         keep = jax.random.bernoulli(key, 1.0 - self.rate, (*shape[:-1], self.hidden_size))
-        functions, kind = cell.activations, type(cell)
         options = {field.name: getattr(cell, field.name) for field in dataclasses.fields(cell)}
 
         def dropped(state: Any, x: jax.Array, keep: jax.Array) -> tuple[Any, jax.Array]:
             def drop(z: jax.Array) -> jax.Array:
                 return _kept(functions.candidate(z), keep, self.rate)
 
-            # The same cell except for one function, which no option sets: activation_fn may
-            # apply to the read-out, too, and in the variant niaf to nothing else.
-            body = {"activations": functions._replace(candidate=drop)}
-            noisy = type(kind.__name__, (kind,), body)(**options)
+            noisy = _with_own_activations(type(cell))(**options)
+            object.__setattr__(noisy, "activations", functions._replace(candidate=drop))
             return noisy.step(params, state, x)
 
         return dropped, keep
+
+
+@functools.cache
+def _with_own_activations(kind: type[GatedCell]) -> type[GatedCell]:
+    """A kind of cell whose activations are an attribute of each cell, not given by its options.
+
+    No option sets the candidate's function alone: ``activation_fn`` may apply to the read-out, too,
+    and in the variant niaf to nothing else.
+    """
+    return type(kind.__name__, (kind,), {"activations": None})
 
 
 @dataclasses.dataclass(frozen=True)
