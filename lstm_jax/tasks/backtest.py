@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lstm_jax.data.windows import SeriesArrays
+from lstm_jax.data.windows import SeriesArrays, origins_within
+from lstm_jax.errors import expect
 from lstm_jax.models.encoder_forecaster import WindowScale, unscaled
 from lstm_jax.models.heads import Head
 from lstm_jax.tasks.base import Metrics
@@ -22,6 +23,8 @@ from lstm_jax.tasks.simple_methods import (
     spread_out,
     with_errors,
 )
+from lstm_jax.tasks.time_series_data import TimeSeriesData
+from lstm_jax.tasks.time_series_splits import Parts
 
 GRID = tuple((n + 0.5) / 25 for n in range(25))
 """Levels over which quantiles are averaged to a mean."""
@@ -103,6 +106,28 @@ class Backtest(NamedTuple):
             arrays, origins, train, window, season, scaling
         )
         return methods
+
+
+def backtest_of(
+    arrays: SeriesArrays, ends: np.ndarray, split: str, data: TimeSeriesData
+) -> Backtest:
+    """The backtest of a split.
+
+    Args:
+      arrays: the series.
+      ends: rows up to the end of training, validation and test of each series, ``[S, 3]``.
+      split: validation or test.
+      data: the section ``[data]``.
+
+    Raises:
+      UserError: the split has no observed value.
+    """
+    n = Parts._fields.index(split)
+    before, end = ends[:, n - 1], ends[:, n]
+    series, rows = origins_within(arrays, before, end, data.window, data.horizon, data.stride)
+    expect(len(series), f"data.{split}", "an observed value to forecast", "none")
+    truth = arrays.future(series, rows, data.horizon).astype(np.float64)
+    return Backtest(arrays, Origins(series, rows, truth), ends[:, 0], before, data.season)
 
 
 def forecast(

@@ -12,15 +12,8 @@ import numpy as np
 from flax import nnx
 
 from lstm_jax.data import digest
-from lstm_jax.data.calendar import calendar_names
-from lstm_jax.data.series import Encoding, SeriesColumns, SeriesTable, encoding_of, read_frame
-from lstm_jax.data.windows import (
-    SeriesArrays,
-    extended,
-    origins_within,
-    random_windows,
-    series_arrays,
-)
+from lstm_jax.data.series import SeriesTable, read_frame
+from lstm_jax.data.windows import SeriesArrays, extended, origins_within, random_windows
 from lstm_jax.errors import expect
 from lstm_jax.models import (
     AutoregressiveForecaster,
@@ -28,14 +21,15 @@ from lstm_jax.models import (
     ForecasterEnsemble,
     Model,
 )
-from lstm_jax.models.encoder_forecaster import Sizes, WindowScale, scaled
-from lstm_jax.tasks.backtest import Backtest, forecast
+from lstm_jax.models.encoder_forecaster import WindowScale, scaled
+from lstm_jax.tasks.backtest import Backtest, backtest_of, forecast
 from lstm_jax.tasks.backtest_plots import backtest_plots
 from lstm_jax.tasks.base import Batch, Columns, Metrics, Plots, Task
 from lstm_jax.tasks.fan_charts import columns_of, future_plots
-from lstm_jax.tasks.quantile_forecasts import Forecasts, Origins
+from lstm_jax.tasks.quantile_forecasts import Forecasts
 from lstm_jax.tasks.time_series_checks import check_new, check_sizes, described
 from lstm_jax.tasks.time_series_data import TimeSeriesData, TimeSeriesModel
+from lstm_jax.tasks.time_series_inputs import Inputs, inputs_of, metadata_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,42 +75,21 @@ class TimeSeries(Task):
         return np.array([self.data.parts(each) for each in self._table.series])
 
     def metadata(self) -> dict[str, Any]:
-        """``columns``, ``frequency``, ``magnitude``; ``moments`` and ``words`` for encoding."""
-        table, train = self._table, self._ends[:, 0]
-        rows = zip(table.series, train, strict=True)
-        sizes = [np.log1p(abs(np.nanmean(each.target[:end]))) for each, end in rows]
-        deviation = float(np.std(sizes))
-        return {
-            "columns": dataclasses.asdict(table.columns),
-            "frequency": table.frequency,
-            "magnitude": [float(np.mean(sizes)), deviation if deviation > 1e-3 else 1.0],
-            **encoding_of(table, train.tolist())._asdict(),
-        }
+        """As :func:`lstm_jax.tasks.time_series_inputs.metadata_of`."""
+        return metadata_of(self._table, self._ends[:, 0])
 
     def exported(self) -> dict[str, Any]:
         expect(not self.model.autoregressive, "model.decoding", "direct for a model to export",
                "autoregressive, whose forecasts are random samples")  # fmt: skip
         return super().exported()
 
-    @property
-    def _columns(self) -> SeriesColumns:
-        names = self.known["columns"]
-        lists: Any = {name: tuple(value) for name, value in names.items() if name != "time"}
-        return SeriesColumns(names["time"], **lists)
-
-    @property
-    def _encoding(self) -> Encoding:
-        return Encoding(self.known["moments"], self.known["words"])
-
-    def _encoded(self, series: Any) -> SeriesArrays:
-        return series_arrays(
-            series, self._columns, self._encoding, self.known["frequency"],
-            calendar=self.data.calendar, holidays=self.data.holidays,
-        )  # fmt: skip
+    @functools.cached_property
+    def _inputs(self) -> Inputs:
+        return inputs_of(self.known, self.data)
 
     @functools.cached_property
     def _arrays(self) -> SeriesArrays:
-        return self._encoded(self._table.series)
+        return self._inputs.arrays(self._table.series)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -135,30 +108,20 @@ class TimeSeries(Task):
 
     # ---- model and loss ----
 
-    @functools.cached_property
-    def _sizes(self) -> Sizes:
-        columns, encoding = self._columns, self._encoding
-        calendar = calendar_names(self.known["frequency"], self.data.holidays)
-        words = [len(encoding.words[name]) + 1 for name in columns.static if name in encoding.words]
-        return Sizes(
-            self.data.window, self.data.horizon, sum(map(encoding.width, columns.past)),
-            sum(map(encoding.width, columns.known)) + len(calendar) * self.data.calendar,
-            len(columns.static) - len(words), tuple(words),
-        )  # fmt: skip
-
     def build(self, rngs: nnx.Rngs) -> Model:
         if self.model.members > 1:
             return ForecasterEnsemble(self._member, self.model.members, rngs=rngs)
         return self._member(rngs)
 
     def _member(self, rngs: nnx.Rngs) -> EncoderForecaster:
-        options = self.model
+        options, data = self.model, self.data
         make = EncoderForecaster
         if options.autoregressive:
             make = functools.partial(AutoregressiveForecaster, samples=options.samples)
         return make(
-            self._sizes, options.head_module, options.hidden_size, options.num_layers,
-            segment=options.segment, season=self.data.season, scaling=options.scaling,
+            self._inputs.sizes(data.window, data.horizon), options.head_module,
+            options.hidden_size, options.num_layers,
+            segment=options.segment, season=data.season, scaling=options.scaling,
             embedding_features=options.embedding_size, magnitude=tuple(self.known["magnitude"]),
             cell=options.cell_kind, dropout=options.dropout, dtype=options.dtype, rngs=rngs,
         )  # fmt: skip
@@ -181,17 +144,8 @@ class TimeSeries(Task):
 
     @functools.cached_property
     def _backtests(self) -> dict[str, Backtest]:
-        data, ends = self.data, self._ends
-        found = {}
-        for n, split in enumerate(self.splits):
-            series, rows = origins_within(
-                self._arrays, ends[:, n], ends[:, n + 1], data.window, data.horizon, data.stride
-            )
-            expect(len(series), f"data.{split}", "an observed value to forecast", "none")
-            truth = self._arrays.future(series, rows, data.horizon).astype(np.float64)
-            origins = Origins(series, rows, truth)
-            found[split] = Backtest(self._arrays, origins, ends[:, 0], ends[:, n], data.season)
-        return found
+        arrays, ends = self._arrays, self._ends
+        return {split: backtest_of(arrays, ends, split, self.data) for split in self.splits}
 
     def _forecast(self, model: Any, arrays: SeriesArrays, series: Any, rows: Any) -> Forecasts:
         options, data = self.model, self.data
@@ -236,5 +190,5 @@ class TimeSeries(Task):
         check_new(data, table, where)
         series = [extended(each, data.horizon, self.known["frequency"]) for each in table.series]
         presents = np.array([each.present for each in series])
-        arrays = self._encoded(series)
+        arrays = self._inputs.arrays(series)
         return series, self._forecast(model, arrays, np.arange(len(series)), presents)

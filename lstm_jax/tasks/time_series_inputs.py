@@ -1,0 +1,81 @@
+"""How the columns of a table become the inputs of a model."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lstm_jax.data.calendar import calendar_names
+from lstm_jax.data.series import Encoding, Series, SeriesColumns, SeriesTable, encoding_of
+from lstm_jax.data.windows import SeriesArrays, series_arrays
+from lstm_jax.models.encoder_forecaster import Sizes
+from lstm_jax.tasks.time_series_data import TimeSeriesData
+
+
+def metadata_of(table: SeriesTable, train: np.ndarray) -> dict[str, Any]:
+    """What a run's folder stores of a table.
+
+    Args:
+      table: the table.
+      train: rows of each series for training, ``[S]``.
+
+    Returns:
+      ``columns``, ``frequency``; ``magnitude``, mean and deviation of log(1 + size) of the series;
+      ``moments`` and ``words`` of :class:`lstm_jax.data.series.Encoding`.
+    """
+    rows = zip(table.series, train, strict=True)
+    sizes = [np.log1p(abs(np.nanmean(each.target[:end]))) for each, end in rows]
+    deviation = float(np.std(sizes))
+    return {
+        "columns": dataclasses.asdict(table.columns),
+        "frequency": table.frequency,
+        "magnitude": [float(np.mean(sizes)), deviation if deviation > 1e-3 else 1.0],
+        **encoding_of(table, train.tolist())._asdict(),
+    }
+
+
+class Inputs(NamedTuple):
+    """What turns the series of a table into arrays.
+
+    Attributes:
+      columns: which column is what.
+      encoding: how columns become numbers.
+      frequency: of the time stamps.
+      calendar: whether features of the calendar are inputs.
+      holidays: country of public holidays; empty for none.
+    """
+
+    columns: SeriesColumns
+    encoding: Encoding
+    frequency: str
+    calendar: bool
+    holidays: str
+
+    def arrays(self, series: Sequence[Series]) -> SeriesArrays:
+        """The series, encoded."""
+        return series_arrays(
+            series, self.columns, self.encoding, self.frequency, calendar=self.calendar,
+            holidays=self.holidays,
+        )  # fmt: skip
+
+    def sizes(self, window: int, horizon: int) -> Sizes:
+        """The sizes of what a model reads."""
+        columns, encoding = self.columns, self.encoding
+        calendar = calendar_names(self.frequency, self.holidays) if self.calendar else ()
+        words = [len(encoding.words[name]) + 1 for name in columns.static if name in encoding.words]
+        return Sizes(
+            window, horizon, sum(map(encoding.width, columns.past)),
+            sum(map(encoding.width, columns.known)) + len(calendar),
+            len(columns.static) - len(words), tuple(words),
+        )  # fmt: skip
+
+
+def inputs_of(known: dict[str, Any], data: TimeSeriesData) -> Inputs:
+    """What turns series into arrays, from stored metadata and the section ``[data]``."""
+    names = known["columns"]
+    lists: Any = {name: tuple(value) for name, value in names.items() if name != "time"}
+    return Inputs(
+        SeriesColumns(names["time"], **lists), Encoding(known["moments"], known["words"]),
+        known["frequency"], data.calendar, data.holidays,
+    )  # fmt: skip
