@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, checked when read, never unpickled."""
+"""Checkpoints: written atomically, verified when read, never unpickled."""
 
 import contextlib
 import hashlib
@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 from lstm_jax.errors import UserError
 from lstm_jax.train.step import TrainState
 
-# Orbax reports each step of its work; a run prints what concerns its user itself.
+# Orbax logs each step of its work. A run prints its own messages instead.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 TEMPORARY = ".orbax-checkpoint-tmp"  # in the names of folders that are being written
@@ -29,8 +29,8 @@ FILES = "files.json"  # in each checkpoint: the SHA-256 of every other file of i
 class DamagedCheckpoint(UserError):  # noqa: N818 - describes the checkpoint
     """A checkpoint with a wrong digest or a broken structure.
 
-    A file that cannot be read now, for lack of permission or after an error of the disk or
-    network, is not damage: it can be whole.
+    A file that cannot be read now, because of a missing permission or a disk or network error, does
+    not count as damaged: its content may be intact.
     """
 
 
@@ -67,7 +67,7 @@ def _digests(folder: pathlib.Path) -> dict[str, str]:
 
 
 def _known_digests(folder: pathlib.Path) -> dict[str, str]:
-    """Those that the checkpoint holds; none if the process was killed before it wrote them."""
+    """The stored digests; empty if the process was killed before it wrote them."""
     try:
         known = json.loads((folder / FILES).read_text("utf-8"))
     except FileNotFoundError:
@@ -80,15 +80,15 @@ def _known_digests(folder: pathlib.Path) -> dict[str, str]:
 
 
 def _meta_digest(meta: dict[str, Any]) -> str:
-    """SHA-256 of the JSON besides the state, for a checkpoint whose ``files.json`` is missing."""
+    """SHA-256 of the metadata, for a checkpoint whose ``files.json`` is missing."""
     content = {name: value for name, value in meta.items() if name != "meta_digest"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _held_loss(folder: pathlib.Path) -> float | None:
-    """The validation loss of a checkpoint, None where none was taken.
+    """The validation loss of a checkpoint; None if it was not measured.
 
-    It is read by hand: Orbax would fail altogether on a damaged checkpoint.
+    It is read without Orbax, which cannot open a damaged checkpoint at all.
 
     Raises:
       DamagedCheckpoint: the loss is missing, or its file has changed.
@@ -117,10 +117,10 @@ def _unreadable(path: pathlib.Path, error: OSError) -> UserError:
 
 
 def _safe_path(folder: pathlib.Path) -> tuple[pathlib.Path, contextlib.ExitStack]:
-    """A path to a folder that Orbax reads literally, and what removes it.
+    """A path to a folder that Orbax reads literally, and the exit stack that removes it.
 
-    Orbax takes ``[`` and ``**`` in a path as patterns, and ``gs:`` as the address of a bucket.
-    Such a folder is reached through a symbolic link.
+    Orbax interprets ``[`` and ``**`` in a path as patterns, and ``gs:`` as the address of a bucket.
+    For such a folder the path is a symbolic link to it.
     """
     link = contextlib.ExitStack()
     if re.fullmatch(r"[\w /.-]*", str(folder)):
@@ -137,7 +137,7 @@ def _safe_path(folder: pathlib.Path) -> tuple[pathlib.Path, contextlib.ExitStack
 
 
 class _LatestAndBest(ocp.checkpoint_managers.PreservationPolicy):
-    """Keeps the steps that a function chooses; losses are the business of `Checkpoints`."""
+    """Keeps the steps that a function chooses; `Checkpoints` itself tracks the losses."""
 
     def __init__(self, kept: Callable[[list[int]], set[int | None]]):
         self._kept = kept
@@ -148,21 +148,21 @@ class _LatestAndBest(ocp.checkpoint_managers.PreservationPolicy):
 
 
 class Checkpoints:
-    """The checkpoints of a run: the latest few and the best, each a numbered folder.
+    """The checkpoints of a run: the latest few and the best, each in a numbered folder.
 
-    Beside the state a checkpoint holds ``meta``, plain JSON: the place in the data, what has
-    been summed up since the last line of metrics, and a digest of the state.
+    Besides the state, a checkpoint holds ``meta``, plain JSON: the position in the data, the sums
+    since the last line of metrics, and a digest of the state.
 
     Args:
-      folder: where they lie; made if missing.
-      keep: how many of the latest are kept, beside the best.
+      folder: contains the checkpoints; created if missing.
+      keep: the number of latest checkpoints that are kept besides the best.
     """
 
     def __init__(self, folder: pathlib.Path, keep: int):
         self.folder = folder.absolute()
         self._keep = keep
         self._losses: dict[int, float] = {}
-        self._damaged: dict[int, DamagedCheckpoint] = {}  # whose loss is not known
+        self._damaged: dict[int, DamagedCheckpoint] = {}  # their losses are unknown
         self._read_back = False  # whether a checkpoint of this process has been read
         path, self._link = _safe_path(self.folder)
         try:
@@ -205,26 +205,26 @@ class Checkpoints:
                     self._losses[step] = loss
 
     def steps(self) -> list[int]:
-        """The steps of which there is a checkpoint, the latest first."""
+        """The steps that have a checkpoint, latest first."""
         return sorted(self._manager.all_steps(), reverse=True)
 
     def save(self, state: TrainState, meta: dict[str, Any], loss: float | None) -> None:
-        """Writes a checkpoint, in one move from a temporary folder.
+        """Writes a checkpoint to a temporary folder and renames it.
 
-        The first one is read back, so that a path or disk that loses data is noticed at once.
+        The first one is read back, so that a path or disk that loses data is noticed immediately.
 
         Args:
-          state: what training goes on from.
-          meta: what else it needs; JSON.
-          loss: what the best has the lowest of: the validation loss, unless the task chooses by
-            another metric; None where it was not measured.
+          state: the state from which training resumes.
+          meta: everything else that resuming needs; JSON.
+          loss: the quantity that selects the best checkpoint, where lower is better: the validation
+            loss, unless the task selects by another metric; None if it was not measured.
 
         Raises:
-          UserError: the checkpoint cannot be written, or not be read afterwards.
+          UserError: the checkpoint cannot be written, or cannot be read back.
         """
         step = int(state.step)
         if step in self._manager.all_steps():
-            # Left from before this run was taken up from an earlier checkpoint.
+            # An earlier process wrote it before this run was resumed from an earlier checkpoint.
             self._delete(step)
         if loss is not None:
             self._losses[step] = loss
@@ -234,7 +234,8 @@ class Checkpoints:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    # From the host: of sharded arrays Orbax would compile a slice of each shape.
+                    # Arrays on the host: for sharded arrays Orbax would compile a slice for each
+                    # shape.
                     state=ocp.args.StandardSave(jax.device_get(state)),
                     meta=ocp.args.JsonSave(content),
                 ),
@@ -256,10 +257,10 @@ class Checkpoints:
             self._read_back = True
 
     def best_step(self) -> int | None:
-        """The step of the lowest validation loss, or the latest where none was taken.
+        """The step with the lowest validation loss, or the latest step if none was measured.
 
         Raises:
-          DamagedCheckpoint: the loss of a checkpoint is damaged, which could be the lowest.
+          DamagedCheckpoint: the loss of a checkpoint is unreadable, and it could be the lowest.
         """
         for step in self.steps():
             if step in self._damaged:
@@ -278,7 +279,7 @@ class Checkpoints:
         return {*sorted(steps)[-self._keep :], self._best_of(steps)}
 
     def latest_step(self) -> int | None:
-        """The step of the latest checkpoint, None where there is none."""
+        """The step of the latest checkpoint; None if there is none."""
         return max(self.steps(), default=None)
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
@@ -303,7 +304,7 @@ class Checkpoints:
         return state, meta
 
     def meta(self, step: int) -> dict[str, Any]:
-        """The JSON that a checkpoint holds besides the state; raises as :meth:`restore`."""
+        """The metadata of a checkpoint (JSON); raises the same errors as :meth:`restore`."""
         restored, fault = self._restore(step, ocp.args.Composite(meta=ocp.args.JsonRestore()))
         self._check_meta(restored["meta"], fault)
         return restored["meta"]
@@ -315,7 +316,7 @@ class Checkpoints:
             raise fault("meta has changed")
 
     def _restore(self, step: int, args: Any) -> tuple[Any, Callable[[str], UserError]]:
-        """What Orbax reads, and the error to raise where its content is wrong."""
+        """The items that Orbax reads, and a function that makes the error for wrong content."""
         folder = self.folder / str(step)
         intact = self._check_files(folder)
 
@@ -335,11 +336,12 @@ class Checkpoints:
             raise fault(f"{type(error).__name__}: {reason[0][:100] if reason else ''}") from error
 
     def _check_files(self, folder: pathlib.Path) -> bool:
-        """Compares files with their digests: Orbax fails loudly in threads on damaged ones.
+        """Compares the files with their digests, since Orbax prints errors from threads for damaged
+        ones.
 
         Returns:
-          Whether the files are known to be intact.  Where the digests are missing, only the
-          digest of the state can show damage.
+          Whether the files are known to be intact. If the digests are missing, only the digest of
+          the state can reveal damage.
         """
         try:
             known, found = _known_digests(folder), _digests(folder)
@@ -356,11 +358,11 @@ class Checkpoints:
     def restore_latest(
         self, like: TrainState, warn: Callable[[str], None]
     ) -> tuple[TrainState, dict[str, Any]] | None:
-        """The latest checkpoint that is whole; None where there is none at all.
+        """The latest intact checkpoint; None if there are no checkpoints.
 
-        A damaged one after it is skipped with a warning and deleted, since training will come to
-        its step again.  A damaged one before it is deleted with a warning, too: it cannot be the
-        best any more.
+        A damaged checkpoint after it is skipped with a warning and deleted, since training will
+        reach its step again. A damaged checkpoint before it is also deleted with a warning: it can
+        no longer be the best.
 
         Raises:
           UserError: every checkpoint is damaged, or one cannot be read; nothing is deleted.
@@ -391,12 +393,12 @@ class Checkpoints:
         self._damaged.pop(step, None)
 
     def remove_unfinished(self) -> None:
-        """Removes what a kill in the midst of a save has left; for the process that trains."""
+        """Removes the remains of an interrupted save. Only the training process may call this."""
         for path in self.folder.iterdir():
             if path.is_dir() and TEMPORARY in path.name:
                 shutil.rmtree(path, ignore_errors=True)
 
     def close(self) -> None:
-        """Waits for what is being written."""
+        """Waits for pending writes."""
         with self._link:
             self._manager.close()

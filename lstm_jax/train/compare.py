@@ -1,4 +1,4 @@
-"""Runs next to each other: their metrics, the config keys in which they differ, their curves."""
+"""Comparison of runs: their metrics, the config keys in which they differ, their loss curves."""
 
 import dataclasses
 import json
@@ -24,13 +24,13 @@ NOT_COMPARED = ("train.num_devices",)
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """What is compared of a run.
+    """The parts of a run that are compared.
 
     Attributes:
       folder: its folder.
       config: its config.
       results: metrics of its best checkpoint by names such as ``validation/loss``; empty for a
-        run that is not finished.
+        run that has not finished.
       lines: its ``metrics.jsonl``.
     """
 
@@ -43,20 +43,21 @@ class Trained:
 def runs_in(
     folders: Sequence[str | pathlib.Path], warn: Callable[[str], None] = ignore
 ) -> list[Trained]:
-    """The runs in some folders, each a run's or that of a sweep, whose points are all taken.
+    """The runs in some folders; the folder of a sweep contributes all its points.
 
     Args:
       folders: the folders.
-      warn: receives a message that names damaged lines of metrics, which are left out.
+      warn: receives a message that names damaged lines of metrics; these are skipped.
 
     Raises:
-      UserError: a folder holds neither, is given twice, or its run has no metrics yet.
+      UserError: a folder holds neither a run nor a sweep, is given twice, or its run has no metrics
+        yet.
     """
     runs: list[Trained] = []
     for folder in map(pathlib.Path, folders):
         inside = [folder]
         if (folder / SWEEP_FILE).is_file():
-            # Points that are not started have no folder yet.
+            # Points that have not started have no folder yet.
             inside = [
                 p.folder for p in load_sweep(folder)[2] if (p.folder / "config.toml").exists()
             ]
@@ -100,7 +101,8 @@ def differing(runs: Sequence[Trained]) -> list[str]:
 def table(runs: Sequence[Trained]) -> dict[str, list[Any]]:
     """Columns: the run, the config keys that differ, the metrics of the best checkpoint.
 
-    A run that is not finished has no metrics there; column ``steps`` shows how far each one is.
+    A run that has not finished has no such metrics; the column ``steps`` shows the progress of each
+    run.
     """
     columns: dict[str, list[Any]] = {"run": [str(run.folder) for run in runs]}
     for key in differing(runs):
@@ -119,7 +121,7 @@ def _value(config: Config, key: str) -> str:
 
 
 def plot(runs: Sequence[Trained]) -> "Figure":
-    """The validation loss of each run over its steps, or the training loss where none has one."""
+    """The validation loss of each run over its steps, or the training loss if no run has one."""
     from matplotlib.figure import Figure
 
     names = {name for run in runs for line in run.lines for name in line}
@@ -151,8 +153,8 @@ def compare(
     """Prints a table of the runs, and writes a plot of their curves.
 
     Args:
-      folders: two runs at least, or a sweep.
-      output: the plot's file; its ending decides the format.
+      folders: at least two runs, or a sweep.
+      output: the file of the plot; its suffix determines the format.
       report: receives the table; by default the console.
 
     Raises:
@@ -175,7 +177,7 @@ def compare(
         return
     try:
         content = drawn(plot(runs), output.suffix.removeprefix(".") or "png")
-    except ValueError as error:  # matplotlib knows no such format
+    except ValueError as error:  # matplotlib does not know the format
         raise UserError(f"--output: {output}: cannot be written ({error})") from error
     write_content(output, content)
     report.say(f"plotted {output}")

@@ -12,14 +12,14 @@ AXIS = "data"
 
 
 def compiled(function: Callable, **options: Any) -> Callable:
-    """``jax.jit`` for the programs of a training.
+    """``jax.jit`` with options for training programs.
 
-    On a CPU, LLVM's first level of optimisation is enough: most of the time is spent in matrix
-    products, which come from a library.  A step is as fast as with the default level, and most
-    programs are compiled in about half the time.
+    On a CPU, LLVM's first optimisation level is enough, because most of the time is spent in matrix
+    products, which a library computes. A step is as fast as with the default level, and most
+    programs compile in about half the time.
 
     Args:
-      function: what to compile.
+      function: the function to compile.
       options: of ``jax.jit``.
 
     >>> float(compiled(lambda x: x + 1)(1.0))
@@ -30,15 +30,15 @@ def compiled(function: Callable, **options: Any) -> Callable:
 
 
 def data_mesh(batch_size: int, num_devices: int = 0) -> jax.sharding.Mesh:
-    """A mesh of one axis, ``"data"``, over local devices that share a batch equally.
+    """A mesh with one axis, ``"data"``, over local devices that share a batch equally.
 
     Args:
-      batch_size: rows of a batch.
-      num_devices: how many devices; 0 for as many as there are, or the largest smaller
-        number that divides ``batch_size``.
+      batch_size: the number of rows of a batch.
+      num_devices: the number of devices; 0 for the largest number that is available and divides
+        ``batch_size``.
 
     Raises:
-      UserError: there are not ``num_devices``, or they do not divide the batch.
+      UserError: fewer than ``num_devices`` are available, or they do not divide the batch.
 
     >>> data_mesh(7).size
     1

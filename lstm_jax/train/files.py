@@ -1,4 +1,4 @@
-"""What the folders of runs and sweeps share: the lock, and JSON with its digest."""
+"""Common to the folders of runs and sweeps: the lock, and JSON with its digest."""
 
 import contextlib
 import hashlib
@@ -15,14 +15,14 @@ from lstm_jax.errors import UserError
 
 @contextlib.contextmanager
 def locked(folder: pathlib.Path, doing: str) -> Iterator[None]:
-    """The folder for this process only; it is created where it is missing.
+    """Locks a folder for this process; creates it if it is missing.
 
-    The lock is the operating system's and ends with the process, however that ends.  Files that a
-    killed process left half written are removed, also from the folders of plots and samples.
+    The operating system holds the lock and releases it when the process ends for any reason.
+    Partial files left by a killed process are removed, also from the folders of plots and samples.
 
     Args:
       folder: the folder.
-      doing: what processes do in it, for the message: ``"training"``.
+      doing: what a process does in the folder, for the error message: ``"training"``.
 
     Raises:
       UserError: another process has the lock, or the folder cannot be created or written.
@@ -47,7 +47,7 @@ def locked(folder: pathlib.Path, doing: str) -> Iterator[None]:
 
 
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON values with their digest, which :func:`read_sealed` compares.
+    """JSON values together with their digest, which :func:`read_sealed` verifies.
 
     >>> sealed({"a": 1}) == sealed(sealed({"a": 1}))
     True
@@ -62,11 +62,11 @@ def read_sealed(path: pathlib.Path, what: str) -> dict[str, Any]:
 
     Args:
       path: the file.
-      what: whose values it holds, for messages.
+      what: the kind of object that the file describes, for error messages.
 
     Raises:
-      UserError: the file cannot be read, holds no object, or its content has another digest than
-        it states.  (The files of older versions state none.)
+      UserError: the file cannot be read, does not hold an object, or its content does not match the
+        digest in it. (Files of older versions contain no digest.)
     """
     try:
         held = json.loads(path.read_text("utf-8"))

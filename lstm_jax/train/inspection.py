@@ -1,4 +1,4 @@
-"""A report on what the layers of a trained run do."""
+"""A report on the behaviour of the layers of a trained run."""
 
 import contextlib
 import html
@@ -22,19 +22,19 @@ from lstm_jax.train.metrics import loss_curve, read_metrics
 from lstm_jax.train.workdir import CONFIG_FILE
 
 REPORT_FILE = "inspect.html"
-ROWS, STEPS = 32, 4000  # of what a layer reads, in a report
+ROWS, STEPS = 32, 4000  # of a layer's input, in a report
 
 
 def inspect_run(
     config: Config, task: Task, workdir: pathlib.Path, file: pathlib.Path | None = None
 ) -> pathlib.Path:
-    """Writes ``inspect.html`` into a run's folder: one page that needs no other file.
+    """Writes ``inspect.html`` into a run's folder: one self-contained page.
 
     Args:
       config: the run.
       task: its task.
       workdir: its folder.
-      file: data for the task's ``predict``; None for some of its first evaluation split.
+      file: data for the task's ``predict``; None for part of its first evaluation split.
 
     Returns:
       The path of the page.
@@ -78,18 +78,18 @@ def inspect_run(
     return path
 
 
-# ---- what the recurrent layers read ----
+# ---- the inputs of the recurrent layers ----
 
 
 class Seen(NamedTuple):
-    """What a model's first recurrent layers read in one call.
+    """The inputs of a model's first recurrent layers in one call.
 
     Attributes:
       layer: the functional layers.
       params: their parameters.
       xs: their inputs, ``[T, B, D]``.
-      lengths: integers ``[B]``, where rows end early.
-      text: the character behind each input of row 0, where the model reads characters.
+      lengths: integers ``[B]``, the lengths of the rows if they differ.
+      text: the character of each input of row 0, if the model reads characters.
     """
 
     layer: Any
@@ -108,14 +108,15 @@ class Call(NamedTuple):
 
 
 class _Done(Exception):  # noqa: N818 - not an error: enough was read
-    """Ends an evaluation after its first call of the model."""
+    """Ends an evaluation after the first call of the model."""
 
 
 def recurrent_inputs(task: Task, module: nnx.Module, file: pathlib.Path | None = None) -> Seen:
-    """What the first recurrent layers of a module read of a file, or of an evaluation split.
+    """The inputs of a module's first recurrent layers, for a file or an evaluation split.
 
-    The task reads the data as for :meth:`Task.evaluate` (or ``predict``), up to the model's first
-    call, and the inputs of the module's first :class:`lstm_jax.nnx.Stack` are recorded on the way.
+    The task reads the data as for :meth:`Task.evaluate` (or ``predict``), up to the first call of
+    the model. During this call, the inputs of the module's first :class:`lstm_jax.nnx.Stack` are
+    recorded.
 
     Args:
       task: the task.
@@ -128,7 +129,7 @@ def recurrent_inputs(task: Task, module: nnx.Module, file: pathlib.Path | None =
     calls: list[tuple[dict[str, Any], Call]] = []
 
     class Reader:
-        """The module, called once."""
+        """A wrapper that runs the module once and then ends the evaluation."""
 
         def __getattr__(self, name: str) -> Any:
             return getattr(module, name)
@@ -137,7 +138,7 @@ def recurrent_inputs(task: Task, module: nnx.Module, file: pathlib.Path | None =
             self._recorded(module, *args, **inputs)
             raise _Done
 
-        def encode(self, **inputs: Any) -> Any:  # of an encoder-decoder; its decoder comes next
+        def encode(self, **inputs: Any) -> Any:  # called before the decoder of an encoder-decoder
             return self._recorded(module.encode, **inputs)  # type: ignore[missing-attribute]
 
         def search(self, source: Any, lengths: Any, *_: Any) -> Any:
@@ -194,7 +195,7 @@ def _recorded() -> Iterator[list[Call]]:
 
 
 def _characters(task: Task, inputs: dict[str, Any]) -> str | None:
-    """The characters of row 0, where the model reads tokens of a vocabulary of characters."""
+    """The characters of row 0, if the model reads tokens of a vocabulary of characters."""
     vocabulary = task.known.get("vocabulary")
     if "tokens" not in inputs or not isinstance(vocabulary, str):
         return None

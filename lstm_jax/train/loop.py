@@ -59,7 +59,7 @@ from lstm_jax.train.workdir import (
 
 VALIDATION_LOSS = "validation/loss"
 SAMPLES = "samples"  # folder of a run for files that its task generates
-# By default grain prepares 500 batches ahead, in 16 threads that take the cores from the steps.
+# By default grain prefetches 500 batches in 16 threads, which compete with the steps for cores.
 READING = grain.ReadOptions(num_threads=2, prefetch_buffer_size=16)
 
 
@@ -67,8 +67,8 @@ class Diverged(UserError):  # noqa: N818 - as Stopped
     """A loss was not finite."""
 
 
-class Stopped(Exception):  # noqa: N818 - no error: the user asked for it
-    """Training was stopped by a signal and can go on; ``signal`` is its number."""
+class Stopped(Exception):  # noqa: N818 - not an error: the user asked for it
+    """Training was stopped by a signal and can be resumed; ``signal`` is its number."""
 
     def __init__(self, number: int):
         super().__init__(f"stopped by {signal.Signals(number).name}")
@@ -98,17 +98,17 @@ def train(
     options: TrainConfig | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> dict[str, Metrics]:
-    """Trains from the start, or from the last checkpoint in ``workdir``, to the end.
+    """Trains to the end, from the start or from the last checkpoint in ``workdir``.
 
-    A run that was stopped anywhere, even killed, and is resumed gives bit for bit the metrics and
-    parameters of one that never stopped (on as many devices).
+    A run that was stopped or killed at any point and then resumed gives exactly the same metrics
+    and parameters, bit for bit, as an uninterrupted run (on the same number of devices).
 
     Args:
-      what: the config of a run, or a task.
+      what: a run's config, or a task.
       workdir: the run's folder.
       report: receives progress and results; by default the console.
-      optimizer: section ``[optimizer]``, where a task is given.
-      options: section ``[train]``, where a task is given.
+      optimizer: section ``[optimizer]``, if ``what`` is a task.
+      options: section ``[train]``, if ``what`` is a task.
       callbacks: loggers, each called as ``callback(step, metrics)`` with the metrics of every line
         of ``metrics.jsonl``, and with the speed.
 
@@ -118,16 +118,16 @@ def train(
     Raises:
       UserError: the folder belongs to another run or process, the data have changed, a step
         needs more memory than there is, or the loss is not finite.
-      Stopped: SIGINT, SIGTERM or SIGHUP came; the step was finished and all is saved.
+      Stopped: SIGINT, SIGTERM or SIGHUP arrived; the step was finished and everything is saved.
     """
     workdir, report = pathlib.Path(workdir), report or Report()
     if isinstance(what, Config):
         task = what.build_task()
-        # A task may have filled in values of its sections from its data.
+        # A task may have filled in values of its sections from the data.
         config = dataclasses.replace(what, data=task.data, model=task.model)
     else:
         config, task = config_of(what, optimizer, options), what
-    # Before the folder is claimed: a config that cannot run must not take it.
+    # This precedes the claim of the folder: an impossible config must not occupy it.
     data_mesh(task.batch_size, config.train.num_devices)
     if config.train.tensorboard:
         check_tensorboard()
@@ -152,7 +152,7 @@ def train(
 
 
 def _check_prompt(task: Generates, prompt: str) -> None:
-    """A prompt that the task cannot continue is reported before training and not after it."""
+    """Reports a prompt that the task cannot continue before training, not after it."""
     try:
         task.generate(None, prompt=prompt, length=0, temperature=1.0, seed=0)
     except UserError as error:
@@ -182,13 +182,13 @@ def run_steps(
     source: Source | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> None:
-    """Takes a run's steps, from its last checkpoint to its end.
+    """Takes the steps of a run, from its last checkpoint to its end.
 
     Args:
-      config, task, workdir, report, callbacks: as for :func:`train`; the folder is claimed.
-      programs: what it computes with.
-      signals: once it is not empty, the run stops after a step with all saved.
-      source: the run whose parameters it starts from, if it does.
+      config, task, workdir, report, callbacks: as for :func:`train`; the folder is already claimed.
+      programs: the compiled programs of the run.
+      signals: once it is not empty, the run saves everything and stops after the current step.
+      source: the run from whose parameters this one starts, if any.
     """
     options, mesh = config.train, programs.mesh
     state = programs.new_state()
@@ -196,7 +196,7 @@ def run_steps(
         state = started_from(source, state, task.known, report.say, report.warn)
         state = jax.device_put(state, state_shardings(state, mesh))
     batches = iter(task.batches(options.seed).to_iter_dataset(READING))
-    sums, cost = _Sums(), None  # cost: what the best checkpoint has the lowest of, if known
+    sums, cost = _Sums(), None  # cost: selects the best checkpoint
     _refuse_lost_checkpoints(workdir)
     checkpoints = Checkpoints(workdir / "checkpoints", options.keep_checkpoints)
     checkpoints.remove_unfinished()
@@ -325,12 +325,12 @@ def run_steps(
 
 
 def has_checkpoint(workdir: pathlib.Path) -> bool:
-    """Whether a run in this folder would be resumed."""
+    """Whether the folder holds a checkpoint, so that training would resume from it."""
     return any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
 
 
 def load_source(folder: str) -> Source | None:
-    """The parameters of the best checkpoint of a run; None for an empty name."""
+    """The parameters of a run's best checkpoint; None for an empty name."""
     if not folder:
         return None
     path = pathlib.Path(folder)
@@ -343,7 +343,7 @@ def load_source(folder: str) -> Source | None:
 
 
 def out_of_patience(costs: Sequence[float], patience: int) -> bool:
-    """Whether the lowest of the costs on validation data lies ``patience`` evaluations back.
+    """Whether the lowest validation cost is at least ``patience`` evaluations old.
 
     >>> out_of_patience([3.0, 1.0, 2.0, 1.0], patience=2)
     True
@@ -354,9 +354,10 @@ def out_of_patience(costs: Sequence[float], patience: int) -> bool:
 
 
 def begins(mean: PlainMean, costs: Sequence[float], patience: int) -> bool:
-    """Whether a mean of parameters begins with the last of the evaluations' costs (NT-ASGD).
+    """Whether averaging of the parameters begins after the last evaluation (NT-ASGD).
 
-    It does when that cost is above the lowest of those more than ``patience`` evaluations earlier.
+    It begins when the last cost is above the lowest of the costs more than ``patience`` evaluations
+    earlier.
 
     References:
       Stephen Merity, Nitish Shirish Keskar, Richard Socher, "Regularizing and Optimizing LSTM
@@ -369,7 +370,7 @@ def begins(mean: PlainMean, costs: Sequence[float], patience: int) -> bool:
 def _progress_line(
     task: Task, num_steps: int, step: int, clock: Clock, metrics: Mapping[str, float]
 ) -> str:
-    """A step's metrics, with the names and values that metrics.jsonl has, speed and time left."""
+    """A step's metrics as in ``metrics.jsonl``, with the speed and the time left."""
     formats = {
         "train/loss": ".4f",
         VALIDATION_LOSS: ".4f",
@@ -378,17 +379,17 @@ def _progress_line(
     }
     parts = [f"step {step}/{num_steps}"]
     parts += [f"{name} {metrics[name]:{form}}" for name, form in formats.items() if name in metrics]
-    if speed := clock.units_per_second:  # known from the second step of this process
+    if speed := clock.units_per_second:  # known after the second step
         parts += [f"{speed:,.0f} {task.unit}/s", f"{clock.left(num_steps - step)} left"]
     return " | ".join(parts)
 
 
 @contextlib.contextmanager
 def signals(report: Report) -> Iterator[list[int]]:
-    """Collects signals in a list, so that set-up or a step is finished and saved.
+    """Collects signals in a list, so that set-up or the current step can finish and be saved.
 
-    The second signal only says so.  The third ends the process at once, which leaves the last
-    good checkpoint.  SIGHUP comes when a terminal is closed.
+    The second signal only repeats the message. The third ends the process immediately and leaves
+    the last good checkpoint. SIGHUP arrives when a terminal is closed.
     """
     came: list[int] = []
 
@@ -397,7 +398,7 @@ def signals(report: Report) -> Iterator[list[int]]:
         if number == getattr(signal, "SIGHUP", None):
             report.leave_terminal()
         if len(came) == 2:
-            with contextlib.suppress(RuntimeError):  # in the midst of another message
+            with contextlib.suppress(RuntimeError):  # while another message is printed
                 report.warn("stopping after this step, all is being saved; a third signal kills")
         if len(came) == 3:
             signal.signal(number, signal.SIG_DFL)
@@ -407,7 +408,7 @@ def signals(report: Report) -> Iterator[list[int]]:
     before = {getattr(signal, name): None for name in names if hasattr(signal, name)}
     before = {number: signal.getsignal(number) for number in before}
     if before.get(getattr(signal, "SIGHUP", None)) is signal.SIG_IGN:
-        del before[signal.SIGHUP]  # as nohup wants it
+        del before[signal.SIGHUP]  # nohup ignores it
     if threading.current_thread() is not threading.main_thread():
         before = {}  # only the main thread may set handlers
     for number in before:
@@ -420,9 +421,9 @@ def signals(report: Report) -> Iterator[list[int]]:
 
 
 def _refuse_lost_checkpoints(workdir: pathlib.Path) -> None:
-    """Training from the start would mix with the results of checkpoints that are gone.
+    """Raises if the checkpoints are gone: a new training would mix with their results.
 
-    The folder of the checkpoints is made before ``metrics.jsonl``, and ``results.json`` is
+    The folder of the checkpoints is created before ``metrics.jsonl``, and ``results.json`` is
     written after a checkpoint.
     """
     folder, results = workdir / "checkpoints", workdir / "results.json"
@@ -438,7 +439,10 @@ def _refuse_lost_checkpoints(workdir: pathlib.Path) -> None:
 
 
 def _refuse_other_data(checkpoints: Checkpoints, task: Task, workdir: pathlib.Path) -> None:
-    """Before a state is read, whose shapes can depend on the data."""
+    """Raises if the data have changed.
+
+    This check precedes reading a state, whose shapes can depend on the data.
+    """
     for step in checkpoints.steps():
         try:
             meta = checkpoints.meta(step)
@@ -455,7 +459,7 @@ def _refuse_other_data(checkpoints: Checkpoints, task: Task, workdir: pathlib.Pa
 
 
 def _refuse_other_run(meta: Mapping[str, Any], workdir: pathlib.Path) -> None:
-    """The metadata of another run would give the parameters another meaning."""
+    """Raises if the metadata belong to another run: the parameters would have another meaning."""
     wrote, here = meta.get("run"), read_run_file(workdir).get("digest")
     if wrote is not None and wrote != here:
         raise UserError(
@@ -467,13 +471,13 @@ def _refuse_other_run(meta: Mapping[str, Any], workdir: pathlib.Path) -> None:
 def best_model(
     config: Config, task: Task, workdir: pathlib.Path, *, check_data: bool = True
 ) -> tuple[Compiled, int]:
-    """The model of a run's best checkpoint in evaluation mode, and the checkpoint's step.
+    """The model of a run's best checkpoint, in evaluation mode, and the checkpoint's step.
 
     Args:
       config: the run.
       task: its task.
       workdir: its folder.
-      check_data: whether the data must be those that the run began with.
+      check_data: whether the data must be the same as when the run began.
 
     Raises:
       UserError: there is no checkpoint, it is damaged, or the data have changed.
@@ -511,7 +515,7 @@ def best_state(
 def evaluate(
     config: Config, task: Task, workdir: pathlib.Path, report: Report
 ) -> dict[str, Metrics]:
-    """Metrics of the best checkpoint beside those of simple methods, plots, a sample.
+    """Metrics of the best checkpoint and of simple methods, plots, and a sample.
 
     Writes ``results.json`` and ``plots/*.png`` into the run's folder.
 
@@ -529,7 +533,7 @@ def evaluate(
     for split in task.splits:
         rows = {f"this run, step {step}": results[split], **baselines[split]}
         report.metrics(f"{split} split", rows)
-    # The curve shows the validation loss, where there is one.
+    # The curve shows the validation loss, if there is one.
     for path in _plot(task, model, workdir, baselines.get("validation", {}), report):
         report.say(f"plotted {path}")
     if isinstance(task, Generates) and config.train.sample_length:
@@ -540,7 +544,7 @@ def evaluate(
 def write_results(
     task: Task, model: Compiled, step: int, workdir: pathlib.Path
 ) -> dict[str, Metrics]:
-    """The metrics of a run's best model by split, written into ``results.json`` with its step."""
+    """Writes the metrics of a run's best model by split, with its step, into ``results.json``."""
     results = {split: task.evaluate(model, split) for split in task.splits}
     for split, metrics in results.items():
         for name, value in metrics.items():
@@ -560,7 +564,7 @@ def _generate_sample(
     workdir: pathlib.Path,
     report: Report,
 ) -> None:
-    """One sample: text is printed, files go to the run's folder."""
+    """Generates one sample: text is printed, files are written into the run's folder."""
     text = ""
     for piece in task.generate(
         model,

@@ -1,19 +1,19 @@
-"""Whether a run fits into the memory there is, from shapes, before anything is allocated.
+"""Checks from shapes, before anything is allocated, whether a run fits into memory.
 
-A training step needs at the same time, at least,
+At the same time a training step needs at least
 
 - its state: parameters, their mean, the optimizer's state, and the carry of the model; with several
-  devices, each holds a copy of all but the carry;
+devices, each holds a copy of everything but the carry;
 - one batch;
-- the gradients of all parameters, where they are clipped by their global norm; or the activations:
-  what loops over time store for their derivatives, if that is more.
+- the larger of two: the gradients of all parameters, if they are clipped by their global norm, and
+the activations, the values that loops over time store for their derivatives.
 
-Activations are those of the step's program (its jaxpr).  A value that a loop stacks up over time is
-in memory wherever the program needs it before and after the same loop, in whatever order a compiler
-puts the equations.  Values that a compiler may never store count nothing: those outside of loops,
-those of loops that it may unroll, and those that it can make from constants; equal ones count once.
-The sum is therefore a lower bound, and a run that would fit is never refused; one that is not
-refused can still need more memory than there is.
+Activations are computed from the step's program (its jaxpr). A value that a loop stacks over time
+is in memory during another loop if the program produces it before that loop and reads it afterwards
+in every order of the equations that a compiler may choose. Values that a compiler may never store
+are not counted: values outside loops, values of loops that it may unroll, and values that it can
+compute from constants. Equal values count once. The sum is therefore a lower bound. A run that
+would fit is never rejected, but an accepted run can still need more memory than is available.
 """
 
 import dataclasses
@@ -36,15 +36,15 @@ from lstm_jax.train.step import batch_spec, state_shardings
 
 
 class Need(NamedTuple):
-    """Bytes that a training step needs at the same time, at least, on all local devices.
+    """A lower bound of the bytes that a training step needs at the same time, on all local devices.
 
     Attributes:
       state: parameters, their mean, the optimizer's state and the carry.
       batch: the inputs of a step.
-      gradients: of all parameters, where the step holds them at the same time.
-      activations: what is stored for the derivatives.
-      devices: how many devices there are.
-      largest: the shape of the largest array of what is most.
+      gradients: the gradients of all parameters, if the step holds them at the same time.
+      activations: the values stored for the derivatives.
+      devices: the number of devices.
+      largest: the shape of the largest array in the larger of the two groups, data and parameters.
     """
 
     state: int
@@ -56,12 +56,12 @@ class Need(NamedTuple):
 
     @property
     def of_data(self) -> bool:
-        """Whether the batch and the activations need more than the parameters."""
+        """Whether the batch and the activations need more memory than the parameters."""
         return self.batch + self.activations > self.state + self.gradients
 
     @property
     def total(self) -> int:
-        """All that must be in memory at once."""
+        """All bytes that must be in memory at once."""
         return self.state + self.batch + max(self.gradients, self.activations)
 
     def __str__(self) -> str:
@@ -73,10 +73,10 @@ class Need(NamedTuple):
 
 
 def check_memory(config: Config, task: Task, programs: Programs) -> None:
-    """Raises where a training step needs more memory than there is.
+    """Raises an error if a training step needs more memory than is available.
 
     Raises:
-      UserError: the message names what is needed, what there is, and the keys to lower.
+      UserError: the message names the memory needed, the memory available, and the keys to lower.
     """
     need = needed_by(config, task, programs)
     available, source = available_bytes([*programs.mesh.devices.flat])
@@ -87,11 +87,11 @@ def check_memory(config: Config, task: Task, programs: Programs) -> None:
         )
 
 
-# ---- what is needed ----
+# ---- the memory needed ----
 
 
 def needed_by(config: Config, task: Task, programs: Programs) -> Need:
-    """The memory of a training step; nothing is computed and nothing allocated."""
+    """The memory of a training step; computes and allocates nothing."""
     mesh, accumulate = programs.mesh, config.train.accumulate
     rows = NamedSharding(mesh, batch_spec(accumulate))
     batch = jax.tree.map(
@@ -107,7 +107,7 @@ def needed_by(config: Config, task: Task, programs: Programs) -> Need:
         programs.shapes,
         state_shardings(programs.shapes, mesh),
     )
-    # The arguments of the first step have these types, so that it is not traced again.
+    # The arguments of the first step have these types, so the step is not traced again.
     traced = programs.take_step.trace(state, batch)  # type: ignore[missing-attribute]
     activations, stored = live_bytes(traced.jaxpr.jaxpr)
     carry, devices = bytes_of(state.carry), mesh.size
@@ -126,7 +126,7 @@ def needed_by(config: Config, task: Task, programs: Programs) -> Need:
 
 
 def bytes_of(tree: Any) -> int:
-    """The bytes of all arrays of a tree, or of their shapes.
+    """The bytes of all arrays, or abstract arrays, of a tree.
 
     >>> bytes_of({"a": np.zeros((2, 3), np.float32), "b": np.zeros(1, np.int8)})
     25
@@ -139,10 +139,10 @@ class _Value:
 
     Attributes:
       aval: its shape and type.
-      producer: the number of the equation that computes it; None for an argument.
-      readers: the numbers of the equations that read it.
-      stored: whether any compiler must store it.
-      constant: whether it is made of constants alone.
+      producer: the index of the equation that computes it; None for an argument.
+      readers: the indices of the equations that read it.
+      stored: whether every compiler must store it.
+      constant: whether it is computed from constants alone.
     """
 
     def __init__(
@@ -154,11 +154,11 @@ class _Value:
 
 
 class _Equation(NamedTuple):
-    """An equation of a program without calls of other programs.
+    """An equation of a program in which calls of other programs are inlined.
 
     Attributes:
       inputs: the values that it reads.
-      loop: the program of its body, where it is a loop.
+      loop: the program of its body, if it is a loop.
     """
 
     inputs: list[_Value]
@@ -166,16 +166,16 @@ class _Equation(NamedTuple):
 
 
 VIEWS = ("reshape", "squeeze", "expand_dims", "transpose", "copy", "optimization_barrier", "name")
-"""Operations whose result may be the memory of their operand."""
+"""Operations whose result may share the memory of their operand."""
 UNROLLED = 8
-"""Steps of a loop that a compiler may unroll."""
+"""The largest number of steps of a loop that a compiler may unroll."""
 
 
 def live_bytes(jaxpr: Any) -> tuple[int, Any]:
-    """The least memory that intermediate values of a program take at once, in bytes.
+    """A lower bound of the memory that a program's intermediate values occupy at once, in bytes.
 
     Args:
-      jaxpr: the program, whose equations may be computed in any order that they permit.
+      jaxpr: the program; its equations may be computed in any order that their inputs permit.
 
     Returns:
       The bytes, and the shape and type of the largest value among them.
@@ -183,14 +183,14 @@ def live_bytes(jaxpr: Any) -> tuple[int, Any]:
     >>> def total(xs):
     ...     return jax.lax.scan(lambda h, x: (h + x, h * x), xs[0], xs)[1].sum()
     >>> program = jax.make_jaxpr(total)(jax.ShapeDtypeStruct((100, 8), "float32"))
-    >>> live_bytes(program.jaxpr)  # what the loop stacks up; arguments do not count
+    >>> live_bytes(program.jaxpr)  # the loop's outputs; arguments do not count
     (3200, ShapedArray(float32[100,8]))
     """
     equations: list[_Equation] = []
     values: list[_Value] = []
     arguments = {variable: _Value(variable.aval, None) for variable in jaxpr.invars}
     _flatten(jaxpr, arguments, equations, values, {})
-    before = [0] * len(equations)  # of each equation, those it depends on, as bits
+    before = [0] * len(equations)  # bit mask of the equations each one depends on
     for n, equation in enumerate(equations):
         for value in equation.inputs:
             if value.producer is not None:
@@ -209,7 +209,7 @@ def live_bytes(jaxpr: Any) -> tuple[int, Any]:
 
 
 def _is_live(value: _Value, at: int, before: list[int]) -> bool:
-    """Whether a value is in memory while the equation ``at`` is computed, in every order."""
+    """Whether a value is in memory, in every order, while the equation ``at`` is computed."""
     producer = value.producer
     if producer is None or not (producer == at or before[at] >> producer & 1):
         return False
@@ -223,13 +223,13 @@ def _flatten(
     values: list[_Value],
     results: dict[Any, list[_Value]],
 ) -> None:
-    """Appends a program's equations, and those of the programs that it calls.
+    """Appends a program's equations, and those of the programs it calls.
 
     Args:
       jaxpr: the program.
-      known: the values of its variables; those that it computes are added.
-      equations, values: to which is appended.
-      results: of equations that were appended, by what they compute.
+      known: the values of its variables; computed values are added.
+      equations, values: the lists that are extended.
+      results: the results of the appended equations, by what they compute.
     """
     for constant in jaxpr.constvars:
         known[constant] = _Value(constant.aval, None)
@@ -274,7 +274,7 @@ def _value(variable: Any, known: Mapping[Any, _Value]) -> _Value:
 
 
 def _content(equation: Any, inputs: Sequence[_Value]) -> Any:
-    """What an equation computes: equal for two of which a compiler may compute only one."""
+    """A key that is equal for two equations of which a compiler may compute only one."""
     if equation.effects or equation.primitive.name in ("scan", "while", "cond"):
         return id(equation)
     operands = tuple(
@@ -292,15 +292,15 @@ def _called(params: Mapping[str, Any]) -> Any:
     return None
 
 
-# ---- what there is ----
+# ---- the memory available ----
 
 
 def available_bytes(devices: Sequence[jax.Device]) -> tuple[int, str]:
-    """The memory that this process can still take on some devices, and what limits it.
+    """The memory that this process can still allocate on some devices, and what limits it.
 
-    Of CPU devices, which share it: what the machine has free (with swap), what the process's
-    control groups permit, and its address space (``ulimit -v``).  Of others: as many times the
-    memory of the one that has least.
+    CPU devices share their memory. It is limited by the machine's free memory and swap, by the
+    process's control groups, and by its address space (``ulimit -v``). For other devices, it is the
+    number of devices times the free memory of the device that has least.
     """
     if devices[0].platform != "cpu":
         held = [device.memory_stats() or {} for device in devices]
@@ -312,7 +312,7 @@ def available_bytes(devices: Sequence[jax.Device]) -> tuple[int, str]:
 
 
 def _of_machine(root: pathlib.Path = pathlib.Path("/")) -> tuple[int, str]:
-    """The memory that programs can take without more swapping than there is room for."""
+    """The memory that programs can allocate: free memory and free swap."""
     held = _memory_info(root)
     if "MemAvailable" not in held:
         return 2**63, "not known"  # not Linux
@@ -330,7 +330,7 @@ def _memory_info(root: pathlib.Path) -> dict[str, int]:
 
 
 def _of_control_groups(root: pathlib.Path = pathlib.Path("/")) -> Iterator[tuple[int, str]]:
-    """Of each control group above the process, its limit less what it uses and cannot give back."""
+    """The limit of each control group of the process, minus its memory that cannot be reclaimed."""
     try:
         lines = (root / "proc/self/cgroup").read_text("utf-8").splitlines()
     except OSError:
@@ -376,11 +376,11 @@ def _of_address_space() -> tuple[int, str]:
     return limit - pages * resource.getpagesize(), "limit of the address space, ulimit -v"
 
 
-# ---- what to say ----
+# ---- messages ----
 
 
 def size_in_words(size: int) -> str:
-    """Bytes with three digits.
+    """A number of bytes with a unit and three digits.
 
     >>> size_in_words(1_234_567), size_in_words(16 * 10**13)
     ('1.23 MB', '160 TB')
@@ -390,7 +390,7 @@ def size_in_words(size: int) -> str:
 
 
 def keys_to_lower(config: Config, need: Need) -> str:
-    """The keys of [data] and [model] that decide the size of the largest array, in words."""
+    """The keys of [data] and [model] that determine the size of the largest array, as text."""
     keys: dict[str, int] = {}
     for name in ("data", "model") if need.of_data else ("model",):
         section = getattr(config, name)

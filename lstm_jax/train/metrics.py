@@ -1,4 +1,4 @@
-"""The metrics of a run: a file with one JSON object in a line, and a plot of the loss."""
+"""The metrics of a run: a file with one JSON object per line, and a plot of the loss."""
 
 import hashlib
 import importlib.util
@@ -26,12 +26,12 @@ def ignore(message: str) -> None:
 
 
 def read_metrics(path: pathlib.Path, warn: Callable[[str], None] = ignore) -> list[dict[str, Any]]:
-    """The lines of a ``metrics.jsonl`` that are whole.
+    """The intact lines of a ``metrics.jsonl``.
 
     Args:
       path: the file.
-      warn: receives a message that names damaged lines, which are skipped.  A last line cut
-        short by a kill is skipped without one.
+      warn: receives a message that names damaged lines, which are skipped. An incomplete last line,
+        left by a killed process, is skipped without a message.
 
     >>> read_metrics(pathlib.Path("/no/such/metrics.jsonl"))
     []
@@ -49,7 +49,7 @@ def read_metrics(path: pathlib.Path, warn: Callable[[str], None] = ignore) -> li
 
 
 def _line(row: bytes) -> dict[str, Any] | None:
-    """A step and its metrics; None where the row is anything else."""
+    """A step and its metrics; None if the row is anything else."""
     try:
         line = json.loads(row.decode("utf-8"))
         if not isinstance(line, dict) or type(line.get("step")) is not int or len(line) < 2:
@@ -57,23 +57,23 @@ def _line(row: bytes) -> dict[str, Any] | None:
         if not all(type(value) in (int, float) for value in line.values()):
             return None
         for value in line.values():
-            float(value)  # OverflowError: a long integer is not a metric
+            float(value)  # OverflowError: a huge integer is not a metric
         return line
     except (ValueError, OverflowError, RecursionError):
         return None
 
 
 class MetricsLog:
-    """Appends lines to ``metrics.jsonl``, and scalars to TensorBoard's files.
+    """Appends lines to ``metrics.jsonl`` and scalars to TensorBoard's files.
 
-    Lines hold metrics that are the same each time a run is repeated; speeds go only to
-    TensorBoard and the progress line.
+    Lines hold only reproducible metrics: a repeated run writes the same ones. Speeds go only to
+    TensorBoard, the callbacks and the progress line.
 
     Args:
       workdir: the run's folder.
-      step: the step from which the run continues; lines of later steps, which will be written
-        again, are removed.
-      tensorboard: whether to write TensorBoard's files, in the folder ``tensorboard``.
+      step: the step from which the run resumes; lines of later steps are removed, since they will
+        be written again.
+      tensorboard: whether to write TensorBoard's files into the folder ``tensorboard``.
       callbacks: called with a step and its metrics, speeds included.
       warn: receives a message that names damaged lines, which are removed.
     """
@@ -101,22 +101,22 @@ class MetricsLog:
             self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
     def lines(self) -> list[dict[str, Any]]:
-        """The lines on the disk."""
+        """The lines on disk."""
         return read_metrics(self.path)
 
     def digest(self) -> str:
-        """SHA-256 of the lines, those not yet on the disk included."""
+        """SHA-256 of all lines, including those not yet on disk."""
         self._file.flush()
         return hashlib.sha256(self.path.read_bytes()).hexdigest()
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """One line: the step and its metrics."""
+        """Writes one line: the step and its metrics."""
         with writing(self.path):
             self._file.write(json.dumps({"step": step, **metrics}) + "\n")
         self.board(step, metrics)
 
     def board(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Metrics for TensorBoard and the callbacks only."""
+        """Sends metrics to TensorBoard and the callbacks only."""
         for callback in self._callbacks:
             callback(step, dict(metrics))
         if self._board is not None:
@@ -124,7 +124,7 @@ class MetricsLog:
                 self._board.add_scalar(name, value, step)
 
     def flush(self) -> None:
-        """Puts all lines on the disk, which a checkpoint of their step relies on."""
+        """Writes all lines to disk. A checkpoint of their step relies on this."""
         with writing(self.path):
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -138,7 +138,7 @@ class MetricsLog:
 
 
 def check_tensorboard() -> None:
-    """Raises :class:`UserError` where TensorBoard's files cannot be written."""
+    """Raises :class:`UserError` if TensorBoard's files cannot be written."""
     if importlib.util.find_spec("tensorboardX") is None:
         raise UserError(
             "train.tensorboard: tensorboardX is not installed (pip install 'lstm_jax[tensorboard]')"
@@ -146,7 +146,7 @@ def check_tensorboard() -> None:
 
 
 def plot_content(plot: Any) -> tuple[str, str | bytes]:
-    """The ending of a plot's file and its content: a page as it is, a figure as an image.
+    """The suffix and the content of a plot's file: a page unchanged, a figure as an image.
 
     >>> plot_content("<p>a page</p>")
     ('.html', '<p>a page</p>')
@@ -155,7 +155,7 @@ def plot_content(plot: Any) -> tuple[str, str | bytes]:
 
 
 def drawn(figure: "Figure", format: str = "png") -> bytes:
-    """A figure as the content of a file."""
+    """A figure rendered as the content of a file."""
     file = io.BytesIO()
     figure.savefig(file, format=format, dpi=200)
     return file.getvalue()
@@ -164,7 +164,7 @@ def drawn(figure: "Figure", format: str = "png") -> bytes:
 def loss_curve(
     lines: list[dict[str, Any]], unit: str, baselines: Mapping[str, Mapping[str, float]]
 ) -> "Figure":
-    """Training and validation loss over steps, with the baselines' losses as level lines."""
+    """Training and validation loss over steps, with the baselines' losses as horizontal lines."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")

@@ -1,4 +1,4 @@
-"""Optimizers and schedules of optax, from a config."""
+"""Optax optimizers and schedules from a config."""
 
 import jax
 import jax.numpy as jnp
@@ -8,14 +8,14 @@ from lstm_jax.config import OptimizerConfig
 
 
 def build_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
-    """Learning rate by step: a linear warm-up, then constant or falling.
+    """The learning rate as a function of the step: linear warm-up, then constant or decaying.
 
     After the w steps of warm-up, "inverse_sqrt" is ``peak √(w / step)``, as in Vaswani et al. 2017,
     section 5.3.
 
     Args:
-      config: which, and its numbers.
-      num_steps: where a cosine ends.
+      config: the schedule's name and parameters.
+      num_steps: the step at which a cosine schedule ends.
 
     Example:
       >>> config = OptimizerConfig(learning_rate=1.0, warmup_steps=10, alpha=0.0)
@@ -44,7 +44,7 @@ def build_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
 def build_optimizer(
     config: OptimizerConfig, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
-    """Clipping by global norm, then the update rule; weight decay pulls at matrices alone.
+    """Clipping by global norm, then the update rule; weight decay applies to matrices only.
 
     Example:
       >>> rule = build_optimizer(OptimizerConfig(name="sgd"), lambda step: 0.5)

@@ -17,7 +17,7 @@ from lstm_jax.train.metrics import drawn, plot_content
 from lstm_jax.train.report import Report
 from lstm_jax.train.run import Run, load_run
 
-SHOWN = 50  # rows of a table that is printed
+SHOWN = 50  # rows of a printed table
 
 
 def predict_run(
@@ -28,7 +28,7 @@ def predict_run(
     *,
     plot: pathlib.Path | None = None,
 ) -> Columns:
-    """Predicts on new data with a run's best checkpoint; writes the predictions, or prints them.
+    """Predicts on new data with a run's best checkpoint, and writes or prints the predictions.
 
     Args:
       folder: the run's folder.
@@ -36,11 +36,11 @@ def predict_run(
         task's own data.
       output: a .csv, .json or .npz file to write; None prints a table.
       report: receives the table.
-      plot: an image to write of how the prediction for a single string or file comes about; None
-        for none.
+      plot: an image file to write, which explains the prediction for a single string or file; None
+        writes no image.
 
     Returns:
-      The predictions, as columns of equal length by name.
+      The predictions: columns of equal length, by name.
 
     Raises:
       UserError: the folder holds no run, the data do not fit, or ``output`` cannot be written.
@@ -64,7 +64,7 @@ def predict_run(
 
 
 def _write_charts(run: Run, source: Any, output: pathlib.Path, report: Report) -> None:
-    """Plots of the predictions beside their file, where the task has any."""
+    """Plots the predictions next to their file, if the task has such plots."""
     if not isinstance(run.task, ChartsPredictions):
         return
     if importlib.util.find_spec("matplotlib") is None:
@@ -81,8 +81,8 @@ def check_plot(run: Run, source: pathlib.Path | list[str] | None, path: pathlib.
     """Raises an error if the prediction for this source cannot be plotted.
 
     Raises:
-      UserError: there is no single string or file, the task or the installation has no such plot,
-        or none of that kind of image.
+      UserError: the source is not a single string or file, the task has no such plot, the image
+        format is not supported, or matplotlib is not installed.
     """
     if isinstance(run.task, PlotsFile):
         expect(isinstance(source, pathlib.Path), "--plot", "a file to predict on", source)
@@ -99,7 +99,7 @@ def check_plot(run: Run, source: pathlib.Path | list[str] | None, path: pathlib.
 
 
 def plotted(run: Run, source: Any, suffix: str) -> bytes | str:
-    """The content of an image of how the prediction for a single string or file comes about."""
+    """The content of an image that explains the prediction for a single string or file."""
     if isinstance(run.task, PlotsFile):
         plot = run.task.plot_file(run.model, source)
     else:
@@ -108,7 +108,7 @@ def plotted(run: Run, source: Any, suffix: str) -> bytes | str:
 
 
 def check_output(path: pathlib.Path) -> None:
-    """Raises where the name of a file does not end as one of the formats."""
+    """Raises an error if the suffix of a file is not that of a supported format."""
     if path.suffix not in (".csv", ".json", ".npz"):
         raise UserError(f"--output: expected a .csv, .json or .npz file, got {path}")
 
@@ -117,7 +117,7 @@ def write_columns(columns: Columns, path: pathlib.Path) -> None:
     """Writes columns as CSV, JSON (a list of rows) or NumPy arrays, by the file's suffix.
 
     Raises:
-      UserError: the suffix is another one, or the file cannot be written.
+      UserError: the suffix is not supported, or the file cannot be written.
 
     >>> import tempfile
     >>> path = pathlib.Path(tempfile.mkdtemp()) / "a.csv"
@@ -141,7 +141,7 @@ def write_columns(columns: Columns, path: pathlib.Path) -> None:
 
 
 def _rows(columns: Columns) -> list[tuple[Any, ...]]:
-    """The rows, as plain Python values; a float32 has its own shortest digits."""
+    """The rows as plain Python values; a float32 has the fewest digits that identify it."""
     lists = [[_plain(value) for value in column] for column in columns.values()]
     return list(zip(*lists, strict=True))
 

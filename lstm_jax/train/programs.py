@@ -1,4 +1,4 @@
-"""What a run computes with: its own compiled programs, or those that points of a sweep share."""
+"""The compiled programs of a run: its own, or those shared by the points of a sweep."""
 
 import copy
 import dataclasses
@@ -33,14 +33,14 @@ from lstm_jax.train.step import (
 
 
 class Programs(NamedTuple):
-    """What the loop computes with.
+    """The programs that the training loop calls.
 
     Attributes:
       mesh: the devices that share a batch.
       new_state: returns the state before the first step, on these devices.
-      take_step: from a state, which is donated, and a batch to the next state and the metrics.
+      take_step: maps a state, which is donated, and a batch to the next state and the metrics.
       model: returns the model of a state in evaluation mode, on one device.
-      shapes: a state's shapes and types.
+      shapes: the shapes and types of a state.
     """
 
     mesh: Mesh
@@ -51,7 +51,7 @@ class Programs(NamedTuple):
 
 
 def own_programs(config: Config, task: Task) -> Programs:
-    """The programs of a single run, compiled for its own numbers when they are first called."""
+    """The programs of a single run, compiled for its config when they are first called."""
     mesh = data_mesh(task.batch_size, config.train.num_devices)
     schedule = build_schedule(config.optimizer, config.train.num_steps)
     optimizer = build_optimizer(config.optimizer, schedule)
@@ -71,28 +71,28 @@ def own_programs(config: Config, task: Task) -> Programs:
 
 
 def on_one_device(state: TrainState) -> TrainState:
-    """What evaluation needs of a state; every device has it, and one is enough."""
+    """The part of a state that evaluation needs, on one device; every device has a copy."""
     device = next(iter(state.step.devices()))
     needed = state._replace(opt_state=(), carry=())
     return jax.device_put(jax.device_get(needed), device)
 
 
-# ---- programs that take numbers of the config as arguments ----
+# ---- programs that take config numbers as arguments ----
 
 
 ARITHMETIC = {
     f"optimizer.{name}"
     for name in ("learning_rate", "alpha", "b1", "b2", "eps", "decay", "weight_decay", "ema_decay")
 }
-"""Numbers that are only computed with, and never compared, while an optimizer is built."""
+"""Numbers that enter only arithmetic, never comparisons, while an optimizer is built."""
 
 
 class Number:
-    """A number of a config inside a compiled program that is shared by several values of it.
+    """A config number inside a compiled program that several values of the number share.
 
-    It computes as the traced number that it holds.  A comparison with a constant is known where
-    it is the same for all values between the lowest and the highest; elsewhere it raises
-    :class:`TypeError`, and the number cannot be shared.
+    In arithmetic it behaves like the traced number that it holds. A comparison with a constant is
+    decided if the result is the same for all values between the lowest and the highest. Otherwise
+    it raises :class:`TypeError`, and the number cannot be shared.
 
     Args:
       traced: the number inside the program.
@@ -173,7 +173,7 @@ class Number:
 
 
 def with_values(config: Config, values: Mapping[str, Any]) -> Config:
-    """A config with some values replaced, by dotted key, and not checked: they may be traced."""
+    """A config with values replaced by dotted key. They are not checked, so they may be traced."""
     sections: dict[str, Any] = {}
     for key, value in values.items():
         name, _, field = key.partition(".")
@@ -183,13 +183,14 @@ def with_values(config: Config, values: Mapping[str, Any]) -> Config:
 
 
 class SharedPrograms:
-    """The programs of configs that differ in their seed and in some numbers, each compiled once.
+    """The programs of configs that differ only in the seed and in some numbers, compiled once.
 
     Args:
-      config: one of the configs; the others differ from it in ``train.seed`` and ``ranges`` only.
+      config: one of the configs; the others differ from it only in ``train.seed`` and the keys of
+        ``ranges``.
       task: its task.
-      ranges: the lowest and highest value of each number, by dotted key.  Zero is not among the
-        values of a number that has others, since a zero can switch a part of the program off.
+      ranges: the lowest and highest value of each number, by dotted key. A number must not be zero
+        in some configs and nonzero in others, since a zero can switch off a part of the program.
     """
 
     def __init__(self, config: Config, task: Task, ranges: Mapping[str, tuple[float, float]]):
@@ -202,7 +203,7 @@ class SharedPrograms:
 
     @functools.cached_property
     def graph(self) -> nnx.GraphDef:
-        """The structure of the model, with the numbers of the config given to the constructor."""
+        """The structure of the model, with the numbers of the config passed to the constructor."""
         optimizer = build_optimizer(self._config.optimizer, lambda step: 0.0)
         return abstract_state(self._task, optimizer, False)[0]
 
@@ -212,12 +213,12 @@ class SharedPrograms:
         return jax.eval_shape(self._traced_new_state, jnp.uint32(0), self.numbers(self._config))
 
     def numbers(self, config: Config) -> tuple[float, ...]:
-        """The values of the shared numbers in a config."""
+        """A config's values of the shared numbers."""
         keys = (key.partition(".") for key in self._ranges)
         return tuple(float(getattr(getattr(config, name), field)) for name, _, field in keys)
 
     def check(self) -> None:
-        """Raises an error of any kind where a number cannot be shared; compiles nothing."""
+        """Raises an error, of any type, if a number cannot be shared; compiles nothing."""
         batch, accumulate = self._task.batches(0)[0], self._config.train.accumulate
         if accumulate > 1:
             batch = jax.tree.map(lambda array: jnp.stack([array] * accumulate), batch)
@@ -231,9 +232,9 @@ class SharedPrograms:
         """The programs of one of the configs on one device.
 
         Args:
-          config: the point's.
-          device: where it is trained.
-          lockstep: takes the steps of several points together, if they are.
+          config: the config of the point.
+          device: the device that trains it.
+          lockstep: takes the steps of several points together; None if each point steps alone.
         """
         numbers, mesh, step = self.numbers(config), _one(device), self.step(device)
         take = step if lockstep is None else lockstep.take_step
@@ -254,7 +255,7 @@ class SharedPrograms:
     def step(self, device: jax.Device, together: bool = False) -> Callable:
         """The compiled step on a device, ``(state, batch, numbers) -> (state, metrics)``.
 
-        With ``together`` it takes and returns tuples with an entry for each of several points.
+        With ``together``, arguments and results are tuples with one entry per point.
         """
         if (device, together) not in self._compiled_steps:
 
@@ -305,7 +306,7 @@ class SharedPrograms:
         return step(state, batch)
 
     def _module(self, variables: Any, numbers: Sequence[Any]) -> Any:
-        """A module with traced numbers and the arrays of another."""
+        """A module with traced numbers and the given arrays."""
         module = self._with(numbers)[1].build(nnx.Rngs(0))
         module.eval()
         return nnx.merge(nnx.graphdef(module), variables)
@@ -320,7 +321,7 @@ class SharedPrograms:
 
 
 class _SharedModel(Compiled):
-    """A model in evaluation mode whose compiled calls take the numbers of its config."""
+    """A model in evaluation mode whose compiled calls take its config numbers as arguments."""
 
     def __init__(self, programs: SharedPrograms, numbers: tuple[float, ...], model: Compiled):
         self.graph, self.state = model.graph, model.state
@@ -348,18 +349,18 @@ def _in_training(task: Task) -> nnx.Module:
 
 
 class Lockstep:
-    """Takes one step of several points by one program, each time all of them ask for one.
+    """Takes one step of several points in one program, as soon as each of them requests one.
 
-    Each point is trained in its own thread and calls :meth:`take_step`, which waits for the
-    others.
+    Each point trains in its own thread and calls :meth:`take_step`, which waits for the others.
 
     Args:
-      step: takes and returns tuples with an entry for each point.
-      points: how many points there are.
+      step: the compiled step, whose arguments and results are tuples with one entry per point.
+      points: the number of points.
       came: a list of signals.
 
     Attributes:
-      signals: what ``came`` held before the last step, so that all points see the same.
+      signals: the content of ``came`` before the last step, so that all points see the same
+        signals.
     """
 
     def __init__(self, step: Callable, points: int, came: Sequence[int] = ()):
@@ -370,7 +371,7 @@ class Lockstep:
         self._answers: list[Any] = []
 
     def take_step(self, *asked: Any) -> tuple[TrainState, StepMetrics]:
-        """One point's step: state, batch and numbers to the next state and the metrics."""
+        """One point's step: maps state, batch and numbers to the next state and the metrics."""
         with self._turn:
             mine, answers = len(self._asked), self._answers
             self._asked.append(asked)
@@ -382,7 +383,7 @@ class Lockstep:
         return answer
 
     def leave(self) -> None:
-        """One point takes no further step."""
+        """Removes one point, which takes no further steps."""
         with self._turn:
             self._points -= 1
             self._take_if_complete()

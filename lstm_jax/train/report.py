@@ -1,4 +1,4 @@
-"""What a run prints."""
+"""The output of a run on the console."""
 
 import io
 import time
@@ -16,7 +16,7 @@ from lstm_jax.tasks.base import Columns, Metrics
 
 
 class _Console(Console):
-    """A console that raises where nobody reads its output; rich would end the process."""
+    """A console that raises an error on a broken pipe; rich would end the process."""
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
@@ -25,8 +25,8 @@ class _Console(Console):
 class Report:
     """Messages, a progress line, and tables of metrics.
 
-    On a terminal the progress line stays in one place; elsewhere it is printed anew each
-    time metrics are written.
+    On a terminal the progress line is updated in place. Elsewhere it is printed each time metrics
+    are written.
     """
 
     def __init__(self, console: Console | None = None):
@@ -34,15 +34,15 @@ class Report:
         self._live: Live | None = None
 
     def say(self, message: str) -> None:
-        """One line."""
+        """Prints one line."""
         self._console.print(Text(message))
 
     def warn(self, message: str) -> None:
-        """One line that stands out."""
+        """Prints one highlighted line."""
         self._console.print(Text(f"warning: {message}", style="yellow"))
 
     def progress(self, line: str, *, lasting: bool) -> None:
-        """The progress line; ``lasting`` where metrics were written with it."""
+        """Updates the progress line; ``lasting`` if metrics were written with it."""
         if self._console.is_terminal:
             if self._live is None:
                 self._live = Live(console=self._console, auto_refresh=False)
@@ -52,18 +52,18 @@ class Report:
             self.say(line)
 
     def end_progress(self) -> None:
-        """Leaves the progress line as it last was."""
+        """Ends the progress line and leaves its last state visible."""
         if self._live is not None:
             self._live.stop()
             self._live = None
 
     def leave_terminal(self) -> None:
-        """Writes no more to a terminal, which may have been closed."""
+        """Stops writing to a terminal, which may have been closed."""
         if self._console.is_terminal:
             self._console.file = io.StringIO()
 
     def columns(self, columns: Columns, shown: int) -> None:
-        """A table of columns of equal length, its first ``shown`` rows."""
+        """Prints a table of columns of equal length, up to ``shown`` rows."""
         table = Table(box=None, pad_edge=False)
         rows = len(next(iter(columns.values())))
         for name, column in columns.items():
@@ -77,9 +77,9 @@ class Report:
             self.say(f"... {rows - shown:,} more rows; --output FILE writes all")
 
     def metrics(self, title: str, rows: Mapping[str, Metrics]) -> None:
-        """A table with a row for each method and a column for each metric.
+        """Prints a table with a row per method and a column per metric.
 
-        Where the console is too narrow for all columns, tables of the other columns follow.
+        If the console is too narrow for all columns, further tables show the remaining ones.
         """
         names = list(dict.fromkeys(name for metrics in rows.values() for name in metrics))
         while names:
@@ -106,14 +106,14 @@ def _metrics_table(title: str, names: Sequence[str], rows: Mapping[str, Metrics]
 
 
 def _cell(value: Any) -> str:
-    """A value of a table; of an array its type and shape."""
+    """A value as a table cell; for an array, its type and shape."""
     if isinstance(value, np.ndarray):
         return f"{value.dtype} {value.shape}"
     return f"{value:.6g}" if isinstance(value, float | np.floating) else f"{value}"
 
 
 def _rounded(value: float) -> str:
-    """Four decimals, or one of a large number.
+    """A number with four decimals, or with one if it is large.
 
     >>> _rounded(1.5), _rounded(790066.3406)
     ('1.5000', '790,066.3')
@@ -122,9 +122,9 @@ def _rounded(value: float) -> str:
 
 
 class Clock:
-    """Speed and time left, over the steps that this process has taken.
+    """Speed and time left, measured over the steps of this process.
 
-    Compilation in the first step, and what happens between steps, do not count as speed.
+    The first step, which includes compilation, and the time between steps are not counted.
     """
 
     def __init__(self, units_per_step: int):
@@ -132,11 +132,11 @@ class Clock:
         self._began = 0.0
 
     def start(self) -> None:
-        """Before a step."""
+        """Called before a step."""
         self._began = time.perf_counter()
 
     def stop(self) -> None:
-        """After it."""
+        """Called after a step."""
         seconds = time.perf_counter() - self._began
         if self._steps > 0:
             self._seconds += seconds
@@ -144,11 +144,11 @@ class Clock:
 
     @property
     def units_per_second(self) -> float:
-        """What the task counts, a second; 0 while unknown."""
+        """The task's units per second; 0 while unknown."""
         return self._units * (self._steps - 1) / self._seconds if self._seconds else 0.0
 
     def left(self, steps: int) -> str:
-        """The time that so many steps will take, as h:mm:ss.
+        """The expected time for a number of steps, as h:mm:ss.
 
         >>> Clock(1).left(10)
         '?'

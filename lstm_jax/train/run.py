@@ -22,7 +22,7 @@ class Run:
     Attributes:
       folder: the run's folder.
       config: its config.
-      task: its task, which reads its training data only where it needs them.
+      task: its task, which reads its training data only when it needs them.
       model: the model in evaluation mode.
       step: the step of the checkpoint.
     """
@@ -38,8 +38,8 @@ class Run:
 
         Args:
           source: a file in the format of the training data; None for the task's own test or
-            validation data; a list of strings for a task that reads text, or of files for one that
-            reads several.
+            validation data; a list of strings for a task that reads text; a list of files for a
+            task that reads several files.
 
         Raises:
           UserError: the task does not predict or does not read text, or the data do not fit.
@@ -58,10 +58,10 @@ class Run:
 
 
 def load_run(folder: str | pathlib.Path) -> Run:
-    """The best checkpoint of the run in a folder; its training data need not exist any more.
+    """The best checkpoint of the run in a folder; the training data are not needed.
 
     Raises:
-      UserError: the folder holds no run, or no checkpoint that is whole.
+      UserError: the folder holds no run, or no intact checkpoint.
 
     >>> load_run("/no/such/run")
     Traceback (most recent call last):

@@ -1,4 +1,4 @@
-"""Training that starts from the parameters of another run."""
+"""Initialisation of a run from the parameters of another run."""
 
 import pathlib
 from collections.abc import Callable, Mapping
@@ -12,7 +12,7 @@ from lstm_jax.train.step import PlainMean, TrainState
 
 
 class Source(NamedTuple):
-    """Where parameters come from.
+    """The run from which parameters are taken.
 
     Attributes:
       folder: the other run's folder.
@@ -32,18 +32,18 @@ def started_from(
     say: Callable[[str], None],
     warn: Callable[[str], None],
 ) -> TrainState:
-    """A new state with the parameters of another run, wherever name and shape agree.
+    """A new state with the parameters of another run whose name and shape match.
 
     Args:
       source: the other run.
       state: the state before the first step.
       metadata: the metadata of this run's task.
-      say: reports what was taken.
-      warn: reports what was left out, and metadata that differ: a parameter of the same shape
-        then may have another meaning, such as the embedding of another character.
+      say: reports the parameters that were taken.
+      warn: reports the parameters that were left out, and metadata that differ. A parameter of the
+        same shape can then have another meaning, such as the embedding of another character.
 
     Raises:
-      UserError: no parameter agrees in name and shape.
+      UserError: no parameter matches in name and shape.
     """
     given = {_name(path): leaf for path, leaf in jax.tree.leaves_with_path(source.params)}
     taken, missing = [], []

@@ -1,4 +1,4 @@
-"""One training step: gradients of each device's rows, their mean, one update."""
+"""One training step: gradients of the rows on each device, their mean, one update."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,15 +18,15 @@ Params = Any
 Arrays = Any  # a nested dict of arrays
 
 
-NOT_YET = 2**31 - 1  # the start of a mean that has not begun
+NOT_YET = 2**31 - 1  # the start of a mean that has not begun yet
 
 
 class PlainMean(NamedTuple):
-    """A mean of parameters over the steps of a run from one on.
+    """The mean of the parameters over all steps from ``start`` on.
 
     Attributes:
-      params: the mean of the parameters at ``start`` and at each step since; before it, the last
-        parameters.
+      params: the mean of the parameters at ``start`` and at each step since; before ``start``, the
+        current parameters.
       start: the step at which the mean begins, int32; ``NOT_YET`` before it is known.
     """
 
@@ -35,19 +35,19 @@ class PlainMean(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """All that changes in training except the position in the data; pure dicts of arrays.
+    """Everything that training changes except the position in the data; pure dicts of arrays.
 
     Attributes:
-      step: steps taken, int32.
+      step: the number of steps taken, int32.
       params: the model's ``nnx.Param``.
       rest: all other variables of the model: batch statistics, counters of random streams.
-      streams: data of the keys of the model's random streams (uint32), which do not change; each
-        device folds its index in.
-      average: exponential moving average of ``params``, or their plain mean; None where the config
-        asks for none.
-      opt_state: the optimizer's.
-      carry: what the task passes from one batch to the next, sharded over devices.
-      key: data of the run's random key (uint32); step n uses ``fold_in(key, n)``.
+      streams: key data of the model's random streams (uint32), which do not change; each device
+        folds in its index.
+      average: exponential moving average of ``params``, or their plain mean; None if the config
+        requests neither.
+      opt_state: the state of the optimizer.
+      carry: the state that the task passes from one batch to the next, sharded over devices.
+      key: key data of the run's random key (uint32); step n uses ``fold_in(key, n)``.
     """
 
     step: jax.Array
@@ -61,19 +61,19 @@ class TrainState(NamedTuple):
 
     @property
     def evaluated(self) -> Params:
-        """The parameters that evaluation and generation use."""
+        """The parameters for evaluation and generation."""
         if isinstance(self.average, PlainMean):
             return self.average.params
         return self.params if self.average is None else self.average
 
 
 class StepMetrics(NamedTuple):
-    """Measured in one step.
+    """Metrics of one step.
 
     Attributes:
       loss: mean training loss of the batch before the update.
-      grad_norm: global norm of its gradient, before clipping.
-      learning_rate: of this step.
+      grad_norm: global norm of the gradient of this loss, before clipping.
+      learning_rate: the learning rate of this step.
     """
 
     loss: jax.Array
@@ -85,19 +85,19 @@ class StepMetrics(NamedTuple):
 
 
 def split(model: nnx.Module) -> tuple[nnx.GraphDef, Params, Arrays, Arrays]:
-    """A module's structure, parameters, other variables, and keys of random streams (as data)."""
+    """A module's structure, parameters, other variables, and key data of random streams."""
     graph, params, streams, rest = nnx.split(model, nnx.Param, nnx.RngKey, ...)
     data = jax.tree.map(jax.random.key_data, nnx.to_pure_dict(streams))
     return graph, nnx.to_pure_dict(params), nnx.to_pure_dict(rest), data
 
 
 def merged(graph: nnx.GraphDef, params: Params, rest: Arrays, streams: Arrays) -> Any:
-    """The module of which :func:`split` gave these parts."""
+    """The module that :func:`split` split into these parts."""
     return nnx.merge(graph, params, rest, jax.tree.map(jax.random.wrap_key_data, streams))
 
 
 def trained_model(graph: nnx.GraphDef, state: TrainState) -> Compiled:
-    """The model of a training state as evaluation uses it."""
+    """The model of a training state, in evaluation mode."""
     return Compiled(merged(graph, state.evaluated, state.rest, state.streams))
 
 
@@ -108,17 +108,17 @@ def init_state(
     seed: int,
     triggered: bool = False,
 ) -> tuple[nnx.GraphDef, TrainState]:
-    """The model's structure and the state before the first step, by one compiled program.
+    """The model's structure and the initial state, computed by one compiled program.
 
     Args:
       task: the task.
       optimizer: the optimizer.
-      averages: whether there is a mean of parameters.
-      seed: the run's.
-      triggered: whether it is a plain mean that begins at some step, which is not known yet.
+      averages: whether to maintain a mean of the parameters.
+      seed: the seed of the run.
+      triggered: whether it is a plain mean that begins at a step not known yet.
     """
     new = compiled(lambda seed: new_state(task, optimizer, averages, seed, triggered))
-    return new(np.uint32(seed))  # an argument: one program for every seed
+    return new(np.uint32(seed))  # an argument, so that all seeds share one program
 
 
 def abstract_state(
@@ -127,7 +127,7 @@ def abstract_state(
     averages: bool,
     triggered: bool = False,
 ) -> tuple[nnx.GraphDef, TrainState]:
-    """As :func:`init_state`, with shapes and types in place of arrays."""
+    """Like :func:`init_state`, with shapes and types instead of arrays."""
     return jax.eval_shape(lambda: new_state(task, optimizer, averages, 0, triggered))
 
 
@@ -138,7 +138,7 @@ def new_state(
     seed: int | jax.Array,
     triggered: bool = False,
 ) -> tuple[nnx.GraphDef, TrainState]:
-    """As :func:`init_state`, inside a compiled program, with a seed that can be traced."""
+    """Like :func:`init_state`, for use inside a compiled program; the seed can be traced."""
     init_key, key = jax.random.split(jax.random.key(seed))
     model = task.build(nnx.Rngs(init_key))
     model.train()
@@ -160,7 +160,7 @@ def new_state(
 
 
 def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:
-    """Where each array of a state lies: the carry by rows, all else on every device."""
+    """The sharding of each array of a state: the carry by rows, everything else replicated."""
     everywhere = NamedSharding(mesh, PartitionSpec())
     by_rows = NamedSharding(mesh, PartitionSpec(AXIS))
     return jax.tree.map(lambda _: everywhere, state)._replace(
@@ -172,7 +172,7 @@ def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:
 
 
 def batch_spec(accumulate: int) -> PartitionSpec:
-    """How a batch, or a stack of batches, is sharded: by rows."""
+    """The sharding of a batch, or of a stack of batches: by rows."""
     return PartitionSpec(AXIS) if accumulate == 1 else PartitionSpec(None, AXIS)
 
 
@@ -185,7 +185,7 @@ def build_step(
     mesh: Mesh,
     accumulate: int = 1,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
-    """The jitted :func:`step_function`; the state that it is given is donated."""
+    """The jitted :func:`step_function`; its state argument is donated."""
     step = step_function(task, graph, optimizer, schedule, ema_decay, mesh, accumulate)
     return compiled(step, donate_argnums=0)
 
@@ -199,13 +199,13 @@ def step_function(
     mesh: Mesh,
     accumulate: int = 1,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
-    """One step, from a state and a batch to the next state and the metrics.
+    """A function that maps a state and a batch to the next state and the metrics.
 
-    With ``accumulate`` above 1 a batch holds so many batches, stacked along a first axis.  They
-    are read one after another, and their mean gradient makes one update.
+    With ``accumulate`` above 1, the batch holds that many batches, stacked along a first axis. They
+    are processed one after another, and their mean gradient gives one update.
 
-    Each device differentiates the loss of its own rows, with one sum of gradients at the
-    end: were the batch partitioned by the compiler, that sum could land inside the scan.
+    Each device differentiates the loss of its own rows, and the gradients are summed once at the
+    end. If the compiler partitioned the batch instead, this sum could end up inside the scan.
     """
 
     def loss_of(
@@ -251,7 +251,7 @@ def step_function(
         mesh=mesh,
         in_specs=(everywhere, everywhere, everywhere, rows, batch_spec(accumulate), everywhere),
         out_specs=(everywhere, everywhere, everywhere, rows),
-        # Loops in a user's module may begin with constants, which are alike on all devices.
+        # Loops in a user's module may start from constants, which are equal on all devices.
         check_vma=False,
     )
 
@@ -268,7 +268,8 @@ def step_function(
             mean = optax.incremental_update(params, average.params, 1.0 / (1.0 + since))
             average = average._replace(params=mean)
         elif average is not None:
-            # Early on the mean is over all steps so far, so that it forgets the beginning.
+            # In the first steps the mean is over all steps so far, so that it forgets the initial
+            # values.
             decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
             average = optax.incremental_update(params, average, 1.0 - decay)
         metrics = StepMetrics(loss, optax.global_norm(grads), jnp.asarray(schedule(state.step)))
@@ -286,7 +287,7 @@ def step_function(
 
 
 def _folded(data: jax.Array, number: jax.Array) -> jax.Array:
-    """Data of keys ``[..., 2]`` with a number folded into each key."""
+    """Key data ``[..., 2]`` with a number folded into each key."""
     keys = jax.random.wrap_key_data(data)
     fold = jax.random.fold_in
     for _ in keys.shape:
@@ -295,5 +296,5 @@ def _folded(data: jax.Array, number: jax.Array) -> jax.Array:
 
 
 def _shared(leaf: jax.Array) -> jax.Array:
-    """One value for all devices: the mean of statistics; counters are the same on each."""
+    """One value for all devices: statistics are averaged, counters are equal on all of them."""
     return jax.lax.pmean(leaf, AXIS) if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf

@@ -1,4 +1,4 @@
-"""A run's folder: its config, its format, what prediction needs of the data, and its lock."""
+"""A run's folder: its config, its format, the metadata that prediction needs, and its lock."""
 
 import contextlib
 import json
@@ -22,8 +22,8 @@ def load_workdir(workdir: pathlib.Path) -> Config:
     """The config of the run in a folder.
 
     Raises:
-      UserError: the folder holds no run, or one in another format, or its config was edited
-        (the differing keys are named).
+      UserError: the folder holds no run, its format is not supported, or its config was edited (the
+        message names the differing keys).
 
     >>> load_workdir(pathlib.Path("/no/such/run"))
     Traceback (most recent call last):
@@ -37,14 +37,14 @@ def load_workdir(workdir: pathlib.Path) -> Config:
 
 
 def stored_metadata(workdir: pathlib.Path) -> dict[str, Any]:
-    """The task's metadata as the run has stored them."""
+    """The task's metadata, as stored with the run."""
     return read_run_file(workdir)["metadata"]
 
 
 def read_run_file(workdir: pathlib.Path) -> dict[str, Any]:
-    """What ``run.json`` holds: ``format``, ``metadata`` and the run's first ``config``.
+    """The content of ``run.json``: ``format``, ``metadata`` and the run's original ``config``.
 
-    Raises as :func:`load_workdir`.
+    Raises the same errors as :func:`load_workdir`.
     """
     if not (workdir / CONFIG_FILE).is_file():
         raise UserError(f"{workdir}: no run here (expected a {CONFIG_FILE})")
@@ -63,11 +63,11 @@ def read_run_file(workdir: pathlib.Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def claimed(workdir: pathlib.Path, config: Config, metadata: Mapping[str, Any]) -> Iterator[None]:
-    """The folder for this process only: created or found to fit, and locked against others.
+    """Claims a folder for this process: creates it or checks that it fits, and locks it.
 
     Raises:
-      UserError: another process is at work in the folder, it holds a run with another config
-        (the differing keys are named), or it cannot be created.
+      UserError: another process works in the folder, it holds a run with another config (the
+        message names the differing keys), or it cannot be created.
     """
     with locked(workdir, "training"):
         if (workdir / CONFIG_FILE).exists():
@@ -78,14 +78,14 @@ def claimed(workdir: pathlib.Path, config: Config, metadata: Mapping[str, Any]) 
 
 
 def _begin(workdir: pathlib.Path, config: Config, metadata: Mapping[str, Any]) -> None:
-    """Writes the config last: a folder that has one is complete."""
+    """Writes a new run's files; the config is last, so a folder that has one is complete."""
     held = sealed({"format": FORMAT, "metadata": metadata, "config": config.as_dict()})
     write_content(workdir / RUN_FILE, json.dumps(held, ensure_ascii=False, indent=1) + "\n")
     write_config(config, workdir / CONFIG_FILE)
 
 
 def _refuse_edited(workdir: pathlib.Path, first: Any, config: Config) -> None:
-    """Raises where config.toml is not the config with which the run began, or a longer run."""
+    """Raises an error if config.toml is neither the original config nor a longer run of it."""
     if not isinstance(first, dict):
         raise UserError(f"{workdir / RUN_FILE}: config: expected a section, got {first!r:.40}")
     began = config_from(first, str(workdir / RUN_FILE), {}, workdir)
@@ -104,7 +104,7 @@ def _refuse_edited(workdir: pathlib.Path, first: Any, config: Config) -> None:
 
 
 def _refuse_other(workdir: pathlib.Path, config: Config) -> None:
-    """Raises where the folder's config is another one; a run that only becomes longer is not."""
+    """Raises an error if the folder's config is a different one; a longer run is permitted."""
     stored = load_workdir(workdir)
     differing = differing_keys(stored, config)
     if set(differing) == {NUM_STEPS} and config.train.num_steps > stored.train.num_steps:
@@ -121,7 +121,7 @@ def _refuse_other(workdir: pathlib.Path, config: Config) -> None:
 
 
 def _check_extension(config: Config) -> None:
-    """Raises where the learning rate of the steps already taken depends on their number."""
+    """Raises an error if the learning rate of past steps depends on the number of steps."""
     if config.optimizer.schedule == "cosine":
         raise UserError(
             f"{NUM_STEPS}: expected {config.train.num_steps}, where the cosine schedule of this "
