@@ -63,7 +63,10 @@ class Report:
             self._console.file = io.StringIO()
 
     def columns(self, columns: Columns, shown: int) -> None:
-        """Prints a table of columns of equal length, up to ``shown`` rows."""
+        """Prints a table of columns of equal length, up to ``shown`` rows.
+
+        A terminal wraps long cells at its width; a file or pipe gets each row on one line.
+        """
         table = Table(box=None, pad_edge=False)
         rows = len(next(iter(columns.values())))
         for name, column in columns.items():
@@ -72,7 +75,12 @@ class Report:
         for n in range(min(rows, shown)):
             values = (column[n] for column in columns.values())
             table.add_row(*(Text(_cell(value)) for value in values))
+        width = self._console.width
+        if not self._console.is_terminal:
+            self._console.width = max(width, self._natural_width(table))
         self._console.print(table)
+        if not self._console.is_terminal:
+            self._console.width = width
         if rows > shown:
             self.say(f"... {rows - shown:,} more rows; --output FILE writes all")
 
@@ -90,8 +98,11 @@ class Report:
             names = names[count:]
 
     def _fits(self, table: Table) -> bool:
+        return self._natural_width(table) <= self._console.width
+
+    def _natural_width(self, table: Table) -> int:
         unlimited = self._console.options.update(width=10**4)
-        return Measurement.get(self._console, unlimited, table).maximum <= self._console.width
+        return Measurement.get(self._console, unlimited, table).maximum
 
 
 def _metrics_table(title: str, names: Sequence[str], rows: Mapping[str, Metrics]) -> Table:

@@ -37,3 +37,16 @@ def test_metrics_of_a_narrow_console_are_several_tables_with_whole_numbers(width
         "loss", "mae", "rmse", "coverage_95",
     ]  # fmt: skip
     assert "…" not in " ".join(lines)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_columns_of_a_file_are_not_wrapped(terminal):
+    file = io.StringIO()
+    columns = {"a name of many words": ["one of many values"], "another": [0.25]}
+    Report(Console(file=file, width=20, force_terminal=terminal)).columns(columns, 5)
+    lines = [line.split() for line in file.getvalue().splitlines()]
+    whole = [
+        ["a", "name", "of", "many", "words", "another"],
+        ["one", "of", "many", "values", "0.25"],
+    ]
+    assert (lines == whole) == (not terminal)
