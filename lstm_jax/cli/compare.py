@@ -1,4 +1,4 @@
-"""Show runs next to each other: metrics, the config keys that differ, and their curves."""
+"""Compare runs: their metrics, the config keys that differ, and their loss curves."""
 
 import argparse
 import pathlib

@@ -1,7 +1,7 @@
-"""Convert recurrent weights from one library's file to another's, or a run's best ones to one.
+"""Convert recurrent weights, from a file or a run's best checkpoint, to another library's file.
 
-Files are .safetensors, .npz, .weights.h5, .keras or .onnx; nothing is unpickled.  Options of the
-functions from_LIBRARY and to_LIBRARY state what arrays do not show, such as activations.
+Files are .safetensors, .npz, .weights.h5, .keras or .onnx; nothing is unpickled. Options of the
+functions from_LIBRARY and to_LIBRARY specify what arrays do not show, such as activations.
 """
 
 import argparse
@@ -27,21 +27,21 @@ def configure(parser: Parser, words: Sequence[str]) -> None:
     parser.add_argument(
         "--from",
         dest="from_library",
-        help=f"whose arrays SOURCE holds: {', '.join(LIBRARIES)} (default: known for a run, and "
-        "for .keras, .weights.h5 and .onnx)",
+        help=f"library of the arrays in SOURCE: {', '.join(LIBRARIES)} (default: known for a run, "
+        "and for .keras, .weights.h5 and .onnx)",
         **libraries,
     )
     parser.add_argument(
         "--to",
         dest="to_library",
-        help="whose arrays TARGET shall hold (default: known for .keras, .weights.h5 and .onnx)",
+        help="library of the arrays in TARGET (default: known for .keras, .weights.h5 and .onnx)",
         **libraries,
     )
     parser.add_argument(
         "--prefix",
         default="",
         metavar="TEXT",
-        help="how the names of the layer's arrays begin (in .onnx, of its nodes); others are "
+        help="prefix of the names of the layer's arrays (in .onnx, of its nodes); others are "
         "left out",
     )
     for flag, function in (("--reading", "from_LIBRARY"), ("--writing", "to_LIBRARY")):

@@ -1,4 +1,4 @@
-"""Metrics of a run's best checkpoint next to those of simple methods; plots."""
+"""Evaluate a run's best checkpoint: metrics, compared with simple methods, and plots."""
 
 import argparse
 import dataclasses

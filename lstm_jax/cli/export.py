@@ -1,7 +1,7 @@
 """Write a run's best checkpoint as a model that runs without this library.
 
-It goes to export/FORMAT-DTYPE in the run's folder, with a script run.py that needs jax or
-onnxruntime alone.  Its metrics are printed next to the run's, with sizes and times.
+The model is written to export/FORMAT-DTYPE in the run's folder, with a script run.py that needs
+only jax or onnxruntime. Its metrics are printed next to the run's, with sizes and times.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from lstm_jax.config import Section, option
 
 @dataclasses.dataclass(frozen=True)
 class Exporting(Section):
-    """What is written."""
+    """The options of an export."""
 
     format: str = option(
         "stablehlo",
@@ -24,7 +24,7 @@ class Exporting(Section):
     )
     dtype: str = option(
         "float32",
-        "how weight matrices are stored; dynamic-int8 is onnxruntime's own quantisation",
+        "storage type of weight matrices; dynamic-int8 is onnxruntime's quantisation",
         choices=("float32", "bfloat16", "int8", "dynamic-int8"),
     )
 

@@ -1,4 +1,4 @@
-"""Write text, or files such as tunes, with a run's best checkpoint."""
+"""Generate text, or files such as tunes, with a run's best checkpoint."""
 
 import argparse
 import dataclasses
@@ -15,7 +15,7 @@ from lstm_jax.errors import UserError, expect
 
 @dataclasses.dataclass(frozen=True)
 class Sampling(Section):
-    """How a sample is written."""
+    """The options of sampling."""
 
     prompt: str = option("", "how the text begins; for music, a MIDI file")
     length: int = option(
@@ -23,13 +23,15 @@ class Sampling(Section):
         at_least=0, at_most=LONGEST_SAMPLE,
     )  # fmt: skip
     temperature: float = option(
-        0.8, "below 1 likelier, above 1 bolder; 0 always takes the likeliest", at_least=0
+        0.8,
+        "below 1 more likely samples, above 1 more diverse ones; 0 always takes the most likely",
+        at_least=0,
     )
     seed: int = option(0, "seed of the samples", at_least=0, at_most=2**32 - 1)
 
 
 def configure(parser: Parser, words: Sequence[str]) -> None:
-    """Adds the options; those of a task are known from the run's folder."""
+    """Adds the options, including those of the task of the run in the folder."""
     add_run(parser)
     add_section(parser, Sampling())
     if (folder := find_source(words)) is not None:
@@ -42,14 +44,14 @@ def configure(parser: Parser, words: Sequence[str]) -> None:
         "--output",
         type=pathlib.Path,
         metavar="OUT",
-        help="path of generated files, each of which has its own ending (default: names that the "
+        help="path of generated files; each adds its own suffix (default: names that the "
         "task gives, in the current folder)",
     )
     add_process_options(parser)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Prints the text as it is generated, and writes generated files, by default where it runs."""
+    """Prints text as it is generated, and writes generated files."""
     from lstm_jax._files import write_content
     from lstm_jax.tasks.protocols import File, Generates
     from lstm_jax.train import load_run, load_workdir

@@ -1,6 +1,6 @@
-"""Write a report on what a run's layers do: inspect.html in its folder.
+"""Write a report on the behaviour of a run's layers: inspect.html in its folder.
 
-It is one page with all its plots: gates and units over time, what units follow in a text,
+The report is one self-contained page: gates and units over time, what units follow in text,
 saturation, memory, gradients through time, the loss curve and the config.
 """
 

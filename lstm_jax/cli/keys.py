@@ -12,12 +12,12 @@ from lstm_jax.errors import UserError
 def add_keys(
     parser: argparse.ArgumentParser, sections: Mapping[str, Section], file: str = ""
 ) -> None:
-    """Adds an option for every key of some sections.
+    """Adds an option for every key of the given sections.
 
     Args:
-      parser: to which they are added, a group of help for each section.
-      sections: the sections by name, with the values that help shows.
-      file: where these values come from; empty for defaults.
+      parser: receives the options, with one help group per section.
+      sections: the sections by name, with the values that the help shows.
+      file: the source of these values; empty for defaults.
     """
     for name, section in sections.items():
         group = parser.add_argument_group(f"[{name}]")
@@ -37,7 +37,7 @@ def add_keys(
 
 
 def overrides(options: argparse.Namespace) -> dict[str, str]:
-    """The given values of config keys, as strings by dotted key."""
+    """The values given for config keys, as strings by dotted key."""
     texts = {name: text for name, text in vars(options).items() if "." in name}
     for name, text in texts.items():
         if not isinstance(text, str):  # argparse drops the value of --SECTION.KEY=--

@@ -1,8 +1,8 @@
 """``lstm-jax COMMAND``: one module of this package for each command.
 
 A command's module has ``configure(parser, words)``, which adds its options, and ``run(options)``,
-which returns an exit status, or None for success.  Only the module of the given command is
-imported, and what it needs to work is imported in ``run``, so that ``--help`` is quick.
+which returns an exit status, or None for success. Only the module of the given command is imported,
+and ``run`` imports what the command needs, so that ``--help`` is fast.
 """
 
 import importlib
@@ -17,16 +17,16 @@ from lstm_jax.errors import UserError
 
 COMMANDS = {
     "train": "train from a config file, or resume a run",
-    "sweep": "train a run for each combination of some values, in one process",
-    "compare": "runs next to each other: metrics, differing config keys, curves",
-    "evaluate": "metrics of a run's best checkpoint next to those of simple methods; plots",
-    "predict": "predictions for new data, as a table or a file",
+    "sweep": "train a run for each combination of config values, in one process",
+    "compare": "compare runs: metrics, differing config keys, loss curves",
+    "evaluate": "metrics and plots of a run's best checkpoint, compared with simple methods",
+    "predict": "predict on new data, as a table or a file",
     "generate": "write text with a run's best checkpoint",
     "inspect": "write an HTML report on what a run's layers do",
     "export": "write a run's best model as files that run without this library",
     "convert": "convert recurrent weights from one library's file to another's",
 }
-"""What each command does, by its name."""
+"""The description of each command, by name."""
 
 WRONG_COMMAND_LINE = 2
 INTERRUPTED = 130
@@ -37,16 +37,16 @@ def main(args: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit status.
 
     Returns:
-      0 for success; 1 for a user's mistake and 2 for a command line of the wrong form, each
-      reported in one line; 128 and the signal's number where a signal stopped the command.
+      0 for success; 1 for a user's mistake and 2 for a malformed command line, each reported in one
+      line; 128 plus the signal's number if a signal stopped the command.
 
     >>> main(["--version"])
     lstm-jax ...
     0
     """
-    # A config may name a user's class, model.cell = "my_cells.MyCell", whose file is in the folder
-    # where the command is run; a console script has its own folder on the path instead.  Last, so
-    # that nothing there hides an installed module; "" is the current folder.
+    # A config can name a user's class, model.cell = "my_cells.MyCell", from a file in the current
+    # folder, which is not on the path of a console script. "" is the current folder. It comes last,
+    # so that no file in it hides an installed module.
     if "" not in sys.path:
         sys.path.append("")
     try:
@@ -61,11 +61,11 @@ def main(args: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED)
     except BrokenPipeError:
-        # Whoever read the output has closed it, as `head` does.  Nothing more can be written, not
-        # even when the interpreter flushes its files at its end.
+        # The reader of the output has closed it, as `head` does. Nothing more can be written, not
+        # even when the interpreter flushes its files at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
-    except OSError as error:  # a full disk, a read-only folder, a file in the place of a folder
+    except OSError as error:  # a full disk, a read-only folder, a file instead of a folder
         _drop_unwritable_output()
         where = "" if error.filename is None else f"{error.filename}: "
         return _fail(f"error: {where}{error.strerror or error}", 1)
@@ -109,20 +109,20 @@ def _run(words: list[str]) -> int | None:
 
 
 def _open_closed_outputs() -> None:
-    """A command that is started without an output (``>&-``) works as if nobody read it."""
+    """Opens closed outputs (``>&-``) on the null device, so that the command works without them."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for as long as the process
 
 
 def _lacks_memory(error: BaseException) -> bool:
-    """Whether an error is one of NumPy, of XLA, or of a thread that cannot be started."""
+    """Whether NumPy, XLA or the start of a thread ran out of memory."""
     signs = ("RESOURCE_EXHAUSTED", "bad_alloc", "can't start new thread")
     return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
 
 
 def _drop_unwritable_output() -> None:
-    """The interpreter flushes its output at its end, which must not fail once more."""
+    """Redirects the output, so that the interpreter's flush at exit does not fail again."""
     try:
         sys.stdout.flush()
     except OSError:

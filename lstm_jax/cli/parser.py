@@ -1,4 +1,4 @@
-"""The parser of every command: argparse, with each mistake as one line."""
+"""The parser of all commands: argparse that reports each mistake in one line."""
 
 import argparse
 import dataclasses
@@ -11,7 +11,7 @@ from lstm_jax.errors import UserError
 
 
 class WrongCommandLine(Exception):  # noqa: N818 - its message is what the user reads
-    """A command line of the wrong form; the message is one line."""
+    """A malformed command line; the message is one line."""
 
 
 class Answered(Exception):  # noqa: N818 - not an error
@@ -21,7 +21,7 @@ class Answered(Exception):  # noqa: N818 - not an error
 class Parser(argparse.ArgumentParser):
     """An :class:`argparse.ArgumentParser` that raises instead of ending the process.
 
-    Its messages are one line and name the nearest known option.
+    Each message is one line and names the nearest known option.
 
     >>> parser = Parser(prog="lstm-jax train")
     >>> _ = parser.add_argument("--workdir")
@@ -40,7 +40,8 @@ class Parser(argparse.ArgumentParser):
 
         Args:
           words: the command line.
-          command: the parser of its command, whose options are suggested for an unknown one.
+          command: the parser of its command; a similar option of it is suggested for an unknown
+            one.
         """
         options, unknown = self.parse_known_args(words)
         command = command or self
@@ -64,7 +65,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def dashed(words: Iterable[str]) -> list[str]:
-    """The words of a command line, each option's name with dashes for underscores.
+    """The words of a command line, with underscores in option names replaced by dashes.
 
     >>> dashed(["train", "a_b.toml", "--train.num_steps=5", "--", "--a_b"])
     ['train', 'a_b.toml', '--train.num-steps=5', '--', '--a_b']
@@ -79,7 +80,7 @@ def dashed(words: Iterable[str]) -> list[str]:
 
 
 def to_path(text: str) -> pathlib.Path:
-    """A path from a command line, where an empty one, as of an unset variable, is a mistake.
+    """A path from a command line; an empty one, as from an unset variable, is an error.
 
     >>> to_path("")
     Traceback (most recent call last):
@@ -91,7 +92,7 @@ def to_path(text: str) -> pathlib.Path:
 
 
 def add_section(parser: argparse.ArgumentParser, section: Section) -> None:
-    """Adds an option for each field of a section, which is also its default."""
+    """Adds an option for each field of a section; the section's values are the defaults."""
     for field in dataclasses.fields(section):
         default = getattr(section, field.name)
         parser.add_argument(
@@ -114,19 +115,19 @@ def _reader(field: dataclasses.Field) -> Callable[[str], Any]:
 
 
 def metavar(field: dataclasses.Field) -> str:
-    """What stands for a field's value in help."""
+    """The placeholder for a field's value in the help."""
     names = {"bool": "BOOL", "int": "INTEGER", "float": "NUMBER", "str": "TEXT"}
     return names[field.type if isinstance(field.type, str) else field.type.__name__]
 
 
 def meaning(field: dataclasses.Field, values: str) -> str:
-    """A field's line of help: what it means, its range, and ``values`` that it has."""
+    """A field's help line: its meaning, its range, and its ``values``."""
     text = f"{field.metadata['meaning']} ({expectation(field)}; {values})"
     return text.replace("%", "%%")  # argparse formats help by %
 
 
 def shown(value: Any) -> str:
-    """A value as a TOML file has it.
+    """A value in TOML notation.
 
     >>> shown(True), shown(""), shown("lstm"), shown(5)
     ('true', '""', 'lstm', '5')

@@ -1,7 +1,7 @@
 """Predict on new data with a run's best checkpoint.
 
-FILE has the format of the training data, and may be anywhere; the training data themselves need
-not exist any more.  A task that reads text also takes it from the command line.
+FILE has the format of the training data. The training data themselves are not needed. A task that
+reads text also accepts it on the command line.
 """
 
 import argparse
@@ -21,13 +21,13 @@ def configure(parser: Parser, words: Sequence[str]) -> None:
         type=to_path,
         nargs="*",
         help="new data in the format of the training data (default: the run's own test or "
-        "validation data; for a table, what follows it); a task of recordings takes several files",
+        "validation data; for a table, the following rows); tasks on recordings take several files",
     )
     parser.add_argument(
         "--text",
         action="append",
         metavar="TEXT",
-        help="text to predict on in place of a file; repeat it for more strings",
+        help="text to predict on instead of a file; repeat the option for more strings",
     )
     parser.add_argument(
         "--output",
@@ -39,7 +39,7 @@ def configure(parser: Parser, words: Sequence[str]) -> None:
         "--plot",
         type=to_path,
         metavar="IMAGE",
-        help="for tasks that can: also plot how the prediction for FILE or one --text comes about, "
+        help="for tasks that support it: also plot how the model predicts on FILE or one --text, "
         "as .png, .svg or .gif",
     )
     add_process_options(parser)

@@ -1,4 +1,4 @@
-"""How the process is set up that runs a command."""
+"""Set-up of the process that runs a command."""
 
 import argparse
 
@@ -9,23 +9,23 @@ FLAGS = ("--help", "--verbose", "--no-compilation-cache")
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
-    """The folder of a trained run, the first argument of most commands."""
+    """Adds the folder of a trained run, the first argument of most commands."""
     parser.usage = f"{parser.prog} RUN [OPTION ...]"
     parser.add_argument("run_folder", metavar="RUN", type=to_path, help="the run's folder")
 
 
 def add_process_options(parser: argparse.ArgumentParser) -> None:
-    """Options of every command that computes."""
+    """Adds the options common to all commands that compute."""
     parser.add_argument("--verbose", action="store_true", help="also print how JAX is set up")
     parser.add_argument(
         "--no-compilation-cache",
         action="store_true",
-        help="compile every program anew; do not keep compiled ones in the user's cache folder",
+        help="compile every program again; do not store compiled ones in the user's cache folder",
     )
 
 
 def set_up(options: argparse.Namespace) -> None:
-    """Sets the process up for training and evaluation; must come before JAX is used."""
+    """Sets up the process for training and evaluation; must precede the first use of JAX."""
     from lstm_jax.tune import tune_cpu
 
     tuned = tune_cpu()
@@ -35,7 +35,7 @@ def set_up(options: argparse.Namespace) -> None:
 
 
 def keep_programs(options: argparse.Namespace) -> None:
-    """Keeps compiled programs for later commands, unless the options forbid it."""
+    """Caches compiled programs for later commands, unless the options forbid it."""
     if options.no_compilation_cache:
         return
     from lstm_jax.tune import cache_compiled

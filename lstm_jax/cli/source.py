@@ -1,4 +1,4 @@
-"""The first argument of ``train`` and ``sweep``, a config or a folder to resume, and its keys."""
+"""The first argument of ``train`` and ``sweep``: a config or a folder to resume."""
 
 import argparse
 import pathlib
@@ -17,16 +17,16 @@ def add_source(
     held: str,
     load_folder: Callable[[pathlib.Path], Config] | None = None,
 ) -> None:
-    """Adds the source, ``--workdir``, options of the process, and one for each key of the config.
+    """Adds the source, ``--workdir``, process options, and an option for each config key.
 
-    The keys of [data] and [model] are known from the config's task; without a source only those
-    of the other sections are shown.
+    The config's task determines the keys of [data] and [model]. Without a source, only the keys of
+    the other sections are shown.
 
     Args:
-      parser: to which they are added.
-      words: the command line, not yet parsed.
-      held: what the folder holds, ``"run"`` or ``"sweep"``.
-      load_folder: the config of what a folder holds; None where its keys cannot be changed.
+      parser: receives the options.
+      words: the unparsed command line.
+      held: the kind of folder, ``"run"`` or ``"sweep"``.
+      load_folder: loads the config from a folder; None if its keys cannot be changed.
     """
     parser.add_argument(
         "source",
@@ -53,7 +53,7 @@ def add_source(
 
 
 def workdir_of(options: argparse.Namespace, held: str) -> pathlib.Path:
-    """The folder that a command works in: that of ``--workdir``, by default one for the config.
+    """The folder of a command: ``--workdir``, by default a folder named after the config.
 
     Raises:
       UserError: the source is a folder, and ``--workdir`` names another one.
@@ -69,8 +69,8 @@ def workdir_of(options: argparse.Namespace, held: str) -> pathlib.Path:
 def find_source(words: Sequence[str]) -> pathlib.Path | None:
     """The config file or run folder in the words of a command line, before they are parsed.
 
-    Which options there are is known only when it has been read; here every option but a flag
-    takes a value.
+    The full set of options is known only after the source has been read, so this function assumes
+    that every option except the flags takes a value.
 
     >>> find_source(["--train.seed", "5", "--verbose", "runs/a"]).as_posix()
     'runs/a'

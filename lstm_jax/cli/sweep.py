@@ -1,4 +1,4 @@
-"""Train a run for each combination of some values, in one process.
+"""Train a run for each combination of config values, in one process.
 
 --SECTION.KEY VALUE,VALUE,... sweeps a key of the config; a key with one value replaces it.
 """
@@ -21,7 +21,7 @@ def configure(parser: Parser, words: Sequence[str]) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Trains the points; returns 0, or 128 and the number of the signal that stopped it."""
+    """Trains the points; returns 0, or 128 plus the number of the signal that stopped it."""
     from lstm_jax.train import Report, Stopped
     from lstm_jax.train.sweep import load_sweep, sweep, swept_axes
 

@@ -34,7 +34,7 @@ def _config(run: pathlib.Path) -> Config:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Trains; returns 0, or 128 and the number of the signal that stopped it."""
+    """Trains; returns 0, or 128 plus the number of the signal that stopped it."""
     from lstm_jax.train import Report, Stopped, train
 
     workdir = workdir_of(options, "run")

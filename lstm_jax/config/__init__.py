@@ -1,4 +1,4 @@
-"""Configs of runs: sections, options with range and meaning, TOML files read and checked."""
+"""Configs of runs: sections, options with ranges and meanings, reading of TOML files."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -49,7 +49,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """What describes recurrent layers, which imports jax, when it is first used (PEP 562)."""
+    """Imports the description of recurrent layers, which imports jax, on first use (PEP 562)."""
     if name in ("RecurrentConfig", "cell_factory"):
         return getattr(importlib.import_module("lstm_jax.config.recurrent"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""Sections of a config: frozen dataclasses whose fields know their range and meaning."""
+"""Sections of a config: frozen dataclasses whose fields have a range and a meaning."""
 
 import dataclasses
 import difflib
@@ -14,13 +14,13 @@ from lstm_jax.errors import UserError
 SectionT = TypeVar("SectionT", bound="Section")
 
 LARGEST_NUMBER = (2 - 2**-23) * 2.0**127
-"""The largest finite number of float32, in which a config's numbers are computed with."""
+"""The largest finite float32; configs are limited to it, since models compute in float32."""
 MOST = 10**9
-"""The largest value of an integer option that states no other limit; 32 bits hold it."""
+"""The largest value of an integer option without another limit; it fits into 32 bits."""
 LARGEST_SIZE = 10**6
-"""The most features of a layer, of which one matrix then takes 16 TB."""
+"""The largest number of features of a layer; one matrix of this size takes 16 TB."""
 LONGEST_SAMPLE = 10**7
-"""The most units (characters, ...) that one call generates."""
+"""The largest number of units (characters, ...) that one call generates."""
 
 
 def option(
@@ -35,18 +35,18 @@ def option(
     check: Callable[[Any], Any] | None = None,
     path_or: tuple[str, ...] | None = None,
 ) -> Any:
-    """A field of a :class:`Section`: its default, one line of meaning, and its range.
+    """A field of a :class:`Section`: its default, a one-line description, and its range.
 
     Args:
-      default: the value where none is given.
-      meaning: one line for ``--help``.
-      at_least, above, at_most, below: limits of a number.  An integer is at most ``MOST`` where
-        nothing else is stated.
-      choices: the possible values, where there are only a few.
-      check: called with a value of the right type; raises :class:`UserError` for an impossible
-        one.
-      path_or: for a path, the values that are not one: names of data sets (an empty tuple where
-        there are none).  A relative path in a config file is resolved from the file's folder.
+      default: the default value.
+      meaning: a one-line description for ``--help``.
+      at_least, above, at_most, below: limits of a number. The default upper limit of an integer is
+        ``MOST``.
+      choices: the possible values, if there are only a few.
+      check: called with a value of the right type; raises :class:`UserError` if it is invalid.
+      path_or: marks a path option; lists the values that are not paths, such as names of data sets
+        (an empty tuple if there are none). A relative path in a config file is resolved from the
+        file's folder.
     """
     if type(default) is int and at_most is None and below is None:
         at_most = MOST
@@ -65,10 +65,10 @@ def option(
 class Section:
     """A section of a config.  Subclasses are frozen dataclasses of :func:`option` fields.
 
-    Values are checked where a section is made, from a file or in Python.
+    Values are checked when a section is created, from a file or in Python.
 
     Raises:
-      UserError: a value has the wrong type or lies outside its range.
+      UserError: a value has the wrong type or is outside its range.
 
     >>> @dataclasses.dataclass(frozen=True)
     ... class Window(Section):
@@ -89,7 +89,7 @@ class Section:
 
 
 def expectation(field: dataclasses.Field) -> str:
-    """What a field takes, in words.
+    """The values that a field accepts, in words.
 
     >>> expectation(dataclasses.fields(_Example)[0])
     'an integer of at least 1 and at most 1000000000'
@@ -108,12 +108,12 @@ _NOUNS = {int: "an integer", float: "a number", bool: "true or false", str: "a s
 
 
 def _kind(field: dataclasses.Field) -> type:
-    """The type of a field, also where annotations are strings."""
+    """The type of a field, even if annotations are strings."""
     return next(kind for kind in _NOUNS if field.type in (kind, kind.__name__))
 
 
 def _problem(field: dataclasses.Field, value: Any) -> str:
-    """What is wrong with a value, or an empty string."""
+    """What is wrong with a value; an empty string if nothing is."""
     if not _fits(field, value):
         return f"expected {expectation(field)}, got {_shown(value)}"
     if value == "" and "" not in (field.default, *(field.metadata["path_or"] or [""])):
@@ -133,12 +133,12 @@ def _problem(field: dataclasses.Field, value: Any) -> str:
 def _shown(value: Any) -> str:
     try:
         return repr(value)
-    except ValueError:  # an integer of thousands of digits, which a file can hold as hexadecimal
+    except ValueError:  # an integer with thousands of digits, possible in hexadecimal
         return f"{type(value).__name__} of more digits than Python prints"
 
 
 def _is_unicode(text: str) -> bool:
-    """Whether it can be written as UTF-8: not a command line's bytes that are not."""
+    """Whether a string can be encoded in UTF-8; undecodable bytes of a command line cannot."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
@@ -162,10 +162,10 @@ def _fits(field: dataclasses.Field, value: Any) -> bool:
 
 
 def nearest(name: str, known: typing.Iterable[str], section: str = "") -> str:
-    """``"; did you mean ...?"`` where a known name resembles this one, else the known names.
+    """``"; did you mean ...?"`` if a known name resembles this one, else the known names.
 
-    A name with further words asks for something else: ``text_classification`` is not a misspelt
-    ``classification``.  Names are shown with their section before them, if one is given.
+    A name with additional words means something else: ``text_classification`` is not a misspelt
+    ``classification``. If a section is given, names are prefixed with it.
 
     >>> nearest("num_stepz", ["num_steps", "seed"])
     '; did you mean num_steps?'
@@ -191,12 +191,12 @@ def section_from(
     Args:
       kind: the section's dataclass.
       values: its keys; missing ones take their defaults.
-      name: the section's name, for messages: key ``k`` is ``name.k`` there.
-      source: the file that the values come from, for messages.
-      folder: where relative paths begin.
+      name: the section's name, for messages, which call the key ``k`` ``name.k``.
+      source: the file that contains the values, for messages.
+      folder: relative paths are resolved from it.
 
     Raises:
-      UserError: a key is unknown, or a value does not fit its field.
+      UserError: a key is unknown, or a value is not valid for its field.
     """
     fields = {field.name: field for field in dataclasses.fields(kind)}
     for key in values:
@@ -210,21 +210,22 @@ def section_from(
 
 
 def _absolute(field: dataclasses.Field, value: Any, folder: pathlib.Path) -> Any:
-    """A relative path as an absolute one; any other value as it is."""
+    """Makes a relative path absolute; returns any other value unchanged."""
     names = field.metadata["path_or"]
     if names is None or not isinstance(value, str) or value in ("", *names):
         return value
     try:
         path = pathlib.Path(value).expanduser()
-    except RuntimeError as error:  # the home of an unknown user
+    except RuntimeError as error:  # the home folder of an unknown user
         raise UserError(f"{field.name}: expected a path, got {value!r} ({error})") from error
     return str((folder / path).absolute())
 
 
 def parse(field: dataclasses.Field, text: str) -> Any:
-    """A command line's word as a value of the field's type, or as it is where it is none.
+    """Converts a command-line word to the field's type; returns it unchanged if that fails.
 
-    Numbers are in ASCII digits: Python itself also reads ``1_000`` and digits of other alphabets.
+    Numbers must have ASCII digits: Python itself also accepts ``1_000`` and digits of other
+    scripts.
 
     >>> parse(dataclasses.fields(_Example)[0], "12"), parse(dataclasses.fields(_Example)[0], "1_2")
     (12, '1_2')
@@ -241,10 +242,10 @@ def parse(field: dataclasses.Field, text: str) -> Any:
 
 
 def read(field: dataclasses.Field, text: str) -> Any:
-    """A command line's word as a value of the field.
+    """Reads a command-line word as a value of the field.
 
     Raises:
-      UserError: it is not one, or outside the field's range.
+      UserError: it is not a valid value, or is outside the field's range.
 
     >>> read(dataclasses.fields(_Example)[0], "0")
     Traceback (most recent call last):
@@ -257,7 +258,7 @@ def read(field: dataclasses.Field, text: str) -> Any:
 
 
 def sections_of(task: type) -> dict[str, type[Section]]:
-    """The sections that a task class takes, by name: its fields that are sections."""
+    """The sections of a task class, by name: its fields whose type is a section."""
     hints = typing.get_type_hints(task)
     return {
         field.name: hints[field.name]

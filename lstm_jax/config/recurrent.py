@@ -1,4 +1,4 @@
-"""The recurrent layers of a model as a config describes them."""
+"""The recurrent layers of a model, as described by a config."""
 
 import ast
 import contextlib
@@ -28,9 +28,9 @@ REGULARIZERS: dict[str, Callable[..., Any]] = {
     "variational_dropout": VariationalDropout,
     "zoneout": Zoneout,
 }
-"""Regularisers by the name that a config gives them."""
+"""Regularisers by their name in a config."""
 
-MOST_LAYERS = 256  # each is compiled by itself
+MOST_LAYERS = 256  # each is compiled separately
 
 CELL_MEMBERS = ("init", "zero_state", "step")
 
@@ -39,20 +39,20 @@ CellFactory = Callable[..., Any]  # called with hidden_size=, dtype= and param_d
 
 @functools.cache
 def cell_factory(text: str) -> CellFactory:
-    """The function that makes the cells a config names; equal strings give the same function.
+    """The function that creates a config's cells; equal strings give the same function.
 
     Args:
-      text: the name of a cell in ``CELLS``, or ``module.Class`` for a custom one, with options in
-        brackets, and regularisers around it: ``"peephole"``, ``"lstm(forget_bias=2.0)"``,
-        ``"zoneout(my_cells.LeakyCell, hidden_rate=0.1)"``.
+      text: the name of a cell in ``CELLS``, or ``module.Class`` for a custom one, optionally with
+        options in brackets and wrapped in regularisers: ``"peephole"``,
+        ``"lstm(forget_bias=2.0)"``, ``"zoneout(my_cells.LeakyCell, hidden_rate=0.1)"``.
 
     Returns:
-      A function of ``hidden_size=`` and the types that returns the cell.
+      A function of ``hidden_size=`` and the types, which returns the cell.
 
     Raises:
-      UserError: ``text`` names no cell, an option is unknown or impossible, or the cell reads
-        grids.  (Of a custom cell only the class is checked here; its options and sizes are
-        checked in :meth:`RecurrentConfig.check_layers`.)
+      UserError: ``text`` does not name a cell, an option is unknown or invalid, or the cell reads
+        grids. (For a custom cell only the class is checked here;
+        :meth:`RecurrentConfig.check_layers` checks its options and sizes.)
 
     >>> cell_factory("lstm(forget_bias=2.0)")(hidden_size=3).forget_bias
     2.0
@@ -63,10 +63,10 @@ def cell_factory(text: str) -> CellFactory:
     try:
         tree = ast.parse(text, mode="eval").body
         factory = _factory(tree, text)
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # or too deep
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # or nested too deeply
         raise UserError(f"expected a cell such as lstm(forget_bias=2.0), got {text!r}") from error
     if not any(isinstance(node, ast.Attribute) for node in ast.walk(tree)):
-        # An impossible option is reported now, whatever the size: this one has many divisors.
+        # Reports an invalid option now. The size is arbitrary; this one has many divisors.
         with _in_one_line():
             _check_axes(factory(hidden_size=5040, dtype="float32"), text)
     return factory
@@ -101,7 +101,7 @@ def _factory(tree: ast.expr, text: str) -> CellFactory:
 
 
 def _check_number(name: str, value: Any) -> None:
-    """Raises where an option's number, or one in a tuple or list, cannot be computed with."""
+    """Raises an error if an option's number, or one in a tuple or list, is out of range."""
     if isinstance(value, tuple | list):
         for each in value:
             _check_number(name, each)
@@ -119,7 +119,7 @@ def _imported(tree: ast.expr, word: str) -> Callable[..., Any]:
     module, name = ast.unparse(tree.value), tree.attr
     try:
         imported = importlib.import_module(module)
-    except Exception as error:  # whatever the module's own code raises
+    except Exception as error:  # the module's own code can raise anything
         cause = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"{word}: module {module} cannot be imported ({cause})") from error
     if not hasattr(imported, name):
@@ -135,7 +135,7 @@ def _check_options(word: str, kind: Callable[..., Any], options: dict[str, Any])
     parameters = inspect.signature(kind).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return
-    # The model's own size and types are used.
+    # The model determines the size and the types.
     own = {"cell", "hidden_size", "dtype", "param_dtype"}
     known = {parameter.name for parameter in parameters} - own
     for name in options:
@@ -150,7 +150,7 @@ def _check_axes(cell: Any, text: str) -> None:
 
 @contextlib.contextmanager
 def _in_one_line() -> Iterator[None]:
-    """Turns a cell's complaint about its options or sizes into a message of one line."""
+    """Turns a cell's error about its options or sizes into a one-line message."""
     try:
         yield
     except (TypeError, ValueError) as error:
@@ -159,7 +159,7 @@ def _in_one_line() -> Iterator[None]:
 
 @dataclasses.dataclass(frozen=True)
 class RecurrentConfig(Section):
-    """The keys of a section ``[model]`` that describe its recurrent layers."""
+    """The keys of a section ``[model]`` that describe the recurrent layers."""
 
     hidden_size: int = option(
         128, "hidden features of each recurrent layer", at_least=1, at_most=LARGEST_SIZE
@@ -177,11 +177,11 @@ class RecurrentConfig(Section):
 
     @property
     def cell_factory(self) -> CellFactory:
-        """The function that makes the cells, for ``cell=`` of :class:`lstm_jax.nnx.LSTM`."""
+        """The function that creates the cells, for ``cell=`` of :class:`lstm_jax.nnx.LSTM`."""
         return cell_factory(self.cell)
 
     def check_layers(self, input_size: int) -> None:
-        """Raises :class:`UserError` where the cell does not fit the sizes."""
+        """Raises :class:`UserError` if the cell does not support the sizes."""
         try:
             with _in_one_line():
                 layers = LSTM(

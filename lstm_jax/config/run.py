@@ -1,4 +1,4 @@
-"""The config of a run: TOML as input, frozen typed dataclasses internally."""
+"""The config of a run: TOML files, read into frozen typed dataclasses."""
 
 import dataclasses
 import pathlib
@@ -22,7 +22,7 @@ from lstm_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig(Section):
-    """Section ``[optimizer]``; arguments have optax's own names."""
+    """Section ``[optimizer]``; arguments have the names used in optax."""
 
     name: str = option("adamw", "update rule", choices=("adamw", "adam", "sgd", "rmsprop"))
     learning_rate: float = option(2e-3, "step size, at the peak of the schedule", above=0)
@@ -31,7 +31,9 @@ class OptimizerConfig(Section):
         choices=("constant", "cosine", "exponential", "inverse_sqrt"),
     )  # fmt: skip
     warmup_steps: int = option(100, "steps of linear warm-up from zero", at_least=0)
-    alpha: float = option(0.01, "cosine: last rate as a share of the peak", at_least=0, at_most=1)
+    alpha: float = option(
+        0.01, "cosine: final rate as a fraction of the peak", at_least=0, at_most=1
+    )
     transition_steps: int = option(1000, "exponential: steps to one decay_rate", at_least=1)
     decay_rate: float = option(
         0.5, "exponential: factor every transition_steps", above=0, at_most=1
@@ -41,10 +43,15 @@ class OptimizerConfig(Section):
     eps: float = option(1e-8, "adam, rmsprop: added to the root", above=0)
     decay: float = option(0.9, "rmsprop: decay of the mean squared gradient", at_least=0, below=1)
     momentum: float = option(0.0, "sgd, rmsprop: decay of the velocity", at_least=0, below=1)
-    weight_decay: float = option(0.01, "adamw: pull of matrices towards zero", at_least=0)
-    max_norm: float = option(1.0, "gradients are clipped to this global norm; 0: no", at_least=0)
+    weight_decay: float = option(0.01, "adamw: weight decay of matrices", at_least=0)
+    max_norm: float = option(
+        1.0, "gradients are clipped to this global norm; 0: no clipping", at_least=0
+    )
     ema_decay: float = option(
-        0.0, "decay of the mean of parameters that is evaluated; 0: no mean", at_least=0, below=1
+        0.0,
+        "decay of the moving average of parameters that is evaluated; 0: no average",
+        at_least=0,
+        below=1,
     )
     average_patience: int = option(
         0, "evaluations without a lower validation loss before parameters are averaged; 0: never",
@@ -76,27 +83,32 @@ class TrainConfig(Section):
         "", "folder of a run whose parameters training starts from", path_or=("",)
     )
     checkpoint_every: int = option(500, "steps from one checkpoint to the next", at_least=1)
-    keep_checkpoints: int = option(2, "latest checkpoints kept, beside the best", at_least=1)
+    keep_checkpoints: int = option(
+        2, "number of latest checkpoints that are kept besides the best", at_least=1
+    )
     seed: int = option(
-        0, "decides parameters, dropout and the order of data", at_least=0, at_most=2**32 - 1
+        0,
+        "seed of the parameters, dropout and the order of the data",
+        at_least=0,
+        at_most=2**32 - 1,
     )
     tensorboard: bool = option(False, "also write metrics for TensorBoard; needs tensorboardX")
     num_devices: int = option(0, "devices that share a batch; 0: all that divide it", at_least=0)
-    sample_prompt: str = option("", "what the text written at the end begins with")
+    sample_prompt: str = option("", "prompt of the text generated at the end")
     sample_length: int = option(
-        600, "length of the text written at the end", at_least=0, at_most=LONGEST_SAMPLE
+        600, "length of the text generated at the end", at_least=0, at_most=LONGEST_SAMPLE
     )
     sample_temperature: float = option(
-        0.6, "of the text written at the end: below 1 likelier, above 1 bolder", at_least=0
+        0.6, "temperature of that text: below 1 more likely, above 1 more diverse", at_least=0
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """A whole run: which task, and the sections of it, the optimizer and the loop.
+    """A complete run: the task, and the sections of the task, the optimizer and the loop.
 
     Raises:
-      UserError: two values of the optimizer exclude each other.
+      UserError: two values of the optimizer section exclude each other.
     """
 
     task: str
@@ -120,14 +132,14 @@ class Config:
         """The task.
 
         Args:
-          known: the task's metadata as a run's folder stores them; the task then reads no data
-            before it needs them.  Without them it reads and checks its data.
+          known: the task's metadata, as stored in a run's folder; with them, the task reads data
+            only when it needs them. Without metadata, it reads and checks its data.
         """
         kind, sections = task_class(self.task), {"data": self.data, "model": self.model}
         return kind(**sections) if known is None else kind.restored(known, **sections)  # type: ignore[attr-defined]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, as in a TOML file."""
+        """The config as plain values, as in a TOML file."""
         return dataclasses.asdict(self)
 
 
@@ -140,7 +152,7 @@ def sections_for(task: str, source: str = "task") -> dict[str, type[Section]]:
 
 
 def load_config(path: str | pathlib.Path, overrides: Mapping[str, str] | None = None) -> Config:
-    """The config in a TOML file, with some keys replaced.
+    """The config in a TOML file, with overrides.
 
     Args:
       path: the file.  Relative paths in it are resolved from its folder.
@@ -148,8 +160,8 @@ def load_config(path: str | pathlib.Path, overrides: Mapping[str, str] | None = 
         Relative paths in them are resolved from the current folder.
 
     Raises:
-      UserError: the file is missing or no TOML, a key is unknown (the nearest known one is
-        named), or a value has the wrong type or is impossible.
+      UserError: the file is missing or not TOML, a key is unknown (the message names the nearest
+        known one), or a value has the wrong type or is invalid.
 
     Example:
       >>> import tempfile
@@ -163,7 +175,7 @@ def load_config(path: str | pathlib.Path, overrides: Mapping[str, str] | None = 
     """
     path = pathlib.Path(path)
     try:
-        # Some editors begin a file with a byte-order mark.
+        # Some editors put a byte-order mark at the start of a file.
         values = tomllib.loads(path.read_text("utf-8-sig"))
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise UserError(f"{path}: no such config file") from error
@@ -171,7 +183,7 @@ def load_config(path: str | pathlib.Path, overrides: Mapping[str, str] | None = 
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: expected a TOML file in UTF-8, got other bytes") from error
-    except (ValueError, RecursionError) as error:  # also an integer of thousands of digits
+    except (ValueError, RecursionError) as error:  # also an integer with thousands of digits
         raise UserError(f"{path}: not a TOML file: {error}") from error
     return config_from(values, str(path), overrides or {}, path.parent)
 
@@ -182,7 +194,7 @@ def config_from(
     overrides: Mapping[str, str],
     folder: pathlib.Path = pathlib.Path(),
 ) -> Config:
-    """The config in a mapping of sections; as :func:`load_config`."""
+    """The config in a mapping of sections; otherwise as :func:`load_config`."""
     task: Any = values.get("task")
     kinds = sections_for(task, source)
     for name, section in values.items():
@@ -212,14 +224,14 @@ def config_from(
 
 
 def write_config(config: Config, path: pathlib.Path) -> None:
-    """The whole config, defaults included, as a TOML file, which is written whole or not at all."""
+    """Writes the complete config, including defaults, to a TOML file, atomically."""
     import tomli_w
 
     write_content(path, tomli_w.dumps(config.as_dict()))
 
 
 def differing_keys(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
-    """The dotted keys in which two configs differ, with both values."""
+    """The dotted keys in which two configs differ, with the two values."""
 
     def flat(config: Config) -> dict[str, Any]:
         plain = config.as_dict()

@@ -21,7 +21,7 @@ TASKS: dict[str, str] = {
     "time_series": "lstm_jax.tasks.time_series.TimeSeries",
     "text_classification": "lstm_jax.tasks.text_classification.TextClassification",
 }
-"""Where the class of each built-in task is, by the name that a config gives as ``task``."""
+"""The location of each built-in task class, by its name in a config (key ``task``)."""
 
 
 def task_class(name: Any, source: str = "task") -> type:
@@ -32,7 +32,7 @@ def task_class(name: Any, source: str = "task") -> type:
       source: the file that names it, for messages.
 
     Raises:
-      UserError: there is no such task.
+      UserError: the task does not exist.
 
     >>> task_class("classification").__name__
     'Classification'
@@ -49,7 +49,7 @@ def task_class(name: Any, source: str = "task") -> type:
     module, _, kind = TASKS.get(name, name).rpartition(".")
     try:
         found = getattr(importlib.import_module(module), kind, None)
-    except Exception as error:  # whatever the module's own code raises
+    except Exception as error:  # the module's own code can raise anything
         if name in TASKS:
             raise
         cause = " ".join(f"{type(error).__name__}: {error}".split())
@@ -57,7 +57,9 @@ def task_class(name: Any, source: str = "task") -> type:
     if found is None:
         raise UserError(f"task: {name}: module {module} has no {kind}")
     is_task = isinstance(found, type) and all(hasattr(found, m) for m in ("build", "loss"))
-    if not is_task or found.__module__ == "lstm_jax.tasks.base":  # the base class defines neither
+    if (
+        not is_task or found.__module__ == "lstm_jax.tasks.base"
+    ):  # the base class itself is not a task
         raise UserError(f"task: {name} is not a task: expected a subclass of lstm_jax.tasks.Task")
     return found
 

@@ -1,4 +1,4 @@
-"""What the sizes of a Transformer must fulfil, in every task that offers one."""
+"""Constraints on the sizes of a Transformer, common to all tasks that offer one."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -7,12 +7,12 @@ from lstm_jax.errors import expect
 
 
 def check_transformer(model: Any, without: Iterable[str]) -> None:
-    """Raises a :class:`UserError` where a section ``[model]`` does not fit a Transformer.
+    """Raises a :class:`UserError` if a section ``[model]`` is not valid for a Transformer.
 
     Args:
       model: a section with ``hidden_size``, ``embedding_size`` and ``num_heads``, which is at
         least 1.
-      without: names of its options that a Transformer does not have; they must have their defaults.
+      without: names of options that do not apply to a Transformer; they must have their defaults.
     """
     with_kind = 'with model.kind "transformer"'
     for name in without:

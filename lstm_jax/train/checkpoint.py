@@ -336,8 +336,7 @@ class Checkpoints:
             raise fault(f"{type(error).__name__}: {reason[0][:100] if reason else ''}") from error
 
     def _check_files(self, folder: pathlib.Path) -> bool:
-        """Compares the files with their digests, since Orbax prints errors from threads for damaged
-        ones.
+        """Compares the files with their digests, since Orbax reports damage only from threads.
 
         Returns:
           Whether the files are known to be intact. If the digests are missing, only the digest of

@@ -1,4 +1,4 @@
-"""Sweeps: a run for each combination of some values, all in one process, with shared programs."""
+"""Sweeps: one run per combination of config values, in one process, with shared programs."""
 
 import pathlib
 
@@ -45,20 +45,20 @@ def sweep(
     *,
     together: bool | None = None,
 ) -> list[Point]:
-    """Trains a run for each combination of values; finished ones are not repeated.
+    """Trains a run for each combination of values; finished runs are not repeated.
 
-    Points that differ in their seed and in numbers of ``[optimizer]`` and ``[model]`` share
-    compiled programs.  Each point is trained on one device and gives the results of the run of
-    its config alone, up to rounding.
+    Points that differ only in their seed and in numbers of ``[optimizer]`` and ``[model]`` share
+    compiled programs. Each point is trained on one device and gives the same results, up to
+    rounding, as a separate run of its config.
 
     Args:
-      config: what the points have in common.
+      config: the config that the points have in common.
       axes: the values of each swept key.
       folder: receives ``points/N``, a run's folder for each point; ``sweep.json`` and
         ``results.csv``, their results; and ``sweep.png``.
       report: receives progress and the table; by default the console.
-      together: whether points that share programs are trained by one vectorised program.  By
-        default they are on accelerators; on CPU devices, where that is slower, each device trains
+      together: whether one vectorised program trains several points that share programs. The
+        default is true on accelerators. On CPU devices, where this is slower, each device trains
         one point after another.
 
     Returns:
@@ -66,12 +66,12 @@ def sweep(
 
     Raises:
       UserError: the folder holds another sweep, or a point cannot be trained.
-      Stopped: SIGINT or SIGTERM came; all is saved, and the same call resumes.
+      Stopped: SIGINT or SIGTERM arrived; everything is saved, and the same call resumes.
     """
     folder, report = pathlib.Path(folder), report or Report()
     points = points_of(config, axes, folder)
     tasks = Tasks()
-    check_points(points, tasks)  # a config that cannot run must not take the folder
+    check_points(points, tasks)  # an impossible config must not occupy the folder
     if together is None:
         together = jax.default_backend() != "cpu"
     with claimed(folder, config, axes, points):

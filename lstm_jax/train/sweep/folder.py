@@ -23,7 +23,7 @@ def load_sweep(folder: str | pathlib.Path) -> tuple[Config, dict[str, list[Any]]
     """The common config, the axes and the points of the sweep in a folder.
 
     Raises:
-      UserError: the folder holds no sweep, or one in another format.
+      UserError: the folder holds no sweep, or its format is not supported.
 
     >>> load_sweep("/no/such/sweep")
     Traceback (most recent call last):
@@ -51,7 +51,7 @@ def load_sweep(folder: str | pathlib.Path) -> tuple[Config, dict[str, list[Any]]
 def claimed(
     folder: pathlib.Path, config: Config, axes: Axes, points: list[Point]
 ) -> Iterator[None]:
-    """The folder for this process only; the points take the results that it holds."""
+    """Locks a folder for this process; the points receive the results stored in it."""
     with locked(folder, "sweeping"):
         if (folder / SWEEP_FILE).exists():
             there, there_axes, known = load_sweep(folder)
@@ -71,7 +71,7 @@ def claimed(
 
 
 def write(folder: pathlib.Path, config: Config, axes: Axes, points: Sequence[Point]) -> None:
-    """Writes ``sweep.json`` and ``results.csv``, each in one move."""
+    """Writes ``sweep.json`` and ``results.csv``, each atomically."""
     content = {
         "format": FORMAT,
         "config": config.as_dict(),

@@ -1,4 +1,4 @@
-"""The points of a sweep: one for each combination of some values of a config."""
+"""The points of a sweep: one for each combination of config values."""
 
 import dataclasses
 import itertools
@@ -23,7 +23,7 @@ NOT_SWEPT = {
         "a sweep writes no samples",
     ),
 }
-"""Keys that a sweep does not vary, and why."""
+"""Keys that a sweep cannot vary, with the reason."""
 
 Axes = Mapping[str, Sequence[Any]]
 
@@ -33,11 +33,11 @@ class Point:
     """One combination of a sweep.
 
     Attributes:
-      folder: its run's folder.
-      values: its values of the swept keys.
-      config: its whole config.
+      folder: the folder of its run.
+      values: the values of the swept keys.
+      config: its complete config.
       results: metrics of its best checkpoint by split; None until it is finished.
-      failure: why it has no results although it is finished: its loss was not finite.
+      failure: the reason why a finished point has no results: its loss was not finite.
     """
 
     folder: pathlib.Path
@@ -53,12 +53,12 @@ class Point:
 
     @property
     def name(self) -> str:
-        """Its folder's name and its values."""
+        """The name of its folder, and its values."""
         return f"{self.folder.name} {', '.join(f'{k} {v}' for k, v in self.values.items())}".strip()
 
 
 def swept_axes(config: Config, texts: Mapping[str, str]) -> tuple[Config, dict[str, list[Any]]]:
-    """The values to sweep, from texts such as ``{"train.seed": "0,1,2"}``.
+    """The values to sweep, from strings such as ``{"train.seed": "0,1,2"}``.
 
     Commas in brackets belong to a value.  A key with one value replaces the config's.
 
@@ -97,7 +97,7 @@ def swept_axes(config: Config, texts: Mapping[str, str]) -> tuple[Config, dict[s
 
 
 def split_values(text: str) -> list[str]:
-    """The values in a comma-separated text; commas in brackets belong to a value.
+    """The values in a comma-separated string; commas in brackets belong to a value.
 
     >>> split_values("gru, zoneout(lstm, cell_rate=0.2)")
     ['gru', 'zoneout(lstm, cell_rate=0.2)']
@@ -118,7 +118,7 @@ def _value(config: Config, key: str) -> Any:
 
 
 def points_of(config: Config, axes: Axes, folder: pathlib.Path) -> list[Point]:
-    """A point for each combination of values, the last key's values next to each other.
+    """A point for each combination of values; the last key varies fastest.
 
     Raises:
       UserError: there are more than ``MOST_POINTS``, or a value is impossible.

@@ -1,4 +1,4 @@
-"""What a sweep presents: a table of means and deviations over seeds, and a plot."""
+"""The results of a sweep: a table of means and deviations over seeds, and a plot."""
 
 import math
 import pathlib
@@ -15,7 +15,7 @@ from lstm_jax.train.sweep.points import SEED, Axes, Point
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PLACE_LENGTH = 32  # characters of a name below an axis
+PLACE_LENGTH = 32  # characters of a tick label
 
 
 def metrics_of(point: Point) -> dict[str, float]:
@@ -93,10 +93,10 @@ def _on_an_axis(values: Sequence[Any], key: str) -> bool:
 
 
 def plot(points: Sequence[Point], axes: Axes) -> "Figure":
-    """Mean and deviation of each metric of one split, with every run as a dot.
+    """Mean and deviation of each metric of one split, with a dot for every run.
 
-    The values of the last swept number are on the horizontal axis, and each combination of the
-    other keys has its own line; without a swept number the combinations are on the axis.
+    The horizontal axis shows the last swept number, and each combination of the other keys has a
+    line. If no number was swept, the axis shows the combinations.
     """
     from matplotlib.figure import Figure
 

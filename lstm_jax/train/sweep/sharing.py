@@ -13,17 +13,17 @@ from lstm_jax.train.sweep.points import SEED, Point
 
 @dataclasses.dataclass
 class Group:
-    """Points that are trained by the same compiled programs."""
+    """Points that share compiled programs."""
 
     programs: SharedPrograms
     points: list[Point]
 
 
 def grouped(points: Sequence[Point], tasks: Callable[[Config], Task]) -> list[Group]:
-    """The points in groups that share programs: their seeds and some numbers differ, no more.
+    """Groups of points that share programs: they differ only in their seeds and some numbers.
 
-    A number that decides what is computed cannot be an argument of a program; points with
-    different values of it come into different groups.
+    A number that determines the structure of a program cannot be its argument. Points with
+    different values of such a number belong to different groups.
 
     Args:
       points: the points.
@@ -49,7 +49,7 @@ def _is_number(point: Point, key: str) -> bool:
 
 
 def _alike(points: Sequence[Point], numbers: Sequence[str]) -> list[list[Point]]:
-    """Points that differ only in their seeds and in numbers, together; zero is set apart."""
+    """Groups of points that differ only in seeds and numbers, zero apart from nonzero."""
     alike: dict[Any, list[Point]] = {}
     for point in points:
         values = {**point.values, SEED: None}
@@ -61,7 +61,7 @@ def _alike(points: Sequence[Point], numbers: Sequence[str]) -> list[list[Point]]
 
 
 def _ranges(points: Sequence[Point], numbers: Sequence[str]) -> dict[str, tuple[float, float]]:
-    """The lowest and highest value of each number that differs between some points."""
+    """The lowest and highest value of each number that differs among the points."""
     values = {key: [point.values[key] for point in points] for key in numbers}
     return {key: (min(x), max(x)) for key, x in values.items() if min(x) < max(x)}
 
@@ -73,15 +73,15 @@ def _shareable(
         return True
     try:
         SharedPrograms(point.config, tasks(point.config), ranges).check()
-    except Exception:  # whatever the code of a task raises that needs a number's value
+    except Exception:  # code that needs a concrete number can raise anything
         return False
     return True
 
 
 def check_points(points: Sequence[Point], tasks: Callable[[Config], Task]) -> None:
-    """Raises where a point's config cannot run, or a step of it needs more memory than there is.
+    """Raises an error if a point's config is impossible or a step exceeds the available memory.
 
-    The values of floating numbers and the seed do not change what is needed.
+    Floating-point values and the seed do not affect the memory needed.
     """
     known: set[Any] = set()
     for point in points:

@@ -1,4 +1,4 @@
-"""Trains the points of a sweep, on every device."""
+"""Training of the points of a sweep, on all devices."""
 
 import dataclasses
 import functools
@@ -25,11 +25,11 @@ from lstm_jax.train.sweep.points import Point
 from lstm_jax.train.sweep.sharing import Group
 from lstm_jax.train.workdir import claimed
 
-MOST_TOGETHER = 32  # points that one program trains, which bounds the memory
+MOST_TOGETHER = 32  # points trained by one program; bounds the memory
 
 
 class Tasks:
-    """The tasks of points; those with the same data and model sections share one."""
+    """The tasks of points; points with the same data and model sections share a task."""
 
     def __init__(self) -> None:
         self._known: dict[Any, Task] = {}
@@ -47,8 +47,8 @@ class Training:
     Args:
       tasks: the task of a config.
       report: receives progress, from one thread at a time.
-      came: once it is not empty, every point stops after a step.
-      together: whether a program trains several points.
+      came: once it is not empty, every point stops after the current step.
+      together: whether one program trains several points.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Training:
         started = [False] * len(groups)
 
         def next_part(last: int | None) -> int | None:
-            """The group that the device has programs for, else a new one, else the longest."""
+            """The group whose programs the device has, else a new one, else the longest."""
             left = [n for n, parts in enumerate(waiting) if parts]
             if not left or self._came or self._errors:
                 return None
@@ -130,7 +130,7 @@ class Training:
         device: jax.Device,
         lockstep: Lockstep | None,
     ) -> tuple[dict[str, Any] | None, str | None]:
-        """Trains one point, as a run in its own folder; returns its results, or its failure."""
+        """Trains one point as a run in its own folder; returns its results or its failure."""
         config, workdir, task = point.config, point.folder, self._tasks(point.config)
         programs = shared.for_point(config, device, lockstep)
         config = dataclasses.replace(config, data=task.data, model=task.model)
@@ -146,19 +146,19 @@ class Training:
             return {"step": step, **write_results(task, model, step, workdir)}, None
 
     def say(self, message: str) -> None:
-        """A line above the progress."""
+        """Prints a line above the progress."""
         with self._lock:
             self._report.end_progress()
             self._report.say(message)
 
     def warn(self, message: str) -> None:
-        """A warning above the progress."""
+        """Prints a warning above the progress."""
         with self._lock:
             self._report.end_progress()
             self._report.warn(message)
 
     def progress(self, line: str) -> None:
-        """The progress of one of the points."""
+        """Updates the progress of one point."""
         with self._lock:
             self._report.progress(line, lasting=False)
 
