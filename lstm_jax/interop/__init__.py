@@ -1,9 +1,9 @@
-"""Parameters in and out of other libraries, without those being installed.
+"""Converts parameters from and to other libraries, which need not be installed.
 
-``from_X(arrays) -> (layer, params)`` makes a functional layer of ours of a library's arrays,
-``to_X(layer, params) -> arrays`` the library's arrays, under its own names and in its own shapes.
-``fill`` puts what was read into a Flax module of ours, and ``read_arrays`` and ``write_arrays`` are
-for files.  Graphs of ONNX are in ``lstm_jax.interop.onnx``.
+``from_X(arrays) -> (layer, params)`` converts a library's arrays to a functional lstm_jax layer.
+``to_X(layer, params) -> arrays`` returns the library's arrays, under its names and in its shapes.
+``fill`` copies converted parameters into an lstm_jax Flax module.  ``read_arrays`` and
+``write_arrays`` read and write files.  ``lstm_jax.interop.onnx`` converts ONNX graphs.
 """
 
 from lstm_jax.interop.cudnn import from_cudnn, to_cudnn

@@ -1,9 +1,10 @@
-"""How each library lays out the parameters of each cell: the one table of it.
+"""The table of how each library lays out the parameters of each cell.
 
-Ours: gates side by side along the last axis, LSTM i, f, g, o, GRU r, z, g; weights ``(in, gates *
-H)`` for ``x @ w``; one bias ``b``, and in the GRU that resets after the product a second one for
-the candidate's recurrent half, ``b_hg``.  A gate has our letter everywhere here, whatever its
-library calls it (the candidate g is also named c, n, a or h).
+lstm_jax concatenates the gates along the last axis: i, f, g, o in an LSTM and r, z, g in a GRU.
+Weights have shape ``(in, gates * H)``, for ``x @ w``.  There is one bias, ``b``.  A GRU that
+resets after the product has a second one, ``b_hg``, for the recurrent part of the candidate.
+This module uses the lstm_jax letter for a gate even where a library uses another one (it may call
+the candidate g: c, n, a or h).
 """
 
 import dataclasses
@@ -11,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 GATES = {"lstm": "ifgo", "conv_lstm": "ifgo", "gru": "rzg", "rnn": "h"}
-"""The order of our gates by the kind of cell."""
+"""The order of the gates in lstm_jax, by kind of cell."""
 
 Names = Mapping[str, str | tuple[str, ...]]
 
@@ -22,20 +23,22 @@ class Convention:
 
     Attributes:
       gates: the order of the gates.
-      names: what it calls its arrays, by what they are: ``w_ih`` is multiplied with the input,
-        ``w_hh`` with the last state, ``b_ih`` and ``b_hh`` are added to the one and the other
-        product (they are summed into our ``b``), ``b_hg`` is the candidate's part of ``b_hh``
-        where a library stores it by itself, ``w_hr`` projects, ``p`` are peepholes.  A tuple has
-        a name for each gate, in their order, where each gate has an array of its own.  One name
-        at two places is one array that holds both parts, the input's first.
-      transposed: whether matrices are ``(gates * H, in)``, for ``w @ x``; each gate's is then a
-        block of rows.
-      forget_bias: what its code adds to the forget gate's pre-activation at run time.
-      negated: gates that mean the opposite of ours: σ(-x) = 1 - σ(x), so that their weights and
-        biases have the opposite sign.
-      peepholes: the order of its peepholes, which lie side by side.
-      blocks_transposed: whether each gate's block of a matrix ``(in, H)`` is, in memory, the
-        matrix ``(H, in)``, for ``w @ x``.
+      names: the library's name of each array, by the array's role.  ``w_ih`` multiplies the
+        input and ``w_hh`` the previous state.  ``b_ih`` is added to the first product and
+        ``b_hh`` to the second; lstm_jax stores their sum as ``b``.  ``b_hg`` is the candidate's
+        part of ``b_hh``, where a library stores it separately.  ``w_hr`` projects the output, and
+        ``p`` are the peepholes.  If each gate has a separate array, the value is a tuple with one
+        name per gate, in order.  If two roles have the same name, one array holds both parts, the
+        input's first.
+      transposed: whether matrices have shape ``(gates * H, in)``, for ``w @ x``, so that each gate
+        is a block of rows.
+      forget_bias: the number that the library's code adds to the forget gate's pre-activation at
+        run time.
+      negated: gates with the opposite meaning, σ(-x) = 1 - σ(x).  Their weights and biases have
+        the opposite sign.
+      peepholes: the order of the concatenated peepholes.
+      blocks_transposed: whether the memory of each gate's block ``(in, H)`` holds the matrix
+        ``(H, in)``, for ``w @ x``.
 
     >>> CONVENTIONS["haiku"]["lstm"].gates
     'igfo'
@@ -50,7 +53,7 @@ class Convention:
     blocks_transposed: bool = False
 
 
-def _of_each_gate(template: str, letters: str) -> tuple[str, ...]:
+def _for_each_gate(template: str, letters: str) -> tuple[str, ...]:
     return tuple(template.replace("*", letter) for letter in letters)
 
 
@@ -67,33 +70,34 @@ CONVENTIONS: dict[str, dict[str, Convention]] = {
         "gru": Convention("rzg", _TORCH, transposed=True),
         "rnn": Convention("h", _TORCH, transposed=True),
     },
-    # The GRU's two biases are the rows of one array, (2, 3H); with reset_after=False it has one.
+    # The GRU's two biases are the rows of one array, (2, 3H); with reset_after=False there is one
+    # bias.
     "keras": {
         "lstm": Convention("ifgo", _KERAS),
         "gru": Convention("zrg", {**_KERAS, "b_hh": "bias"}),
         "gru_reset_before": Convention("zrg", _KERAS),
         "rnn": Convention("h", _KERAS),
         "conv_lstm": Convention("ifgo", _KERAS),
-        # CuDNNLSTM and CuDNNGRU of Keras 2: two biases side by side, (8H,) and (6H,).
+        # CuDNNLSTM and CuDNNGRU of Keras 2 concatenate their two biases: (8H,) and (6H,).
         "cudnn_lstm": Convention("ifgo", {**_KERAS, "b_hh": "bias"}, blocks_transposed=True),
         "cudnn_gru": Convention("zrg", {**_KERAS, "b_hh": "bias"}, blocks_transposed=True),
     },
-    # LSTMCell and OptimizedLSTMCell are stored alike.  Reset after the product.
+    # LSTMCell and OptimizedLSTMCell have the same parameters.  Reset after the product.
     "flax.linen": {
         "lstm": Convention(
             "ifgo",
             {
-                "w_ih": _of_each_gate("i*/kernel", "ifgo"),
-                "w_hh": _of_each_gate("h*/kernel", "ifgo"),
-                "b_hh": _of_each_gate("h*/bias", "ifgo"),
+                "w_ih": _for_each_gate("i*/kernel", "ifgo"),
+                "w_hh": _for_each_gate("h*/kernel", "ifgo"),
+                "b_hh": _for_each_gate("h*/bias", "ifgo"),
             },
         ),
         "gru": Convention(
             "rzg",
             {
-                "w_ih": _of_each_gate("i*/kernel", "rzn"),
-                "w_hh": _of_each_gate("h*/kernel", "rzn"),
-                "b_ih": _of_each_gate("i*/bias", "rzn"),
+                "w_ih": _for_each_gate("i*/kernel", "rzn"),
+                "w_hh": _for_each_gate("h*/kernel", "rzn"),
+                "b_ih": _for_each_gate("i*/bias", "rzn"),
                 "b_hg": "hn/bias",
             },
         ),
@@ -104,22 +108,22 @@ CONVENTIONS: dict[str, dict[str, Convention]] = {
             forget_bias=1.0,
         ),
     },
-    # Its GRU resets after the product, too, and has no b_hg.
+    # The GRU also resets after the product, but has no b_hg.
     "flax.nnx": {
         "lstm": Convention(
             "ifgo",
             {
                 "w_ih": ("ii/kernel", "if_/kernel", "ig/kernel", "io/kernel"),
-                "w_hh": _of_each_gate("h*/kernel", "ifgo"),
-                "b_hh": _of_each_gate("h*/bias", "ifgo"),
+                "w_hh": _for_each_gate("h*/kernel", "ifgo"),
+                "b_hh": _for_each_gate("h*/bias", "ifgo"),
             },
         ),
         "optimized_lstm": Convention("ifgo", {**_DENSE, "b_hh": "dense_h/bias"}),
         "gru": Convention("rzg", {**_DENSE, "b_ih": "dense_i/bias"}),
         "rnn": Convention("h", {**_DENSE, "b_ih": "dense_i/bias"}),
     },
-    # The LSTM has one matrix for both, (D + H, 4H).  The GRU resets before the product, and its z
-    # lets the candidate in, where ours keeps the state: h = (1 - z) h + z a.
+    # The LSTM has one matrix for input and state, (D + H, 4H).  The GRU resets before the product.
+    # Its z weights the candidate, h = (1 - z) h + z a, whereas in lstm_jax z weights the state.
     "haiku": {
         "lstm": Convention(
             "igfo", {"w_ih": "linear/w", "w_hh": "linear/w", "b_ih": "linear/b"}, forget_bias=1.0
@@ -155,27 +159,27 @@ CONVENTIONS: dict[str, dict[str, Convention]] = {
         ),
     },
     # W [directions, gates * H, D], R [directions, gates * H, H], B [directions, 2 * gates * H],
-    # P [directions, 3H]: the first axis counts directions.  The GRU resets before the product, or
-    # after it with linear_before_reset = 1; it uses the candidate's part of the second bias there.
+    # P [directions, 3H].  The GRU resets before the product, or after it with
+    # linear_before_reset = 1; only then does it use the candidate's part of the second bias.
     "onnx": {
         "lstm": Convention("iofg", {**_ONNX, "p": "P"}, transposed=True, peepholes="iof"),
         "gru": Convention("zrg", _ONNX, transposed=True),
         "rnn": Convention("h", _ONNX, transposed=True),
     },
-    # One flat array: w_ih and w_hh of every layer and direction, then b_ih and b_hh of each.
+    # One flat array: w_ih and w_hh of each layer and direction, then b_ih and b_hh of each.
     "cudnn": {"lstm": Convention("ifgo", {name: "" for name in _TORCH}, transposed=True)},
 }
-"""The convention by library and kind of cell."""
+"""The conventions by library and kind of cell."""
 
 
 def reordered(array: Any, gates: str, new: str, axis: int = -1) -> Any:
-    """The blocks of gates along an axis in a new order, bit for bit.
+    """Reorders the blocks of gates along an axis, bit for bit.
 
     Args:
-      array: NumPy or JAX; its axis has as many equal blocks as there are gates.
-      gates: a letter for each block, as it is.
-      new: the same letters, as it shall be.
-      axis: along which the gates lie.
+      array: a NumPy or JAX array whose axis consists of one block per gate, all of equal size.
+      gates: the current order, one letter for each block.
+      new: the new order of the same letters.
+      axis: the axis of the gates.
 
     >>> import numpy as np
     >>> reordered(np.arange(8), "iofg", "ifgo").tolist()
@@ -189,11 +193,11 @@ def reordered(array: Any, gates: str, new: str, axis: int = -1) -> Any:
 
 
 def to_ours(array: Any, convention: Convention, gates: str) -> Any:
-    """A matrix, kernel or bias of all gates in our layout, bit for bit (but for signs).
+    """Converts a matrix, kernel or bias of all gates to our layout, bit for bit except for signs.
 
     Args:
-      array: NumPy or JAX, as the library has it.
-      convention: the library's.
+      array: a NumPy or JAX array in the library's layout.
+      convention: the library's convention.
       gates: the order of our gates, as in :data:`GATES`.
 
     >>> import numpy as np
@@ -225,13 +229,13 @@ def from_ours(array: Any, convention: Convention, gates: str) -> Any:
 
 
 def _blockwise(change: Callable[[Any], Any], array: Any, count: int) -> Any:
-    """Each of ``count`` equal blocks along the last axis changed by itself."""
+    """Applies a function to each of ``count`` equal blocks along the last axis."""
     xp = array.__array_namespace__()
     return xp.concatenate([change(block) for block in xp.split(array, count, -1)], -1)
 
 
 def signed(array: Any, gates: str, convention: Convention) -> Any:
-    """Gates along the last axis, those that mean the opposite with the opposite sign.
+    """Flips the sign of the gates that have the opposite meaning; gates are along the last axis.
 
     >>> import numpy as np
     >>> signed(np.array([1.0, 2.0, 3.0]), "rzg", CONVENTIONS["haiku"]["gru"]).tolist()

@@ -1,4 +1,4 @@
-"""From one library's file to another's."""
+"""Converts files of parameters from one library to another."""
 
 import dataclasses
 import inspect
@@ -24,7 +24,7 @@ from lstm_jax.sequence.stack import Stack
 
 @dataclasses.dataclass(frozen=True)
 class Library:
-    """How a library's arrays become a layer of ours, and the other way.
+    """Functions that read a library's arrays as an lstm_jax layer, and write them.
 
     >>> LIBRARIES["torch"].read is from_torch
     True
@@ -41,7 +41,7 @@ def _from_cudnn(arrays: dict[str, Any], **sizes: Any) -> Any:
 
 
 def _from_onnx(path: str | pathlib.Path, prefix: str = "") -> Any:
-    """The recurrent layers of a model of ONNX, one upon the other."""
+    """The recurrent layers of an ONNX model as one stack."""
     from lstm_jax.interop.onnx import layers_from_onnx
 
     found = {
@@ -51,12 +51,12 @@ def _from_onnx(path: str | pathlib.Path, prefix: str = "") -> Any:
         raise ValueError(f"no recurrent layer has a name that begins with {prefix!r}")
     reverse, width = next(iter(found.values()))[0].reverse, None
     cells, params = [], {}
-    for name, (stack, weights) in found.items():  # of one layer each
+    for name, (stack, weights) in found.items():  # each stack has one layer
         size = stack.input_size(weights)
         if width not in (None, size) or reverse != stack.reverse:
             raise ValueError(
-                f"{name} must read the {width} features of the layer before it, in its direction, "
-                f"got {size}: give a prefix for layers that are one stack"
+                f"{name} must have input size {width} and the direction of the layer before it, "
+                f"got input size {size}; give a prefix that selects the layers of one stack"
             )
         params[f"layer_{len(cells)}"] = weights["layer_0"]
         cells.append(stack.layers[0][1])
@@ -72,7 +72,7 @@ def _to_onnx(
     lengths: bool = False,
     mask: bool = False,
 ) -> Any:
-    """A layer as a model of ONNX."""
+    """Converts a layer to an ONNX model."""
     from lstm_jax.interop.onnx import to_onnx
 
     return to_onnx(layer, params, streaming=streaming, lengths=lengths, mask=mask)
@@ -88,11 +88,11 @@ LIBRARIES = {
     "onnx": Library(_from_onnx, _to_onnx),
     "torch": Library(from_torch, to_torch),
 }
-"""Libraries by name; ``lstm_jax`` is ours, and ``onnx`` has files of its own."""
+"""Libraries by name.  ``lstm_jax`` is this library, and ``onnx`` has its own file format."""
 
 
 def library_of(path: str | pathlib.Path) -> str | None:
-    """The library that a file's name tells; None where it tells none.
+    """The library that a file's suffix implies, or None.
 
     >>> library_of("a.keras"), library_of("a.onnx"), library_of("a.npz")
     ('keras', 'onnx', None)
@@ -104,53 +104,54 @@ def library_of(path: str | pathlib.Path) -> str | None:
 def read_layer(
     path: str | pathlib.Path, library: str, prefix: str = "", options: Iterable[str] = ()
 ) -> tuple[Any, Any]:
-    """A layer of ours, and its parameters, of a file of a library's arrays.
+    """Reads an lstm_jax layer and its parameters from a file of a library's arrays.
 
     Args:
-      path: as :func:`read_arrays` takes it, or a model of ONNX.
-      library: whose arrays these are, one of :data:`LIBRARIES`.
-      prefix: what the names of the layer's arrays begin with (of its nodes, in a model of ONNX);
-        others are left out.
-      options: of the library's ``from_`` function, each ``"name=value"``.  A ``.keras`` file tells
-        most of them itself.
+      path: a file that :func:`read_arrays` accepts, or an ONNX model.
+      library: the library that the arrays come from, one of :data:`LIBRARIES`.
+      prefix: the beginning of the names of the layer's arrays (in an ONNX model, of its nodes);
+        all others are skipped.
+      options: options of the library's ``from_`` function, each ``"name=value"``.  A ``.keras``
+        file stores most of them.
 
     Raises:
       UserError: the file cannot be read, an option is unknown, or the arrays do not fit.
     """
     if library == "onnx":
         parsed("from onnx", LIBRARIES[library].read, options)
-        return _told(path, lambda: _from_onnx(path, prefix))
+        return _with_path(path, lambda: _from_onnx(path, prefix))
     arrays = read_arrays(path, prefix)
     given = parsed(f"from {library}", LIBRARIES[library].read, options)
-    if library == "keras":  # takes whole paths
+    if library == "keras":  # from_keras takes full paths
         if pathlib.Path(path).suffix in (".keras", ".h5", ".hdf5"):
             given = {**keras_options(path, prefix), **given}
     else:
         arrays = {name[len(prefix) :].lstrip("./"): array for name, array in arrays.items()}
     read = _from_cudnn if library == "cudnn" else LIBRARIES[library].read
-    return _told(path, lambda: read(arrays, **given))
+    return _with_path(path, lambda: read(arrays, **given))
 
 
 def write_layer(
     path: str | pathlib.Path, library: str, layer: Any, params: Any, options: Iterable[str] = ()
 ) -> dict[str, Any]:
-    """Writes a layer of ours as a library's arrays, which it returns.
+    """Writes an lstm_jax layer as a library's arrays, and returns these.
 
     Args:
-      path: as :func:`write_arrays` takes it; for ONNX, a model is written.
-      library: whose arrays it shall hold, one of :data:`LIBRARIES`.
-      layer: ours.
+      path: a file name that :func:`write_arrays` accepts; for ONNX, the file of the model.
+      library: the library to convert to, one of :data:`LIBRARIES`.
+      layer: the lstm_jax layer.
       params: its parameters.
-      options: of the library's ``to_`` function, each ``"name=value"``.
+      options: options of the library's ``to_`` function, each ``"name=value"``.
 
     Raises:
       UserError: the file cannot be written, an option is unknown, or something would be lost.
     """
-    if library in ("equinox", "flax", "haiku") and hasattr(layer, "apply"):  # they have cells
+    if library in ("equinox", "flax", "haiku") and hasattr(layer, "apply"):  # these have cells only
         stack = layers_of(layer, params, library)
         if len(stack) > 1:
             raise UserError(
-                f"{path}: {library} has cells, of which a file holds one, got {len(stack)} layers"
+                f"{path}: {library} has only cells, and a file holds one cell; "
+                f"got {len(stack)} layers"
             )
         ((_, layer, params),) = stack
     holds_layers = library == "cudnn" or str(path).endswith(".weights.h5")
@@ -158,34 +159,34 @@ def write_layer(
         layer, params = Stack([layer]), {"layer_0": params}
     if library == "onnx":
         given = parsed("to onnx", _to_onnx, options)
-        return _saved(path, _told(path, lambda: _to_onnx(layer, params, **given)))
+        return _saved(path, _with_path(path, lambda: _to_onnx(layer, params, **given)))
     write = LIBRARIES[library].write
     given = parsed(f"to {library}", from_lstm_jax if write is to_lstm_jax else write, options)
-    arrays = _told(path, lambda: write(layer, params, **given))
+    arrays = _with_path(path, lambda: write(layer, params, **given))
     write_arrays(path, arrays)
     return arrays
 
 
 def _saved(path: str | pathlib.Path, model: Any) -> dict[str, Any]:
-    """Writes a model of ONNX; the arrays in it."""
+    """Writes an ONNX model, and returns its arrays."""
     import onnx
 
     write_content(pathlib.Path(path), model.SerializeToString())
     return {held.name: onnx.numpy_helper.to_array(held) for held in model.graph.initializer}
 
 
-def _told(path: str | pathlib.Path, conversion: Callable[[], Any]) -> Any:
-    """What a conversion gives, its errors with the file's name."""
+def _with_path(path: str | pathlib.Path, conversion: Callable[[], Any]) -> Any:
+    """Runs a conversion, and puts the file's name in front of its errors."""
     try:
         return conversion()
     except UserError:
         raise
-    except Exception as error:  # a hostile file can fail anywhere
+    except Exception as error:  # a malicious file can fail anywhere
         raise UserError(one_line(f"{path}: {error or type(error).__name__}")) from error
 
 
 def parsed(where: str, function: Callable[..., Any], options: Iterable[str]) -> dict[str, Any]:
-    """Options of a function from texts.
+    """Parses options of a function from strings.
 
     >>> parsed("to torch", to_torch, ["bias=false", "nonlinearity=relu"])
     {'bias': False, 'nonlinearity': 'relu'}

@@ -25,16 +25,16 @@ def from_cudnn(
     num_layers: int = 1,
     bidirectional: bool = False,
 ) -> tuple[Stack, Params]:
-    """The weight buffer of ``jax.experimental.rnn.lstm`` as a stack of ours.
+    """Converts the weight buffer of ``jax.experimental.rnn.lstm`` to an lstm_jax stack.
 
-    Its two biases become their sum.
+    The two biases are summed.
 
     Args:
-      weights: one axis, as ``init_lstm_weight`` makes it.  May be traced.
+      weights: an array of one axis, as ``init_lstm_weight`` returns it.  May be traced.
       input_size: D.
       hidden_size: H.
       num_layers: L.
-      bidirectional: whether each layer reads its sequence from both ends.
+      bidirectional: whether each layer reads its sequence in both directions.
 
     Returns:
       ``(stack, params)``.
@@ -54,8 +54,8 @@ def from_cudnn(
     for name, size in sizes.items():
         check_size(name, size)
     weights, ends = as_array("weights", weights), 1 + bool(bidirectional)
-    if num_layers > weights.size:  # each has many numbers
-        raise ValueError(f"num_layers={num_layers} do not fit into {weights.size} numbers")
+    if num_layers > weights.size:  # a layer has more than one number
+        raise ValueError(f"num_layers={num_layers} is too large for {weights.size} weights")
     rows = 4 * hidden_size
     widths = [input_size] * ends + [ends * hidden_size] * ends * (num_layers - 1)
     shapes = [shape for width in widths for shape in ((rows, width), (rows, hidden_size))]
@@ -88,16 +88,16 @@ def from_cudnn(
 
 
 def to_cudnn(layer: Any, params: Params) -> jax.Array:
-    """The weight buffer of ``jax.experimental.rnn.lstm`` for a stack of ours.
+    """Converts an lstm_jax stack to the weight buffer of ``jax.experimental.rnn.lstm``.
 
-    The first of its two biases is ours, the second zero.
+    The first of the buffer's two biases is the layer's, the second is zero.
 
     Args:
       layer: a stack of standard LSTMs of one size, in one or both directions.
       params: its parameters.
 
     Returns:
-      The buffer, one axis.
+      The buffer, an array of one axis.
 
     Raises:
       TypeError, ValueError: ``params`` are not the layer's, or cuDNN cannot hold something; the

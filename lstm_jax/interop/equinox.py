@@ -18,22 +18,22 @@ from lstm_jax.interop.weights import (
 )
 
 HAS = "LSTMCell and GRUCell (reset_after=True)"
-STATIC = ("input_size", "hidden_size", "use_bias")  # fields of a cell that are not arrays
+STATIC = ("input_size", "hidden_size", "use_bias")  # the fields of a cell that are not arrays
 
 
 def from_equinox(arrays: Mapping[str, Any]) -> tuple[BaseCell, Params]:
-    """Weights of ``equinox.nn.LSTMCell`` or ``GRUCell`` as a cell of ours.
+    """Converts the weights of ``equinox.nn.LSTMCell`` or ``GRUCell`` to an lstm_jax cell.
 
     Args:
-      arrays: by the names of the cell's fields, as ``vars(cell)`` has them, other fields too;
-        biases may be missing or None, and ours are zero then.  May be traced.
+      arrays: arrays by field name, as in ``vars(cell)``; its other fields are ignored.  Biases may
+        be missing or None, and become zeros.  May be traced.
 
     Returns:
       ``(cell, params)``.
 
     Raises:
-      TypeError, ValueError: a name is missing or not Equinox's, or a shape does not fit; the
-        message names it.
+      TypeError, ValueError: a name is missing or unknown to Equinox, or a shape does not fit; the
+        message names the array.
 
     Example:
       >>> import numpy as np
@@ -68,22 +68,22 @@ def from_equinox(arrays: Mapping[str, Any]) -> tuple[BaseCell, Params]:
 
 
 def _made(kind: str, size: int, param_dtype: Any) -> BaseCell:
-    """The cell of ours that Equinox's is."""
+    """The lstm_jax cell with the same equations as Equinox's."""
     if kind == "gru":
         return GRUCell(size, reset_after=True, param_dtype=param_dtype)
     return LSTMCell(size, param_dtype=param_dtype)
 
 
 def to_equinox(cell: Any, params: Params, *, use_bias: bool = True) -> dict[str, Any]:
-    """Weights of a cell of ours by the names of the fields of Equinox's.
+    """Converts the weights of an lstm_jax cell to those of an Equinox cell, by field name.
 
     Args:
       cell: an LSTM, or a GRU with ``reset_after``.
       params: its parameters.
-      use_bias: as the Equinox cell has it.
+      use_bias: the Equinox cell's option.
 
     Returns:
-      NumPy arrays by field. ``equinox.tree_at`` puts them into the cell, with
+      NumPy arrays by field.  ``equinox.tree_at`` puts them into the cell, with
       ``lambda cell: [getattr(cell, name) for name in arrays]`` and ``list(arrays.values())``.
 
     Raises:

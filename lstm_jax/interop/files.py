@@ -1,6 +1,6 @@
-"""Files of arrays by name: ``.safetensors``, ``.npz``, Keras's ``.h5`` and ``.keras``.
+"""Reads and writes named arrays: ``.safetensors``, ``.npz``, and Keras's ``.h5`` and ``.keras``.
 
-A file is read as data and nothing else: pickles are rejected, and no other file is opened.
+Reading never runs code from a file: pickles are rejected, and no other file is opened.
 """
 
 import functools
@@ -27,19 +27,20 @@ FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat1
 
 
 def read_arrays(path: str | pathlib.Path, prefix: str = "") -> dict[str, np.ndarray]:
-    """The arrays of a file by name, in the byte order of this machine.
+    """Reads the arrays of a file by name, in the byte order of this machine.
 
-    A Keras file numbers the weights of a layer; they get the names that :func:`from_keras` knows:
-    ``layers/lstm/cell/kernel``.  Arrays of a ``.keras`` file, and of an ``.h5`` or ``.hdf5`` file
-    in the layout of Keras 2, are in the model's order.  A ``.weights.h5`` file of Keras 3 does not
-    store the order of different kinds of recurrent layers, and ``prefix`` must choose one kind.
+    A Keras file numbers the weights of a layer.  The result has the names that :func:`from_keras`
+    expects instead, such as ``layers/lstm/cell/kernel``.  Arrays of a ``.keras`` file, and of an
+    ``.h5`` or ``.hdf5`` file in the Keras 2 layout, are in the model's order.  A ``.weights.h5``
+    file of Keras 3 does not store the order of different kinds of recurrent layers; there,
+    ``prefix`` must select one kind.
 
     Args:
-      path: ends in ``.safetensors``, ``.npz``, ``.h5``, ``.hdf5`` or ``.keras``.
+      path: the file, ``.safetensors``, ``.npz``, ``.h5``, ``.hdf5`` or ``.keras``.
       prefix: only arrays whose names begin with this are returned, under their full names.
 
     Raises:
-      UserError: there is no such file, it is damaged, a pickle or of an unknown kind, its arrays
+      UserError: the file does not exist, is damaged, is a pickle or of an unknown kind, its arrays
         are in another file or far larger than the file, or no name begins with ``prefix``.
 
     >>> import tempfile
@@ -71,17 +72,17 @@ def read_arrays(path: str | pathlib.Path, prefix: str = "") -> dict[str, np.ndar
 
 
 def write_arrays(path: str | pathlib.Path, arrays: Mapping[str, Any]) -> None:
-    """Writes arrays by name, names of nested mappings joined by ``/``.
+    """Writes arrays by name; names of nested mappings are joined by ``/``.
 
-    A file that is there already is replaced once the new one is complete.
+    An existing file is replaced once the new one is complete.
 
     Args:
-      path: ends in ``.safetensors``, ``.npz``, or ``.weights.h5`` for arrays of Keras, which
-        ``model.load_weights`` of a model of the same layers then reads.
-      arrays: as :func:`to_torch` and others return them.
+      path: the file, ``.safetensors``, ``.npz``, or ``.weights.h5`` for Keras arrays.  A Keras
+        model with the same layers reads the latter with ``model.load_weights``.
+      arrays: the arrays, as :func:`to_torch` and the other ``to_`` functions return them.
 
     Raises:
-      UserError: the file cannot be written, is of an unknown kind, or its kind cannot hold such
+      UserError: the file cannot be written, its kind is unknown, or its kind cannot hold these
         arrays.
 
     >>> import tempfile
@@ -127,7 +128,7 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     tensors = needed("safetensors", path).deserialize(path.read_bytes())
     arrays = {}
     for name, tensor in tensors:
-        if tensor["dtype"] in FLOATS:  # anything else is not a weight of a recurrent layer
+        if tensor["dtype"] in FLOATS:  # weights of recurrent layers have no other type
             flat = np.frombuffer(bytearray(tensor["data"]), jnp.dtype(FLOATS[tensor["dtype"]]))
             arrays[name] = flat.reshape(tensor["shape"])
     return arrays
@@ -143,7 +144,7 @@ def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _npy(name: str, content: bytes) -> np.ndarray:
-    """The array of a ``.npy`` file whose bytes are all there."""
+    """Decodes the content of a ``.npy`` file, and checks that it is complete."""
     file = io.BytesIO(content)
     headers = {
         (1, 0): np.lib.format.read_array_header_1_0,
@@ -155,7 +156,7 @@ def _npy(name: str, content: bytes) -> np.ndarray:
     shape, fortran, dtype = headers[version](file)
     if dtype.hasobject:
         raise ValueError(
-            f"{name} holds Python objects, that is a pickle, which is never read; expected numbers"
+            f"{name} holds Python objects, which are pickled and never read; expected numbers"
         )
     if min(shape, default=0) < 0:
         raise ValueError(f"{name} has shape {shape}; expected no negative size")

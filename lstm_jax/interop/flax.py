@@ -30,11 +30,11 @@ FIRST = {
     "ih/kernel": ("flax.linen", "conv_lstm"),
     "i/kernel": ("flax.linen", "rnn"),
 }
-"""The API and the kind of cell, by the first of these names that is there."""
+"""The API and the kind of cell, by the first of these names that is present."""
 JOINED = "dense_h/kernel"
-"""The name in cells of nnx with all gates in one array; its shape decides the kind."""
+"""The recurrent kernel of an nnx cell that has all gates in one array; its shape shows the kind."""
 DIRECTIONS = {"forward": "forward_rnn/cell/", "backward": "backward_rnn/cell/"}
-"""Where ``Bidirectional`` of ``RNN`` holds its cells."""
+"""The paths of the cells in a ``Bidirectional`` of two ``RNN``."""
 
 
 def from_flax(
@@ -44,27 +44,29 @@ def from_flax(
     activation_fn: Activation = "tanh",
     merge: str | Merge = "concat",
 ) -> tuple[BaseCell | Bidirectional, Params]:
-    """Parameters of a recurrent cell, ``RNN`` or ``Bidirectional`` of Flax, linen or nnx.
+    """Converts the parameters of a Flax cell, ``RNN`` or ``Bidirectional``, from linen or nnx.
 
-    Names and shapes decide which cell it is.  (``SimpleCell(residual=True)`` looks like any other
-    and is not supported; nor are strides and padding other than ``"SAME"`` of a ``ConvLSTMCell``.)
+    Names and shapes determine the kind of cell.  ``SimpleCell(residual=True)`` cannot be
+    distinguished from a plain one and is not supported.  For a ``ConvLSTMCell``, strides and
+    padding other than ``"SAME"`` are not supported.
 
     Args:
-      params: of linen the variables or ``variables["params"]``; of nnx ``nnx.state(module)`` or
-        ``nnx.state(module, nnx.Param)``.  Random streams are skipped.  May be traced.
-      gate_fn: of the cells, a function or one of our names.
-      activation_fn: likewise.
-      merge: of a ``Bidirectional``, as in :class:`lstm_jax.Bidirectional`; Flax's default
-        concatenates.
+      params: the variables or ``variables["params"]`` of a linen module; ``nnx.state(module)`` or
+        ``nnx.state(module, nnx.Param)`` of an nnx module.  Random streams are skipped.  May be
+        traced.
+      gate_fn: the cells' gate activation, a function or an lstm_jax name.
+      activation_fn: the cells' activation, a function or an lstm_jax name.
+      merge: how a ``Bidirectional`` merges its outputs, as in :class:`lstm_jax.Bidirectional`;
+        Flax concatenates by default.
 
     Returns:
-      ``(cell, params)`` of a cell or ``RNN``; of a ``Bidirectional`` the pair of an
-      :class:`lstm_jax.Bidirectional` and its parameters.  How an ``RNN`` runs (``reverse``,
-      ``time_major``) is not in its parameters.
+      ``(cell, params)`` for a cell or ``RNN``; for a ``Bidirectional``, an
+      :class:`lstm_jax.Bidirectional` and its parameters.  The options of an ``RNN`` (``reverse``,
+      ``time_major``) are not in its parameters.
 
     Raises:
-      TypeError, ValueError: a name is missing or not of such a cell, or a shape does not fit; the
-        message names it.  If ``params`` are of a larger model, the message names its parts that
+      TypeError, ValueError: a name is missing or unknown, or a shape does not fit; the message
+        names the array.  If ``params`` belong to a larger model, the message names the parts that
         can be passed.
 
     Example:
@@ -79,29 +81,29 @@ def from_flax(
       ('Bidirectional', ['backward', 'forward'])
     """
     arrays = Arrays(_weights(params) if isinstance(params, Mapping) else params, "flax")
-    places = _places(arrays)
+    prefixes = _cell_prefixes(arrays)
     options = {"gate_fn": gate_fn, "activation_fn": activation_fn}
-    if set(places) == set(DIRECTIONS.values()):
-        both = {way: _read(arrays, place, options) for way, place in DIRECTIONS.items()}
+    if set(prefixes) == set(DIRECTIONS.values()):
+        both = {way: _read(arrays, prefix, options) for way, prefix in DIRECTIONS.items()}
         arrays.check_all_taken()
         layer = Bidirectional(both["forward"][0], both["backward"][0], merge=merge)
         return layer, {way: weights for way, (_, weights) in both.items()}
     if merge != "concat":
         raise ValueError(f"merge is an option of Bidirectional, got one cell and merge={merge!r}")
-    if not set(places) <= {"", "cell/"} or len(places) > 1:
-        parts = dict.fromkeys(map(_part, places))
+    if not set(prefixes) <= {"", "cell/"} or len(prefixes) > 1:
+        parts = dict.fromkeys(map(_part, prefixes))
         raise ValueError(
             "params must be those of one cell, RNN or Bidirectional of flax, got a larger model; "
             f"pass one of its parts: {', '.join(parts)}"
         )
-    place = places[0] if places else ""
-    cell, weights = _read(arrays, place, options)
-    arrays.check_all_taken(f"; pass the part {_part(place)}" if place else "")
+    prefix = prefixes[0] if prefixes else ""
+    cell, weights = _read(arrays, prefix, options)
+    arrays.check_all_taken(f"; pass the part {_part(prefix)}" if prefix else "")
     return cell, weights
 
 
 def _weights(params: Mapping[Any, Any]) -> dict[str, Any]:
-    """Arrays by their path; of variables the parameters, and no random streams of nnx."""
+    """Parameters by path, without other linen collections and nnx random streams."""
 
     def flat(tree: Mapping[Any, Any], above: str = "") -> Iterator[tuple[str, Any]]:
         for key, child in tree.items():
@@ -118,8 +120,8 @@ def _weights(params: Mapping[Any, Any]) -> dict[str, Any]:
     return collection or arrays
 
 
-def _places(arrays: Arrays) -> list[str]:
-    """Where cells are: what the names of their arrays begin with, such as ``"cell/"``."""
+def _cell_prefixes(arrays: Arrays) -> list[str]:
+    """The prefix of each cell's arrays, such as ``"cell/"``."""
     firsts = (*FIRST, JOINED)
     found = (
         name.removesuffix(first)
@@ -130,33 +132,33 @@ def _places(arrays: Arrays) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _part(place: str) -> str:
-    """The path of the cell, ``RNN`` or ``Bidirectional`` that has a cell at a place."""
+def _part(prefix: str) -> str:
+    """The path of the cell, ``RNN`` or ``Bidirectional`` that contains the cell at a prefix."""
     for ending in (*DIRECTIONS.values(), "cell/"):
-        if place.endswith(f"/{ending}"):
-            return place.removesuffix(ending).rstrip("/")
-    return place.rstrip("/")
+        if prefix.endswith(f"/{ending}"):
+            return prefix.removesuffix(ending).rstrip("/")
+    return prefix.rstrip("/")
 
 
-def _read(arrays: Arrays, place: str, options: dict[str, Any]) -> tuple[BaseCell, Params]:
-    """The cell at a place, and its parameters."""
+def _read(arrays: Arrays, prefix: str, options: dict[str, Any]) -> tuple[BaseCell, Params]:
+    """The cell at a prefix, and its parameters."""
     library, kind = next(
-        (found for name, found in FIRST.items() if place + name in arrays), ("", "")
+        (found for name, found in FIRST.items() if prefix + name in arrays), ("", "")
     )
     if not library:
-        recurrent = arrays[place + JOINED]
+        recurrent = arrays[prefix + JOINED]
         library = "flax.nnx"
         kind = {4: "optimized_lstm", 3: "gru", 1: "rnn"}.get(gate_count(recurrent), "")
         if not kind:
             raise ValueError(
-                f"{place}{JOINED} must have shape (H, 4H), (H, 3H) or (H, H), of an "
+                f"{prefix}{JOINED} must have shape (H, 4H), (H, 3H) or (H, H), of an "
                 f"OptimizedLSTMCell, GRUCell or SimpleCell, got {recurrent.shape}"
             )
     convention, kind = CONVENTIONS[library][kind], kind.removeprefix("optimized_")
     ours = read_cell(
-        arrays, convention, GATES[kind], lambda name: place + name, reset_after=kind == "gru"
+        arrays, convention, GATES[kind], lambda name: prefix + name, reset_after=kind == "gru"
     )
-    check_odd_kernel(ours, f"{place}hh/kernel")
+    check_odd_kernel(ours, f"{prefix}hh/kernel")
     kernel = ours["w_hh"].shape[:-2]
     cell = _made(kind, ours["w_hh"].shape[-2], kernel, options, dtype_of(ours))
     return cell, as_params(ours)
@@ -165,7 +167,7 @@ def _read(arrays: Arrays, place: str, options: dict[str, Any]) -> tuple[BaseCell
 def _made(
     kind: str, size: int, kernel: tuple[int, ...], options: dict[str, Any], param_dtype: Any
 ) -> BaseCell:
-    """The cell of ours that Flax's is."""
+    """The lstm_jax cell with the same equations as Flax's."""
     if kind == "conv_lstm":
         if options != {"gate_fn": "sigmoid", "activation_fn": "tanh"}:
             raise ValueError("gate_fn and activation_fn are not options of flax's ConvLSTMCell")
@@ -187,24 +189,24 @@ def to_flax(
     gate_fn: Activation = "sigmoid",
     activation_fn: Activation = "tanh",
 ) -> dict[str, Any]:
-    """Parameters of a cell of ours, or of both directions, as those of Flax's with these options.
+    """Converts the parameters of an lstm_jax cell or :class:`lstm_jax.Bidirectional` to Flax.
 
-    linen's ConvLSTMCell adds 1 to the forget bias at run time; what is stored is ours less 1,
-    rounded, which is exact from 0.5 to 2.
+    linen's ConvLSTMCell adds 1 to the forget bias at run time.  The stored bias is therefore 1
+    less than the cell's, rounded, which is exact from 0.5 to 2.
 
     Args:
       cell: an LSTM, a GRU with ``reset_after``, an RNN, or a convolutional LSTM without peepholes
-        (linen alone); or a :class:`lstm_jax.Bidirectional` of two such cells, for Flax's
-        ``Bidirectional`` of two ``RNN``, to which ``merge_fn`` must be given.
+        (linen only); or a :class:`lstm_jax.Bidirectional` of two such cells, for Flax's
+        ``Bidirectional`` of two ``RNN``, to which you must pass the matching ``merge_fn``.
       params: its parameters.
       api: ``"linen"`` or ``"nnx"``.  The GRU of nnx has no ``b_hg``, which must be zero.
-      optimized: whether an LSTM is for nnx's ``OptimizedLSTMCell`` (in linen there is no
-        difference).
-      use_bias: of linen's ConvLSTMCell.
-      gate_fn, activation_fn: that the Flax cell has, functions or our names.
+      optimized: whether an LSTM is for nnx's ``OptimizedLSTMCell`` (in linen both LSTM cells have
+        the same parameters).
+      use_bias: the option of linen's ConvLSTMCell.
+      gate_fn, activation_fn: the Flax cell's options, functions or lstm_jax names.
 
     Returns:
-      NumPy arrays in a nested dict: for ``apply({"params": ...}, ...)`` of linen, or for
+      NumPy arrays in a nested dict, for linen's ``apply({"params": ...}, ...)`` or for
       ``nnx.update(cell, ...)``.
 
     Raises:
@@ -245,7 +247,7 @@ def to_flax(
     if api == "nnx" and kind == "conv_lstm":
         raise ValueError("ConvLSTMCell would be lost: flax.nnx has LSTMCell, GRUCell, SimpleCell")
     if not use_bias and kind != "conv_lstm":
-        raise ValueError("use_bias=False is an option of flax.linen.ConvLSTMCell alone")
+        raise ValueError("only flax.linen.ConvLSTMCell has the option use_bias=False")
     name = "optimized_lstm" if optimized and kind == "lstm" and api == "nnx" else kind
     convention = CONVENTIONS[f"flax.{api}"][name]
     return nested(write_cell(params, convention, GATES[kind], lambda n: n, bias=use_bias))

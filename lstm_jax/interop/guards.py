@@ -1,7 +1,7 @@
-"""What readers of files share: one-line errors and bounded memory.
+"""Shared safeguards of the file readers: one-line errors and bounded memory.
 
-A file is read as data and nothing else: nothing is unpickled, no other file is opened, and arrays
-take no more memory than :func:`check_room` allows for a file of its size.
+Reading never runs code from a file: nothing is unpickled, no other file is opened, and arrays
+take no more memory than :func:`check_room` allows for the file's size.
 """
 
 import contextlib
@@ -23,11 +23,11 @@ PER_BYTE = 64
 
 @contextlib.contextmanager
 def readable(path: pathlib.Path, kind: str) -> Iterator[None]:
-    """Checks that ``path`` is a file; every error while it is read becomes a :class:`UserError`.
+    """Checks that ``path`` is a file, and turns every error in reading it into a `UserError`.
 
     Args:
       path: the file.
-      kind: what it is expected to be, for messages.
+      kind: the expected kind of file, for messages.
     """
     try:
         if path.is_dir():
@@ -41,20 +41,20 @@ def readable(path: pathlib.Path, kind: str) -> Iterator[None]:
         reason = error.strerror or error
         what = "cannot be read" if error.errno else f"not a readable {kind}"
         raise UserError(one_line(f"{path}: {what}: {reason}")) from error
-    except Exception as error:  # every format and library has errors of its own
+    except Exception as error:  # every format and library has its own errors
         reason = str(error) or type(error).__name__
         raise UserError(one_line(f"{path}: not a readable {kind}: {reason}")) from error
 
 
 def check_room(needed: int, size: int) -> None:
-    """Raises where arrays are far larger than the file that declares them.
+    """Raises if arrays are far larger than the file that declares them.
 
-    Trained weights hardly shrink when they are compressed; a file that declares far more than it
-    holds is damaged, or made to fill the memory.
+    Compression hardly shrinks trained weights.  A file that declares far more than it holds is
+    damaged, or crafted to exhaust the memory.
 
     Args:
-      needed: the bytes that the arrays take in memory.
-      size: the bytes of the file.
+      needed: the size of the arrays in memory, in bytes.
+      size: the size of the file, in bytes.
 
     >>> check_room(2**40, 10_000)
     Traceback (most recent call last):
@@ -68,7 +68,7 @@ def check_room(needed: int, size: int) -> None:
 
 
 def zip_members(file: zipfile.ZipFile) -> list[str]:
-    """Names of a zip file's members, which are read in memory and never extracted.
+    """Returns the names of a zip file's members, which are read in memory and never extracted.
 
     Raises:
       ValueError: a name occurs twice, or the members are far larger than the file.
@@ -83,7 +83,7 @@ def zip_members(file: zipfile.ZipFile) -> list[str]:
 
 
 def needed(module: str, path: pathlib.Path) -> Any:
-    """A module that is only needed for one kind of file."""
+    """Imports a module that only one kind of file needs."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -92,7 +92,7 @@ def needed(module: str, path: pathlib.Path) -> Any:
 
 
 def native(array: np.ndarray) -> np.ndarray:
-    """An array with memory of its own, in the byte order of this machine.
+    """Copies an array in the byte order of this machine.
 
     >>> native(np.ones(2, ">f4")).dtype
     dtype('float32')

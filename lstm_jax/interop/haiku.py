@@ -20,25 +20,25 @@ from lstm_jax.interop.weights import (
 HAS = "LSTM, GRU (reset_after=False), VanillaRNN (relu) and ConvLSTM (without peepholes)"
 KINDS = {LSTMCell: "lstm", GRUCell: "gru", RNNCell: "rnn", ConvLSTMCell: "conv_lstm"}
 ENDS = {"input_to_hidden/w": "conv_lstm", "w_i": "gru", "linear_1/w": "rnn", "linear/w": "lstm"}
-"""By what name the kind of core is told, the first that is there."""
+"""The kind of core, by the first of these names that is present."""
 
 
 def from_haiku(params: Mapping[str, Any]) -> tuple[BaseCell, Params]:
-    """Parameters of one recurrent core of Haiku as a cell of ours.
+    """Converts the parameters of one recurrent Haiku core to an lstm_jax cell.
 
-    Haiku's LSTMs add 1 to the forget gate at run time, which is in our bias; its GRU's update
-    gate means the opposite of ours, and its weights change their sign.
+    Haiku's LSTMs add 1 to the forget gate at run time; here the bias includes it.  The update gate
+    of Haiku's GRU has the opposite meaning, so its weights change sign.
 
     Args:
-      params: what ``init`` of the transformed function gives, or of it what belongs to one core:
-        ``{"lstm/linear": {"w": ..., "b": ...}}``.  May be traced.
+      params: the result of ``init`` of the transformed function, or the part that belongs to one
+        core: ``{"lstm/linear": {"w": ..., "b": ...}}``.  May be traced.
 
     Returns:
       ``(cell, params)``.
 
     Raises:
-      TypeError, ValueError: a name is missing or of something else, or a shape does not fit; the
-        message names it.
+      TypeError, ValueError: a name is missing or unknown, or a shape does not fit; the message
+        names the array.
 
     Example:
       >>> import numpy as np
@@ -62,7 +62,7 @@ def from_haiku(params: Mapping[str, Any]) -> tuple[BaseCell, Params]:
         GATES[kind],
         lambda name: module + name,
     )
-    arrays.check_all_taken(f" {module.rstrip('/')}; give the parameters of one core")
+    arrays.check_all_taken(f" {module.rstrip('/')}; pass the parameters of one core")
     check_odd_kernel(ours, name)
     kernel = ours["w_hh"].shape[:-2]
     return _made(kind, ours["w_hh"].shape[-2], kernel, dtype_of(ours)), as_params(ours)
@@ -77,7 +77,7 @@ def _convention(kind: str, double_bias: bool) -> Any:
 
 
 def _made(kind: str, size: int, kernel: tuple[int, ...], param_dtype: Any) -> BaseCell:
-    """The cell of ours that Haiku's core is."""
+    """The lstm_jax cell with the same equations as Haiku's core."""
     if kind == "gru":
         return GRUCell(size, param_dtype=param_dtype)
     if kind == "rnn":
@@ -90,20 +90,20 @@ def _made(kind: str, size: int, kernel: tuple[int, ...], param_dtype: Any) -> Ba
 def to_haiku(
     cell: Any, params: Params, *, name: str | None = None, double_bias: bool = True
 ) -> dict[str, dict[str, Any]]:
-    """Parameters of a cell of ours as those of a recurrent core of Haiku.
+    """Converts the parameters of an lstm_jax cell to those of a recurrent Haiku core.
 
-    Haiku adds 1 to an LSTM's forget bias at run time, so that what is stored is ours less 1,
-    rounded.  From 0.5 to 2 that is exact; a smaller bias has finer digits than Haiku can hold.
+    Haiku adds 1 to an LSTM's forget bias at run time.  The stored bias is therefore 1 less than
+    the cell's, rounded.  This is exact from 0.5 to 2; a smaller bias loses its last digits.
 
     Args:
       cell: an LSTM, a GRU without ``reset_after``, an RNN with ``activation_fn="relu"``, or a
         convolutional LSTM without peepholes.
       params: its parameters.
-      name: of the module; None for the name that Haiku gives a new one, such as ``"lstm"``.
-      double_bias: of an RNN, as in Haiku.
+      name: the module's name; None for Haiku's default, such as ``"lstm"``.
+      double_bias: the option of Haiku's RNN.
 
     Returns:
-      NumPy arrays by module and name, as Haiku's ``apply`` takes them.
+      NumPy arrays by module and name, for Haiku's ``apply``.
 
     Raises:
       TypeError, ValueError: ``params`` are not the cell's, or Haiku cannot hold something; the

@@ -1,4 +1,4 @@
-"""Keras 3: ``LSTM``, ``GRU``, ``SimpleRNN``, ``ConvLSTM1D`` to ``3D``, also ``Bidirectional``."""
+"""Keras 3: ``LSTM``, ``GRU``, ``SimpleRNN``, ``ConvLSTM1D`` to ``3D``, and ``Bidirectional``."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -43,11 +43,11 @@ ACTIVATIONS = {
     "swish": "silu",
     "tanh": "tanh",
 }
-"""Our names of Keras's activations, those that compute the same."""
+"""The lstm_jax names of Keras's activations, for those that both libraries have."""
 
 
 def hard_sigmoid_of_keras_2(x: Any) -> Any:
-    """The ``hard_sigmoid`` of Keras 1 and 2, ``clip(x / 5 + 1 / 2, 0, 1)``; Keras 3 has another.
+    """The ``hard_sigmoid`` of Keras 1 and 2, ``clip(x / 5 + 1 / 2, 0, 1)``; Keras 3's differs.
 
     >>> float(hard_sigmoid_of_keras_2(1.0))
     0.69...
@@ -56,7 +56,7 @@ def hard_sigmoid_of_keras_2(x: Any) -> Any:
 
 
 MERGES = {"concat": "concat", "sum": "sum", "ave": "mean", "mul": "product"}
-"""Our names of Keras's merge modes."""
+"""The lstm_jax names of Keras's merge modes."""
 
 
 def from_keras(
@@ -68,32 +68,34 @@ def from_keras(
     merge_mode: str = "concat",
     padding: str = "valid",
 ) -> tuple[Any, Params]:
-    """Weights of Keras layers as a layer of ours.
+    """Converts the weights of Keras layers to an lstm_jax layer.
 
-    The kind of each layer is told by the shapes.  What they do not tell are these options, which
-    mean the same and have the same defaults as in Keras; they hold for all layers given.
-    ``return_sequences`` is none of them: a layer of ours returns all outputs and the last state.
+    Shapes determine the kind of each layer.  They do not determine the options below, which have
+    the same meaning and defaults as in Keras and apply to all layers.  ``return_sequences`` is not
+    needed: an lstm_jax layer returns all outputs and the last state.
 
     Args:
-      arrays: by path, from the bottom layer up: ``{w.path: w.numpy() for w in model.weights}``.
-        The last part of a path is ``kernel``, ``recurrent_kernel`` or ``bias``, and what goes
-        before is one for all arrays of a cell; both directions' have a part each that begins with
-        ``forward_`` and ``backward_``.  Names without a path are those of a Keras cell.  May be
-        traced.
-      activation: by its Keras name, or a function.
-      recurrent_activation: likewise.  The ``hard_sigmoid`` of Keras 2 is another function,
-        :func:`hard_sigmoid_of_keras_2`.
-      reset_after: of a GRU; told by its bias, and True, as in Keras, for one without.
+      arrays: arrays by path, from the bottom layer up:
+        ``{w.path: w.numpy() for w in model.weights}``.  The last part of a path is ``kernel``,
+        ``recurrent_kernel`` or ``bias``; all arrays of a cell have the same path before it.  The
+        paths of the two directions contain a part that begins with ``forward_`` or
+        ``backward_``.  Names without a path belong to a Keras cell.  May be traced.
+      activation: a Keras name, or a function.
+      recurrent_activation: a Keras name, or a function.  The ``hard_sigmoid`` of Keras 2 is a
+        different function, :func:`hard_sigmoid_of_keras_2`.
+      reset_after: the option of a GRU.  By default, the shape of the bias determines it; without
+        bias it is True, as in Keras.
       merge_mode: ``"concat"``, ``"sum"``, ``"ave"`` or ``"mul"``.
-      padding: of a convolutional LSTM; ours has ``"same"`` alone.  Strides and dilation must be 1.
+      padding: the option of a convolutional LSTM; lstm_jax only has ``"same"``.  Strides and
+        dilation must be 1.
 
     Returns:
-      ``(layer, params)``: a :class:`Stack` of cells and :class:`Bidirectional`; a cell for the
-      arrays of a cell.
+      ``(layer, params)``: a :class:`Stack` of cells and :class:`Bidirectional`, or a cell if the
+      arrays are those of a Keras cell.
 
     Raises:
-      TypeError, ValueError: a name is missing or not of such a layer, a shape does not fit, or
-        an option is none of Keras's or of ours; the message names it.
+      TypeError, ValueError: a name is missing or unknown, a shape does not fit, or Keras or
+        lstm_jax does not have an option; the message names it.
 
     Example:
       >>> import numpy as np
@@ -109,7 +111,7 @@ def from_keras(
         given.check_all_taken()
         return cell, as_params(params)
 
-    groups: dict[str, dict[str, str]] = {}  # by layer, the path of each direction
+    groups: dict[str, dict[str, str]] = {}  # the path of each direction, by layer
     for name in given:
         path, _, last = name.rpartition("/")
         parts = path.split("/")
@@ -126,28 +128,28 @@ def from_keras(
         else:
             for direction in ("forward", "backward"):
                 if direction not in paths:
-                    raise ValueError(f"{name}/{direction}_... is missing: there is one direction")
+                    raise ValueError(f"{name}/{direction}_... is missing; expected both directions")
             read = {end: _read(given, paths[end], reset_after, options) for end in sorted(paths)}
             (backward, _), (forward, _) = read["backward"], read["forward"]
             layer = Bidirectional(forward, backward, _merge(merge_mode))
             weights = {end: read[end][1] for end in ("forward", "backward")}
         layers[f"layer_{n}"], params[f"layer_{n}"] = layer, weights
-    given.check_all_taken("; leave out what belongs to other layers")
+    given.check_all_taken("; leave out the arrays of other layers")
     return Stack(layers), as_params(params)
 
 
 def keras_mask(xs: Any, mask_value: float = 0.0) -> jax.Array:
-    """The mask that Keras's ``Masking`` layer makes of a sequence.
+    """Computes the mask of a sequence as Keras's ``Masking`` layer does.
 
     ::
 
         mask_t = any_d(x_{t, d} != mask_value)
 
-    An ``Embedding`` with ``mask_zero=True`` masks where its integers are zero: ``tokens != 0``.
+    An ``Embedding`` with ``mask_zero=True`` skips steps whose token is zero: ``tokens != 0``.
 
     Args:
-      xs: ``[..., D]``, time in any place.
-      mask_value: that of the layer; :func:`keras_mask_value` reads it from a saved model.
+      xs: ``[..., D]``, with time on any of the leading axes.
+      mask_value: the layer's option; :func:`keras_mask_value` reads it from a saved model.
 
     Returns:
       Booleans ``[...]`` for ``mask=`` of a layer or module.
@@ -163,7 +165,7 @@ def keras_mask(xs: Any, mask_value: float = 0.0) -> jax.Array:
 def _options(
     activation: Activation, recurrent_activation: Activation, padding: str
 ) -> dict[str, Any]:
-    """Keras's options as ours."""
+    """Converts Keras's options to those of lstm_jax cells."""
 
     def ours(name: str, given: Activation) -> Activation:
         if isinstance(given, str):
@@ -219,7 +221,7 @@ def _read(
 
 
 def _layout(arrays: Arrays, bias: str, kind: str, recurrent: Any, reset_after: bool | None) -> str:
-    """The convention that a cell is stored by; cuDNN's bias is twice as long as a plain one."""
+    """The name of a cell's convention; cuDNN's bias is twice as long as a plain one."""
     of_cudnn = bias in arrays and arrays[bias].shape == (2 * recurrent.shape[-1],)
     if kind in ("lstm", "gru") and of_cudnn:
         return f"cudnn_{kind}"
@@ -227,7 +229,7 @@ def _layout(arrays: Arrays, bias: str, kind: str, recurrent: Any, reset_after: b
 
 
 def _reset_after(arrays: Arrays, name: str, columns: int, given: bool | None) -> bool:
-    """Whether a GRU resets after the product, which the shape of its bias shows."""
+    """Whether a GRU resets after the product, judged by the shape of its bias."""
     if name not in arrays:
         return given is not False
     shape = arrays[name].shape
@@ -239,7 +241,7 @@ def _reset_after(arrays: Arrays, name: str, columns: int, given: bool | None) ->
     after = shape != (columns,)
     if given not in (None, after):
         raise ValueError(
-            f"{name} has shape {shape}, that of reset_after={after}, got reset_after={given}"
+            f"{name} has shape {shape}, which means reset_after={after}, got reset_after={given}"
         )
     return after
 
@@ -252,22 +254,22 @@ def _made(
     options: dict[str, Any],
     param_dtype: Any,
 ) -> BaseCell:
-    """The cell of ours that Keras's is."""
-    told = {name: value for name, value in options.items() if name != "padding"}
-    told["param_dtype"] = param_dtype
+    """The lstm_jax cell with the same equations as Keras's."""
+    cell_options = {name: value for name, value in options.items() if name != "padding"}
+    cell_options["param_dtype"] = param_dtype
     if kind == "rnn":
-        told.pop("gate_fn")
-        return RNNCell(size, **told)
+        cell_options.pop("gate_fn")
+        return RNNCell(size, **cell_options)
     if kind == "gru":
-        return GRUCell(size, reset_after=bool(reset_after), **told)
+        return GRUCell(size, reset_after=bool(reset_after), **cell_options)
     if kind == "conv_lstm":
         if options["padding"] == "valid" and max(kernel) > 1:
             raise ValueError(
-                "padding='valid' would be lost: convolutions have padding='same' here; give that "
-                "where the Keras layer has it"
+                "padding='valid' would be lost: lstm_jax convolutions have padding='same'; pass "
+                "padding='same' if the Keras layer has it"
             )
-        return ConvLSTMCell(size, kernel_size=kernel, **told)
-    return LSTMCell(size, **told)
+        return ConvLSTMCell(size, kernel_size=kernel, **cell_options)
+    return LSTMCell(size, **cell_options)
 
 
 KINDS = {LSTMCell: "lstm", GRUCell: "gru", RNNCell: "rnn", ConvLSTMCell: "conv_lstm"}
@@ -284,14 +286,14 @@ def to_keras(
     merge_mode: str = "concat",
     padding: str = "valid",
 ) -> dict[str, Any]:
-    """Weights of ours for Keras layers that have these options.
+    """Converts the weights of an lstm_jax layer to those of Keras layers with these options.
 
     Args:
-      layer: a stack of cells and :class:`Bidirectional` for as many Keras layers; a cell for a
-        Keras cell.
+      layer: a stack of cells and :class:`Bidirectional`, each of which becomes a Keras layer; or
+        a cell, which becomes a Keras cell.
       params: its parameters.
-      use_bias, activation, recurrent_activation, merge_mode, padding: options that the Keras
-        layers have, as in Keras.  A GRU's ``reset_after`` is that of ours.
+      use_bias, activation, recurrent_activation, merge_mode, padding: the options of the Keras
+        layers.  ``reset_after`` of a Keras GRU must be that of the lstm_jax cell.
 
     Returns:
       NumPy arrays by the paths that Keras gives to new layers, in Keras's order:

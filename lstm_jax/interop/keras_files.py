@@ -1,10 +1,10 @@
 """Keras's files: ``.keras``, ``.weights.h5``, and ``.h5`` and ``.hdf5`` in the layout of Keras 2.
 
-A ``.keras`` file is a zip file of a ``config.json`` and a ``model.weights.h5``.  HDF5 files come in
-two layouts.  Keras 3 numbers the weights of each layer, ``layers/lstm/cell/vars/0``, and stores
-neither the layers' order nor their options.  Keras 2, and the legacy ``.h5`` of Keras 3, store
-``layer_names`` and ``weight_names`` as attributes, the weights under these names, and in a saved
-model ``model_config``, the same JSON as ``config.json``.
+A ``.keras`` file is a zip file of a ``config.json`` and a ``model.weights.h5``.  HDF5 files have
+one of two layouts.  Keras 3 numbers the weights of each layer, ``layers/lstm/cell/vars/0``, and
+stores neither the layers' order nor their options.  Keras 2, and the legacy ``.h5`` of Keras 3,
+store ``layer_names`` and ``weight_names`` as attributes, and the weights under these names.  A
+saved model also has the attribute ``model_config``, the same JSON as ``config.json``.
 """
 
 import importlib
@@ -25,14 +25,18 @@ from lstm_jax.interop.guards import check_room, native, needed, one_line, readab
 from lstm_jax.interop.keras import hard_sigmoid_of_keras_2
 
 VARIABLES = ("kernel", "recurrent_kernel", "bias")  # of a Keras cell, in their order
-FILTERS = {1, 2, 3, 4, 5, 6, 32000}  # of HDF5 and h5py; HDF5 looks for any other in a folder
-DEEPEST = 64  # groups of HDF5 within groups
+FILTERS = {1, 2, 3, 4, 5, 6, 32000}  # built into HDF5 and h5py; HDF5 loads others from a folder
+DEEPEST = 64  # the maximum depth of nested HDF5 groups
 
 # ---- files to arrays ----
 
 
 def read_h5(path: pathlib.Path, prefix: str) -> dict[str, np.ndarray]:
-    """The arrays of an HDF5 file of either layout; the order of those under ``prefix`` counts."""
+    """Reads an HDF5 file of either layout; the order of the arrays under ``prefix`` must be known.
+
+    Raises:
+      UserError: the file does not store the order of the layers under ``prefix``.
+    """
     with needed("h5py", path).File(path, "r") as file:
         arrays = _arrays_of(file, path.stat().st_size)
         if not _is_legacy(file):
@@ -41,19 +45,19 @@ def read_h5(path: pathlib.Path, prefix: str) -> dict[str, np.ndarray]:
 
 
 def read_keras(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """The arrays of a ``.keras`` file in the model's order."""
+    """Reads the arrays of a ``.keras`` file in the model's order."""
     with zipfile.ZipFile(path) as file:
-        places = [place for place, _ in _cells_of(_config_of(file))]
+        paths = [cell_path for cell_path, _ in _cells_of(_config_of(file))]
         content = file.read(_member(file, "model.weights.h5"))
     with needed("h5py", path).File(io.BytesIO(content), "r") as h5:
         arrays = _arrays_of(h5, len(content))
     arrays = {n: a for n, a in arrays.items() if not n.startswith("optimizer/")}
 
-    def place_of(name: str) -> int:
-        found = (n for n, place in enumerate(places) if name.startswith(f"{place}/"))
-        return next(found, len(places))
+    def position(name: str) -> int:
+        found = (n for n, cell_path in enumerate(paths) if name.startswith(f"{cell_path}/"))
+        return next(found, len(paths))
 
-    return {name: arrays[name] for name in sorted(arrays, key=place_of)}
+    return {name: arrays[name] for name in sorted(arrays, key=position)}
 
 
 def _member(file: zipfile.ZipFile, name: str) -> str:
@@ -69,7 +73,7 @@ def _arrays_of(file: Any, size: int) -> dict[str, np.ndarray]:
     names = _legacy_names(file) if legacy else {name: name for name in datasets}
     for name in names.values():
         if name not in datasets:
-            raise ValueError(f"{name} is named by weight_names and is not in the file")
+            raise ValueError(f"{name} is listed in weight_names but is not in the file")
     check_room(sum(int(datasets[name].nbytes) for name in names.values()), size)
     arrays = {name: _array_of(where, datasets[where]) for name, where in names.items()}
     arrays = {n: a for n, a in arrays.items() if jnp.issubdtype(a.dtype, jnp.floating)}
@@ -77,10 +81,10 @@ def _arrays_of(file: Any, size: int) -> dict[str, np.ndarray]:
 
 
 def _datasets_of(file: Any) -> dict[str, Any]:
-    """Every dataset of a file by its path.
+    """All datasets of a file by path.
 
     Raises:
-      ValueError: something is a link to somewhere else, or is linked twice.
+      ValueError: an entry is a link to another path or file, or is linked twice.
     """
     h5py = importlib.import_module("h5py")
     found: dict[str, Any] = {}
@@ -107,10 +111,10 @@ def _datasets_of(file: Any) -> dict[str, Any]:
 
 
 def _array_of(name: str, dataset: Any) -> np.ndarray:
-    """The numbers of a dataset that are in this file.
+    """The numbers of a dataset; a zero-size array if the dataset holds something else.
 
     Raises:
-      ValueError: they are in another file, or compressed in a way that needs a plug-in.
+      ValueError: the numbers are in another file, or their compression needs a plug-in.
     """
     properties = dataset.id.get_create_plist()
     if dataset.is_virtual or properties.get_external_count():
@@ -121,14 +125,14 @@ def _array_of(name: str, dataset: Any) -> np.ndarray:
             raise ValueError(f"{name} is compressed by a plug-in (filter {code}), which is not run")
     if dataset.dtype.hasobject or dataset.shape is None:
         return np.zeros(0, bool)  # strings and references: not weights
-    if dataset.dtype.kind == "V":  # bfloat16, as far as HDF5 and NumPy know it; or no number
+    if dataset.dtype.kind == "V":  # bfloat16, which HDF5 and NumPy do not know; or not a number
         is_bfloat16 = dataset.attrs.get("dtype") == "bfloat16"
         return np.array(dataset, jnp.bfloat16) if is_bfloat16 else np.zeros(0, bool)
     return native(np.asarray(dataset[()]))
 
 
 def _in_natural_order(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Weights of the layout of Keras 3 by name: ``lstm_2`` before ``lstm_10``, forward first."""
+    """Names and sorts weights of the Keras 3 layout: ``lstm_2``, ``lstm_10``; forward first."""
     found = {}
     for name, array in arrays.items():
         cell, _, last = name.rpartition("/vars/")
@@ -152,8 +156,8 @@ def _in_natural_order(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]
 
 
 def _check_order(path: pathlib.Path, names: list[str]) -> None:
-    """Raises where a file does not store which of two recurrent layers comes first."""
-    children: dict[str, dict[str, str]] = {}  # of each group, one path for each kind
+    """Raises if a file does not store which of two recurrent layers comes first."""
+    children: dict[str, dict[str, str]] = {}  # by group, one path for each kind of layer
     for name in names:
         parts = name.split("/")
         if parts[-1] == "recurrent_kernel":
@@ -165,7 +169,7 @@ def _check_order(path: pathlib.Path, names: list[str]) -> None:
             raise UserError(
                 one_line(
                     f"{path}: does not store the order of {', '.join(kinds.values())}; give a "
-                    "prefix for one kind of them, or the .keras file"
+                    "prefix that selects one kind, or use the .keras file"
                 )
             )
 
@@ -174,7 +178,7 @@ def _check_order(path: pathlib.Path, names: list[str]) -> None:
 
 
 def _legacy_group(file: Any) -> str:
-    """Where the layers are: a file of weights alone has them at its root."""
+    """The path of the group of layers; a file of weights only has them at its root."""
     return "model_weights/" if "model_weights" in file else ""
 
 
@@ -184,7 +188,7 @@ def _is_legacy(file: Any) -> bool:
 
 
 def _legacy_names(file: Any) -> dict[str, str]:
-    """Where each weight is, by its name, in the order of ``layer_names`` and ``weight_names``.
+    """The path of each weight by name, in the order of ``layer_names`` and ``weight_names``.
 
     A weight ``lstm/lstm_cell/kernel:0`` of the layer ``lstm`` is named ``lstm/lstm_cell/kernel``.
     """
@@ -193,11 +197,11 @@ def _legacy_names(file: Any) -> dict[str, str]:
     for layer in _strings_of(file[group or "/"], "layer_names"):
         where = f"{group}{layer}"
         if where not in file:
-            raise ValueError(f"{where} is named by layer_names and is not in the file")
+            raise ValueError(f"{where} is listed in layer_names but is not in the file")
         for weight in _strings_of(file[where], "weight_names"):
             plain = re.sub(r":\d+$", "", weight)
             parts = plain.split("/")
-            if layer in parts[:-1]:  # Keras 3 puts the model's name before it
+            if layer in parts[:-1]:  # Keras 3 puts the model's name first
                 plain = "/".join(parts[parts.index(layer) + 1 :])
             name = f"{layer}/{plain}"
             if name in names:
@@ -207,7 +211,7 @@ def _legacy_names(file: Any) -> dict[str, str]:
 
 
 def _strings_of(group: Any, name: str) -> list[str]:
-    """An attribute of strings, which is split into numbered parts where it is long."""
+    """An attribute of strings; Keras splits a long one into numbered parts."""
     parts = [name] if name in group.attrs else []
     while f"{name}{len(parts)}" in group.attrs:
         parts.append(f"{name}{len(parts)}")
@@ -218,20 +222,20 @@ def _strings_of(group: Any, name: str) -> list[str]:
     return decoded
 
 
-# ---- what a saved model says of its layers ----
+# ---- the options that a saved model stores ----
 
 
 def keras_options(path: str | pathlib.Path, prefix: str = "") -> dict[str, Any]:
-    """Options of the recurrent layers of a saved model, as :func:`from_keras` takes them.
+    """Reads the options of the recurrent layers of a saved model, for :func:`from_keras`.
 
     Args:
-      path: a ``.keras`` file, or an ``.h5`` or ``.hdf5`` file.  Files of weights alone store no
-        options, and nothing is returned for them.
-      prefix: of the names of the arrays of these layers, as in :func:`read_arrays`.
+      path: a ``.keras``, ``.h5`` or ``.hdf5`` file.  A file of weights only stores no options, and
+        the result is empty.
+      prefix: the beginning of the names of these layers' arrays, as in :func:`read_arrays`.
 
     Raises:
-      UserError: the file cannot be read, the layers differ in an option, or have one that would
-        be lost.
+      UserError: the file cannot be read, the layers differ in an option, or they have an option
+        that would be lost.
 
     >>> import tempfile
     >>> path = pathlib.Path(tempfile.mkdtemp()) / "model.keras"
@@ -250,16 +254,16 @@ def keras_options(path: str | pathlib.Path, prefix: str = "") -> dict[str, Any]:
 
 
 def keras_mask_value(path: str | pathlib.Path) -> float | None:
-    """The ``mask_value`` of the ``Masking`` layer of a saved model, for :func:`keras_mask`.
+    """Reads the ``mask_value`` of the ``Masking`` layer of a saved model, for :func:`keras_mask`.
 
     Args:
-      path: a ``.keras`` file, or an ``.h5`` or ``.hdf5`` file.
+      path: a ``.keras``, ``.h5`` or ``.hdf5`` file.
 
     Returns:
-      The number; None where the model has no such layer, or the file holds weights alone.
+      The number; None if the model has no such layer, or the file holds only weights.
 
     Raises:
-      UserError: the file cannot be read, or its layers have several values.
+      UserError: the file cannot be read, or its layers have different values.
 
     >>> import tempfile
     >>> path = pathlib.Path(tempfile.mkdtemp()) / "model.keras"
@@ -282,7 +286,7 @@ def keras_mask_value(path: str | pathlib.Path) -> float | None:
 
 
 def _mask_values(config: Any) -> Iterator[float]:
-    """The ``mask_value`` of each Masking layer of a model, and of models within it."""
+    """The ``mask_value`` of each Masking layer of a model and of its nested models."""
     for layer in _layers_in(config):
         kind, inner = _part(layer, "class_name", str), layer.get("config")
         if kind == "Masking":
@@ -292,7 +296,7 @@ def _mask_values(config: Any) -> Iterator[float]:
 
 
 def _saved_config(path: pathlib.Path) -> tuple[Any, str]:
-    """The saved config of a model, None where there is none, and Keras's version."""
+    """A model's saved config (None if there is none), and the version of Keras."""
     if path.suffix == ".keras":
         with zipfile.ZipFile(path) as file:
             return _config_of(file), ""
@@ -310,7 +314,7 @@ def _config_of(file: zipfile.ZipFile) -> Any:
 
 
 def _part(tree: Any, name: str, kind: Any, default: Any = None) -> Any:
-    """An entry of a JSON object that must be of a kind; required where there is no default."""
+    """An entry of a JSON object, which must have the type ``kind``; required if without default."""
     found = tree.get(name, default) if isinstance(tree, dict) else None
     if not isinstance(found, kind):
         wanted = getattr(kind, "__name__", kind)
@@ -321,89 +325,89 @@ def _part(tree: Any, name: str, kind: Any, default: Any = None) -> Any:
 
 
 def _layers_in(config: Any) -> list[Any]:
-    """The layers of a saved model; before Keras 2.2.3 a Sequential's config is the list of them."""
+    """The layers of a saved model; before Keras 2.2.3, a Sequential's config is this list."""
     inner = config.get("config") if isinstance(config, dict) else None
     return inner if isinstance(inner, list) else _part(inner, "layers", list, [])
 
 
 def _cells_of(config: Any, above: str = "", legacy: bool = False) -> Iterator[tuple[str, Any]]:
-    """Each recurrent cell of a saved model, by where its arrays are, with its options.
+    """The path of the arrays of each recurrent cell of a saved model, and the cell's options.
 
     Args:
-      config: of a model.
-      above: where the model's arrays are.
-      legacy: whether arrays are under the layers' names, else under those of their classes.
+      config: the model's config.
+      above: the path of the model's arrays.
+      legacy: whether paths have the layers' names; otherwise they have those of their classes.
     """
     names: Counter[str] = Counter()
     for layer in _layers_in(config):
         kind = _part(layer, "class_name", str)
         if legacy:
-            place = above + str(_part(layer, "config", dict).get("name", kind))
+            path = above + str(_part(layer, "config", dict).get("name", kind))
         else:
-            place = f"{above}layers/{_numbered(kind, names)}"
-        yield from _cells_at(place, layer, legacy)
+            path = f"{above}layers/{_numbered(kind, names)}"
+        yield from _cells_at(path, layer, legacy)
 
 
 def _numbered(kind: str, names: Counter[str]) -> str:
-    """The name that Keras 3 gives to an object of a class among those before it."""
+    """The name that Keras 3 gives to the next object of a class."""
     name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", kind))
     name = re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
     names[name] += 1
     return name if names[name] == 1 else f"{name}_{names[name] - 1}"
 
 
-def _cells_at(place: str, layer: Any, legacy: bool) -> Iterator[tuple[str, Any]]:
-    """The cells of one layer: of both directions, of a wrapper, or of a model within the model."""
+def _cells_at(path: str, layer: Any, legacy: bool) -> Iterator[tuple[str, Any]]:
+    """The cells of one layer: of both directions, of a wrapper, or of a nested model."""
     kind, config = _part(layer, "class_name", str), layer.get("config")
     if isinstance(config, list) or (isinstance(config, dict) and "layers" in config):
-        yield from _cells_of(layer, f"{place}/", legacy)
+        yield from _cells_of(layer, f"{path}/", legacy)
         return
     if not isinstance(config, dict):
         return
     if kind == "Bidirectional":
         merge = config.get("merge_mode", "concat")
-        for _, cell in _cells_at(place, _part(config, "layer", dict), legacy):
-            yield place, {**cell, "merge_mode": merge}
-        if config.get("backward_layer"):  # with options of its own; it always goes backwards
-            for _, cell in _cells_at(place, config["backward_layer"], legacy):
-                yield place, {**cell, "merge_mode": merge, "go_backwards": False}
+        for _, cell in _cells_at(path, _part(config, "layer", dict), legacy):
+            yield path, {**cell, "merge_mode": merge}
+        if config.get("backward_layer"):  # it has its own options, and always go_backwards=True
+            for _, cell in _cells_at(path, config["backward_layer"], legacy):
+                yield path, {**cell, "merge_mode": merge, "go_backwards": False}
     elif kind == "RNN":
         cell = _part(config, "cell", dict)
-        cells, inner = [(place, cell)], cell.get("config")
+        cells, inner = [(path, cell)], cell.get("config")
         if isinstance(inner, dict) and "cells" in inner:
             names: Counter[str] = Counter()
             cells = []
             for one in _part(inner, "cells", list):
                 name = _numbered(_part(one, "class_name", str), names)
-                cells.append((place if legacy else f"{place}/cell/cells/{name}", one))
+                cells.append((path if legacy else f"{path}/cell/cells/{name}", one))
         backwards = config.get("go_backwards", False)
-        for where, one in cells:
-            yield where, {**_part(one, "config", dict), "go_backwards": backwards}
+        for cell_path, one in cells:
+            yield cell_path, {**_part(one, "config", dict), "go_backwards": backwards}
     elif isinstance(config.get("layer"), dict):  # TimeDistributed and other wrappers
-        inside = place if legacy else f"{place}/layer"
-        yield from _cells_at(inside, config["layer"], legacy)
+        inner_path = path if legacy else f"{path}/layer"
+        yield from _cells_at(inner_path, config["layer"], legacy)
     elif "recurrent_initializer" in config:
-        yield place, config
+        yield path, config
 
 
 LOST = {"go_backwards": False, "strides": 1, "dilation_rate": 1}
-"""Options that have no counterpart here, with the value that changes nothing."""
+"""Options that lstm_jax does not have, with their neutral values."""
 
 
 def _options_of(
     path: pathlib.Path, cells: list[tuple[str, Any]], prefix: str, keras_2: bool
 ) -> dict[str, Any]:
-    """The options that all cells under a prefix have in common."""
+    """The options of all cells under a prefix, which must agree."""
     options: dict[str, Any] = {}
 
-    def wrong(message: str) -> UserError:
+    def error(message: str) -> UserError:
         return UserError(one_line(f"{path}: {message}"))
 
     def note(where: str, name: str, value: Any) -> None:
         if options.setdefault(name, value) != value:
-            raise wrong(
-                f"{where} has {name}={value!r} and a layer before it {options[name]!r}; "
-                "give a prefix for layers that are alike"
+            raise error(
+                f"{where} has {name}={value!r}, but a layer before it has {options[name]!r}; "
+                "give a prefix that selects layers with equal options"
             )
 
     for where, config in cells:
@@ -415,16 +419,16 @@ def _options_of(
             value = config.get(name, default)
             wanted = [default] * len(value) if isinstance(value, list) else default
             if value != wanted:
-                raise wrong(f"{name}={value!r} of {where} would be lost")
+                raise error(f"{name}={value!r} of {where} would be lost")
         for name in ("activation", "recurrent_activation", "padding"):
             if name in config:
                 value = config[name]
                 if not isinstance(value, str):
-                    raise wrong(f"{name} of {where} must be a name, got {value!r}")
+                    raise error(f"{name} of {where} must be a name, got {value!r}")
                 if keras_2 and value == "hard_sigmoid":
                     value = hard_sigmoid_of_keras_2
                 note(where, name, value)
-        if not config.get("use_bias", True) and "reset_after" in config:  # else the bias shows it
+        if not config.get("use_bias", True) and "reset_after" in config:  # a bias would show it
             note(where, "reset_after", config["reset_after"])
     return options
 
@@ -433,7 +437,7 @@ def _options_of(
 
 
 def h5_content(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> bytes:
-    """Arrays under the paths of :func:`to_keras` as a ``.weights.h5`` file of Keras 3."""
+    """Encodes arrays under the paths of :func:`to_keras` as a Keras 3 ``.weights.h5`` file."""
     content = io.BytesIO()
     with needed("h5py", path).File(content, "w") as file:
         for name, array in arrays.items():
@@ -441,8 +445,8 @@ def h5_content(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> bytes:
             layer = cell.split("/")[:-1]
             if last not in VARIABLES or not layer:
                 raise UserError(
-                    f"{path}: .weights.h5 is for arrays of Keras layers, lstm/lstm_cell/kernel, "
-                    f"got {name}"
+                    f"{path}: a .weights.h5 file holds arrays of Keras layers, such as "
+                    f"lstm/lstm_cell/kernel, got {name}"
                 )
             for direction in ("forward", "backward"):
                 if layer[-1].startswith(f"{direction}_"):

@@ -1,4 +1,4 @@
-"""Our own Flax modules, filled with what was read."""
+"""Copies converted parameters into the Flax modules of lstm_jax."""
 
 from typing import Any
 
@@ -13,23 +13,23 @@ from lstm_jax.sequence.stack import Stack
 
 
 def fill(module: Any, layer: Any, params: Params) -> dict[str, Any]:
-    """Puts parameters into a module of ``lstm_jax.nnx``, or makes variables for one of linen.
+    """Copies parameters into a module of ``lstm_jax.nnx``, or returns variables for linen.
 
-    What any ``from_`` function returns goes in as it is: ``fill(module, *from_torch(arrays))``.
+    It accepts the result of any ``from_`` function: ``fill(module, *from_torch(arrays))``.
 
     Args:
-      module: of ``lstm_jax.nnx`` or ``lstm_jax.linen``, a cell's or one for whole sequences.
-      layer: the cell or layer that the parameters are of.  It must compute what the module does;
-        types, dropout and how a layer is run are the module's.
+      module: a module of ``lstm_jax.nnx`` or ``lstm_jax.linen``, for a cell or a whole sequence.
+      layer: the cell or layer that the parameters belong to.  It must have the same equations as
+        the module.  The module's own types, dropout and execution options apply.
       params: its parameters.
 
     Returns:
-      The variables, ``{"params": ...}``, for ``apply`` of a linen module; an nnx module is filled
-      in place.
+      The variables, ``{"params": ...}``, for ``apply`` of a linen module.  An nnx module is
+      modified in place.
 
     Raises:
-      TypeError: it is not such a module.
-      ValueError: ``layer`` computes something else, or a shape is not the module's.
+      TypeError: ``module`` is not an lstm_jax module.
+      ValueError: ``layer`` has other equations, or a shape differs from the module's.
 
     Example:
       >>> import jax, numpy as np
@@ -67,7 +67,7 @@ def fill(module: Any, layer: Any, params: Params) -> dict[str, Any]:
         held = module.params  # type: ignore[attr-defined]
         wanted, given = input_size(own, held), input_size(own, params)
         if wanted != given:
-            raise ValueError(f"params must be for {wanted} features, as the module, got {given}")
+            raise ValueError(f"params must have the module's input size {wanted}, got {given}")
         nnx.update(module, _in_types_of(params, held))
     return {"params": params}
 
@@ -79,7 +79,7 @@ def _in_types_of(params: Params, held: Params) -> Params:
 
 
 def _check_alike(own: Any, layer: Any) -> None:
-    """Raises where a layer computes something else than a module."""
+    """Raises if a layer has other equations than a module."""
     if isinstance(own, Stack) and isinstance(layer, Stack):
         for name in ("connections", "reverse"):
             if getattr(own, name) != getattr(layer, name):

@@ -1,4 +1,4 @@
-"""Ours: parameters under their own names, flat, as files hold them."""
+"""The format of lstm_jax: parameters under flat names, for files."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -28,19 +28,19 @@ from lstm_jax.interop.weights import (
 from lstm_jax.sequence.bidirectional import Bidirectional
 from lstm_jax.sequence.stack import Stack
 
-HAS = "LSTM, peephole, projected and convolutional LSTM, GRU and RNN as they are by default"
+HAS = "LSTM, peephole, projected and convolutional LSTM, GRU and RNN with their default options"
 
 
 def to_lstm_jax(layer: Any, params: Params, **options: Any) -> dict[str, Any]:
-    """Parameters under flat names, ``layer_0/forward/w_ih``, to be written to a file.
+    """Returns parameters under flat names, ``layer_0/forward/w_ih``, to be written to a file.
 
     Args:
       layer: a stack, or a cell.
       params: its parameters.
-      options: as in :func:`from_lstm_jax`, where the cells do not have their defaults.
+      options: the options of :func:`from_lstm_jax`, if the cells do not have their defaults.
 
     Raises:
-      TypeError, ValueError: ``params`` are not the layer's, or names and shapes would not tell
+      TypeError, ValueError: ``params`` are not the layer's, or names and shapes do not determine
         what the layer computes; the message names what would be lost.
 
     Example:
@@ -53,17 +53,17 @@ def to_lstm_jax(layer: Any, params: Params, **options: Any) -> dict[str, Any]:
 
     def check(cell: Any, params: Params, where: str) -> None:
         other = _made({n: np.asarray(a) for n, a in params.items()}, where, options)
-        check_same(cell, other, "a file of ours", HAS)
+        check_same(cell, other, "an lstm_jax file", HAS)
 
     if hasattr(layer, "step") and not hasattr(layer, "apply"):
         ((cell, params),) = directions_of(layer, params, "params").values()
         check(cell, params, "")
         return {name: np.asarray(array) for name, array in flattened(params)}
     tree = {}
-    for n, (name, one, weights) in enumerate(layers_of(layer, params, "a file of ours")):
+    for n, (name, one, weights) in enumerate(layers_of(layer, params, "an lstm_jax file")):
         if isinstance(one, Bidirectional) and one.merge != options.get("merge", "concat"):
             raise ValueError(
-                f"merge={one.merge!r} would be lost: a file of ours has no place for it"
+                f"merge={one.merge!r} would be lost: an lstm_jax file does not store it"
             )
         cells = directions_of(one, weights, f"params[{name!r}]")
         for cell, cell_params in cells.values():
@@ -79,19 +79,19 @@ def from_lstm_jax(
     activation_fn: Activation | None = None,
     merge: str = "concat",
 ) -> tuple[Any, Params]:
-    """The layer that parameters under our own names belong to.
+    """Returns the layer that parameters under lstm_jax names belong to.
 
     Args:
-      arrays: flat or nested, ``layer_0/forward/w_ih``; those of a cell without the layer.
-      gate_fn: of all cells, where it is not their default.
-      activation_fn: likewise.
-      merge: of :class:`Bidirectional`.
+      arrays: flat or nested arrays, ``layer_0/forward/w_ih``; for a single cell, ``w_ih``.
+      gate_fn: the gate activation of all cells, if it is not their default.
+      activation_fn: the activation of all cells, if it is not their default.
+      merge: the option of :class:`Bidirectional`.
 
     Returns:
       ``(layer, params)``: a :class:`Stack`, or a cell.
 
     Raises:
-      TypeError, ValueError: a name is missing or none of ours, or a shape does not fit.
+      TypeError, ValueError: a name is missing or unknown, or a shape does not fit.
 
     Example:
       >>> import jax
@@ -127,13 +127,15 @@ def from_lstm_jax(
 
 
 def _made(params: Mapping[str, Any], where: str, options: Mapping[str, Any]) -> BaseCell:
-    """The cell that these parameters belong to, of those whose names and shapes tell it."""
+    """The cell that these parameters belong to, determined by names and shapes."""
     at = f"{where}/" if where else ""
     for name in ("w_hh", "w_ih"):
         if name not in params or np.ndim(params[name]) < 2:
-            raise ValueError(f"{at}{name} is missing, or no matrix, among {', '.join(params)}")
-    told = {name: value for name, value in options.items() if value is not None and name != "merge"}
-    told["param_dtype"] = dtype_of(params)
+            raise ValueError(f"{at}{name} is missing or not a matrix, among {', '.join(params)}")
+    cell_options = {
+        name: value for name, value in options.items() if value is not None and name != "merge"
+    }
+    cell_options["param_dtype"] = dtype_of(params)
     w_hh = params["w_hh"]
     rows, columns = w_hh.shape[-2:]
     if w_hh.ndim > 2:
@@ -141,18 +143,22 @@ def _made(params: Mapping[str, Any], where: str, options: Mapping[str, Any]) -> 
         peepholes = "p_i" in params
         space = params["p_i"].shape[:-1] or None if peepholes else None
         cell = ConvLSTMCell(
-            columns // 4, kernel_size=kernel, peepholes=peepholes, spatial_shape=space, **told
+            columns // 4,
+            kernel_size=kernel,
+            peepholes=peepholes,
+            spatial_shape=space,
+            **cell_options,
         )
     elif "w_hr" in params:
-        cell = ProjectedLSTMCell(columns // 4, proj_size=rows, **told)
+        cell = ProjectedLSTMCell(columns // 4, proj_size=rows, **cell_options)
     elif "p_i" in params:
-        cell = PeepholeLSTMCell(columns // 4, **told)
+        cell = PeepholeLSTMCell(columns // 4, **cell_options)
     elif columns == 4 * rows:
-        cell = LSTMCell(rows, **told)
+        cell = LSTMCell(rows, **cell_options)
     elif columns == 3 * rows:
-        cell = GRUCell(rows, reset_after="b_hg" in params, **told)
+        cell = GRUCell(rows, reset_after="b_hg" in params, **cell_options)
     elif columns == rows:
-        cell = RNNCell(rows, **{n: v for n, v in told.items() if n != "gate_fn"})
+        cell = RNNCell(rows, **{n: v for n, v in cell_options.items() if n != "gate_fn"})
     else:
         raise ValueError(f"{at}w_hh must be of an LSTM, GRU or RNN, got shape {w_hh.shape}")
     try:

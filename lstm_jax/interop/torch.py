@@ -1,4 +1,4 @@
-"""PyTorch: ``nn.LSTM``, ``nn.GRU``, ``nn.RNN`` and their cells, as a ``state_dict`` holds them."""
+"""PyTorch: state dicts of ``nn.LSTM``, ``nn.GRU``, ``nn.RNN`` and their cells."""
 
 import re
 from collections.abc import Mapping
@@ -23,35 +23,36 @@ from lstm_jax.sequence.stack import Stack
 
 HAS = "LSTM, with proj_size or not, GRU (reset_after=True) and RNN"
 NAME = re.compile(r"(?:weight_ih|weight_hh|weight_hr|bias_ih|bias_hh)(?:_l([0-9]+)(_reverse)?)?")
-LENGTH, DIRECTION = "g", "v"  # of a weight that weight norm has in two parts
+LENGTH, DIRECTION = "g", "v"  # the two parts of a weight with weight norm
 KINDS = {4: "lstm", 3: "gru", 1: "rnn"}
 
 
 def from_torch(
     state_dict: Mapping[str, Any], *, prefix: str = "", nonlinearity: str = "tanh"
 ) -> tuple[Any, Params]:
-    """Weights of ``torch.nn.LSTM``, ``GRU``, ``RNN`` or their cells as a layer of ours.
+    """Converts the weights of ``torch.nn.LSTM``, ``GRU``, ``RNN`` or their cells to lstm_jax.
 
     Weight norm (``weight_hh_l0_g`` and ``_v``, or ``parametrizations.weight_hh_l0.original0`` and
-    ``1``) and the ``weight_hh_l0_raw`` of AWD-LSTM's weight drop become the weights that torch
-    computes of them in evaluation.  The two biases become their sum (the candidate's in a GRU stay
-    separate, as ``b`` and ``b_hg``); without bias ours is zero.  ``batch_first`` changes no array;
-    time leads here.  ``dropout`` is not in the arrays: ``dataclasses.replace(layer, dropout=0.2)``.
+    ``1``) and the ``weight_hh_l0_raw`` of AWD-LSTM's weight drop are resolved to the weights that
+    torch computes from them in evaluation.  The two biases are summed, except that those of a
+    GRU's candidate stay separate, as ``b`` and ``b_hg``; missing biases become zeros.
+    ``batch_first`` does not affect the arrays; in lstm_jax, time is the first axis.  ``dropout``
+    is not in the arrays; set it with ``dataclasses.replace(layer, dropout=0.2)``.
 
     Args:
       state_dict: ``module.state_dict()``: NumPy, JAX or torch tensors by name, such as
-        ``weight_ih_l0_reverse`` ``(4H, D)``, or nested lists of numbers, as JSON has them; the
-        shapes tell an LSTM, GRU or RNN.  May be traced.
-      prefix: where they stand in the state dict of a whole model: ``"encoder.lstm."``.
-      nonlinearity: of an RNN, ``"tanh"`` or ``"relu"``, as torch's.
+        ``weight_ih_l0_reverse`` ``(4H, D)``, or nested lists of numbers, as from JSON.  Shapes
+        determine whether they are an LSTM, GRU or RNN.  May be traced.
+      prefix: the module's path in the state dict of a whole model: ``"encoder.lstm."``.
+      nonlinearity: torch's option of an RNN, ``"tanh"`` or ``"relu"``.
 
     Returns:
-      ``(layer, params)``: a :class:`Stack` of cells, or of :class:`Bidirectional`; for the arrays
-      of a cell a cell.
+      ``(layer, params)``: a :class:`Stack` of cells or of :class:`Bidirectional`, or a cell if the
+      arrays are those of a torch cell.
 
     Raises:
-      TypeError, ValueError: a name is missing or not torch's, directions or kinds are mixed, or
-        a shape does not fit; the message names the key.
+      TypeError, ValueError: a name is missing or unknown to torch, directions or kinds are mixed,
+        or a shape does not fit; the message names the key.
 
     Example:
       >>> import numpy as np
@@ -67,8 +68,8 @@ def from_torch(
     for name, match in matches.items():
         if match is None:
             raise ValueError(
-                f"{name} is not an array of a recurrent layer of torch; prefix= takes those of a "
-                "module"
+                f"{name} is not an array of a recurrent layer of torch; use prefix= to select the "
+                "arrays of one module"
             )
     numbers = [int(match[1]) for match in matches.values() if match and match[1]]
     ends = ["", "_reverse"][: 1 + any(match[2] for match in matches.values() if match)]
@@ -87,10 +88,10 @@ def from_torch(
             width = len(ends) * cells[0].output_size if n else read[0][1]["w_ih"].shape[0]
             if weights["w_ih"].shape[0] != width:
                 raise ValueError(
-                    f"{prefix}weight_ih_l{n}{end} must be for {width} features, as what is below "
-                    f"gives, got shape {weights['w_ih'].shape[::-1]}"
+                    f"{prefix}weight_ih_l{n}{end} must have input size {width}, the width of the "
+                    f"layer below, got shape {weights['w_ih'].shape[::-1]}"
                 )
-            if biased:  # an option of all of them; without its bias one would have zeros
+            if biased:  # then every layer and direction must have biases
                 _ = arrays[f"{prefix}bias_ih_l{n}{end}"]
             cells.append(cell)
             _check_alike(cells[0], cell, f"{prefix}weight_hh_l{n}{end}")
@@ -106,15 +107,15 @@ def from_torch(
 
 
 def _plain(arrays: Arrays, prefix: str) -> Arrays:
-    """The arrays under the names of a plain module: wrappers and parametrizations resolved.
+    """Resolves wrappers and parametrizations, so that arrays have the names of a plain module.
 
     Raises:
-      ValueError: a weight has a parametrization other than weight norm, or only a part of one.
+      ValueError: a weight has a parametrization other than weight norm, or a part is missing.
     """
     plain, raw = {}, {}
     parts: dict[str, dict[str, str]] = {}
     for name in arrays:
-        short = name[len(prefix) :].removeprefix("module.")  # as wrappers put it before
+        short = name[len(prefix) :].removeprefix("module.")  # added by wrappers
         norm = re.fullmatch(r"(.*)_([gv])", short)
         parametrized = re.fullmatch(r"parametrizations\.([^.]+)\.(.*)", short)
         if parametrized:
@@ -144,7 +145,7 @@ def _plain(arrays: Arrays, prefix: str) -> Arrays:
 
 
 def _normed(name: str, g: Any, v: Any) -> Any:
-    """A weight of length ``g`` along the direction ``v``, ``g v / |v|`` for each index of ``g``."""
+    """The weight with norm ``g`` and direction ``v``: ``g v / |v|`` for each index of ``g``."""
     sizes = (1,) * v.ndim if g.ndim == 0 else g.shape
     summed = tuple(axis for axis, size in enumerate(sizes) if size == 1)
     fits = len(sizes) == v.ndim and all(
@@ -152,8 +153,8 @@ def _normed(name: str, g: Any, v: Any) -> Any:
     )
     if not fits or not summed:
         raise ValueError(
-            f"{name} must have the shape of its direction, {v.shape}, with size 1 along each axis "
-            f"that the norm is over, got {g.shape}"
+            f"{name} must have the shape of its direction, {v.shape}, but size 1 along each axis "
+            f"of the norm, got {g.shape}"
         )
     xp = v.__array_namespace__()
     wide = v.astype(xp.promote_types(v.dtype, "float32"))
@@ -186,7 +187,7 @@ def _read(arrays: Arrays, prefix: str, suffix: str, nonlinearity: str) -> tuple[
 def _made(
     kind: str, size: int, proj_size: int | None, nonlinearity: str, param_dtype: Any
 ) -> BaseCell:
-    """The cell of ours that torch's is."""
+    """The lstm_jax cell with the same equations as torch's."""
     if kind == "gru":
         return GRUCell(size, reset_after=True, param_dtype=param_dtype)
     if kind == "rnn":
@@ -197,7 +198,7 @@ def _made(
 
 
 def _check_alike(first: BaseCell, cell: BaseCell, name: str) -> None:
-    """Raises where layers or directions are not of one kind and size."""
+    """Raises if layers or directions differ in kind or size."""
     wanted = type(first).__name__, first.hidden_size, first.output_size
     given = type(cell).__name__, cell.hidden_size, cell.output_size
     if wanted != given:
@@ -216,19 +217,19 @@ def to_torch(
     bias: bool = True,
     nonlinearity: str = "tanh",
 ) -> dict[str, Any]:
-    """Weights of ours under torch's names: the state dict of ``nn.LSTM``, ``GRU``, ``RNN``.
+    """Converts lstm_jax weights to a state dict of torch's ``nn.LSTM``, ``GRU`` or ``RNN``.
 
-    Torch adds two biases: ``bias_ih`` is ours, ``bias_hh`` zero (but for ``b_hg``, the
-    candidate's of a GRU).  The round trip from here and back is exact; coming from torch, two
-    biases come back as their sum.
+    Torch adds two biases.  ``bias_ih`` is the lstm_jax bias and ``bias_hh`` is zero, except for
+    ``b_hg``, the bias of a GRU's candidate.  Converting to torch and back is exact.  Converting
+    from torch and back replaces two biases by their sum.
 
     Args:
-      layer: a stack of equal cells or of :class:`Bidirectional` of them, for a layer of torch; a
-        cell for a cell of torch.
+      layer: a stack of equal cells or of :class:`Bidirectional` of them, for a torch layer; or a
+        cell, for a torch cell.
       params: its parameters.
       prefix: put before each name.
-      bias: whether the module has biases, as torch's option.
-      nonlinearity: of an RNN, as torch's option.
+      bias: torch's option, whether the module has biases.
+      nonlinearity: torch's option of an RNN.
 
     Returns:
       NumPy arrays by name; ``{name: torch.tensor(array) for ...}`` is a state dict.
@@ -253,8 +254,8 @@ def to_torch(
             proj_size = cell.output_size
             if proj_size >= size:
                 raise ValueError(
-                    f"proj_size={proj_size} would be lost: torch has proj_size below hidden_size, "
-                    f"{size}"
+                    f"proj_size={proj_size} would be lost: in torch, proj_size is less than "
+                    f"hidden_size, {size}"
                 )
         check_same(cell, _made(kind, size, proj_size, nonlinearity, "float32"), "torch", HAS)
 

@@ -1,8 +1,8 @@
-"""What all conversions share: arrays by name, one cell in and out, and what would be lost.
+"""The common parts of all conversions: named arrays, single cells, and checks that nothing is lost.
 
-Everything is a rearrangement of arrays by a :class:`Convention`.  It is computed in NumPy, or in
-JAX where an array is traced, so that conversions *into* this library can be differentiated: the
-gradient comes out under the other library's own names.
+Every conversion rearranges arrays by a :class:`Convention`.  It runs in NumPy, or in JAX if an
+array is traced.  Conversions *to* lstm_jax can therefore be differentiated, and the gradient has
+the other library's names.
 """
 
 import dataclasses
@@ -21,20 +21,20 @@ from lstm_jax.sequence.layers import LSTM
 from lstm_jax.sequence.protocol import is_layer
 from lstm_jax.sequence.stack import Stack
 
-Key = Callable[[str], str]  # the full name of what a convention calls by a short one
+Key = Callable[[str], str]  # from a convention's short name to the full name
 BIASES = ("b_ih", "b_hh", "b_hg")
 
 # ---- arrays by name ----
 
 
 class Arrays:
-    """A library's arrays by name, checked as they are taken, and what nobody took.
+    """A library's arrays by name, checked when they are read; unread arrays are reported.
 
     Args:
       arrays: a mapping, nested or not, of NumPy, JAX or other arrays; nested names are joined
         by ``/``.
-      library: whose they are, for messages.
-      prefix: arrays whose names do not begin with this are left aside.
+      library: the library's name, for messages.
+      prefix: arrays whose names do not begin with this are ignored.
 
     Raises:
       ValueError: no name begins with ``prefix``.
@@ -54,7 +54,7 @@ class Arrays:
         self.library = library
         self.given = {n: a for n, a in flattened(arrays) if n.startswith(prefix)}
         if not self.given:
-            raise ValueError(f"arrays of {library} hold no name that begins with {prefix!r}")
+            raise ValueError(f"no array of {library} has a name that begins with {prefix!r}")
         self.left = dict.fromkeys(self.given)
         self.traced = any(isinstance(a, jax.core.Tracer) for a in self.given.values())
 
@@ -68,7 +68,7 @@ class Arrays:
         """The array of this name.
 
         Raises:
-          ValueError: there is none, or JAX cannot hold its numbers.
+          ValueError: it is missing, or JAX cannot represent its numbers.
           TypeError: it is not an array of floating-point numbers.
         """
         if name not in self.given:
@@ -79,20 +79,20 @@ class Arrays:
         return jnp.asarray(array) if self.traced else array
 
     def check_all_taken(self, hint: str = "") -> None:
-        """Raises where an array is none of the library's cells'."""
+        """Raises if an array has not been read, since it does not belong to the library's cells."""
         for name in self.left:
             raise ValueError(f"{name} is not an array of a recurrent layer of {self.library}{hint}")
 
 
 def flattened(tree: Mapping[Any, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Arrays of a nested mapping, names joined by ``/``.
+    """The arrays of a nested mapping, under names joined by ``/``.
 
     >>> list(flattened({"a": {"b": 1}, "c": 2}))
     [('a/b', 1), ('c', 2)]
     """
     for name, child in tree.items():
         if not isinstance(name, str):
-            raise TypeError(f"names of arrays must be texts, got {name!r}")
+            raise TypeError(f"names of arrays must be strings, got {name!r}")
         if isinstance(child, Mapping):
             yield from flattened(child, f"{above}{name}/")
         else:
@@ -116,7 +116,7 @@ def nested(arrays: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_array(name: str, given: Any) -> Any:
-    """A NumPy array of what any library calls an array, or of nested lists; a traced one as it is.
+    """Converts any library's array, or nested lists, to NumPy; a traced array is unchanged.
 
     Raises:
       TypeError: it is not an array of floating-point numbers.
@@ -135,7 +135,7 @@ def as_array(name: str, given: Any) -> Any:
     array = given.__jax_array__() if hasattr(given, "__jax_array__") else given
     if isinstance(array, jax.core.Tracer):
         return array
-    if hasattr(array, "detach"):  # torch: apart from its tape
+    if hasattr(array, "detach"):  # a torch tensor, which may require gradients
         array = array.detach().cpu()
     if hasattr(array, "__array__"):
         try:
@@ -154,7 +154,7 @@ def as_array(name: str, given: Any) -> Any:
 
 
 def _from_lists(name: str, given: Any) -> np.ndarray:
-    """Nested lists of numbers, which have no type, in JAX's default one."""
+    """Converts nested lists of numbers to JAX's default type."""
     try:
         wide = np.asarray(given)
     except ValueError as error:
@@ -163,12 +163,12 @@ def _from_lists(name: str, given: Any) -> np.ndarray:
         raise TypeError(f"{name} must be lists of numbers, got {wide.dtype}")
     dtype = jax.dtypes.canonicalize_dtype(np.float64)
     if np.isfinite(wide).all() and np.abs(wide).max(initial=0) > jnp.finfo(dtype).max:
-        raise ValueError(f"{name} has numbers beyond those of {dtype}")
+        raise ValueError(f"{name} has numbers outside the range of {dtype}")
     return wide.astype(dtype)
 
 
 def as_params(tree: Any) -> Any:
-    """Arrays of a (nested) dict as JAX has them, with memory of their own.
+    """Copies the arrays of a (nested) dict to JAX arrays.
 
     >>> as_params({"b": np.zeros(2, "float32")})
     {'b': Array([0., 0.], dtype=float32)}
@@ -178,17 +178,17 @@ def as_params(tree: Any) -> Any:
     return jnp.array(tree)
 
 
-# ---- one cell in ----
+# ---- reading one cell ----
 
 
 class CellReader:
-    """The arrays of one cell by what they are to a convention, checked and laid out as ours.
+    """Reads the arrays of one cell by their roles, checks them and converts them to our layout.
 
     Args:
-      arrays: the library's.
-      convention: of the library and the kind of cell.
+      arrays: the library's arrays.
+      convention: the convention of the library and the kind of cell.
       gates: the order of our gates.
-      key: the full name of what the convention calls by a short one.
+      key: maps the convention's short name of an array to its full name.
 
     >>> from lstm_jax.interop.conventions import CONVENTIONS
     >>> arrays = Arrays({"bias": np.arange(4.0, dtype="float32")}, "keras")
@@ -201,7 +201,7 @@ class CellReader:
         self.arrays, self.convention, self.gates, self.key = arrays, convention, gates, key
 
     def names(self, what: str) -> list[str]:
-        """Full names of an array, or of those of each gate."""
+        """The full name of an array, or of the array of each gate."""
         names = self.convention.names.get(what, ())
         return [self.key(name) for name in ((names,) if isinstance(names, str) else names)]
 
@@ -209,7 +209,7 @@ class CellReader:
         return any(name in self.arrays for name in self.names(what))
 
     def theirs(self, what: str) -> Any:
-        """An array as the library has it, those of each gate side by side."""
+        """An array in the library's layout; separate arrays of the gates are concatenated."""
         names = self.names(what)
         each = [self.arrays[name] for name in names]
         for name, array in zip(names, each, strict=True):
@@ -220,13 +220,16 @@ class CellReader:
         return each[0] if len(each) == 1 else each[0].__array_namespace__().concatenate(each, -1)
 
     def ours(self, what: str, letters: str, shape: tuple[int, ...] | None = None) -> Any:
-        """An array of all gates in our layout; ``letters`` and ``shape`` are what it must have."""
+        """An array of all gates in our layout, which must have this shape.
+
+        ``letters`` is the shape in symbols, for messages.
+        """
         return self.arranged(what, self.theirs(what), letters, shape)
 
     def arranged(
         self, what: str, array: Any, letters: str, shape: tuple[int, ...] | None = None
     ) -> Any:
-        """A part of an array of all gates in our layout."""
+        """Converts an array of all gates to our layout, and checks its shape."""
         if shape is not None:
             self.check(what, array, shape, letters)
         along = array.shape[:1] if self.convention.transposed else array.shape[-1:]
@@ -235,7 +238,7 @@ class CellReader:
         return to_ours(array, self.convention, self.gates)
 
     def check(self, what: str, array: Any, shape: tuple[int, ...], letters: str) -> None:
-        """Raises where an array, as the library has it, has not this shape, turned as ours."""
+        """Raises if an array in the library's layout does not have this shape, given in ours."""
         shape = shape[::-1] if self.convention.transposed else shape
         if array.shape != shape:
             raise ValueError(
@@ -252,17 +255,17 @@ class CellReader:
 def read_cell(
     arrays: Arrays, convention: Convention, gates: str, key: Key, *, reset_after: bool = False
 ) -> dict[str, Any]:
-    """A cell's parameters as ours are laid out.
+    """Reads a cell's parameters in our layout.
 
-    Biases that a library adds one to the other are summed.  All of them may be missing, and
-    ``b`` is zero then.
+    If a library adds two biases, the result is their sum.  If all biases are missing, ``b`` is
+    zero.
 
     Args:
       arrays, convention, gates, key: as in :class:`CellReader`.
-      reset_after: whether it is a GRU with ``b_hg``.
+      reset_after: whether the cell is a GRU with ``b_hg``.
 
     Raises:
-      ValueError: an array is missing, or has a shape that does not fit; the message names it.
+      ValueError: an array is missing, or its shape does not fit; the message names it.
     """
     reader = CellReader(arrays, convention, gates, key)
     params = _read_weights(reader)
@@ -274,7 +277,7 @@ def read_cell(
     b_hh = biases.get("b_hh", xp.zeros_like(b_ih))
     both = "b_ih" in biases and "b_hh" in biases
     b = b_ih + b_hh if both else b_ih if "b_ih" in biases else b_hh
-    if reset_after:  # what is added within r ∘ (...) stays apart
+    if reset_after:  # the bias inside r ∘ (...) stays separate
         params["b"] = xp.concatenate([b[:-size], b_ih[-size:]])
         params["b_hg"] = biases.get("b_hg", b_hh[-size:])
     else:
@@ -283,7 +286,7 @@ def read_cell(
 
 
 def _read_weights(reader: CellReader) -> dict[str, Any]:
-    """``w_ih``, ``w_hh`` and, where there is one, ``w_hr``."""
+    """Reads ``w_ih``, ``w_hh`` and, if present, ``w_hr``."""
     names, count = reader.convention.names, len(reader.gates)
     all_gates = f"{count}H" if count > 1 else "H"
     joined = names["w_ih"] == names["w_hh"]
@@ -303,16 +306,16 @@ def _read_weights(reader: CellReader) -> dict[str, Any]:
         reader.check("w_hr", w_hr, (size, rows), "H, P")
         params["w_hr"] = w_hr.T
     kernel = w_hh.shape[:-2]
-    place = "*kernel, " if kernel else ""
-    reader.ours("w_hh", f"{place}{letter}, {all_gates}", (*kernel, rows, width))
+    leading = "*kernel, " if kernel else ""
+    reader.ours("w_hh", f"{leading}{letter}, {all_gates}", (*kernel, rows, width))
     shape = reader.theirs("w_ih").shape
     inputs = shape[-1 if reader.convention.transposed else -2] if len(shape) > 1 else 0
-    w_ih = reader.ours("w_ih", f"{place}D, {all_gates}", (*kernel, inputs, width))
+    w_ih = reader.ours("w_ih", f"{leading}D, {all_gates}", (*kernel, inputs, width))
     return {"w_ih": w_ih, **params}
 
 
 def _read_biases(reader: CellReader, size: int) -> dict[str, Any]:
-    """All biases that the convention has, in our layout; none where none is there."""
+    """Reads all biases of the convention in our layout; an empty dict if all are missing."""
     names, count = reader.convention.names, len(reader.gates)
     all_gates = f"{count}H" if count > 1 else "H"
     kinds = [what for what in BIASES if what in names]
@@ -334,7 +337,7 @@ def _read_biases(reader: CellReader, size: int) -> dict[str, Any]:
 
 
 def raised(b: Any, gates: str, amount: float) -> Any:
-    """A bias with ``amount`` added to its forget gate's part, rounded to its type.
+    """Adds ``amount`` to the forget gate's part of a bias, rounded to its type.
 
     >>> raised(np.zeros(4, "float32"), "ifgo", 1.0).tolist()
     [0.0, 1.0, 0.0, 0.0]
@@ -347,7 +350,7 @@ def raised(b: Any, gates: str, amount: float) -> Any:
 
 
 def gate_count(w_hh: Any, transposed: bool = False) -> int:
-    """How many gates a square recurrent matrix holds; 0 where it holds no whole number.
+    """The number of gates in a recurrent matrix of square blocks; 0 if it is not an integer.
 
     >>> gate_count(np.zeros((12, 3)), transposed=True), gate_count(np.zeros((3, 5)))
     (4, 0)
@@ -357,7 +360,7 @@ def gate_count(w_hh: Any, transposed: bool = False) -> int:
     return outputs // inputs if inputs and outputs % inputs == 0 else 0
 
 
-# ---- one cell out ----
+# ---- writing one cell ----
 
 
 def write_cell(
@@ -368,18 +371,18 @@ def write_cell(
     *,
     bias: bool = True,
 ) -> dict[str, np.ndarray]:
-    """The inverse of :func:`read_cell`: the library's arrays, in NumPy.
+    """The inverse of :func:`read_cell`: returns the library's arrays, in NumPy.
 
-    Where the library adds two biases, the first is ours and the second zero (but for the part of
-    the candidate in a GRU with ``b_hg``).
+    If the library adds two biases, the first is ours and the second is zero, except for the
+    candidate's part in a GRU with ``b_hg``.
 
     Args:
-      params: of a cell of ours that the library has, too.
+      params: the parameters of an lstm_jax cell that the library also has.
       convention, gates, key: as in :func:`read_cell`.
-      bias: whether the library's cell is to have any.
+      bias: whether the library's cell has biases.
 
     Raises:
-      ValueError: a bias would be lost that is not zero.
+      ValueError: a nonzero bias would be lost.
     """
     params = {name: np.array(array) for name, array in params.items()}
     arrays: dict[str, np.ndarray] = {}
@@ -399,30 +402,28 @@ def write_cell(
     put("w_ih", params["w_ih"])
     put("w_hh", params["w_hh"])
     b, b_hg = params["b"], params.get("b_hg")
-    kept = [what for what in BIASES if what in convention.names] if bias else []
-    for name, array, has in (("b", b, kept), ("b_hg", b_hg, {"b_hh", "b_hg"} & set(kept))):
+    written = [what for what in BIASES if what in convention.names] if bias else []
+    for name, array, has in (("b", b, written), ("b_hg", b_hg, {"b_hh", "b_hg"} & set(written))):
         if array is not None and not has and np.any(array):
-            why = "of nnx.GRUCell" if bias else "with bias=False"  # the one cell without b_hg
-            raise ValueError(
-                f"{name} is not zero and would be lost: there is no place for it {why}"
-            )
-    if convention.forget_bias and kept:
+            why = "nnx.GRUCell has no such bias" if bias else "the target has bias=False"
+            raise ValueError(f"{name} is not zero and would be lost: {why}")
+    if convention.forget_bias and written:
         b = raised(b, gates, -convention.forget_bias)
-    for n, what in enumerate(what for what in kept if what != "b_hg"):
+    for n, what in enumerate(what for what in written if what != "b_hg"):
         second = np.zeros_like(b)
         if what == "b_hh" and b_hg is not None:
             second[-len(b_hg) :] = b_hg
         put(what, second if n else b)
-    if "b_hg" in kept and b_hg is not None:
+    if "b_hg" in written and b_hg is not None:
         put("b_hg", b_hg)
     if "w_hr" in params:
         arrays[key(str(convention.names["w_hr"]))] = np.ascontiguousarray(params["w_hr"].T)
     return arrays
 
 
-# ---- what would be lost ----
+# ---- checks that nothing is lost ----
 
-BEGINNINGS = {
+NOT_CONVERTED = {
     "dtype",
     "param_dtype",
     "kernel_init",
@@ -432,17 +433,17 @@ BEGINNINGS = {
     "forget_bias",
     "chrono",
 }
-"""Options of a cell that say how it begins or in which type it computes: no part of its weights."""
+"""Options of a cell that only concern initialisation or types, and are not checked."""
 
 
 def check_same(cell: Any, other: Any, library: str, has: str) -> None:
-    """Raises where ``cell`` does not compute what ``other`` does, the cell that a library has.
+    """Raises if ``cell`` has other equations than ``other``, the equivalent of a library's cell.
 
     Args:
-      cell: ours.
-      other: ours, as the library's is read; None where it has nothing like it.
-      library: for messages.
-      has: the kinds of cells that it has, for messages.
+      cell: an lstm_jax cell.
+      other: the lstm_jax cell that the library's cell is read as; None if it has no equivalent.
+      library: the library's name, for messages.
+      has: the kinds of cells that the library has, for messages.
 
     >>> from lstm_jax import LSTMCell
     >>> check_same(LSTMCell(2, cell_clip=3.0), LSTMCell(2), "torch", "LSTMCell")
@@ -451,7 +452,7 @@ def check_same(cell: Any, other: Any, library: str, has: str) -> None:
     """
     name = type(cell).__name__
     if is_layer(cell):
-        raise TypeError(f"cell must be a cell, of which {library} has parameters, got {name}")
+        raise TypeError(f"cell must be a single cell for {library}, got {name}")
     if type(cell) is not type(other):
         extra: list[str] = []
         if isinstance(cell, BaseCell):
@@ -460,10 +461,10 @@ def check_same(cell: Any, other: Any, library: str, has: str) -> None:
         lost = f"{', '.join(extra)} of {name}" if extra else name
         raise ValueError(f"{lost} would be lost: {library} has {has}")
     for field in dataclasses.fields(cell):
-        if field.name in BEGINNINGS:
+        if field.name in NOT_CONVERTED:
             continue
         given, wanted = getattr(cell, field.name), getattr(other, field.name)
-        if field.name == "proj_size":  # None is half of hidden_size
+        if field.name == "proj_size":  # None means half of hidden_size
             given, wanted = cell.output_size, other.output_size
         if _meaning(field.name, given) != _meaning(field.name, wanted):
             shown = f"{field.name}={_shown(given)}"
@@ -481,11 +482,11 @@ def _shown(value: Any) -> str:
 
 
 def layers_of(layer: Any, params: Params, library: str) -> list[tuple[str, Any, Params]]:
-    """Name, cell (or both directions) and parameters of each layer, from the bottom up.
+    """The name, cell (or `Bidirectional`) and parameters of each layer, from the bottom up.
 
     Raises:
-      TypeError: it is not a stack, or the parameters belong to another layer.
-      ValueError: the stack has something that would be lost.
+      TypeError: ``layer`` is not a stack, or the parameters belong to another layer.
+      ValueError: an option of the stack would be lost.
 
     >>> import jax
     >>> from lstm_jax import LSTM
@@ -507,7 +508,7 @@ def layers_of(layer: Any, params: Params, library: str) -> list[tuple[str, Any, 
             f"connections={layer.connections!r} would be lost: {library} has plain stacks"
         )
     if layer.reverse:
-        raise ValueError(f"reverse=True would be lost: {library} has stacks that run forwards")
+        raise ValueError(f"reverse=True would be lost: stacks of {library} run forwards")
     check_names("params", params, [name for name, _ in layer.layers])
     return [(name, one, params[name]) for name, one in layer.layers]
 
@@ -515,12 +516,12 @@ def layers_of(layer: Any, params: Params, library: str) -> list[tuple[str, Any, 
 def cells_of(
     layer: Any, params: Params, library: str
 ) -> list[tuple[str, dict[str, tuple[Any, Params]]]]:
-    """Name, and cells with their parameters by direction, of each layer, from the bottom up.
+    """The name of each layer, and its cells and parameters by direction, from the bottom up.
 
     Raises:
       TypeError: as :func:`layers_of`.
-      ValueError: as :func:`layers_of`; or layers differ in their directions, or do not put the
-        outputs of both side by side.
+      ValueError: as :func:`layers_of`; or layers differ in their directions, or do not concatenate
+        the outputs of both.
 
     >>> import jax
     >>> from lstm_jax import LSTM
@@ -536,14 +537,15 @@ def cells_of(
         cells = directions_of(one, weights, f"params[{name!r}]")
         if found and len(cells) != len(found[0][1]):
             raise ValueError(
-                f"{name} has other directions than the layer below; {library} has no such"
+                f"{name} has other directions than the layer below; in {library}, all layers have "
+                "the same directions"
             )
         found.append((name, cells))
     return found
 
 
 def directions_of(layer: Any, params: Params, where: str) -> dict[str, tuple[Any, Params]]:
-    """The cell or cells of one layer with their parameters, by direction, checked.
+    """The cells of one layer and their checked parameters, by direction.
 
     >>> import jax
     >>> from lstm_jax import LSTMCell
@@ -564,14 +566,14 @@ def directions_of(layer: Any, params: Params, where: str) -> dict[str, tuple[Any
 
 
 def check_names(what: str, tree: Any, names: list[str]) -> None:
-    """Raises where a mapping has other names than these."""
+    """Raises if a mapping does not have exactly these names."""
     if not isinstance(tree, Mapping) or set(tree) != set(names):
         given = ", ".join(map(str, tree)) if isinstance(tree, Mapping) else type(tree).__name__
         raise TypeError(f"{what} must have {', '.join(names)}, got {given}")
 
 
 def check_odd_kernel(params: Mapping[str, Any], name: str) -> None:
-    """Raises where a convolution has a kernel with no middle.
+    """Raises if the kernel of a convolution has an even size, and so no middle.
 
     >>> check_odd_kernel({"w_hh": np.zeros((2, 3, 1, 4))}, "kernel")
     Traceback (most recent call last):

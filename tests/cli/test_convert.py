@@ -103,7 +103,7 @@ def test_directions_apart_are_no_stack(tmp_path, capsys):
     write_layer(tmp_path / "b.onnx", "onnx", both, both.init(jax.random.key(0), 3))
     convert = ["convert", str(tmp_path / "b.onnx"), str(tmp_path / "c.npz"), "--to", "torch"]
     assert main(convert) == 1
-    assert "LSTM_1 must read the 4 features of the layer before it" in capsys.readouterr().err
+    assert "LSTM_1 must have input size 4" in capsys.readouterr().err
     assert main([*convert, "--prefix", "LSTM_0"]) == 0
     assert "weight_ih_l0  float32 (16, 3)" in capsys.readouterr().out
 
@@ -147,7 +147,7 @@ WRONG = [
     ),
     (
         ["--from", "torch", "--to", "flax", "--prefix", "lstm."],
-        "b.npz: flax has cells, of which a file holds one, got 2 layers",
+        "b.npz: flax has only cells, and a file holds one cell; got 2 layers",
     ),
     (
         ["--from", "torch", "--to", "torch", "--prefix", "lstm.", "--writing", "bias=false"],
@@ -224,7 +224,7 @@ def hostile_npz(path):
 FILES = {
     "a.weights.h5": (hostile_h5, "keras", "vars/0 has its numbers in another file"),
     "a.onnx": (hostile_onnx, "onnx", "are in another file, 'far.bin', which is not read"),
-    "a.npz": (hostile_npz, "torch", "holds Python objects, that is a pickle"),
+    "a.npz": (hostile_npz, "torch", "holds Python objects, which are pickled"),
     "a.keras": (lambda path: path.write_bytes(b"PK"), "keras", "not a readable .keras file"),
 }
 

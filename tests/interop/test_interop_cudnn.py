@@ -106,5 +106,5 @@ def test_wrong_sizes_are_named():
 
 
 def test_more_layers_than_numbers_are_not_listed():
-    with pytest.raises(ValueError, match=r"^num_layers=999999999 do not fit into 12 numbers"):
+    with pytest.raises(ValueError, match=r"^num_layers=999999999 is too large for 12 weights"):
         from_cudnn(np.ones(12, "float32"), 1, 1, 999_999_999)

@@ -185,7 +185,7 @@ def test_options_that_differ_or_would_be_lost_are_named(keras, tmp_path):
         keras.layers.LSTM(2, activation="relu", return_sequences=True),
     ]
     keras.Sequential([keras.Input((None, 3)), *layers]).save(path)
-    with pytest.raises(UserError, match="layers/lstm_1 has activation='relu' and a layer before"):
+    with pytest.raises(UserError, match="layers/lstm_1 has activation='relu', but a layer before"):
         keras_options(path)
     backwards = keras.layers.LSTM(2, go_backwards=True)
     keras.Sequential([keras.Input((None, 3)), backwards]).save(path)
@@ -196,7 +196,7 @@ def test_options_that_differ_or_would_be_lost_are_named(keras, tmp_path):
         lstm(2), backward_layer=lstm(2, go_backwards=True, activation="relu")
     )
     keras.Sequential([keras.Input((None, 3)), both]).save(path)
-    with pytest.raises(UserError, match="bidirectional has activation='relu' and a layer before"):
+    with pytest.raises(UserError, match="bidirectional has activation='relu', but a layer before"):
         keras_options(path)
     for wrapped in (
         keras.layers.RNN(keras.layers.GRUCell(2), go_backwards=True),
@@ -226,7 +226,7 @@ def test_pickles_are_refused(tmp_path):
     np.savez(tmp_path / "a.npz", w=np.array([{}], dtype=object))
     with pytest.raises(
         UserError,
-        match=r"a\.npz: not a readable \.npz file: w.npy holds Python objects, that is a pickle",
+        match=r"a\.npz: not a readable \.npz file: w.npy holds Python objects, which are pickled",
     ):
         read_arrays(tmp_path / "a.npz")
 
@@ -243,7 +243,7 @@ def test_headers_of_npz_must_fit(tmp_path):
         ("w.npy", header((2, 3)) + bytes(20), r"must hold 24 bytes for shape \(2, 3\) of .*got 20"),
         ("w.npy", header((2**40, 2**40)), "must hold 4835703278458516698824704 bytes for shape"),
         ("w.npy", header((-1, 3)) + bytes(24), r"w.npy has shape \(-1, 3\); expected no negative"),
-        ("w.npy", header((1,), "|O") + bytes(8), "w.npy holds Python objects, that is a pickle"),
+        ("w.npy", header((1,), "|O") + bytes(8), "w.npy holds Python objects, which are pickled"),
         ("w.npy", b"\x93NUMPY\x09\x00", r"w.npy has format version \(9, 0\); expected one of"),
     ):
         with zipfile.ZipFile(path, "w") as file:
@@ -298,9 +298,9 @@ def test_damaged_missing_and_unknown_files_are_named(tmp_path):
         write_arrays(tmp_path / "a.keras", ARRAYS)
     with pytest.raises(UserError, match=r"a\.npz: cannot be written: no folder "):
         write_arrays(tmp_path / "no" / "a.npz", ARRAYS)
-    with pytest.raises(UserError, match=r"h5 is for arrays of Keras layers, .* got a/w"):
+    with pytest.raises(UserError, match=r"h5 file holds arrays of Keras layers, .* got a/w"):
         write_arrays(tmp_path / "a.weights.h5", ARRAYS)
-    with pytest.raises(UserError, match=r"h5 is for arrays of Keras layers, .* got kernel"):
+    with pytest.raises(UserError, match=r"h5 file holds arrays of Keras layers, .* got kernel"):
         write_arrays(tmp_path / "a.weights.h5", {"kernel": np.ones((2, 8))})
     write_arrays(tmp_path / "b.npz", ARRAYS)
     with pytest.raises(UserError, match="no array has a name that begins with 'd', got a/w"):
@@ -342,7 +342,7 @@ def ones(*shape):
 
 
 WRONG = [
-    ({"w_hh": ones(2, 5)}, "w_ih is missing, or no matrix, among w_hh"),
+    ({"w_hh": ones(2, 5)}, "w_ih is missing or not a matrix, among w_hh"),
     ({"w_hh": ones(2, 5), "w_ih": ones(2, 5)}, r"w_hh must be of an LSTM, GRU or RNN, got .*2, 5"),
     (
         {"layer_1": {"w_hh": ones(2, 8)}},

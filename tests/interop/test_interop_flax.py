@@ -130,7 +130,7 @@ REFUSED = [
     (ConvLSTMCell(3), {"api": "nnx"}, "ConvLSTMCell would be lost: flax.nnx has"),
     (ConvLSTMCell(3, forget_bias=2.0), {"use_bias": False}, "b is not zero and would be lost"),
     (ConvLSTMCell(3), {"gate_fn": "relu"}, "gate_fn and activation_fn are not options"),
-    (LSTMCell(3), {"use_bias": False}, "use_bias=False is an option of flax.linen.ConvLSTMCell"),
+    (LSTMCell(3), {"use_bias": False}, "ConvLSTMCell has the option use_bias=False"),
     (LSTMCell(3), {"api": "haiku"}, "api must be 'linen' or 'nnx', got 'haiku'"),
 ]
 

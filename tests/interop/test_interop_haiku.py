@@ -129,7 +129,7 @@ WRONG = [
     ({"lstm/linear": {"w": ones(5, 12), "bias": ones(12)}}, "lstm/linear/bias is not an array of"),
     (
         {"lstm/linear": {"w": ones(5, 12)}, "lstm_1/linear": {"w": ones(6, 12)}},
-        "lstm_1/linear/w is not an array of .* lstm; give the parameters of one core",
+        "lstm_1/linear/w is not an array of .* lstm; pass the parameters of one core",
     ),
     ({"gru": {"w_i": ones(2, 9), "b": ones(9)}}, "gru/w_h is missing"),
     (

@@ -223,7 +223,7 @@ def test_activations_of_these_names_are_the_same(name, keras):
 def test_a_convolution_of_a_new_keras_layer_is_refused_and_told_how(keras):
     layer = keras.layers.ConvLSTM2D(2, 3)
     layer.build((1, 2, 5, 5, 3))
-    with pytest.raises(ValueError, match=r"padding='valid' would be lost: .* give that where"):
+    with pytest.raises(ValueError, match=r"padding='valid' would be lost: .* pass padding='same'"):
         from_keras({w.path: w for w in layer.weights})
 
 
@@ -319,7 +319,7 @@ WRONG = [
     (
         changed(norm__gamma=ones(2)),
         {},
-        "^norm/gamma is not an array of .* leave out what belongs to",
+        "^norm/gamma is not an array of .* leave out the arrays of other layers",
     ),
     (
         {n: a for n, a in changed().items() if "backward" not in n},
@@ -330,7 +330,11 @@ WRONG = [
     (changed(LSTMCell(2), recurrent_kernel=ones(2, 9)), {}, "^kernel must have shape|^recurrent_k"),
     (changed(LSTMCell(2), bias=ones(9)), {}, r"^bias must have shape \(4H,\), \(8,\)"),
     (changed(GRU, bias=ones(3, 6)), {}, r"^bias must have shape \(2, 3H\), \(2, 6\), or"),
-    (changed(GRU), {"reset_after": False}, r"^bias has shape \(2, 6\), that of reset_after=True"),
+    (
+        changed(GRU),
+        {"reset_after": False},
+        r"^bias has shape \(2, 6\), which means reset_after=True",
+    ),
     (changed(LSTMCell(2), recurrent_kernel=None), {}, "^recurrent_kernel is missing"),
     (
         {"kernel": ones(2, 2, 3, 8), "recurrent_kernel": ones(2, 2, 2, 8)},

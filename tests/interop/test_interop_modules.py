@@ -77,7 +77,7 @@ REFUSED = [
     (module(3, 4, 2), LSTM(4), "layers must be those of the module, layer_0, layer_1, got layer_0"),
     (module(3, 4, connections="skip"), LSTM(4), "connections='plain' would be lost"),
     (module(3, 4, bidirectional=True, merge="sum"), LSTM(4, bidirectional=True), "merge='concat'"),
-    (module(2, 4), LSTM(4), "params must be for 2 features, as the module, got 3"),
+    (module(2, 4), LSTM(4), "params must have the module's input size 2, got 3"),
     (module(3, 4, gate_fn="hard_sigmoid"), LSTM(4), "gate_fn='sigmoid' of LSTMCell would be lost"),
 ]
 

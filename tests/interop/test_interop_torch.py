@@ -277,7 +277,7 @@ WRONG = [
     (changed(wieght=ones(2)), ValueError, "^wieght is not an array of a recurrent layer of torch"),
     (changed(weight_ih_l3=ones(8, 4)), ValueError, "^weight_hh_l2 is missing"),
     (changed(weight_ih=ones(8, 4)), ValueError, "^weight_ih is not an array"),
-    (changed(weight_ih_l1=ones(8, 3)), ValueError, r"^weight_ih_l1 must be for 4 features"),
+    (changed(weight_ih_l1=ones(8, 3)), ValueError, r"^weight_ih_l1 must have input size 4"),
     (changed(weight_ih_l0=ones(9, 3)), ValueError, r"^weight_ih_l0 .* \(4H, D\), \(8, 3\) with"),
     (changed(weight_hh_l0=ones(8, 3)), ValueError, r"^weight_hh_l0 must .* got \(8, 3\)"),
     (changed(weight_hh_l1=ones(9, 3)), ValueError, "^weight_ih_l1 must have shape"),
@@ -286,7 +286,7 @@ WRONG = [
     (changed(bias_ih_l0=ones(8, dtype="int8")), TypeError, "^bias_ih_l0 must be an array of float"),
     (changed(bias_ih_l0=ones(8, dtype="float64")), ValueError, "^bias_ih_l0 is float64, which JAX"),
     ([ones(2)], TypeError, "^arrays of torch must be a mapping from name to array, got list"),
-    ({}, ValueError, "hold no name that begins with ''"),
+    ({}, ValueError, "no array of torch has a name that begins with ''"),
 ]
 
 
@@ -429,7 +429,7 @@ PARTS = {
         (listed(weight_hh_l0=["a"]), "^weight_hh_l0 must be lists of numbers, got <U1"),
         (
             listed(weight_hh_l0=[[1e39] * 2] * 8),
-            "^weight_hh_l0 has numbers beyond those of float32",
+            "^weight_hh_l0 has numbers outside the range of float32",
         ),
         (listed(weight_hh_l0=[True]), "^weight_hh_l0 must be lists of numbers, got bool"),
         (
@@ -438,7 +438,7 @@ PARTS = {
         ),
         ({**PARTS, "weight_hh_l0_g": array(4, 1)}, r"^weight_hh_l0_g must have the shape of its"),
         ({**PARTS, "weight_hh_l0_g": array(8, 2)}, r"^weight_hh_l0_g must have the shape of its"),
-        ({**PARTS, "weight_hh_l0_g": array(8)}, r"with size 1 along each axis .* got \(8,\)"),
+        ({**PARTS, "weight_hh_l0_g": array(8)}, r"but size 1 along each axis .* got \(8,\)"),
         (
             {"parametrizations.weight_hh_l0.original": array(8, 2)},
             "belongs to a parametrization other than weight norm; remove it first: torch.nn.utils",

@@ -453,7 +453,7 @@ def test_a_function_of_ones_own_is_named(weights):
     [
         (
             lambda g: g.attrs.__setitem__("layer_names", np.array([b"b"])),
-            "b is named by layer_names",
+            "b is listed in layer_names",
         ),
         (
             lambda g: g.attrs.__setitem__("layer_names", np.array([5])),
@@ -461,7 +461,7 @@ def test_a_function_of_ones_own_is_named(weights):
         ),
         (
             lambda g: g["lstm"].attrs.__setitem__("weight_names", np.array([b"w"])),
-            "lstm/w is named by weight_names and is not in the file",
+            "lstm/w is listed in weight_names but is not in the file",
         ),
         (
             lambda g: g["lstm"].attrs.__setitem__("weight_names", np.array([b"lstm/bias:0"] * 2)),
