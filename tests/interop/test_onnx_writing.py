@@ -322,7 +322,7 @@ def test_a_cell_of_ones_own():
     theirs = run(model, {"xs": xs, "state": start})
     close(ys, theirs["ys"])
     close(state, theirs["new_state"])
-    with pytest.raises(ValueError, match=r"^size must be given, since Decay cannot tell it from"):
+    with pytest.raises(ValueError, match=r"^size must be given, since the parameters of Decay do"):
         to_onnx(cell, params)
 
 

@@ -1,4 +1,4 @@
-"""ONNX in and out: graphs as JAX functions, JAX functions as graphs, recurrent weights."""
+"""Converts ONNX graphs to JAX functions and back, and reads and writes recurrent weights."""
 
 try:
     import onnx as _onnx  # noqa: F401

@@ -1,4 +1,4 @@
-"""The activation functions of ONNX's recurrent operators, and which of ours they are."""
+"""The activation functions of ONNX's recurrent operators, and their lstm_jax equivalents."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,7 @@ FUNCTIONS: dict[str, Callable[[jax.Array, float, float], jax.Array]] = {
     "ThresholdedRelu": lambda x, alpha, beta: jnp.where(x >= alpha, x, 0.0),
 }
 # fmt: on
-"""Each function by its name, of an argument and the two numbers alpha and beta."""
+"""Each function by name; its arguments are the array and the numbers alpha and beta."""
 
 ALPHA = {
     "Affine": 1.0,
@@ -35,15 +35,15 @@ ALPHA = {
     "ScaledTanh": 1.0,
     "ThresholdedRelu": 1.0,
 }
-"""The alpha of those that have one, where none is given."""
+"""The default alpha of each function that has one."""
 
 BETA = {"Affine": 0.0, "HardSigmoid": 0.5, "ScaledTanh": 1.0}
-"""The beta of those that have one, where none is given."""
+"""The default beta of each function that has one."""
 
 
 @dataclasses.dataclass(frozen=True)
 class OnnxActivation:
-    """An activation function of ONNX with its numbers; equal to another of the same.
+    """An activation function of ONNX with its alpha and beta.
 
     >>> OnnxActivation("HardSigmoid", alpha=0.25, beta=0.5)(jnp.array([-3.0, 1.0])).tolist()
     [0.0, 0.75]
@@ -68,23 +68,23 @@ SAME = {
     "softsign": OnnxActivation("Softsign"),
     "tanh": OnnxActivation("Tanh"),
 }
-"""Functions that both sides have, by our names."""
+"""The functions that both libraries have, by their lstm_jax names."""
 
 
 def activations_from_onnx(
     attributes: Mapping[str, Any], defaults: Sequence[str], directions: int
 ) -> list[tuple[Activation, ...]]:
-    """The functions of each direction, as options of our cells.
+    """Converts the functions of each direction to options of lstm_jax cells.
 
     Args:
-      attributes: of a node; ``activations`` names the functions, of one direction after the
-        other, and ``activation_alpha`` and ``activation_beta`` hold the numbers of those that
-        have any, in the same order; where they run out, the function's own default counts.
-      defaults: the functions of one direction where ``activations`` names none.
+      attributes: the attributes of a node.  ``activations`` names the functions, one direction
+        after the other.  ``activation_alpha`` and ``activation_beta`` hold the numbers of those
+        functions that have any, in the same order; missing numbers have the function's default.
+      defaults: the functions of one direction if ``activations`` is missing.
       directions: 1 or 2.
 
     Raises:
-      ValueError: there is no such function, or not one for each place.
+      ValueError: a function is unknown, or the number of functions is wrong.
 
     >>> activations_from_onnx({"activations": ["Sigmoid", "Elu"]}, ["Sigmoid", "Tanh"], 1)
     [('sigmoid', 'elu')]
@@ -92,8 +92,8 @@ def activations_from_onnx(
     given = attributes.get("activations") or [*defaults] * directions
     if len(given) != len(defaults) * directions:
         raise ValueError(
-            f"activations must name {len(defaults)} functions a direction, "
-            f"{len(defaults) * directions} in all, got {', '.join(given)}"
+            f"activations must name {len(defaults)} functions per direction, "
+            f"{len(defaults) * directions} in total, got {', '.join(given)}"
         )
     alphas = iter(attributes.get("activation_alpha", ()))
     betas = iter(attributes.get("activation_beta", ()))
@@ -111,7 +111,7 @@ def activations_from_onnx(
 
 
 def _ours(function: OnnxActivation) -> Activation:
-    """Its name here, where we have it; attributes of ONNX are float32."""
+    """The lstm_jax name of a function if there is one; ONNX attributes are float32."""
     numbers = np.array([function.alpha, function.beta], np.float32)
     for name, same in SAME.items():
         near = numbers == np.array([same.alpha, same.beta], np.float32)
@@ -121,7 +121,7 @@ def _ours(function: OnnxActivation) -> Activation:
 
 
 def activation_to_onnx(given: Activation) -> OnnxActivation | None:
-    """An option of our cells as ONNX has it, or None where it does not.
+    """Converts an option of an lstm_jax cell to a function of ONNX, or None if it has none.
 
     >>> activation_to_onnx("softsign"), activation_to_onnx("gelu")
     (OnnxActivation(name='Softsign', alpha=0.0, beta=0.0), None)
@@ -133,7 +133,7 @@ def activation_to_onnx(given: Activation) -> OnnxActivation | None:
 
 
 def attributes_of(functions: Sequence[OnnxActivation]) -> dict[str, Any]:
-    """The attributes that name these functions, as :func:`activations_from_onnx` reads them.
+    """The attributes for these functions, the inverse of :func:`activations_from_onnx`.
 
     >>> attributes_of([OnnxActivation("Sigmoid"), OnnxActivation("LeakyRelu", 0.5)])
     {'activations': ['Sigmoid', 'LeakyRelu'], 'activation_alpha': [0.5]}

@@ -1,4 +1,4 @@
-"""Both directions of a layer as one operator, where a graph lays their outputs side by side."""
+"""Merges the two directions of a layer into one operator, if a graph concatenates their outputs."""
 
 from functools import partial
 from typing import Any
@@ -10,19 +10,19 @@ from lstm_jax.interop.onnx.graphs import Builder, names_read
 from lstm_jax.interop.onnx.models import attribute_of
 from lstm_jax.interop.onnx.recurrent import DEFAULTS, Operator, both_directions
 
-ARRAYS = {"W": 1, "R": 2, "B": 3, "P": 7}  # where a node reads them
+ARRAYS = {"W": 1, "R": 2, "B": 3, "P": 7}  # their positions among a node's inputs
 LENGTHS, STATES = 4, (5, 6)
 
 
 def join_directions(g: Builder) -> None:
-    """Replaces two operators by one with ``direction="bidirectional"``, throughout a graph.
+    """Replaces pairs of operators in a graph by one with ``direction="bidirectional"``.
 
-    These are a forward and a reverse operator that read the same sequence and lengths, and whose
+    A pair is a forward and a reverse operator that read the same sequence and lengths, and whose
     outputs are concatenated along the features.  The new operator's outputs are split into those
-    of the two, so that the rest of the graph is as it was.
+    of the pair, so that the rest of the graph is unchanged.
 
     Args:
-      g: the graph, which is changed.
+      g: the graph, modified in place.
     """
     made = {name: node for node in g.nodes for name in node.output}
     for node in [node for node in g.nodes if node.op_type == "Concat"]:
@@ -32,7 +32,7 @@ def join_directions(g: Builder) -> None:
 
 
 def _source(g: Builder, made: dict[str, Any], name: str, axis: int) -> Any:
-    """The recurrent node whose output this is but for its shape, if ``axis`` is its features'."""
+    """The recurrent node whose reshaped output this is; None unless ``axis`` is the features'."""
     node, rank = made.get(name), None
     while node is not None and node.op_type in ("Reshape", "Squeeze"):
         if rank is None and node.op_type == "Squeeze":
@@ -47,7 +47,7 @@ def _source(g: Builder, made: dict[str, Any], name: str, axis: int) -> Any:
 
 
 def _join(g: Builder, made: dict[str, Any], forward: Any, backward: Any) -> None:
-    """Replaces two nodes by one, if they are both directions of one layer."""
+    """Replaces two nodes by one, if they are the two directions of one layer."""
     if not all(any(node is other for other in g.nodes) for node in (forward, backward)):
         return  # joined already
     inputs = [[*node.input, *[""] * (8 - len(node.input))] for node in (forward, backward)]
@@ -59,7 +59,7 @@ def _join(g: Builder, made: dict[str, Any], forward: Any, backward: Any) -> None
         return
     try:
         operator = both_directions(*operators)
-    except ValueError:  # one operator cannot have the functions or sizes of these two
+    except ValueError:  # one operator cannot express the functions or sizes of the two
         return
     first, last = sorted(n for n, node in enumerate(g.nodes) if node is forward or node is backward)
     after, dependent = [], set(g.nodes[first].output)
@@ -102,7 +102,7 @@ def _join(g: Builder, made: dict[str, Any], forward: Any, backward: Any) -> None
 
 
 def _same(made: dict[str, Any], one: str, other: str) -> bool:
-    """Whether two values are computed in the same way."""
+    """Whether two values are computed by equal subgraphs."""
     if one == other:
         return True
     first, second = made.get(one), made.get(other)
@@ -117,7 +117,7 @@ def _same(made: dict[str, Any], one: str, other: str) -> bool:
 
 
 def _operator(g: Builder, node: onnx.NodeProto, names: list[str]) -> Operator:
-    """A node with its weights, which are constants of the graph."""
+    """A node as an operator with its weights, which are constants of the graph."""
     arrays = {key: g.constants[names[n]] for key, n in ARRAYS.items() if names[n]}
     attributes = {attribute.name: attribute_of(attribute) for attribute in node.attribute}
     return Operator(node.op_type, arrays, attributes)

@@ -1,4 +1,4 @@
-"""Graphs of ONNX as they are built, node by node."""
+"""Builds ONNX graphs node by node."""
 
 import ast
 import re
@@ -9,16 +9,16 @@ import numpy as np
 import onnx
 from onnx import helper
 
-OPSET = 18  # of what is written; ONNX Runtime 1.14 (2023) and later run it
+OPSET = 18  # the opset of written models, which ONNX Runtime 1.14 (2023) and later support
 IR_VERSION = 8
 
-Value = Any  # the name of a value in the graph, or a NumPy array that is known
+Value = Any  # the name of a value in the graph, or a NumPy array if it is constant
 
 
 class Builder:
-    """A graph in the making.
+    """A graph under construction.
 
-    Constants belong to the outermost graph, where graphs within its nodes see them, too.
+    Constants belong to the outermost graph, where nested graphs can read them.
 
     >>> builder = Builder()
     >>> builder.add("Add", "x", np.ones(3, np.float32))
@@ -35,17 +35,17 @@ class Builder:
         self._counts: dict[str, int] = {} if outer is None else outer._counts
 
     def within(self) -> "Builder":
-        """A graph that is to stand in a node of this one."""
+        """Returns a builder for a graph nested in a node of this one."""
         return Builder(self)
 
     def add(self, operator: str, *inputs: Value | None, outputs: int = 1, **attributes: Any) -> Any:
-        """A node; the name of its output, or of its outputs where there are more.
+        """Adds a node, and returns the name of its output, or a list if it has several.
 
         Args:
-          operator: its name in the standard.
-          inputs: names, or arrays, which become constants; None for one that is left out.
-          outputs: how many there are.
-          attributes: those that are None are left out.
+          operator: the operator's name in the standard.
+          inputs: names, or arrays, which become constants; None for an omitted input.
+          outputs: the number of outputs.
+          attributes: the attributes; those that are None are omitted.
         """
         name = self.new_name(operator)
         names = [name] if outputs == 1 else [f"{name}_{n}" for n in range(outputs)]
@@ -57,31 +57,34 @@ class Builder:
         return name if outputs == 1 else names
 
     def new_name(self, kind: str) -> str:
-        """A name that no other value has."""
+        """Returns a unique name."""
         count = self._counts.get(kind, 0)
         self._counts[kind] = count + 1
         return f"{kind}_{count}"
 
     def name_of(self, value: Value | None) -> str:
-        """The name of a value; a known one becomes a constant."""
+        """The name of a value; an array becomes a constant."""
         if value is None:
             return ""
         return value if isinstance(value, str) else self.constant(value)
 
     def constant(self, array: np.ndarray, name: str | None = None) -> str:
-        """The name of a constant; the same array, or a small one that is equal, is stored once."""
+        """Stores an array as a constant, and returns its name.
+
+        The same array, and small arrays with equal values, are stored once.
+        """
         array = np.asarray(array)
         small = array.size <= 16 and name is None and id(array) not in self._known
         key = (array.dtype, array.shape, array.tobytes()) if small else id(array)
         if key not in self._known:
             self._known[key] = name or self.new_name("constant")
-            self.constants[self._known[key]] = array  # kept, so that its id stays its own
+            self.constants[self._known[key]] = array  # this reference keeps its id unique
         return self._known[key]
 
     # ---- sizes ----
 
     def learn_sizes(self, name: str, shape: Sequence[Any]) -> None:
-        """Takes symbolic sizes from the shape of an input: t of an axis t or 8*t."""
+        """Adds nodes that read symbolic sizes from the shape of an input: t of an axis t or 8*t."""
         for axis, size in enumerate(shape):
             if isinstance(size, int):
                 continue
@@ -93,7 +96,7 @@ class Builder:
                 self._sizes[found[2]] = read
 
     def size(self, size: Any) -> Value:
-        """A size as integers ``[1]``: a number, or what is computed of the inputs' shapes."""
+        """A size as integers ``[1]``: a constant, or computed from the inputs' shapes."""
         if isinstance(size, int | np.integer):
             return np.array([size], np.int64)
         return self._computed(ast.parse(str(size).replace("^", "**"), mode="eval").body)
@@ -114,43 +117,43 @@ class Builder:
         raise ValueError(f"size {ast.unparse(tree)} does not follow from the shapes of the inputs")
 
     def arithmetic(self, operator: str, *values: Value) -> Value:
-        """An operation on sizes, done at once where they are known."""
+        """Applies an operation to sizes, at once if they are constant."""
         if all(isinstance(value, np.ndarray) for value in values):
             return np.asarray(_NUMPY[operator](*values))
         return self.add(operator, *values)
 
     def shape(self, sizes: Sequence[Any]) -> Value:
-        """Sizes as one vector of integers."""
+        """A shape as one vector of integers."""
         if all(isinstance(size, int | np.integer) for size in sizes):
             return np.array(sizes, np.int64)
         return self.add("Concat", *map(self.size, sizes), axis=0)
 
-    # ---- done ----
+    # ---- the finished graph ----
 
     def value_info(self, name: str, aval: Any) -> onnx.ValueInfoProto:
-        """What is known of a value: its type, and its shape with symbolic sizes by name."""
+        """The type and shape of a value; symbolic sizes are names."""
         shape = [size if isinstance(size, int) else str(size) for size in aval.shape]
         return helper.make_tensor_value_info(name, type_code(aval.dtype), shape)
 
     def graph(
         self, name: str, inputs: dict[str, Any], outputs: dict[str, tuple[Value, Any]]
     ) -> onnx.GraphProto:
-        """The graph, of nodes that contribute to its outputs.
+        """Returns the graph of the nodes that contribute to the outputs.
 
         Args:
-          name: its name.
-          inputs: what is known of each, by its name.
-          outputs: the value and what is known of it, by the name that it gets.
+          name: the graph's name.
+          inputs: the shape and type of each input by name.
+          outputs: the value, and its shape and type, by the name of each output.
         """
         for new, (value, _) in outputs.items():
             self.nodes.append(helper.make_node("Identity", [self.name_of(value)], [new], name=new))
-        needed, kept = set(outputs), []
+        needed, reached = set(outputs), []
         for node in reversed(self.nodes):
             if needed.intersection(node.output):
-                kept.append(node)
+                reached.append(node)
                 needed |= names_read(node)
         return helper.make_graph(
-            kept[::-1],
+            reached[::-1],
             name,
             [self.value_info(key, aval) for key, aval in inputs.items()],
             [self.value_info(key, aval) for key, (_, aval) in outputs.items()],
@@ -158,7 +161,7 @@ class Builder:
 
 
 def names_read(node: onnx.NodeProto) -> set[str]:
-    """The values that a node reads, those of graphs within it, too.
+    """The values that a node and its nested graphs read.
 
     >>> sorted(names_read(helper.make_node("Add", ["a", "b"], ["c"])))
     ['a', 'b']
@@ -172,7 +175,7 @@ def names_read(node: onnx.NodeProto) -> set[str]:
 
 
 def type_code(dtype: Any) -> int:
-    """The code that ``TensorProto`` has for a type."""
+    """The code of a type in ``TensorProto``."""
     return helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
 
 

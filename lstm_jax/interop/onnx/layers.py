@@ -1,4 +1,4 @@
-"""The recurrent layers of a model of ONNX, wherever in it they are."""
+"""Finds the recurrent layers of an ONNX model, including those in nested graphs and functions."""
 
 import os
 from collections import Counter
@@ -27,32 +27,32 @@ from lstm_jax.sequence import Stack
 
 INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
 MOST_LAYERS = 1000
-LONGEST = 64  # operators, one after the other, that compute a weight
-OVERHEAD = 4096  # bytes that an operator counts for at least, so that their number is bounded
+LONGEST = 64  # the maximum length of a chain of operators that computes a weight
+OVERHEAD = 4096  # the minimum bytes counted for an operator, so that their number is bounded
 NOT_COMPUTED = {"BatchNormalization", "Conv", "Einsum", "LayerNormalization"}
 
 
 def layers_from_onnx(
     model: onnx.ModelProto | str | os.PathLike,
 ) -> dict[str, tuple[Stack, dict[str, Any]]]:
-    """The recurrent layers of a model with their weights, whatever else is in it.
+    """Reads the recurrent layers of a model and their weights; all other nodes are ignored.
 
-    Layers in the branches of If, in the bodies of Loop and Scan and in the model's own functions
-    are found, too.  Of everything else, only what computes a layer's weights is evaluated.
+    Layers in the branches of If, in the bodies of Loop and Scan and in the model's functions are
+    found, too.  Other nodes are evaluated only if they compute a layer's weights.
 
     Args:
-      model: of ONNX, or the path of one.
+      model: an ONNX model, or its path.
 
     Returns:
-      ``(layer, params)`` as from :func:`layer_from_onnx` by the names of the nodes, in their
-      order.  A node without a name is called by its operator and number, ``"LSTM_0"``; one in a
-      graph within a node has the path of it before its name, ``"If_0/then_branch/LSTM_0"``.
+      ``(layer, params)``, as from :func:`layer_from_onnx`, by the names of the nodes, in their
+      order.  A node without a name gets its operator and a number, ``"LSTM_0"``.  In a nested
+      graph, the path of the graph comes before the name, ``"If_0/then_branch/LSTM_0"``.
 
     Raises:
-      ValueError: there is no such layer, its weights are computed from the model's inputs or are
-        in another file, or the model is damaged.
+      ValueError: the model has no recurrent layer, weights are computed from the model's inputs or
+        are in another file, or the model is damaged.
       UserError: the same for a model from a file, which the message names.
-      TypeError: it is neither a model nor a path.
+      TypeError: ``model`` is neither a model nor a path.
 
     Example:
       >>> import jax
@@ -77,14 +77,14 @@ def layers_from_onnx(
 
 
 class _Scope:
-    """The values that a graph sees: its own, and those of the graph around it.
+    """The values that a graph can read: its own, and those of the enclosing graph.
 
     Attributes:
-      made: the node that makes a value, by the value's name.
-      given: of a function, the value that a call passes, by the parameter's name.
-      outer: where other values are: the graph around it, or for a function its caller.
-      is_function: whether it sees nothing of ``outer`` but what it is given.
-      attributes: of a function, those that a call passes.
+      made: the node that computes each value, by the value's name.
+      given: in a function, the argument of each parameter, by the parameter's name.
+      outer: the scope of the enclosing graph, or of a function's caller.
+      is_function: whether the graph reads nothing of ``outer`` but its arguments.
+      attributes: in a function, the attributes that the call passes.
       opset: the version of the standard's operators.
       known: values that have been computed.
     """
@@ -109,7 +109,7 @@ class _Scope:
 
 
 class _Walk:
-    """A walk through a model that computes what it needs, within the room for its size."""
+    """Walks through a model and computes the weights, within a memory bound set by its size."""
 
     def __init__(self, model: onnx.ModelProto):
         self.functions = Functions(model)
@@ -120,7 +120,7 @@ class _Walk:
         self.unnamed = 0
 
     def recurrent_nodes(self) -> Iterator[tuple[str, onnx.NodeProto, _Scope]]:
-        """Each recurrent node by its name, with the values that it sees."""
+        """Each recurrent node with its name and the scope of its inputs."""
         count = self.functions.count(self.graph.node, set(RECURRENT))
         if count > MOST_LAYERS:
             raise ValueError(
@@ -148,11 +148,11 @@ class _Walk:
                 inner = _Scope(graph.node, scope.opset, graph.initializer, scope)
                 inner.attributes = scope.attributes
                 hidden = {value.name for value in graph.input} - set(inner.constants)
-                inner.given = dict.fromkeys(hidden, "")  # known only when the model runs
+                inner.given = dict.fromkeys(hidden, "")  # only known when the model runs
                 yield from self._nodes_in(inner, f"{path}{name}/{attribute}/")
 
     def _called(self, node: onnx.NodeProto, function: Any, scope: _Scope) -> _Scope:
-        """The values that a function sees in one of its calls."""
+        """The scope of a function in one of its calls."""
         key = "\n".join([node.op_type, *node.input, *node.output])
         if key not in scope.calls:
             versions = {entry.domain: entry.version for entry in function.opset_import}
@@ -161,12 +161,12 @@ class _Walk:
             given = dict.fromkeys(function.input, "")
             given |= dict(zip(function.input, node.input, strict=False))
             opset = versions.get("", versions.get("ai.onnx", self.opset))
-            set_ones = {name: a for name, a in attributes.items() if a is not None}
-            scope.calls[key] = _Scope(function.node, opset, (), scope, given, set_ones, True)
+            passed = {name: a for name, a in attributes.items() if a is not None}
+            scope.calls[key] = _Scope(function.node, opset, (), scope, given, passed, True)
         return scope.calls[key]
 
     def layer_of(self, name: str, node: onnx.NodeProto, scope: _Scope) -> tuple[Stack, Any]:
-        """The layer of a recurrent node."""
+        """Converts a recurrent node to a layer."""
         given = dict(zip(INPUTS, node.input, strict=False))
         arrays = {}
         for key in ("W", "R", "B", "P"):
@@ -180,16 +180,16 @@ class _Walk:
         return layer_from_onnx(node.op_type, arrays, self._attributes(node, scope))
 
     def value(self, scope: _Scope, name: str, what: str, depth: int = 0) -> np.ndarray:
-        """A value that follows from constants.
+        """Computes a value from constants.
 
         Args:
-          scope: where the name is seen.
-          name: of the value.
-          what: it is for, for messages.
-          depth: operators that come after it.
+          scope: the scope of the name.
+          name: the value's name.
+          what: the purpose of the value, for messages.
+          depth: the number of operators between this value and the weight.
 
         Raises:
-          ValueError: it does not follow from constants, or takes too much room.
+          ValueError: the value depends on inputs, or needs too much memory.
         """
         if depth > LONGEST:
             raise ValueError(f"{what} is computed by more than {LONGEST} operators in a row")
@@ -226,7 +226,7 @@ class _Walk:
         attributes = self._attributes(node, scope)
         self.room -= check_computed(node.op_type, inputs, attributes)
         if self.room < 0:
-            raise ValueError(f"{what} takes far more to compute than the model is large")
+            raise ValueError(f"{what} needs far more memory to compute than the size of the model")
         if node.op_type == "Split":
             attributes["outputs"] = len(node.output)
         results = run(*inputs, **attributes)
@@ -240,7 +240,7 @@ class _Walk:
 
 
 def _resolved(attribute: onnx.AttributeProto, scope: _Scope) -> Any:
-    """An attribute, with the value of the function's own that it refers to; None where unset."""
+    """An attribute; a reference to an attribute of the function is resolved, to None if unset."""
     if not attribute.ref_attr_name:
         return attribute
     found = scope.attributes.get(attribute.ref_attr_name)

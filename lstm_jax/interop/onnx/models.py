@@ -1,4 +1,4 @@
-"""Models of ONNX as files: read as data, with everything in one file, and of bounded size."""
+"""Reads ONNX models from files: no code is run, no other file is opened, and sizes are bounded."""
 
 import contextlib
 import math
@@ -14,17 +14,17 @@ from lstm_jax.errors import UserError
 from lstm_jax.interop.guards import ALWAYS, one_line, readable
 
 STANDARD = ("", "ai.onnx")
-DEEPEST = 64  # calls of a model's own functions within each other
-MOST_NODES = 1_000_000  # of a model once its own functions are written out
-MOST_COMPUTED = 8 * ALWAYS  # bytes of one constant that is computed from others
+DEEPEST = 64  # the maximum depth of nested calls of a model's functions
+MOST_NODES = 1_000_000  # the maximum number of nodes of a model whose functions are inlined
+MOST_COMPUTED = 8 * ALWAYS  # the maximum bytes of a constant that is computed from others
 
 
 def loaded(model: onnx.ModelProto | str | os.PathLike) -> onnx.ModelProto:
-    """A model as it is, or from a file; no other file is opened.
+    """Returns a model unchanged, or reads it from a file; no other file is opened.
 
     Raises:
-      TypeError: it is neither a model nor a path.
-      UserError: there is no such file, or it is damaged.
+      TypeError: ``model`` is neither a model nor a path.
+      UserError: the file does not exist or is damaged.
     """
     if isinstance(model, onnx.ModelProto):
         return model
@@ -40,12 +40,12 @@ def loaded(model: onnx.ModelProto | str | os.PathLike) -> onnx.ModelProto:
 
 @contextlib.contextmanager
 def naming(model: Any) -> Iterator[None]:
-    """Every error of a model becomes one line: a UserError with its path, else a ValueError."""
+    """Turns every error into a single line: a UserError with the model's path, or a ValueError."""
     try:
         yield
     except UserError:
         raise
-    except Exception as error:  # a hostile model can fail anywhere
+    except Exception as error:  # a malicious model can fail anywhere
         if not isinstance(model, onnx.ModelProto | str | os.PathLike):
             raise
         raise _named(model, error) from error
@@ -59,10 +59,10 @@ def _named(model: Any, error: Exception) -> Exception:
 
 
 def array_of(tensor: onnx.TensorProto) -> np.ndarray:
-    """The numbers of a tensor that are in the model itself.
+    """The numbers of a tensor, which must be in the model itself.
 
     Raises:
-      ValueError: they are in another file, or do not fit the tensor's sizes.
+      ValueError: the numbers are in another file, or do not fit the tensor's sizes.
 
     >>> array_of(onnx.numpy_helper.from_array(np.ones((1, 2)), "w")).tolist()
     [[1.0, 1.0]]
@@ -79,7 +79,7 @@ def array_of(tensor: onnx.TensorProto) -> np.ndarray:
 
 
 def attribute_of(attribute: onnx.AttributeProto) -> Any:
-    """Numbers, strings and lists of them; tensors as NumPy arrays, graphs as they are."""
+    """An attribute as a number, a string, a list of these, a NumPy array, or an unchanged graph."""
     value = onnx.helper.get_attribute_value(attribute)
     if isinstance(value, onnx.TensorProto):
         return array_of(value)
@@ -92,11 +92,11 @@ def attribute_of(attribute: onnx.AttributeProto) -> Any:
     return [item.decode() if isinstance(item, bytes) else item for item in value]
 
 
-# ---- graphs within nodes, and functions of a model's own ----
+# ---- nested graphs, and the functions of a model ----
 
 
 def graphs_in(node: onnx.NodeProto) -> Iterator[tuple[str, onnx.GraphProto]]:
-    """The graphs in a node's attributes, as If, Loop and Scan have them."""
+    """The graphs in a node's attributes, as in If, Loop and Scan."""
     for attribute in node.attribute:
         if attribute.type == onnx.AttributeProto.GRAPH:
             yield attribute.name, attribute.g
@@ -105,10 +105,10 @@ def graphs_in(node: onnx.NodeProto) -> Iterator[tuple[str, onnx.GraphProto]]:
 
 
 class Functions:
-    """A model's own functions, and how much there is in a graph that calls them.
+    """A model's functions, and the number of nodes of a graph that calls them.
 
-    Calls within calls double what there is at every level; it is counted here, and never written
-    out.
+    Nested calls can double the number of nodes at every level, so nodes are counted without
+    inlining the functions.
 
     >>> functions = Functions(onnx.ModelProto())
     >>> functions.count([onnx.helper.make_node("LSTM", ["x"], ["y"])], {"LSTM"})
@@ -120,22 +120,22 @@ class Functions:
         self._counts: dict[Any, int] = {}
 
     def called_by(self, node: onnx.NodeProto) -> onnx.FunctionProto | None:
-        """The function that a node calls; None where it is an operator."""
+        """The function that a node calls; None if the node is an operator."""
         return self._by_name.get(_key(node.domain, node.op_type, node.overload))
 
     def count(self, nodes: Any, operators: set[str] | None = None, depth: int = 0) -> int:
-        """How many nodes there are with everything that they call and hold.
+        """Counts nodes, including those of called functions and nested graphs.
 
         Args:
-          nodes: of a graph or function.
-          operators: count only these operators of the standard.
-          depth: of calls around it.
+          nodes: the nodes of a graph or function.
+          operators: if given, count only these operators of the standard.
+          depth: the depth of the enclosing calls.
 
         Raises:
-          ValueError: functions call each other too deeply, as one does that calls itself.
+          ValueError: calls are nested too deeply, for instance because a function calls itself.
         """
         if depth > DEEPEST:
-            raise ValueError(f"functions of the model call each other more than {DEEPEST} deep")
+            raise ValueError(f"function calls of the model are nested more than {DEEPEST} deep")
         total = 0
         for node in nodes:
             function = self.called_by(node)
@@ -154,14 +154,14 @@ def _key(domain: str, name: str, overload: str) -> tuple[str, str, str]:
     return ("" if domain in STANDARD else domain), name, overload
 
 
-# ---- constants that are computed from constants ----
+# ---- constants computed from constants ----
 
 
 def check_computed(operator: str, inputs: list[Any], attributes: dict[str, Any]) -> int:
-    """The bytes that an operator is about to make of arrays that are known, at most.
+    """An upper bound of the bytes that an operator computes from constants.
 
     Raises:
-      ValueError: it is far more than a weight or shape can need.
+      ValueError: the bound is far more than a weight or shape can need.
 
     >>> check_computed("ConstantOfShape", [np.array([4, 2])], {})
     64
@@ -171,14 +171,14 @@ def check_computed(operator: str, inputs: list[Any], attributes: dict[str, Any])
     count = max([most, *sizes], default=0)
     if 8 * count > MOST_COMPUTED:
         raise ValueError(
-            f"{operator} would make {count} numbers out of {sum(sizes)}; expected at most "
+            f"{operator} would compute {count} numbers from {sum(sizes)}; expected at most "
             f"{MOST_COMPUTED // 8}"
         )
     return 8 * count
 
 
 def _grown(operator: str, inputs: list[Any], attributes: dict[str, Any]) -> int:
-    """How many numbers an operator makes at most, where these are more than it is given."""
+    """An upper bound of the numbers that an operator computes."""
 
     def given(n: int) -> list[int]:
         array = inputs[n] if n < len(inputs) else None
@@ -212,7 +212,7 @@ def _grown(operator: str, inputs: list[Any], attributes: dict[str, Any]) -> int:
 
 
 def _broadcast(shapes: list[tuple[int, ...]]) -> int:
-    """The size that arrays have together, 0 where they do not fit."""
+    """The size of the broadcast result of arrays with these shapes."""
     rank = max(map(len, shapes), default=0)
     whole = [(1,) * (rank - len(shape)) + tuple(shape) for shape in shapes]
     return math.prod(max(map(abs, sizes)) for sizes in zip(*whole, strict=True)) if rank else 1

@@ -1,9 +1,9 @@
 """ONNX's plain operators as functions of arrays.
 
-A function's positional arguments are the operator's inputs, None where one is left out, and its
-keyword arguments the attributes, with the standard's defaults.  Where an operator's attribute
-became an input in a later version, one argument stands for both.  What is computed from NumPy
-arrays alone is NumPy: shapes and what follows from them stay known while JAX traces the rest.
+A function's positional arguments are the operator's inputs, None if omitted.  Its keyword arguments
+are the attributes, with the standard's defaults.  If an attribute became an input in a later
+version, one argument stands for both.  Functions of NumPy arrays return NumPy arrays, so that
+shapes and values computed from them stay known while JAX traces the rest.
 """
 
 import math
@@ -18,22 +18,22 @@ import onnx
 Array = Any  # NumPy's or JAX's
 
 OPERATORS: dict[str, dict[int, Callable[..., Any]]] = {}
-"""Functions by the operator's name and the version of the standard from which each holds."""
+"""Functions by the operator's name and the first opset version that each applies to."""
 
 
 def operator(*names: str, since: int = 1) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Enters a function into :data:`OPERATORS`."""
+    """Registers a function in :data:`OPERATORS`."""
 
-    def enter(function: Callable[..., Any]) -> Callable[..., Any]:
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
         for name in names:
             OPERATORS.setdefault(name, {})[since] = function
         return function
 
-    return enter
+    return register
 
 
 def operator_at(name: str, opset: int) -> Callable[..., Any] | None:
-    """The function of an operator in a version of the standard, or None where there is none.
+    """The function of an operator in an opset version, or None if it is not supported.
 
     >>> operator_at("Softmax", 11).__name__, operator_at("Softmax", 13).__name__
     ('flat_softmax', 'softmax')
@@ -43,7 +43,7 @@ def operator_at(name: str, opset: int) -> Callable[..., Any] | None:
 
 
 def xp_of(*arrays: Array) -> Any:
-    """NumPy where all that is given is NumPy's, else JAX's.
+    """NumPy if all arrays are NumPy's, otherwise ``jax.numpy``.
 
     >>> xp_of(np.ones(2), None).__name__
     'numpy'
@@ -53,14 +53,14 @@ def xp_of(*arrays: Array) -> Any:
 
 
 def known(what: str, array: Array) -> np.ndarray:
-    """An array that must be known before anything runs, such as a shape."""
+    """A NumPy array of values that must be known during tracing, such as a shape."""
     if isinstance(array, jax.core.Tracer):
-        raise ValueError(f"{what} must be known when the function is traced, it is computed")
+        raise ValueError(f"{what} must be known during tracing, but depends on an input")
     return np.asarray(array)
 
 
 def integers(what: str, array: Array) -> list[int]:
-    """:func:`known` integers as a list; a single one is a list of one."""
+    """:func:`known` integers as a list, also for a scalar."""
     return [int(n) for n in known(what, array).reshape(-1)]
 
 
@@ -69,34 +69,34 @@ TYPES += ("FLOAT16", "BFLOAT16", "FLOAT", "DOUBLE")
 
 
 def dtype_of(code: int) -> np.dtype:
-    """The type of a code of ``TensorProto``.
+    """The type of a ``TensorProto`` code.
 
     >>> dtype_of(onnx.TensorProto.INT8)
     dtype('int8')
     """
     name = onnx.TensorProto.DataType.Name(code)
     if name not in TYPES:
-        raise ValueError(f"type {name} is not known, only {', '.join(TYPES)}")
+        raise ValueError(f"type {name} is not supported; expected one of {', '.join(TYPES)}")
     return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(code))
 
 
 def cast_to(x: Array, dtype: Any) -> Array:
-    """In another type; JAX's own narrower one where 64 bits are switched off."""
+    """``x`` in another type; in JAX, 64 bits become 32 unless ``jax_enable_x64`` is set."""
     if isinstance(x, np.ndarray | np.generic):
         return np.asarray(x).astype(dtype)
     return x.astype(jax.dtypes.canonicalize_dtype(dtype))
 
 
-# ---- element by element ----
+# ---- elementwise ----
 
 
 def _elementwise(name: str, function: Callable[..., Any]) -> None:
-    """Enters a function called as ``function(xp, *inputs)``."""
+    """Registers a function that is called as ``function(xp, *inputs)``."""
     operator(name)(lambda *inputs: function(xp_of(*inputs), *inputs))
 
 
 def _reduced(name: str) -> Callable[..., Any]:
-    """A function of two arrays, over any number of them."""
+    """Extends a function of two arrays to any number of them."""
 
     def run(xp: Any, first: Array, *rest: Array) -> Array:
         for array in rest:
@@ -109,7 +109,7 @@ def _reduced(name: str) -> Callable[..., Any]:
 def _divided(xp: Any, a: Array, b: Array) -> Array:
     if not np.issubdtype(a.dtype, np.integer):
         return xp.divide(a, b)
-    # Integers are divided towards zero.
+    # Integer division rounds towards zero.
     quotient, remainder = xp.floor_divide(a, b), xp.remainder(a, b)
     return xp.where((remainder != 0) & ((a < 0) != (b < 0)), quotient + 1, quotient)
 
@@ -265,9 +265,9 @@ def dropout(
     *,
     seed: int = 0,
 ) -> tuple[Array, Array]:
-    """As in evaluation, and what would be kept: everything."""
+    """The input unchanged, as in evaluation, and the mask, which is all true."""
     if training_mode is not None and known("training_mode of Dropout", training_mode).any():
-        raise ValueError("Dropout in training mode draws random numbers, which have no key here")
+        raise ValueError("Dropout in training mode is not supported")
     return x, np.ones(x.shape, bool)
 
 
@@ -276,14 +276,14 @@ def dropout(
 
 @operator("Constant")
 def constant(*, value: Any = None, sparse_value: Any = None, **of_type: Any) -> np.ndarray:
-    """Attributes ``value_float``, ``value_ints`` and so on say the type by their names."""
+    """The names of the attributes ``value_float``, ``value_ints`` and so on imply the type."""
     if sparse_value is not None:
-        raise ValueError("Constant with sparse_value is not known here")
+        raise ValueError("Constant with sparse_value is not supported")
     if value is not None:
         return value
     ((name, given),) = of_type.items()
     if "string" in name:
-        raise ValueError("Constant of texts is not known here")
+        raise ValueError("Constant of strings is not supported")
     return np.asarray(given, np.float32 if "float" in name else np.int64)
 
 
@@ -316,7 +316,7 @@ def range_of(start: Array, limit: Array, delta: Array) -> np.ndarray:
 @operator("Reshape")
 def reshape(x: Array, shape: Array, *, allowzero: int = 0) -> Array:
     sizes = integers("the shape of Reshape", shape)
-    if not allowzero:  # a zero stands for the size that is there
+    if not allowzero:  # zero means: keep the size of this axis
         sizes = [x.shape[n] if size == 0 else size for n, size in enumerate(sizes)]
     return x.reshape(sizes)
 
@@ -363,7 +363,7 @@ def split(
     x: Array, split: Array = None, *, axis: int = 0, num_outputs: int = 0, outputs: int
 ) -> list[Array]:
     size = x.shape[axis]
-    if split is None:  # equal parts, but for the last
+    if split is None:  # equal parts, except the last
         part = math.ceil(size / (num_outputs or outputs))
         edges = list(range(part, size, part))
     else:
@@ -402,11 +402,11 @@ def pad(
 ) -> Array:
     amounts = integers("the pads of Pad", pads)
     along = range(x.ndim) if axes is None else integers("the axes of Pad", axes)
-    half = len(amounts) // 2
+    rank = len(amounts) // 2
     widths = [(0, 0)] * x.ndim
-    for axis, before, after in zip(along, amounts[:half], amounts[half:], strict=True):
+    for axis, before, after in zip(along, amounts[:rank], amounts[rank:], strict=True):
         widths[axis] = (before, after)
-    # Negative pads cut.
+    # Negative pads remove elements.
     cut = tuple(
         slice(max(0, -before), size - max(0, -after))
         for size, (before, after) in zip(x.shape, widths, strict=True)
@@ -441,12 +441,12 @@ def gather_nd(x: Array, indices: Array, *, batch_dims: int = 0) -> Array:
             jnp.asarray(x), jnp.asarray(indices)
         )
     xp = xp_of(x, indices)
-    places = tuple(xp.moveaxis(indices, -1, 0))
-    return x[places] if xp is np else jnp.asarray(x)[places]
+    index = tuple(xp.moveaxis(indices, -1, 0))
+    return x[index] if xp is np else jnp.asarray(x)[index]
 
 
 def _wrapped(indices: Array, size: int) -> Array:
-    """Indices from the end, which are negative, from the start."""
+    """Converts negative indices, which count from the end."""
     return xp_of(indices).where(indices < 0, indices + size, indices)
 
 
@@ -460,7 +460,7 @@ def one_hot(indices: Array, depth: Array, values: Array, *, axis: int = -1) -> A
 
 
 def _along(array: np.ndarray, axis: int, ndim: int) -> np.ndarray:
-    """A vector along one of so many axes."""
+    """Reshapes a vector to ``ndim`` axes; its elements are along ``axis``."""
     shape = [1] * ndim
     shape[axis] = -1
     return array.reshape(shape)
@@ -482,11 +482,11 @@ def trilu(x: Array, k: Array = None, *, upper: int = 1) -> Array:
     return xp_of(x).triu(x, offset) if upper else xp_of(x).tril(x, offset)
 
 
-# ---- sums and orders ----
+# ---- reductions ----
 
 
 def _reduction(name: str, function: Callable[..., Any]) -> None:
-    """Enters a function called as ``function(xp, x, axes, keepdims)``."""
+    """Registers a function that is called as ``function(xp, x, axes, keepdims)``."""
 
     @operator(name)
     def reduce(
@@ -592,9 +592,9 @@ def batch_normalization(
     momentum: float = 0.9,
     training_mode: int = 0,
 ) -> Array:
-    """As in evaluation."""
+    """Normalises by the given statistics, as in evaluation."""
     if training_mode:
-        raise ValueError("BatchNormalization in training mode is not known here")
+        raise ValueError("BatchNormalization in training mode is not supported")
     xp = xp_of(x, scale, shift, mean, variance)
     scale, shift, mean, variance = (
         a.reshape(-1, *[1] * (x.ndim - 2)) for a in (scale, shift, mean, variance)

@@ -1,7 +1,7 @@
-"""JAX's primitives as ONNX's operators.
+"""Translates JAX primitives to ONNX operators.
 
-A translation is called with the builder of the graph, the equation, and its inputs: the names of
-values, or NumPy arrays where they are known.
+A translation is called with the graph's builder, the equation, and its inputs: names of values, or
+NumPy arrays if they are constant.
 """
 
 import string
@@ -16,20 +16,20 @@ from lstm_jax.interop.onnx.graphs import Builder, Value, is_known_size, type_cod
 Translation = Callable[..., Any]
 
 TRANSLATIONS: dict[str, Translation] = {}
-"""Each returns the name of the output, or a list of names, by the primitive's name."""
+"""Translations by the primitive's name; each returns the output's name, or a list of names."""
 
 
 def primitive(*names: str) -> Callable[[Translation], Translation]:
-    """Enters a translation into :data:`TRANSLATIONS`."""
+    """Registers a translation in :data:`TRANSLATIONS`."""
 
-    def enter(translation: Translation) -> Translation:
+    def register(translation: Translation) -> Translation:
         TRANSLATIONS.update(dict.fromkeys(names, translation))
         return translation
 
-    return enter
+    return register
 
 
-# ---- element by element ----
+# ---- elementwise ----
 
 SAME = {
     "abs": "Abs",
@@ -68,7 +68,7 @@ SAME = {
     "tan": "Tan",
     "tanh": "Tanh",
 }
-"""Primitives that are one operator of the same inputs."""
+"""Primitives that are a single operator with the same inputs."""
 
 
 def _same(operator: str) -> Translation:
@@ -137,7 +137,7 @@ def exp2(g: Builder, eqn: Any, x: Value) -> str:
 
 @primitive("log1p")
 def log1p(g: Builder, eqn: Any, x: Value) -> str:
-    """x log(u) / (u - 1) with u = 1 + x, which is exact where u is rounded (Kahan)."""
+    """x log(u) / (u - 1) with u = 1 + x, which is accurate although u is rounded (Kahan)."""
     u = g.add("Add", x, one(eqn, 1))
     difference = g.add("Sub", u, one(eqn, 1))
     exact = g.add("Mul", x, g.add("Div", g.add("Log", u), difference))
@@ -147,7 +147,7 @@ def log1p(g: Builder, eqn: Any, x: Value) -> str:
 
 @primitive("expm1")
 def expm1(g: Builder, eqn: Any, x: Value) -> str:
-    """2 tanh(x/2) / (1 - tanh(x/2)) near zero, where exp(x) - 1 would cancel."""
+    """2 tanh(x/2) / (1 - tanh(x/2)) near zero, where exp(x) - 1 loses digits to cancellation."""
     tanh = g.add("Tanh", g.add("Mul", x, one(eqn, 0.5)))
     ratio = g.add("Div", tanh, g.add("Sub", one(eqn, 1), tanh))
     near = g.add("Less", g.add("Abs", x), one(eqn, 1))
@@ -162,7 +162,7 @@ def clamp(g: Builder, eqn: Any, low: Value, x: Value, high: Value) -> str:
 
 @primitive("select_n")
 def select(g: Builder, eqn: Any, which: Value, *cases: Value) -> Value:
-    if is_bool(eqn.outvars[0]):  # of which ONNX Runtime has no Where
+    if is_bool(eqn.outvars[0]):  # ONNX Runtime has no Where for booleans
         no, yes = g.add("And", g.add("Not", which), cases[0]), g.add("And", which, cases[1])
         return g.add("Or", no, yes)
     if is_bool(eqn.invars[0]):
@@ -195,7 +195,7 @@ def reshape(g: Builder, eqn: Any, x: Value) -> Value:
 
 
 def reshaped(g: Builder, x: Value, sizes: Sequence[Any]) -> Value:
-    """``x`` in another shape; of one symbolic size ONNX finds out itself."""
+    """``x`` in another shape; ONNX infers a single symbolic size itself."""
     if isinstance(x, np.ndarray) and is_known_size(sizes):
         return x.reshape(sizes)
     symbolic = [n for n, size in enumerate(sizes) if not isinstance(size, int)]
@@ -207,17 +207,17 @@ def reshaped(g: Builder, x: Value, sizes: Sequence[Any]) -> Value:
 @primitive("broadcast_in_dim")
 def broadcast_in_dim(g: Builder, eqn: Any, x: Value, *dynamic: Value) -> Value:
     shape = eqn.params["shape"]
-    places = eqn.params["broadcast_dimensions"]
+    axes = eqn.params["broadcast_dimensions"]
     given = eqn.invars[0].aval.shape
-    missing = [n for n in range(len(shape)) if n not in places]
+    missing = [n for n in range(len(shape)) if n not in axes]
     if missing and given:
         x = unsqueezed(g, x, missing)
-    thin = [given[places.index(n)] if n in places else 1 for n in range(len(shape))]
+    thin = [given[axes.index(n)] if n in axes else 1 for n in range(len(shape))]
     return x if given and tuple(thin) == tuple(shape) else g.add("Expand", x, g.shape(shape))
 
 
 def unsqueezed(g: Builder, x: Value, axes: Sequence[int]) -> Value:
-    """``x`` with new axes of one element."""
+    """``x`` with new axes of size 1."""
     if isinstance(x, np.ndarray):
         return np.expand_dims(x, tuple(axes))
     return g.add("Unsqueeze", x, np.array(axes))
@@ -289,7 +289,7 @@ def part(
     sizes: Sequence[Any],
     squeezed: Sequence[int] = (),
 ) -> str:
-    """A part of ``x`` of these sizes, which begins at ``first`` or where it just fits in."""
+    """A slice of ``x`` with these sizes; the start ``first`` is clamped so that the slice fits."""
     along, within = g.shape([sizes[n] for n in axes]), g.shape([shape[n] for n in axes])
     last = g.arithmetic("Sub", within, along)
     first = widened(g, first, np.int64)
@@ -302,7 +302,7 @@ def part(
 def pad(g: Builder, eqn: Any, x: Value, fill: Value) -> str:
     low, high, interior = zip(*eqn.params["padding_config"], strict=True)
     if any(interior):
-        raise ValueError("padding between elements has no operator in ONNX")
+        raise ValueError("ONNX has no operator for padding between elements")
     return g.add("Pad", x, g.shape([*low, *high]), fill)
 
 
@@ -318,52 +318,52 @@ def iota(g: Builder, eqn: Any, *sizes: Value) -> str:
     return g.add("Expand", numbers, g.shape(shape))
 
 
-# ---- elements of arrays ----
+# ---- indexing ----
 
 
 @primitive("gather")
 def gather(g: Builder, eqn: Any, x: Value, indices: Value) -> str:
-    """Of single places along some axes, whole in the others; or one part of the array."""
+    """Gathers single indices along some axes and all of the others, or one slice of the array."""
     dims, shape = eqn.params["dimension_numbers"], eqn.invars[0].aval.shape
     if eqn.invars[1].aval.ndim == 1:
         axes, sizes = dims.start_index_map, eqn.params["slice_sizes"]
         return part(g, x, indices, axes, shape, sizes, dims.collapsed_slice_dims)
-    places, batch = eqn.invars[1].aval.shape[:-1], dims.operand_batching_dims
+    index_shape, batch = eqn.invars[1].aval.shape[:-1], dims.operand_batching_dims
     whole = [n for n in range(len(shape)) if n not in (*dims.collapsed_slice_dims, *batch)]
     indexed = dims.start_index_map
     sizes = eqn.params["slice_sizes"]
     if any(sizes[n] != shape[n] for n in whole) or set(indexed) & set(whole):
-        raise ValueError("a gather of several parts of an axis has no operator in ONNX")
+        raise ValueError("ONNX has no operator for a gather of several slices of an axis")
     if eqn.params["mode"] == jax.lax.GatherScatterMode.CLIP:
         last = g.arithmetic("Sub", g.shape([shape[n] for n in indexed]), np.array([1]))
         last = g.add("Cast", last, to=type_code(dtype_of(eqn.invars[1])))
         indices = g.add("Min", g.add("Max", indices, one(eqn, 0, 1)), last)
     if len(indexed) == 1 and not batch:
         (axis,) = indexed
-        at = [n if n < axis else n + len(places) - 1 for n in whole]
+        at = [n if n < axis else n + len(index_shape) - 1 for n in whole]
         if list(dims.offset_dims) == at:
-            return g.add("Gather", x, reshaped(g, indices, places), axis=axis)
+            return g.add("Gather", x, reshaped(g, indices, index_shape), axis=axis)
     indices = g.add("Cast", indices, to=type_code(np.int64))
     of_batch = []
     for n in dims.start_indices_batching_dims:
-        count = g.add("Squeeze", g.size(places[n]), np.array([0]))
+        count = g.add("Squeeze", g.size(index_shape[n]), np.array([0]))
         along = g.add("Range", np.array(0), count, np.array(1))
-        along = unsqueezed(g, along, [k for k in range(len(places) + 1) if k != n])
-        of_batch.append(g.add("Expand", along, g.shape([*places, 1])))
+        along = unsqueezed(g, along, [k for k in range(len(index_shape) + 1) if k != n])
+        of_batch.append(g.add("Expand", along, g.shape([*index_shape, 1])))
     if of_batch:
-        indices = g.add("Concat", *of_batch, indices, axis=len(places))
+        indices = g.add("Concat", *of_batch, indices, axis=len(index_shape))
     x = transposed(g, x, [*batch, *indexed, *whole])
-    y = g.add("GatherND", x, indices)  # places, then whole axes
-    rest = iter(range(len(places)))
-    ndim = len(places) + len(whole)
+    y = g.add("GatherND", x, indices)  # the axes of the indices, then the whole axes
+    rest = iter(range(len(index_shape)))
+    ndim = len(index_shape) + len(whole)
     order = [
-        len(places) + dims.offset_dims.index(n) if n in dims.offset_dims else next(rest)
+        len(index_shape) + dims.offset_dims.index(n) if n in dims.offset_dims else next(rest)
         for n in range(ndim)
     ]
     return transposed(g, y, order)
 
 
-# ---- sums and orders ----
+# ---- reductions ----
 
 
 def _reduction(operator: str) -> Translation:
@@ -412,7 +412,7 @@ def dot_general(g: Builder, eqn: Any, a: Value, b: Value) -> str:
     ((left, right), (left_batch, right_batch)) = eqn.params["dimension_numbers"]
     ndims = [len(v.aval.shape) for v in eqn.invars]
     wide = dtype_of(eqn.outvars[0])
-    # Products of narrow numbers are exact in the type of the sum.
+    # Products of narrow numbers are exact in the type that the sum has.
     a, b = (
         x if dtype_of(v) == wide else widened(g, x, wide)
         for x, v in zip((a, b), eqn.invars, strict=True)
@@ -452,7 +452,7 @@ def convolution(g: Builder, eqn: Any, x: Value, w: Value) -> Value:
     return transposed(g, y, np.argsort(dims.out_spec).tolist())
 
 
-# ---- help ----
+# ---- helpers ----
 
 
 def dtype_of(v: Any) -> np.dtype:
@@ -478,7 +478,7 @@ def widened(g: Builder, x: Value, dtype: Any) -> Value:
 
 
 def is_narrow(dtype: Any) -> bool:
-    """Whether it is a floating type of fewer than 32 bits.
+    """Whether this is a floating type of fewer than 32 bits.
 
     >>> is_narrow("bfloat16"), is_narrow("float32"), is_narrow("int8")
     (True, False, False)

@@ -1,4 +1,4 @@
-"""A graph of ONNX as a pure JAX function."""
+"""Converts an ONNX graph to a pure JAX function."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -24,22 +24,22 @@ from lstm_jax.interop.onnx.recurrent import DEFAULTS as RECURRENT
 from lstm_jax.interop.onnx.recurrent import run_node
 from lstm_jax.sequence.engines import check_engine
 
-Values = dict[str, Any]  # arrays by the names that a graph gives them
+Values = dict[str, Any]  # arrays by their names in a graph
 
 
 class Node(NamedTuple):
-    """One operation of a graph, with attributes as Python has them."""
+    """One operation of a graph, with attributes as Python values."""
 
     operator: str
     name: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     attributes: dict[str, Any]
-    function: Any  # of a plain operator
+    function: Any  # for a plain operator, the function that computes it
 
 
 class Graph(NamedTuple):
-    """A graph, or one within a node of another."""
+    """A graph, or one nested in a node of another."""
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
@@ -48,12 +48,12 @@ class Graph(NamedTuple):
 
 
 class Input(NamedTuple):
-    """What a graph says of an input.
+    """The declared type and shape of a graph's input.
 
     Attributes:
-      dtype: its type.
-      shape: a number for each fixed axis, else the axis' name, or None; None in place of a shape
-        if nothing is said of it.
+      dtype: the type.
+      shape: for each axis, its size, its name, or None if neither is declared; None if the graph
+        does not declare a shape.
     """
 
     dtype: np.dtype
@@ -61,15 +61,15 @@ class Input(NamedTuple):
 
 
 class GraphFunction:
-    """A graph as a pure function, as :func:`from_onnx` makes it.
+    """A graph as a pure function, returned by :func:`from_onnx`.
 
-    ``f(**inputs)`` returns a dict of outputs by name; ``f.apply(params, **inputs)`` is the same
-    with other values of the parameters, by which it can be differentiated.
+    ``f(**inputs)`` returns a dict of outputs by name.  ``f.apply(params, **inputs)`` uses other
+    values of the parameters, and can be differentiated with respect to them.
 
     Attributes:
       inputs: an :class:`Input` for each name.
       outputs: the names of the outputs.
-      params: the floating constants of the graph by name, NumPy arrays: its weights.
+      params: the weights: the graph's floating-point constants by name, as NumPy arrays.
     """
 
     def __init__(self, model: onnx.ModelProto, engine: str = "auto"):
@@ -91,21 +91,21 @@ class GraphFunction:
         self.inputs = {
             value.name: _input(value)
             for value in model.graph.input
-            if value.name not in constants  # in old models weights are inputs, too
+            if value.name not in constants  # in old models, weights are also inputs
         }
         self.outputs = self._graph.outputs
 
     def __call__(self, **inputs: Any) -> dict[str, jax.Array]:
-        """The outputs by name.
+        """Computes the outputs by name.
 
         Raises:
           TypeError: an input is missing, unknown, or of another kind of type.
-          ValueError: an input does not fit the graph's shape.
+          ValueError: an input's shape is not the one that the graph declares.
         """
         return self.apply(self.params, **inputs)
 
     def apply(self, params: Mapping[str, Any], /, **inputs: Any) -> dict[str, jax.Array]:
-        """The outputs by name, with these values of :attr:`params`."""
+        """Computes the outputs by name, with these values of :attr:`params`."""
         if set(params) != set(self.params):
             wrong = sorted(set(params) ^ set(self.params))
             raise TypeError(f"params must have the names of f.params; {wrong[0]!r} does not fit")
@@ -127,21 +127,21 @@ class GraphFunction:
 
 
 def from_onnx(model: onnx.ModelProto | str | os.PathLike, *, engine: str = "auto") -> GraphFunction:
-    """A model as a pure JAX function, with LSTM, GRU and RNN run by our cells.
+    """Converts a model to a pure JAX function; lstm_jax cells compute LSTM, GRU and RNN.
 
-    All shapes must follow from those of the inputs: they are computed while the function is
-    traced.  It can be jitted, differentiated and mapped as any other.
+    All shapes must follow from the shapes of the inputs, since they are computed during tracing.
+    The function can be jitted, differentiated and mapped like any other.
 
     Args:
-      model: of ONNX, or the path of one.
-      engine: how LSTM, GRU and RNN are run, as in :func:`unroll`.
+      model: an ONNX model, or its path.
+      engine: the engine for LSTM, GRU and RNN, as in :func:`unroll`.
 
     Returns:
       ``f``; ``f(**inputs)`` returns a dict of outputs by name.
 
     Raises:
-      ValueError: the model has an operator that is not known here, which the message names, or it
-        is damaged, or its numbers are in another file.
+      ValueError: the model has an unsupported operator, which the message names, it is damaged,
+        or its numbers are in another file.
       UserError: the same for a model from a file, which the message names.
       TypeError: ``model`` is neither a model nor a path.
 
@@ -165,34 +165,35 @@ def from_onnx(model: onnx.ModelProto | str | os.PathLike, *, engine: str = "auto
 
 
 def _opset(model: onnx.ModelProto) -> int:
-    """The version of the standard's own operators."""
+    """The opset version of the standard's operators."""
     versions = {entry.domain: entry.version for entry in model.opset_import}
     return versions.get("", versions.get("ai.onnx", 1))
 
 
 def read_graph(graph: onnx.GraphProto, opset: int) -> Graph:
-    """A graph with its constants as NumPy arrays.
+    """Reads a graph, with its constants as NumPy arrays.
 
     Raises:
-      ValueError: an operator is not known here.
+      ValueError: an operator is not supported.
     """
     nodes = []
     for node in graph.node:
         standard = node.domain in ("", "ai.onnx")
         function = operator_at(node.op_type, opset) if standard else None
         special = standard and (node.op_type in RECURRENT or node.op_type in WITH_GRAPHS)
-        if node.op_type == "Scan" and opset < 9:  # the first Scan was another operator
+        if node.op_type == "Scan" and opset < 9:  # Scan had other semantics in opset 8
             special = False
         if function is None and not special:
             domain = f"{node.domain}." if node.domain else ""
             raise ValueError(
-                f"operator {domain}{node.op_type} (opset {opset}, node {node.name!r}) is not known"
+                f"operator {domain}{node.op_type} (opset {opset}, node {node.name!r}) is not "
+                "supported"
             )
         attributes = {a.name: _attribute(a, opset) for a in node.attribute}
         inputs, outputs = tuple(node.input), tuple(node.output)
         nodes.append(Node(node.op_type, node.name, inputs, outputs, attributes, function))
     if graph.sparse_initializer:
-        raise ValueError("sparse initializers are not known")
+        raise ValueError("sparse initializers are not supported")
     return Graph(
         inputs=tuple(value.name for value in graph.input),
         outputs=tuple(value.name for value in graph.output),
@@ -202,23 +203,23 @@ def read_graph(graph: onnx.GraphProto, opset: int) -> Graph:
 
 
 def _attribute(attribute: onnx.AttributeProto, opset: int) -> Any:
-    """An attribute as Python has it; a graph as :class:`Graph`."""
+    """An attribute as a Python value; a graph becomes a :class:`Graph`."""
     value = attribute_of(attribute)
     return read_graph(value, opset) if isinstance(value, onnx.GraphProto) else value
 
 
 def _needed(nodes: list[Node], outputs: Sequence[str]) -> tuple[Node, ...]:
     """The nodes that contribute to these outputs, in their order."""
-    needed, kept = set(outputs), []
+    needed, reached = set(outputs), []
     for node in reversed(nodes):
         if needed.intersection(node.outputs):
-            kept.append(node)
+            reached.append(node)
             needed |= _read_by(node)
-    return tuple(kept[::-1])
+    return tuple(reached[::-1])
 
 
 def _read_by(node: Node) -> set[str]:
-    """The values that a node reads, also those that graphs within it read."""
+    """The values that a node and its nested graphs read."""
     graphs = [value for value in node.attributes.values() if isinstance(value, Graph)]
     inner = (_read_by(one) | set(graph.outputs) for graph in graphs for one in graph.nodes)
     return set(node.inputs).union(*inner, *(graph.outputs for graph in graphs))
@@ -238,7 +239,7 @@ def _input(value: onnx.ValueInfoProto) -> Input:
 
 
 def _checked_input(name: str, array: Any, wanted: Input) -> jax.Array:
-    """An input in the graph's type, where it fits."""
+    """Checks an input against the graph's declaration, and casts it to the declared type."""
     array = jnp.asarray(array)
     kinds = (jnp.floating, jnp.integer, jnp.bool_)
     if not any(jnp.issubdtype(array.dtype, k) and jnp.issubdtype(wanted.dtype, k) for k in kinds):
@@ -255,7 +256,10 @@ def _checked_input(name: str, array: Any, wanted: Input) -> jax.Array:
 
 
 def run_graph(graph: Graph, values: Values, opset: int, engine: str) -> list[Any]:
-    """The outputs of a graph, ``values`` having its inputs, constants and what it can see."""
+    """Computes the outputs of a graph.
+
+    ``values`` holds its inputs, its constants, and the values of enclosing graphs.
+    """
     values = {"": None, **values}
     for node in graph.nodes:
         values |= _outputs(node, values, opset, engine)
@@ -263,7 +267,7 @@ def run_graph(graph: Graph, values: Values, opset: int, engine: str) -> list[Any
 
 
 def _outputs(node: Node, values: Values, opset: int, engine: str) -> Values:
-    """The outputs of a node by name."""
+    """Computes the outputs of a node by name."""
     inputs = [values[name] for name in node.inputs]
 
     def run(graph: Graph, *arguments: Any) -> list[Any]:
@@ -286,11 +290,11 @@ def _outputs(node: Node, values: Values, opset: int, engine: str) -> Values:
         error.add_note(f"in node {node.name!r}, {node.operator}")
         raise
     results = results if isinstance(results, tuple | list) else [results]
-    pairs = zip(node.outputs, results, strict=False)  # the last outputs may be left out
+    pairs = zip(node.outputs, results, strict=False)  # trailing outputs may be omitted
     return {name: result for name, result in pairs if name}
 
 
-Run = Callable[..., list[Any]]  # a graph within a node on its arguments
+Run = Callable[..., list[Any]]  # runs a nested graph with its arguments
 
 
 def scan(
@@ -303,7 +307,7 @@ def scan(
     scan_output_axes: Sequence[int] | None = None,
     scan_output_directions: Sequence[int] | None = None,
 ) -> list[jax.Array]:
-    """ONNX's Scan, of version 9 and later, as ``jax.lax.scan``."""
+    """ONNX's Scan of opset 9 and later, as ``jax.lax.scan``."""
     count = len(inputs) - num_scan_inputs
     states = [jnp.asarray(state) for state in inputs[:count]]
     in_axes = scan_input_axes or [0] * num_scan_inputs
@@ -331,10 +335,10 @@ def scan(
 
 
 def if_known(run: Run, condition: Any, *, then_branch: Graph, else_branch: Graph) -> list[Any]:
-    """ONNX's If where the condition follows from constants and shapes."""
+    """ONNX's If; the condition must follow from constants and shapes."""
     chosen = known("the condition of If", condition).reshape(()).item()
     return run(then_branch if chosen else else_branch)
 
 
 WITH_GRAPHS: dict[str, Callable[..., Any]] = {"If": if_known, "Scan": scan}
-"""Operators with graphs in their attributes, called with a function that runs these."""
+"""Operators with nested graphs; their first argument is a function that runs these graphs."""

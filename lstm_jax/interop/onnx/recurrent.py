@@ -1,4 +1,4 @@
-"""ONNX's operators LSTM, GRU and RNN as our cells, and our cells as these operators."""
+"""Converts ONNX's operators LSTM, GRU and RNN to lstm_jax cells and back."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ from lstm_jax.sequence import Bidirectional, Stack, initial_state, unroll
 from lstm_jax.sequence.regularizers import Regularizer
 
 DEFAULTS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), "RNN": ("Tanh",)}
-"""The activation functions of each operator where none are named."""
+"""The default activation functions of each operator."""
 
 DIRECTIONS = {"forward": 1, "reverse": 1, "bidirectional": 2}
 
@@ -48,17 +48,18 @@ ATTRIBUTES = {
 }
 OWN_ATTRIBUTES = {"LSTM": {"input_forget"}, "GRU": {"linear_before_reset"}, "RNN": set()}
 
-WITHOUT_I = GATES["lstm"].replace("i", "")  # our order where i = 1 - f
-WITHOUT_F = GATES["lstm"].replace("f", "")  # and where f = 1 - i
+WITHOUT_I = GATES["lstm"].replace("i", "")  # the gates of a cell with i = 1 - f
+WITHOUT_F = GATES["lstm"].replace("f", "")  # the gates of a cell with f = 1 - i
 
 
 class Operator(NamedTuple):
-    """What a recurrent node holds beside its sequence, lengths and states.
+    """The weights and attributes of a recurrent node.
 
     Attributes:
       name: ``"LSTM"``, ``"GRU"`` or ``"RNN"``.
-      arrays: ``W``, ``R``, ``B`` and, of an LSTM with peepholes, ``P``; directions lead.
-      attributes: by name, such as ``hidden_size`` and ``direction``.
+      arrays: ``W``, ``R``, ``B`` and, for an LSTM with peepholes, ``P``; the first axis is the
+        direction.
+      attributes: the attributes by name, such as ``hidden_size`` and ``direction``.
     """
 
     name: str
@@ -66,13 +67,13 @@ class Operator(NamedTuple):
     attributes: dict[str, Any]
 
 
-# ---- the one LSTM of ONNX that is none of our cells ----
+# ---- ONNX's LSTM with coupled gates that are not sigmoid ----
 
 
 def input_forget_cell(
     params: dict[str, jax.Array], state: LSTMState, x: jax.Array, a: Activations
 ) -> tuple[LSTMState, jax.Array]:
-    r"""One step of ONNX's LSTM with ``input_forget = 1``, whatever the gates' function is.
+    r"""One step of ONNX's LSTM with ``input_forget = 1``, for any gate activation f.
 
     ::
 
@@ -82,7 +83,7 @@ def input_forget_cell(
         o_t = f(W_o x_t + U_o h_{t-1} + p_o ∘ c_t + b_o)
         h_t = o_t ∘ h(c_t)
 
-    With σ for f it is :func:`coupled_cell`, since 1 - σ(z) = σ(-z).
+    With f = σ it equals :func:`coupled_cell`, since 1 - σ(z) = σ(-z).
     """
     i, g, o = jnp.split(affine(params, state.h, x), 3, -1)
     i = a.gate(i + peephole(params, "i", state.c))
@@ -94,7 +95,7 @@ def input_forget_cell(
 
 @dataclasses.dataclass(frozen=True)
 class InputForgetLSTMCell(LSTMFamilyCell):
-    """Sizes and options of :func:`input_forget_cell`, gates in the order i, g, o.
+    """Sizes and options of :func:`input_forget_cell`; the order of the gates is i, g, o.
 
     >>> sorted(InputForgetLSTMCell(2).init(jax.random.key(0), 3))
     ['b', 'p_i', 'p_o', 'w_hh', 'w_ih']
@@ -122,22 +123,21 @@ class InputForgetLSTMCell(LSTMFamilyCell):
 def layer_from_onnx(
     operator: str, arrays: Mapping[str, Any], attributes: Mapping[str, Any] | None = None
 ) -> tuple[Stack, dict[str, Any]]:
-    """A recurrent operator of ONNX as a layer with its parameters.
+    """Converts a recurrent ONNX operator to a layer and its parameters.
 
     Args:
       operator: ``"LSTM"``, ``"GRU"`` or ``"RNN"``.
-      arrays: ``W`` ``[directions, gates * H, D]``, ``R`` ``[directions, gates * H, H]`` and, where
-        there are any, ``B`` ``[directions, 2 * gates * H]`` and an LSTM's ``P``
-        ``[directions, 3H]``.
-      attributes: those of the node, of which ``layout`` says nothing of weights.
+      arrays: ``W`` ``[directions, gates * H, D]``, ``R`` ``[directions, gates * H, H]`` and, if
+        present, ``B`` ``[directions, 2 * gates * H]`` and an LSTM's ``P`` ``[directions, 3H]``.
+      attributes: the node's attributes.  ``layout`` is ignored, since it does not affect weights.
 
     Returns:
-      ``(layer, params)``: a :class:`Stack` of one layer ``layer_0``, a cell (run backwards where
-      ``direction`` is ``"reverse"``) or both directions.  ``clip`` bounds the pre-activations
-      of gates and candidates, as it does in ONNX Runtime.
+      ``(layer, params)``: a :class:`Stack` of one layer ``layer_0``, which is a cell (run backwards
+      if ``direction`` is ``"reverse"``) or a :class:`Bidirectional`.  ``clip`` bounds the
+      pre-activations of gates and candidates, as it does in ONNX Runtime.
 
     Raises:
-      ValueError: the operator, an array, its shape, an attribute or a function is none of ONNX's.
+      ValueError: the operator, an array, its shape, an attribute or a function is not ONNX's.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -191,7 +191,7 @@ def cells_from_onnx(
         if bias is None:
             b_ih = b_hh = np.zeros(len(gates) * hidden_size, options["param_dtype"])
         else:
-            b_ih, b_hh = (to_ours(b, convention, gates) for b in _halves(bias[n]))
+            b_ih, b_hh = (to_ours(b, convention, gates) for b in _parts(bias[n], 2))
         peepholes = arrays["P"][n] if arrays.get("P") is not None else None
         cells.append(make(params, b_ih, b_hh, peepholes, functions[n], options, attributes))
     return cells
@@ -200,7 +200,7 @@ def cells_from_onnx(
 def _lstm_from_onnx(params, b_ih, b_hh, peepholes, functions, options, attributes):
     gate, candidate, output = functions
     options |= {"gate_fn": gate, "activation_fn": candidate}
-    if output != candidate:  # as the cell has it by default
+    if output != candidate:  # by default they are equal
         options["output_fn"] = output
     params["b"] = b_ih + b_hh
     if peepholes is not None:
@@ -210,7 +210,7 @@ def _lstm_from_onnx(params, b_ih, b_hh, peepholes, functions, options, attribute
         }
     if not attributes.get("input_forget"):
         return (LSTMCell if peepholes is None else PeepholeLSTMCell)(**options), params
-    # f = 1 - i: what belongs to f is not read.
+    # f = 1 - i: the parameters of f are not used.
     if gate != "sigmoid":
         params = {
             name: array if name.startswith("p_") else _chosen(array, WITHOUT_F)
@@ -220,7 +220,7 @@ def _lstm_from_onnx(params, b_ih, b_hh, peepholes, functions, options, attribute
         for name in ("p_i", "p_o"):
             params.setdefault(name, np.zeros(options["hidden_size"], options["param_dtype"]))
         return InputForgetLSTMCell(**options), params
-    # Ours has i = 1 - f; σ(-z) = 1 - σ(z).
+    # CoupledLSTMCell has i = 1 - f; σ(-z) = 1 - σ(z).
     coupled = {}
     for name in ("w_ih", "w_hh", "b"):
         of = dict(zip(GATES["lstm"], _parts(params[name], len(GATES["lstm"])), strict=True))
@@ -250,7 +250,7 @@ def _rnn_from_onnx(params, b_ih, b_hh, peepholes, functions, options, attributes
 def _checked_size(
     operator: str, arrays: Mapping[str, Any], attributes: Mapping[str, Any], count: int
 ) -> int:
-    """H, where every array has the shape that it must have."""
+    """Checks the shape of every array, and returns H."""
     known = ("W", "R", "B", "P") if operator == "LSTM" else ("W", "R", "B")
     for name in arrays:
         if name not in known:
@@ -264,7 +264,9 @@ def _checked_size(
             )
     size, gates = arrays["R"].shape[-1], len(GATES[operator.lower()])
     if attributes.get("hidden_size", size) != size:
-        raise ValueError(f"hidden_size must be {size} as R has it, got {attributes['hidden_size']}")
+        raise ValueError(
+            f"hidden_size must be {size}, the last size of R, got {attributes['hidden_size']}"
+        )
     shapes = {
         "W": (count, gates * size, arrays["W"].shape[-1]),
         "R": (count, gates * size, size),
@@ -280,7 +282,7 @@ def _checked_size(
     return size
 
 
-# ---- a node at work ----
+# ---- running a node ----
 
 
 def run_node(
@@ -297,9 +299,9 @@ def run_node(
     engine: str = "auto",
     **attributes: Any,
 ) -> tuple[jax.Array, ...]:
-    """``(Y, Y_h)``, and of an LSTM ``Y_c``, each direction run by :func:`unroll`.
+    """Computes ``(Y, Y_h)`` and, for an LSTM, ``Y_c``; :func:`unroll` runs each direction.
 
-    Outputs past a row's length are zero; a row of no steps ends with its initial state.
+    Outputs beyond a row's length are zero.  A row of length zero ends with its initial state.
 
     >>> import jax.numpy as jnp
     >>> Y, Y_h = run_node("RNN", jnp.ones((5, 2, 3)), jnp.ones((1, 4, 3)), jnp.ones((1, 4, 4)))
@@ -341,17 +343,17 @@ def run_node(
 
 
 def layer_to_onnx(layer: Any, params: Any) -> Operator:
-    """A layer with its parameters as a recurrent operator of ONNX.
+    """Converts a layer and its parameters to a recurrent ONNX operator.
 
     Args:
       layer: a cell, :class:`Bidirectional`, or a :class:`Stack` or :class:`LSTM` of one layer.
       params: its parameters.
 
     Returns:
-      An :class:`Operator`; arrays are NumPy's.
+      An :class:`Operator` with NumPy arrays.
 
     Raises:
-      ValueError: the layer has what ONNX's operators do not; the message names it.
+      ValueError: ONNX's operators cannot express the layer; the message gives the reason.
 
     Example:
       >>> import jax
@@ -368,14 +370,14 @@ def layer_to_onnx(layer: Any, params: Any) -> Operator:
     if isinstance(layer, Stack):
         if len(layer.layers) != 1:
             raise ValueError(
-                f"an operator of ONNX is one layer, got {len(layer.layers)}; to_onnx makes a "
-                "graph of them"
+                f"an ONNX operator is one layer, got {len(layer.layers)}; to_onnx converts a stack "
+                "to a graph"
             )
         reverse, ((name, layer),) = layer.reverse, layer.layers
         params = params[name]
     if isinstance(layer, Bidirectional):
         if layer.merge != "concat":
-            raise ValueError(f"ONNX lays both directions side by side, got merge={layer.merge!r}")
+            raise ValueError(f"ONNX concatenates both directions, got merge={layer.merge!r}")
         directions = [
             cell_to_onnx(layer.forward, params["forward"]),
             cell_to_onnx(layer.backward, params["backward"]),
@@ -385,24 +387,24 @@ def layer_to_onnx(layer: Any, params: Any) -> Operator:
 
 
 def cell_to_onnx(cell: Any, params: Mapping[str, Any], *, reverse: bool = False) -> Operator:
-    """One direction of :func:`layer_to_onnx`."""
+    """Converts one direction, as :func:`layer_to_onnx` does."""
     why = obstacle(cell)
     if why is None and cell.learn_initial_state:
         why = "learns its initial state, which is not a weight of an operator"
     if why is not None:
-        raise ValueError(f"{type(cell).__name__} has no operator in ONNX: it {why}")
+        raise ValueError(f"ONNX has no operator for {type(cell).__name__}: it {why}")
     return operator_of(cell, params, reverse=reverse)
 
 
 def obstacle(cell: Any) -> str | None:
-    """Why ONNX's operators cannot compute what a cell does, in words; None where they can.
+    """Why ONNX's operators cannot express a cell, as a phrase; None if they can.
 
     >>> obstacle(LSTMCell(3)), obstacle(LSTMCell(3, cell_clip=1.0))
     (None, 'clips its cell state')
     """
     cell = _in_evaluation(cell)
     if type(cell) not in EXPRESSIBLE or getattr(cell, "variant", "np") not in VARIANTS:
-        return "has equations of its own"
+        return "has other equations"
     if getattr(cell, "cell_clip", None) is not None:
         return "clips its cell state"
     if cell.dtype is not None and jnp.dtype(cell.dtype) != jnp.dtype(cell.param_dtype):
@@ -424,14 +426,14 @@ EXPRESSIBLE = {
     GRUCell: "GRU",
     RNNCell: "RNN",
 }
-"""The operator of each of our cells that has one."""
+"""The operator of each lstm_jax cell that ONNX can express."""
 
-VARIANTS = ("np", "niaf", "noaf")  # of OdysseyLSTMCell: an LSTM with other functions
+VARIANTS = ("np", "niaf", "noaf")  # variants of OdysseyLSTMCell that only differ in functions
 _OPTIONS = ("gate_fn", "activation_fn", "output_fn")
 
 
 def operator_of(cell: Any, params: Mapping[str, Any], *, reverse: bool = False) -> Operator:
-    """The operator of a cell that has one, as :func:`obstacle` says, with its parameters."""
+    """Converts a cell for which :func:`obstacle` returns None, and its parameters."""
     cell = _in_evaluation(cell)
     name = EXPRESSIBLE[type(cell)]
     convention, gates = CONVENTIONS["onnx"][name.lower()], GATES[name.lower()]
@@ -454,11 +456,11 @@ def operator_of(cell: Any, params: Mapping[str, Any], *, reverse: bool = False) 
         if cell.reset_after:
             zero = np.zeros_like(of["b_hg"])
             b_hh = _joined([of["b_hg"] if gate == "g" else zero for gate in gates])
-    halves = [from_ours(b, convention, gates) for b in (of["b"], b_hh)]
+    biases = [from_ours(b, convention, gates) for b in (of["b"], b_hh)]
     arrays = {
         "W": from_ours(of["w_ih"], convention, gates),
         "R": from_ours(of["w_hh"], convention, gates),
-        "B": _joined(halves),
+        "B": _joined(biases),
     }
     order = convention.peepholes
     if any(f"p_{gate}" in of for gate in order):
@@ -467,7 +469,7 @@ def operator_of(cell: Any, params: Mapping[str, Any], *, reverse: bool = False) 
 
 
 def _uncoupled(cell: Any, of: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Parameters of all four gates, of which ``input_forget`` does not read those of f."""
+    """The parameters of all four gates; with ``input_forget``, ONNX ignores those of f."""
     coupled = isinstance(cell, CoupledLSTMCell)
     full = {}
     for name in ("w_ih", "w_hh", "b"):
@@ -483,7 +485,7 @@ def _uncoupled(cell: Any, of: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def both_directions(forward: Operator, backward: Operator) -> Operator:
-    """Two directions in one operator; neither says which one it is."""
+    """Joins two directions into one operator; both must lack the attribute ``direction``."""
     lists = ("activations", "activation_alpha", "activation_beta")
     plain = [
         {name: value for name, value in one.attributes.items() if name not in lists}
@@ -491,11 +493,11 @@ def both_directions(forward: Operator, backward: Operator) -> Operator:
     ]
     if forward.name != backward.name or plain[0] != plain[1]:
         raise ValueError(
-            f"both directions of an operator of ONNX are alike, got {forward.name} with {plain[0]} "
-            f"and {backward.name} with {plain[1]}"
+            "both directions of an ONNX operator must have the same kind and attributes, got "
+            f"{forward.name} with {plain[0]} and {backward.name} with {plain[1]}"
         )
     arrays = [dict(one.arrays) for one in (forward, backward)]
-    for one in arrays:  # without peepholes in one direction they are zeros there
+    for one in arrays:  # if only one direction has peepholes, those of the other are zero
         if "P" not in one and any("P" in other for other in arrays):
             one["P"] = np.zeros((1, 3 * one["R"].shape[-1]), one["R"].dtype)
     attributes = plain[0] | {"direction": "bidirectional"}
@@ -513,14 +515,14 @@ def both_directions(forward: Operator, backward: Operator) -> Operator:
 
 
 def _in_evaluation(cell: Any) -> Any:
-    """The cell within regularisers that do nothing in evaluation."""
+    """Removes regularisers that do nothing in evaluation."""
     while isinstance(cell, Regularizer) and type(cell).step is Regularizer.step:
         cell = cell.cell
     return cell
 
 
 def _functions(cell: Any) -> list[Any]:
-    """The functions of a cell as ONNX has them, None where it does not."""
+    """A cell's functions in ONNX; None for those that ONNX does not have."""
     given: Any = {
         "LSTM": lambda: (cell.gate_fn, cell.activation_fn, cell.output_fn or cell.activation_fn),
         "GRU": lambda: (cell.gate_fn, cell.activation_fn),
@@ -545,10 +547,6 @@ def _joined(arrays: list[Any]) -> Any:
 
 
 def _chosen(array: Any, chosen: str, gates: str = GATES["lstm"]) -> Any:
-    """The blocks of some gates, in the order asked for."""
+    """The blocks of some gates, in the given order."""
     of = dict(zip(gates, _parts(array, len(gates)), strict=True))
     return _joined([of[gate] for gate in chosen])
-
-
-def _halves(bias: Any) -> list[Any]:
-    return _parts(bias, 2)

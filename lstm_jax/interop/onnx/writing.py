@@ -1,4 +1,4 @@
-"""JAX functions as graphs of ONNX, with recurrent layers as its recurrent operators."""
+"""Converts JAX functions to ONNX graphs, and recurrent layers to ONNX's recurrent operators."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -37,7 +37,7 @@ CALLS = {
     "pjit": "jaxpr",
     "remat2": "jaxpr",
 }
-"""Primitives that call a function, and the parameter that holds it."""
+"""Primitives that call a function, with the name of the parameter that holds it."""
 
 
 def to_onnx(
@@ -51,31 +51,31 @@ def to_onnx(
     num_steps: int | str = "T",
     size: int | None = None,
 ) -> onnx.ModelProto:
-    """A cell or layer over a sequence as a model of ONNX.
+    """Converts a cell or layer over a sequence to an ONNX model.
 
-    Cells that ONNX's LSTM, GRU and RNN can express become these operators, all others a Scan of
-    plain operators.  Numbers narrower than float32 enter and leave as float32.
+    Cells that ONNX's LSTM, GRU and RNN can express become these operators.  All others become a
+    Scan of plain operators.  Inputs and outputs narrower than float32 are float32 in the model.
 
     Args:
       layer: a cell, :class:`Stack`, :class:`LSTM`, :class:`Bidirectional`, or another layer.
       params: its parameters.
-      streaming: whether the state is an input, too, so that a sequence can come in parts, be it
-        step by step.
-      lengths: whether there is an input ``lengths``, int32 ``[B]``, as in :func:`unroll`.
-      mask: whether there is an input ``mask``, booleans ``[T, B]``, as in :func:`unroll`.  ONNX's
-        LSTM, GRU and RNN take lengths alone, so that every cell becomes a Scan.
+      streaming: whether the state is also an input, so that a sequence can be passed in chunks of
+        one or more steps.
+      lengths: whether the model has an input ``lengths``, int32 ``[B]``, as in :func:`unroll`.
+      mask: whether the model has an input ``mask``, booleans ``[T, B]``, as in :func:`unroll`.
+        ONNX's LSTM, GRU and RNN only support lengths, so every cell then becomes a Scan.
       batch_shape: the axes between time and features; a name stands for any size.
       num_steps: T, a number or a name.
-      size: D, where the layer cannot tell it from its parameters.
+      size: D, if the layer's parameters do not determine it.
 
     Returns:
-      A model with the input ``xs`` ``[T, *batch_shape, D]``, and where asked for ``lengths``,
-      ``mask`` and ``state.*``; its outputs are ``ys`` and ``new_state.*``, the state after the
+      A model with the input ``xs`` ``[T, *batch_shape, D]`` and, if requested, ``lengths``,
+      ``mask`` and ``state.*``.  Its outputs are ``ys`` and ``new_state.*``, the state after the
       last step.
 
     Raises:
-      TypeError: it is neither a cell nor a layer.
-      ValueError: D is not known, or as in :func:`function_to_onnx`.
+      TypeError: ``layer`` is neither a cell nor a layer.
+      ValueError: D is unknown, or as in :func:`function_to_onnx`.
 
     Example:
       >>> import jax
@@ -91,7 +91,8 @@ def to_onnx(
     features = input_size(layer, params) if size is None else size
     if features is None:
         raise ValueError(
-            f"size must be given, since {type(layer).__name__} cannot tell it from its parameters"
+            f"size must be given, since the parameters of {type(layer).__name__} do not determine "
+            "it"
         )
     steps, *batch = jax.export.symbolic_shape(", ".join(map(str, (num_steps, *batch_shape))))
     inputs: dict[str, Any] = {
@@ -118,25 +119,26 @@ def to_onnx(
 def function_to_onnx(
     function: Callable[..., Mapping[str, Any]], params: Any, inputs: Mapping[str, Any]
 ) -> onnx.ModelProto:
-    """A function of parameters and named arrays as a model of ONNX.
+    """Converts a function of parameters and named arrays to an ONNX model.
 
-    The function is traced, and each of JAX's primitives becomes operators of ONNX; what follows
-    from the parameters alone is computed now.  Loops over recurrent cells become ONNX's LSTM,
-    GRU and RNN, where these can express them, and a Scan elsewhere.
+    The function is traced, and each JAX primitive becomes one or more ONNX operators.  Values that
+    depend only on the parameters are computed during the conversion.  Loops over recurrent cells
+    become ONNX's LSTM, GRU and RNN if these can express them, and a Scan otherwise.
 
     Args:
       function: called as ``function(params, **inputs)``; returns a dict of arrays or pytrees.
       params: a pytree of arrays, which become constants of the graph, ``params.*``.
-      inputs: shape and type of each input by its name, a ``jax.ShapeDtypeStruct`` or a pytree of
-        them, whose leaves get the names ``name.*``.  Sizes from ``jax.export.symbolic_shape``
-        stay open; all must come from one call of it, or one scope.
+      inputs: the shape and type of each input by name, a ``jax.ShapeDtypeStruct`` or a pytree of
+        them, whose leaves are named ``name.*``.  Sizes from ``jax.export.symbolic_shape`` stay
+        symbolic; all of them must come from one call of that function, or from one scope.
 
     Returns:
-      A model; its outputs have the names that the function gives them, as the inputs do.
+      A model, whose outputs have the names in the function's result; leaves of pytrees are named
+      as for inputs.
 
     Raises:
       ValueError: a primitive has no translation (the message names it), an output has the name
-        of an input, or an open size does not follow from the inputs' shapes.
+        of an input, or a symbolic size does not follow from the inputs' shapes.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -171,7 +173,7 @@ def function_to_onnx(
 
     specs, values = {}, []
     for name, leaf in _named_leaves(inputs, inputs.values()):
-        specs[name] = jax.ShapeDtypeStruct(leaf.shape, _at_the_edge(leaf.dtype))
+        specs[name] = jax.ShapeDtypeStruct(leaf.shape, _interface_dtype(leaf.dtype))
         g.learn_sizes(name, leaf.shape)
         wide = specs[name].dtype != leaf.dtype
         values.append(g.add("Cast", name, to=type_code(leaf.dtype)) if wide else name)
@@ -181,7 +183,7 @@ def function_to_onnx(
     for (name, leaf), value in zip(_named_leaves(names, shapes), results, strict=True):
         if name in specs:
             raise ValueError(f"output {name!r} must not have the name of an input")
-        dtype = _at_the_edge(leaf.dtype)
+        dtype = _interface_dtype(leaf.dtype)
         if dtype != leaf.dtype:
             value = g.add("Cast", value, to=type_code(dtype))
         outputs[name] = value, jax.ShapeDtypeStruct(leaf.shape, dtype)
@@ -212,10 +214,10 @@ def _unroll_as_composite(
     resets: Any,
     reverse: bool,
 ) -> Any:
-    """:func:`unroll` as one equation of the traced function, which :func:`recurrence` translates.
+    """Runs :func:`unroll` as one traced equation, which :func:`recurrence` translates.
 
-    It is a ``jax.lax.composite`` named ``lstm_jax.unroll``, with ``cell`` and ``reverse`` among its
-    attributes.  Its body is the plain scan, for cells that have no operator of their own.
+    The equation is a ``jax.lax.composite`` named ``lstm_jax.unroll``, with ``cell`` and ``reverse``
+    among its attributes.  Its body is the plain scan, for cells that ONNX has no operator for.
     """
     given = {"state": state, "lengths": lengths, "mask": mask, "resets": resets}
 
@@ -233,7 +235,7 @@ def _unroll_as_composite(
 
 
 def translate(g: Builder, jaxpr: Any, consts: list[Any], inputs: list[Value]) -> list[Value]:
-    """The outputs of a function's equations, added to a graph one by one."""
+    """Adds a function's equations to a graph one by one, and returns its outputs."""
     values = dict(zip(jaxpr.constvars, map(np.asarray, consts), strict=True))
     values |= dict(zip(jaxpr.invars, inputs, strict=True))
 
@@ -247,7 +249,7 @@ def translate(g: Builder, jaxpr: Any, consts: list[Any], inputs: list[Value]) ->
 
 
 def _results(g: Builder, eqn: Any, inputs: list[Value]) -> list[Value]:
-    """The outputs of one equation: translated, or computed where all inputs are known."""
+    """The outputs of one equation: computed if all inputs are constant, otherwise translated."""
     name = eqn.primitive.name
     if name == "composite" and eqn.params["name"] == "lstm_jax.unroll":
         results = recurrence(g, eqn, inputs)
@@ -266,8 +268,8 @@ def _results(g: Builder, eqn: Any, inputs: list[Value]) -> list[Value]:
         return [np.asarray(result) for result in results]
     if name not in TRANSLATIONS:
         raise ValueError(f"{name} of JAX has no translation into operators of ONNX")
-    # Of narrow numbers ONNX Runtime computes little on a CPU; as XLA does, what is computed in
-    # float32 is rounded once.
+    # On a CPU, ONNX Runtime has few operators for narrow types.  The operators therefore compute in
+    # float32, and the result is rounded once, as in XLA.
     narrow = any(is_narrow(dtype_of(v)) for v in (*eqn.invars, *eqn.outvars))
     narrow = narrow and name not in ("convert_element_type", "dot_general")
     if narrow:
@@ -286,7 +288,7 @@ def _results(g: Builder, eqn: Any, inputs: list[Value]) -> list[Value]:
 
 
 def scan(g: Builder, eqn: Any, inputs: list[Value]) -> list[Value]:
-    """``jax.lax.scan`` as ONNX's Scan, whose body sees what the function closes over."""
+    """``jax.lax.scan`` as ONNX's Scan, whose body reads closed-over values of the outer graph."""
     params = eqn.params
     count, carried = scan_counts(eqn)
     jaxpr = params["jaxpr"].jaxpr
@@ -296,7 +298,7 @@ def scan(g: Builder, eqn: Any, inputs: list[Value]) -> list[Value]:
     names = [body.new_name("input") for _ in avals]
     results = translate(body, jaxpr, params["jaxpr"].consts, [*consts, *names])
     given = dict(zip(names, avals, strict=True))
-    if not xs:  # ONNX counts the steps by what it reads
+    if not xs:  # ONNX's Scan needs an input that determines the number of steps
         steps = g.add("Squeeze", g.size(params["length"]), np.array([0]))
         xs = [g.add("Range", np.array(0), steps, np.array(1))]
         given[body.new_name("input")] = jax.ShapeDtypeStruct((), np.int64)
@@ -319,25 +321,25 @@ def scan(g: Builder, eqn: Any, inputs: list[Value]) -> list[Value]:
 
 
 def recurrence(g: Builder, eqn: Any, inputs: list[Value]) -> list[Value] | None:
-    """A loop over a cell as ONNX's LSTM, GRU or RNN, or None where these cannot express it."""
+    """A loop over a cell as ONNX's LSTM, GRU or RNN, or None if these cannot express it."""
     attributes = {key: tree.unflatten(leaves) for key, leaves, tree in eqn.params["attributes"]}
     cell, arguments = attributes["cell"], attributes["arguments"]
-    start = len(inputs) - arguments.num_leaves  # before them stands what the cell closes over
+    start = len(inputs) - arguments.num_leaves  # the values that the cell closes over come first
     params, xs, given = arguments.unflatten(inputs[start:])
     _, of_xs, of_given = arguments.unflatten([v.aval for v in eqn.invars[start:]])
     if obstacle(cell) or given["mask"] is not None or given["resets"] is not None:
         return None
     types = {dtype_of(v) for v in eqn.invars[start:]} - {np.dtype(np.int32), np.dtype(np.int64)}
-    if types != {np.dtype(np.float32)}:  # ONNX Runtime has these operators for no other type
+    if types != {np.dtype(np.float32)}:  # ONNX Runtime has these operators only for float32
         return None
-    if any(isinstance(array, str) for array in params.values()):  # weights that are computed
+    if any(isinstance(array, str) for array in params.values()):  # the weights are not constant
         return None
     name, arrays, node_attributes = operator_of(cell, params, reverse=attributes["reverse"])
     steps, *batch, features = of_xs.shape
     rows, size = math.prod(batch), node_attributes["hidden_size"]
 
     def flat(array: Value, shape: list[Any]) -> Value:
-        """With one batch axis."""
+        """Reshapes an array to one batch axis."""
         return array if len(batch) == 1 else reshaped(g, array, shape)
 
     lengths = given["lengths"]
@@ -345,7 +347,7 @@ def recurrence(g: Builder, eqn: Any, inputs: list[Value]) -> list[Value] | None:
         lengths = flat(lengths, [rows])
         if of_given["lengths"].dtype != np.int32:
             lengths = widened(g, lengths, np.int32)
-    begin = _beginning(g, cell, params, given["state"], rows, flat)
+    begin = _initial_states(g, cell, params, given["state"], rows, flat)
     states = 2 if name == "LSTM" else 1
     y, *ends = g.add(
         name,
@@ -357,7 +359,7 @@ def recurrence(g: Builder, eqn: Any, inputs: list[Value]) -> list[Value] | None:
         outputs=1 + states,
         **node_attributes,
     )
-    if lengths is not None and begin:  # a row of no steps ends with its initial state
+    if lengths is not None and begin:  # a row of length zero ends with its initial state
         some = g.add("Greater", lengths, np.zeros(1, np.int32))
         some = reshaped(g, some, [1, rows, 1])
         ends = [g.add("Where", some, end, b) for end, b in zip(ends, begin, strict=True)]
@@ -369,10 +371,10 @@ def recurrence(g: Builder, eqn: Any, inputs: list[Value]) -> list[Value] | None:
     return [*ends, ys]
 
 
-def _beginning(
+def _initial_states(
     g: Builder, cell: Any, params: Any, state: Any, rows: Any, flat: Callable[..., Value]
 ) -> list[Value]:
-    """What the operator begins with, each [1, rows, H]; nothing for zeros."""
+    """The operator's initial states, each ``[1, rows, H]``; an empty list for zeros."""
     fields = jax.eval_shape(cell.zero_state)
     if state is not None:
         return [
@@ -385,7 +387,7 @@ def _beginning(
     return [g.add("Expand", params[f"{name}_0"], shape) for name, shape in shapes.items()]
 
 
-# ---- help ----
+# ---- helpers ----
 
 
 def _name(of: str, path: Any) -> str:
@@ -393,7 +395,7 @@ def _name(of: str, path: Any) -> str:
 
 
 def _named_leaves(names: Iterable[str], trees: Iterable[Any]) -> list[tuple[str, Any]]:
-    """The arrays of each tree, by its name and their places in it."""
+    """The arrays of each tree, named by the tree and the path in it."""
     return [
         (_name(name, path), leaf)
         for name, tree in zip(names, trees, strict=True)
@@ -401,12 +403,12 @@ def _named_leaves(names: Iterable[str], trees: Iterable[Any]) -> list[tuple[str,
     ]
 
 
-def _at_the_edge(dtype: Any) -> np.dtype:
-    """The type in which values enter and leave: float32 for narrower ones, which it holds."""
+def _interface_dtype(dtype: Any) -> np.dtype:
+    """The type of a model's inputs and outputs: float32 instead of narrower floating types."""
     return np.dtype(np.float32 if is_narrow(dtype) else dtype)
 
 
 def _float_type(params: Any) -> np.dtype:
     types = {np.dtype(leaf.dtype) for leaf in jax.tree.leaves(params)}
     floats = [dtype for dtype in types if jnp.issubdtype(dtype, jnp.floating)]
-    return _at_the_edge(jnp.result_type(*floats) if floats else jnp.float32)
+    return _interface_dtype(jnp.result_type(*floats) if floats else jnp.float32)
