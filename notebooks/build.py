@@ -30,7 +30,7 @@ PICTURES = {
     "03_vanishing_gradients": 0,
     "04_your_own_cell": 1,
     "05_in_a_flax_model": 1,
-    "06_forecasting": 0,
+    "06_forecasting": 1,
     "07_from_torch_and_back": 0,
     "08_translation": 0,
     "09_handwriting": 2,

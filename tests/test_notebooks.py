@@ -17,7 +17,6 @@ ROOT = pathlib.Path(__file__).parent.parent
 FOLDER = ROOT / "notebooks"
 PAIRED = sorted({path.stem for path in FOLDER.glob("[0-9]*.*")})
 DATA = {
-    "06_forecasting": ["etth1/ETTh1.csv"],
     "09_handwriting": ["pen_digits/pendigits.tra", "pen_digits/pendigits.tes"],
     "10_music": ["poly_music/JSB_Chorales.mat"],
 }
