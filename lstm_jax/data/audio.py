@@ -1,4 +1,4 @@
-"""Audio files as samples, at the rate and the speed that is asked for."""
+"""Audio files as samples, at a given rate and speed."""
 
 import io
 import math
@@ -13,7 +13,7 @@ FULL_SCALE = 1 - 2**-14  # 16 bits reach 1 - 2^-15; one step of rounding is allo
 
 
 def is_audio(path: str | pathlib.Path) -> bool:
-    """Whether a name is that of an audio file.
+    """Whether a file name has the suffix of an audio file.
 
     >>> is_audio("a/b.FLAC"), is_audio("a/b.mp3")
     (True, False)
@@ -22,19 +22,19 @@ def is_audio(path: str | pathlib.Path) -> bool:
 
 
 def read_samples(source: str | pathlib.Path | bytes, rate: int, name: str = "") -> np.ndarray:
-    """The samples of a WAV, FLAC or NIST SPHERE file, resampled; the mean of several channels.
+    """The resampled samples of a WAV, FLAC or NIST SPHERE file; several channels are averaged.
 
     Args:
       source: a file, or its content.
-      rate: samples a second of the result.
-      name: what messages call the content.
+      rate: samples per second of the result.
+      name: the name of the content in error messages.
 
     Returns:
       Samples from -1 to 1, float32 ``[N]``.
 
     Raises:
-      UserError: the file is missing, is not audio or of another format, has no samples, or has one
-        that is not finite.
+      UserError: the file is missing, is not audio, has an unsupported format, has no samples, or
+        has a sample that is not finite.
 
     >>> read_samples("song.mp3", 16000)
     Traceback (most recent call last):
@@ -67,8 +67,8 @@ def resampled(samples: np.ndarray, original: int, rate: int) -> np.ndarray:
 
     Args:
       samples: float32 ``[N]``.
-      original: samples a second of ``samples``.
-      rate: samples a second of the result.
+      original: samples per second of ``samples``.
+      rate: samples per second of the result.
 
     Returns:
       float32 ``[ceil(N rate / original)]``.
@@ -90,7 +90,7 @@ def at_speed(samples: np.ndarray, speed: float) -> np.ndarray:
 
     Args:
       samples: float32 ``[N]``.
-      speed: 1.1 for a tenth faster; taken as a multiple of a hundredth.
+      speed: 1.1 is 10 % faster; rounded to a multiple of 0.01.
 
     Returns:
       float32 ``[ceil(N / speed)]``.
@@ -106,7 +106,7 @@ def at_speed(samples: np.ndarray, speed: float) -> np.ndarray:
 
 
 def clipped_share(samples: np.ndarray) -> float:
-    """The share of samples that are at full scale, as those of a recording that was too loud.
+    """The fraction of samples at full scale, which is high if a recording was too loud.
 
     >>> clipped_share(np.array([0.5, 1.0, -1.0, 0.2], np.float32))
     0.5

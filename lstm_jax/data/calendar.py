@@ -8,7 +8,7 @@ import numpy as np
 from lstm_jax.errors import UserError
 
 STEP = "step"
-"""The frequency of a time column of whole numbers: steps without a calendar."""
+"""The frequency of a time column of integers: steps without a calendar."""
 
 SEASONS = {"B": (5, 10), "C": (5, 10), "W": (52, 13), "M": (12, 12), "Q": (4, 8), "Y": (1, 4)}
 DAY = 86_400
@@ -17,14 +17,15 @@ DAY = 86_400
 def infer_frequency(times: Any, where: str) -> str:
     """The frequency of time stamps, in the spelling of pandas; ``"step"`` for whole numbers.
 
-    Time stamps may be missing in between: the commonest frequency among stretches of six is taken.
+    Time stamps may be missing: the result is the most common frequency among runs of six time
+    stamps.
 
     Args:
-      times: rising time stamps, a ``pandas.DatetimeIndex``, or integers.
+      times: increasing time stamps, a ``pandas.DatetimeIndex``, or integers.
       where: the file and column, for the message.
 
     Raises:
-      UserError: no stretch is regular.
+      UserError: no part of the time stamps is regular.
 
     >>> import pandas as pd
     >>> infer_frequency(pd.DatetimeIndex(["2024-01-07", "2024-01-14", "2024-01-21"]), "a.csv")
@@ -51,7 +52,7 @@ def infer_frequency(times: Any, where: str) -> str:
 
 
 def check_frequency(text: str) -> str:
-    """The frequency itself.
+    """Returns the frequency if pandas knows it.
 
     Raises:
       UserError: pandas does not know it.
@@ -73,7 +74,7 @@ def check_frequency(text: str) -> str:
 
 
 def grid(first: Any, last: Any, frequency: str) -> Any:
-    """All time stamps of a frequency from the first to the last.
+    """All time stamps of a frequency, from the first to the last.
 
     >>> import pandas as pd
     >>> len(grid(pd.Timestamp("2024-01-01"), pd.Timestamp("2024-12-01"), "MS"))
@@ -87,7 +88,7 @@ def grid(first: Any, last: Any, frequency: str) -> Any:
 
 
 def following(last: Any, steps: int, frequency: str) -> Any:
-    """The time stamps after one.
+    """The time stamps that follow a time stamp.
 
     >>> import pandas as pd
     >>> following(pd.Timestamp("2024-01-31"), 2, "ME").strftime("%Y-%m-%d").tolist()
@@ -125,7 +126,7 @@ def season_and_horizon(frequency: str) -> tuple[int, int]:
     step = seconds(frequency)
     if step == DAY:
         return 7, 28
-    if step is not None:  # a day, or an hour where a day has too many steps
+    if step is not None:  # a day, or an hour if a day has too many steps
         long = DAY if DAY / step <= 288 else 3600 if step < 3600 else DAY
         season = int(long / step) if long % step == 0 else 1
         return season, max(season, 12)
@@ -153,11 +154,11 @@ def calendar_names(frequency: str, holidays: str = "") -> list[str]:
 
 
 def calendar_features(times: Any, frequency: str, holidays: str = "") -> np.ndarray:
-    """Where time stamps are in their day, week and year, as points on circles.
+    """The positions of time stamps in their day, week and year, as points on circles.
 
     Args:
-      times: a ``pandas.DatetimeIndex``, or any index where the frequency is ``"step"``.
-      frequency: of the time stamps; it decides which features there are.
+      times: a ``pandas.DatetimeIndex``, or any index if the frequency is ``"step"``.
+      frequency: the frequency of the time stamps; it determines which features exist.
       holidays: a country (``"DE"``) or a country and a subdivision (``"DE-BY"``) whose public
         holidays are flagged; empty for none.
 
@@ -165,7 +166,7 @@ def calendar_features(times: Any, frequency: str, holidays: str = "") -> np.ndar
       float32 ``[T, D]``.
 
     Raises:
-      UserError: there is no such country, or the package ``holidays`` is not installed.
+      UserError: the country is unknown, or the package ``holidays`` is not installed.
 
     >>> import pandas as pd
     >>> calendar_features(pd.DatetimeIndex(["2024-01-01"]), "D").shape

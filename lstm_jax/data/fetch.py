@@ -1,4 +1,4 @@
-"""Named files: fetched once, checked by their SHA-256, kept in a cache folder."""
+"""Named files: downloaded once, verified by SHA-256, stored in a cache folder."""
 
 import contextlib
 import csv
@@ -23,10 +23,10 @@ class Entry(NamedTuple):
     """A line of the registry.
 
     Attributes:
-      file: the name by which the file is asked for, and its path in the cache folder.
-      sha256: the digest that the file must have, in hexadecimal.
-      url: where it is fetched from.
-      licence: what its owners allow.
+      file: the name of the file, which is also its path in the cache folder.
+      sha256: the required digest of the file, in hexadecimal.
+      url: the address from which it is downloaded.
+      licence: the terms of use.
 
     >>> Entry("a/b.txt", "0" * 64, "https://example.org/b.txt", "public domain").file
     'a/b.txt'
@@ -51,7 +51,7 @@ def registry() -> dict[str, Entry]:
 
 
 def cache_folder() -> pathlib.Path:
-    """Where files are kept: ``$LSTM_JAX_DATA``, or the system's cache folder.
+    """The folder that stores files: ``$LSTM_JAX_DATA``, or the system's cache folder.
 
     >>> cache_folder().name != ""
     True
@@ -62,10 +62,10 @@ def cache_folder() -> pathlib.Path:
 
 
 def fetch(file: str) -> pathlib.Path:
-    """The path of a registered file, downloaded (with a progress bar) where it is missing.
+    """The path of a registered file, which is downloaded (with a progress bar) if it is missing.
 
-    A file with a wrong digest, such as a captive portal's page, is replaced by a new download.
-    Where the file is missing, a gzipped copy ``<file>.gz`` whose content has the digest is taken.
+    A file with a wrong digest, such as the page of a captive portal, is replaced by a new download.
+    If the file is missing, a gzipped copy ``<file>.gz`` whose content has the digest is used.
 
     Args:
       file: a name of :func:`registry`, such as ``"etth1/ETTh1.csv"``.
@@ -112,9 +112,9 @@ def _digest(path: pathlib.Path, opened: Callable[..., Any] = open) -> str:
 
 
 def _download(entry: Entry, path: pathlib.Path) -> None:
-    """Downloads to a temporary file beside ``path``, which becomes ``path`` if its digest is right.
+    """Downloads to a temporary file, which is renamed to ``path`` if its digest is correct.
 
-    A download holds a lock on its temporary file; an unlocked one was left by a killed process.
+    A download locks its temporary file; an unlocked one was left by a killed process.
     """
     import pooch
 

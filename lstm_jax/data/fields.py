@@ -1,4 +1,4 @@
-"""Fields of text files: numbers in one spelling, and the rows of a CSV file."""
+"""Fields of text files: numbers in a strict notation, and the rows of a CSV file."""
 
 import collections
 import csv
@@ -24,7 +24,7 @@ def is_number(field: str) -> bool:
 
 
 def resembles_number(field: str) -> bool:
-    """Whether a field is a number in some spelling: also ``1,5``, ``1_000``, ``nan``, ``١``.
+    """Whether a field is a number in any notation, including ``1,5``, ``1_000``, ``nan``, ``١``.
 
     >>> [resembles_number(field) for field in ("1,5", "inf", "12 m", "")]
     [True, True, False, False]
@@ -41,7 +41,7 @@ def number(field: str, where: str) -> float:
 
     Args:
       field: the text.
-      where: its place in the file, for the message.
+      where: its position in the file, for the message.
 
     Raises:
       UserError: the field is missing, is not a number, or exceeds the range of float64.
@@ -59,16 +59,16 @@ def number(field: str, where: str) -> float:
 
 
 def read_fields(path: str | pathlib.Path, encoding: str = "utf-8") -> tuple[list[list[str]], str]:
-    """The lines of a CSV file as fields, and what separates them.
+    """The lines of a CSV file as fields, and the separator.
 
-    The first line holds the names of the columns.  Fields are separated by commas, semicolons or
-    tabs, whichever the first line has most of, and can be quoted.  In a file whose name ends in
-    ``.tsv`` they are separated by tabs, and quotation marks are ordinary characters (as IANA's
+    The first line holds the names of the columns.  The separator is the most frequent of comma,
+    semicolon and tab in the first line. Fields can be quoted. In a file whose name ends in ``.tsv``
+    they are separated by tabs, and quotation marks are ordinary characters (as IANA's
     text/tab-separated-values defines it).
 
     Raises:
-      UserError: the file is missing or is not CSV, the first line holds numbers or one name
-        twice, or a line has another number of fields.
+      UserError: the file is missing or is not CSV, the first line contains numbers or a duplicate
+        name, or the lines differ in their number of fields.
 
     >>> read_fields("/no/such/file.csv")
     Traceback (most recent call last):
@@ -78,7 +78,7 @@ def read_fields(path: str | pathlib.Path, encoding: str = "utf-8") -> tuple[list
 
 
 def split_fields(text: str, path: str | pathlib.Path) -> tuple[list[list[str]], str]:
-    """The lines of a CSV text as fields, and what separates them, as :func:`read_fields`.
+    """The lines of CSV content as fields, and the separator, as in :func:`read_fields`.
 
     Args:
       text: the content of the file.
@@ -109,12 +109,12 @@ def split_fields(text: str, path: str | pathlib.Path) -> tuple[list[list[str]], 
 
 
 def read_rows(path: str | pathlib.Path) -> list[list[str]]:
-    """The lines of a CSV file of numbers as fields, as :func:`read_fields`.
+    """The lines of a CSV file of numbers as fields, as in :func:`read_fields`.
 
-    Numbers of a file with semicolons may have a decimal comma, which is returned as a point.
+    Numbers in a file with semicolons may have a decimal comma, which is converted to a point.
 
     Raises:
-      UserError: as :func:`read_fields`, or decimal commas and points are mixed.
+      UserError: as in :func:`read_fields`, or decimal commas and points are mixed.
 
     >>> read_rows("/no/such/file.csv")
     Traceback (most recent call last):
@@ -135,7 +135,7 @@ def _with_points(row: list[str], where: str) -> list[str]:
 
 
 def _check_header(names: list[str], path: str | pathlib.Path) -> None:
-    """Raises where the first line looks like a line of data, or names a column twice.
+    """Raises an error if the first line looks like data or names a column twice.
 
     Names may be numbers (``date,2019,2020``), but not after a first field with a digit.
     """

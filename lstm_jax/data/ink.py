@@ -27,11 +27,11 @@ class Ink(NamedTuple):
     """One piece of handwriting, such as a word.
 
     Attributes:
-      name: its file or place in a file.
+      name: its file, or its position in a file.
       strokes: the pen's path while it touched the paper, a float64 array ``[N, 2]`` for each
         stroke; x grows to the right and y upwards, in any unit.
-      text: what was written; empty where that is unknown.
-      writer: who wrote it; empty where that is unknown.
+      text: the written text; empty if unknown.
+      writer: the writer; empty if unknown.
 
     >>> Ink("a dot", (np.array([[0.0, 1.0]]),)).strokes[0].shape
     (1, 2)
@@ -51,7 +51,7 @@ def read_inks(path: str | pathlib.Path) -> list[Ink]:
     kinds, a ``.zip`` or ``.tar`` archive (also compressed) UNIPEN files.
 
     Raises:
-      UserError: the path is missing, of another kind or broken, or there is no ink.
+      UserError: the path is missing, not supported or damaged, or contains no ink.
 
     >>> read_inks("/no/such/word.inkml")
     Traceback (most recent call last):
@@ -96,10 +96,10 @@ def _read_file(path: pathlib.Path) -> list[Ink]:
 def read_ink_csv(path: str | pathlib.Path) -> list[Ink]:
     """Ink from a CSV file with a header and a row for each point.
 
-    Columns ``x`` and ``y`` are the place, x to the right and y downwards as on a screen, in any
-    unit; ``pen`` is 1 where the pen touches the paper and 0 where it does not: a 0 ends a stroke.
-    The optional columns ``ink``, ``text`` and ``writer`` say which piece of handwriting a point
-    belongs to, what was written and by whom; a new value of ``ink`` begins a new piece.
+    Columns ``x`` and ``y`` are the position, x to the right and y downwards as on a screen, in any
+    unit. ``pen`` is 1 if the pen touches the paper and 0 otherwise; a 0 ends a stroke. The optional
+    columns ``ink``, ``text`` and ``writer`` give the piece of handwriting to which a point belongs,
+    its text and its writer; a new value of ``ink`` starts a new piece.
 
     Raises:
       UserError: the file is missing, a column is missing or unknown, a field is not a number, or
@@ -145,13 +145,13 @@ def read_ink_csv(path: str | pathlib.Path) -> list[Ink]:
 def read_inkml(path: str | pathlib.Path) -> Ink:
     """The ink of an InkML file.
 
-    All its traces are the strokes of one piece of handwriting.  Points are separated by commas;
-    the channels X and Y are the first two, or as ``traceFormat`` has them, y downwards.
+    The traces are the strokes of one piece of handwriting. Points are separated by commas. The
+    channels X and Y are the first two, unless ``traceFormat`` specifies others; y points downwards.
     ``<annotation type="truth">`` is the text and ``<annotation type="writer">`` the writer.
 
     Raises:
-      UserError: the file is missing, not InkML, has no points, points with too few numbers, or
-        differences instead of coordinates.
+      UserError: the file is missing or not InkML, has no points, has points with too few numbers,
+        or contains differences instead of coordinates.
 
     References:
       Stephen M. Watt, Tom Underhill (editors), "Ink Markup Language (InkML)", W3C Recommendation,
@@ -193,7 +193,7 @@ def read_inkml(path: str | pathlib.Path) -> Ink:
 
 
 def read_pen_digits(file: str) -> list[Ink]:
-    """The digits of a file of the UCI set: eight points each, and what digit they are.
+    """The digits in a file of the UCI set: eight points each, and the class.
 
     References:
       Fevzi Alimoğlu, Ethem Alpaydın, "Methods of Combining Multiple Classifiers Based on Different
@@ -201,7 +201,7 @@ def read_pen_digits(file: str) -> list[Ink]:
     """
     inks = []
     for line, text in enumerate(read_text(fetch(f"pen_digits/{file}")).split(), start=1):
-        *numbers, classes = text.split(",")  # a 1 in the place of the digit
+        *numbers, classes = text.split(",")  # a 1 at the position of the digit
         points = np.array(numbers, float).reshape(8, 2)
         inks.append(Ink(f"{file} {line}", (points,), str(classes.index("1"))))
     return inks
@@ -212,14 +212,14 @@ def read_ink_splits(source: str, by: str = "writer") -> dict[str, list[Ink]]:
 
     Args:
       source: a name in ``NAMED_INK``, or a path as for :func:`read_inks`.
-      by: ``"writer"`` or ``"text"``; no value of it is in two splits.
+      by: ``"writer"`` or ``"text"``; each writer or text occurs in only one split.
 
     Returns:
-      Of ``pen_digits`` the official test file, and every eighth training digit for validation;
-      elsewhere the result of :func:`split_inks`.
+      For ``pen_digits``, the official test file, and every eighth training digit for validation;
+      for other sources, the result of :func:`split_inks`.
 
     Raises:
-      UserError: as :func:`read_inks` and :func:`split_inks`; a piece has no text.
+      UserError: as in :func:`read_inks` and :func:`split_inks`, or a piece has no text.
     """
     if source == "pen_digits":
         digits = read_pen_digits("pendigits.tra")
@@ -236,10 +236,10 @@ def read_ink_splits(source: str, by: str = "writer") -> dict[str, list[Ink]]:
 
 
 def unipen_sta() -> pathlib.Path:
-    """Where the words of donor sta of UNIPEN are in the cache folder.
+    """The location in the cache folder of the words of UNIPEN's donor sta.
 
     Raises:
-      UserError: they are not there; the message says how to get them.
+      UserError: they are missing; the message says how to get them.
     """
     path = cache_folder() / UNIPEN_STA
     folder = path.parent
@@ -255,10 +255,10 @@ def unipen_sta() -> pathlib.Path:
 
 
 def split_inks(inks: Sequence[Ink], by: str = "writer") -> dict[str, list[Ink]]:
-    """Assigns writers (or texts) to the splits; the pieces, if there are fewer than 12.
+    """Assigns writers (or texts) to the splits; assigns pieces if there are fewer than 12 writers.
 
-    Of the sorted writers every 6th is for testing, beginning with the first, and every 12th for
-    validation, beginning with the fourth.
+    Of the sorted writers, every 6th is for testing, starting with the first, and every 12th is for
+    validation, starting with the fourth.
 
     Args:
       inks: the pieces of handwriting.

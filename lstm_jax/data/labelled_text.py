@@ -1,4 +1,4 @@
-"""Readers of texts with a class: treebanks, pairs of files, CSV and TSV tables, folders."""
+"""Readers of labelled text: treebanks, pairs of files, CSV and TSV tables, folders."""
 
 import pathlib
 import re
@@ -16,18 +16,18 @@ from lstm_jax.errors import UserError, expect
 SST5 = ("very negative", "negative", "neutral", "positive", "very positive")
 POLARITY = ("negative", "positive")
 
-# What the Penn Treebank writes for a bracket or a quotation mark.
+# The Penn Treebank's codes for brackets and quotation marks.
 TREEBANK = {"-LRB-": "(", "-RRB-": ")", "-lrb-": "(", "-rrb-": ")", "``": '"', "''": '"'}
 
 
 class LabelledText(NamedTuple):
-    """Texts, each with a class.
+    """Strings, each with a class.
 
     Attributes:
       texts: N strings.
-      labels: int32 ``[N]``, positions in ``classes``; zeros where the source has no labels.
-      classes: the classes' names; empty where the source has no labels.
-      places: where each text is, for messages.
+      labels: int32 ``[N]``, positions in ``classes``; zeros if the source has no labels.
+      classes: the names of the classes; empty if the source has no labels.
+      places: the location of each string, for messages.
 
     >>> LabelledText(["well done"], np.array([1]), ("bad", "good"), ["a.csv: line 2"]).classes
     ('bad', 'good')
@@ -39,14 +39,14 @@ class LabelledText(NamedTuple):
     places: list[str]
 
     def rows(self, chosen: np.ndarray) -> "LabelledText":
-        """Some of the texts, by booleans ``[N]`` or positions."""
+        """A subset of the strings, chosen by booleans ``[N]`` or positions."""
         numbers = np.arange(len(self.texts))[chosen]
         texts, places = ([column[n] for n in numbers] for column in (self.texts, self.places))
         return LabelledText(texts, self.labels[numbers], self.classes, places)
 
 
 def joined(parts: Sequence[LabelledText]) -> LabelledText:
-    """The texts of several sources that have the same classes.
+    """The strings of several sources with the same classes.
 
     >>> one = LabelledText(["well done"], np.array([1]), ("bad", "good"), ["a.csv: line 2"])
     >>> joined([one, one]).labels.tolist()
@@ -62,15 +62,15 @@ def joined(parts: Sequence[LabelledText]) -> LabelledText:
 def read_trees(
     path: str | pathlib.Path, *, phrases: bool = False, polarity: bool = False
 ) -> LabelledText:
-    """Sentences of the Stanford Sentiment Treebank, or all their labelled phrases.
+    """Sentences of the Stanford Sentiment Treebank, or all of their labelled phrases.
 
     A line is a tree, ``(3 (2 It) (4 (2 's) (4 great)))``, with a label from 0 to 4 at every node.
-    Brackets, quotation marks and slashes are written as in ordinary text.
+    Brackets, quotation marks and slashes are converted to ordinary characters.
 
     Args:
       path: a file of trees.
-      phrases: whether to return every distinct phrase, once, in place of the sentences.
-      polarity: two classes in place of five, without what is labelled neutral.
+      phrases: whether to return every distinct phrase once, instead of the sentences.
+      polarity: whether to use two classes instead of five; neutral strings are dropped.
 
     Raises:
       UserError: the file is missing or empty, or a line is not a tree (with its number).
@@ -104,7 +104,7 @@ def _nodes(line: str, place: str) -> list[tuple[str, int]]:
     """Text and label of every node of a tree, the root first."""
     nodes: list[tuple[str, int]] = []
     words: list[str] = []
-    opened: list[tuple[int, int]] = []  # each open node's place in `nodes`, its first word
+    opened: list[tuple[int, int]] = []  # each open node's index in `nodes`, its first word
     for label, word, close in re.findall(r"\(([0-4])(?=[\s(])|([^\s()]+)|(\))|\S", line):
         if label:
             if nodes and not opened:
@@ -125,7 +125,7 @@ def _nodes(line: str, place: str) -> list[tuple[str, int]]:
 
 
 def _lines(text: str) -> list[str]:
-    """The lines of a text, which str.splitlines would also split at U+0085 and the like."""
+    """The lines of a string, split at line ends only; str.splitlines also splits at U+0085."""
     return re.split(r"\r?\n", text.removesuffix("\n").removesuffix("\r"))
 
 
@@ -159,23 +159,23 @@ def read_labelled_text(
     classes: tuple[str, ...] = (),
     labelled: bool = True,
 ) -> LabelledText:
-    """Texts of a table or a folder.
+    """Labelled strings from a table or a folder.
 
-    A ``.csv`` or ``.tsv`` file has a header with the names of its columns.  A folder has one folder
-    of ``.txt`` files a class.  Without labels, the ``.txt`` files of a folder may also lie in it
-    directly, and a ``.txt`` file has one text a line.
+    A ``.csv`` or ``.tsv`` file has a header with the names of its columns.  A folder has one
+    subfolder of ``.txt`` files per class. Without labels, the folder may contain the ``.txt`` files
+    directly, and a single ``.txt`` file has one string per line.
 
     Args:
       path: the file or folder.
       text_column: the column with the text.
       label_column: the column with the class.
-      encoding: of the files.
-      classes: the names of the possible classes; empty for those found.
-      labelled: False to ignore labels, which may then be missing.
+      encoding: the encoding of the files.
+      classes: the names of the possible classes; if empty, the classes found are used.
+      labelled: False ignores labels, which may then be missing.
 
     Raises:
-      UserError: the file or folder is missing, empty or of another kind, a column is missing, a
-        label is empty or not among ``classes``, or bytes are not in the encoding.
+      UserError: the file or folder is missing, empty or not supported, a column is missing, a label
+        is empty or not in ``classes``, or bytes are not valid in the encoding.
 
     >>> read_labelled_text("/no/such/file.csv")
     Traceback (most recent call last):
@@ -228,12 +228,12 @@ def _read_folder(path: pathlib.Path, encoding: str, labelled: bool) -> Columns:
 
 
 def stratified(labels: Sequence[int] | np.ndarray, fraction: float, seed: int = 0) -> np.ndarray:
-    """A random share of each class, as booleans ``[N]``.
+    """A random subset with the same fraction of each class, as booleans ``[N]``.
 
     Args:
       labels: integers ``[N]``.
-      fraction: the share; of each class the nearest whole number is chosen.
-      seed: decides which.
+      fraction: the fraction; the number chosen in each class is rounded to the nearest integer.
+      seed: determines the subset.
 
     >>> chosen = stratified([0] * 8 + [1] * 4, 0.25)
     >>> int(chosen[:8].sum()), int(chosen[8:].sum())

@@ -1,4 +1,4 @@
-"""A text as one stream of tokens, for language models, and tokens as text again."""
+"""Conversion between text and one stream of tokens, for language models."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -27,7 +27,7 @@ class Characters:
 
     @staticmethod
     def train(text: str) -> dict[str, Any]:
-        """What is known of a text, as plain JSON values."""
+        """The metadata of a training text, as plain JSON values."""
         return {"vocabulary": "".join(sorted(set(text)))}
 
     def __len__(self) -> int:
@@ -42,16 +42,16 @@ class Characters:
         return encode(text, self._vocabulary)
 
     def ends(self, text: str) -> np.ndarray:
-        """How many characters of the text each of its tokens and all before it cover, ``[N]``."""
+        """The number of characters of the text up to the end of each token, ``[N]``."""
         return np.arange(1, len(text) + 1)
 
     def decode(self, tokens: Iterator[int], given: np.ndarray) -> Iterator[str]:
-        """The text of tokens, piece by piece, after tokens that were given before them."""
+        """Decodes tokens piece by piece, as the continuation of the tokens in ``given``."""
         return (self._vocabulary[token] for token in tokens)
 
 
 class _Trained:
-    """Tokens of a :class:`lstm_jax.data.tokens.Tokenizer`."""
+    """Base class for tokens of a :class:`lstm_jax.data.tokens.Tokenizer`."""
 
     kind = ""
 
@@ -60,7 +60,7 @@ class _Trained:
 
     @classmethod
     def train(cls, text: str, vocabulary_size: int) -> dict[str, Any]:
-        """What is known of a text, as plain JSON values: the tokenizer trained on it."""
+        """The metadata of a text, as plain JSON values: the tokenizer trained on it."""
         lines = text.splitlines(keepends=True)
         tokenizer = Tokenizer.train(lines, kind=cls.kind, vocabulary_size=vocabulary_size)
         return {"tokenizer": tokenizer.to_json()}
@@ -86,7 +86,7 @@ class Words(_Trained):
     excluded = (PAD, UNKNOWN, START)
 
     def encode(self, text: str) -> np.ndarray:
-        """As :meth:`Characters.encode`; no word is an error."""
+        """As :meth:`Characters.encode`; unknown words are not an error."""
         ends = np.array([END], np.int32)
         parts = [part for ids in self._tokenizer.encode(text.split("\n")) for part in (ids, ends)]
         return np.concatenate(parts[:-1])
@@ -113,7 +113,7 @@ class Words(_Trained):
 
 
 class Subwords(_Trained):
-    """Byte-pair encoding of a whole text; no text is unknown, and decoding gives it exactly.
+    """Byte-pair encoding; it can encode any text, and decoding restores the text exactly.
 
     >>> codec = Subwords(Subwords.train("the cat, the dog.", vocabulary_size=262))
     >>> tokens = codec.encode("the dög")
@@ -125,7 +125,7 @@ class Subwords(_Trained):
     excluded = (PAD, UNKNOWN, START, END)
 
     def encode(self, text: str) -> np.ndarray:
-        """As :meth:`Characters.encode`; no text is an error."""
+        """As :meth:`Characters.encode`; any text can be encoded."""
         return self._tokenizer.encode([text])[0]
 
     def ends(self, text: str) -> np.ndarray:
@@ -133,9 +133,9 @@ class Subwords(_Trained):
         return np.array([end for _, end in self._tokenizer.spans(text)])
 
     def decode(self, tokens: Iterator[int], given: np.ndarray) -> Iterator[str]:
-        """As :meth:`Characters.decode`; a token that ends within a character waits for the rest."""
+        """As :meth:`Characters.decode`; output waits until a character is complete."""
         ids = [int(token) for token in given[-1:]]
-        done = len(ids)  # of these, the text is written; they decide about a space before the rest
+        done = len(ids)  # already decoded; they determine whether a space follows
         for token in tokens:
             ids.append(token)
             text = self._tokenizer.decode(ids)
@@ -147,4 +147,4 @@ class Subwords(_Trained):
 
 
 CODECS: dict[str, Any] = {"characters": Characters, "words": Words, "subwords": Subwords}
-"""How a text becomes tokens, by the name that a config gives as ``data.tokens``."""
+"""The kinds of tokens, by their name in a config (key ``data.tokens``)."""

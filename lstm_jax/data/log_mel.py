@@ -1,4 +1,4 @@
-"""Logarithms of mel filter energies: what models of speech read."""
+"""Log-mel features: the inputs of speech models."""
 
 import functools
 from collections.abc import Sequence
@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-FLOOR = 1e-8  # energy of silence; samples lie between -1 and 1
-SHORTEST = 8000  # samples are padded to it or a larger power of two of it: few programs
+FLOOR = 1e-8  # energy of silence; samples are between -1 and 1
+SHORTEST = 8000  # samples are padded to SHORTEST * 2**n, so that few programs are compiled
 
 
 def hz_to_mel(frequencies: np.ndarray | float) -> np.ndarray:
@@ -24,7 +24,7 @@ def hz_to_mel(frequencies: np.ndarray | float) -> np.ndarray:
 
     References:
       Malcolm Slaney, "Auditory Toolbox, version 2", Technical Report 1998-010, Interval Research,
-      1998; as librosa has it.
+      1998; as implemented in librosa.
     """
     hz = np.asarray(frequencies, np.float64)
     above = 15 + 27 * np.log(np.maximum(hz, 1000) / 1000) / np.log(6.4)
@@ -44,11 +44,11 @@ def mel_to_hz(mels: np.ndarray | float) -> np.ndarray:
 def mel_filters(rate: int, size: int, bands: int) -> np.ndarray:
     """Triangular filters over the frequencies of a discrete Fourier transform.
 
-    Band m rises from the edge f_m to f_{m+1} and falls to f_{m+2}, edges equally spaced on the
-    mel scale between 0 and half the rate; each has the area 1 over frequency in Hz.
+    Band m rises from the edge f_m to f_{m+1} and falls to f_{m+2}. The edges are equally spaced on
+    the mel scale between 0 and half the rate. Each filter has area 1 over frequency in Hz.
 
     Args:
-      rate: samples a second.
+      rate: samples per second.
       size: samples of the transform.
       bands: M.
 
@@ -66,7 +66,7 @@ def mel_filters(rate: int, size: int, bands: int) -> np.ndarray:
 
 
 def frame_count(samples: int, window: int, hop: int) -> int:
-    """How many frames there are in so many samples; at least one.
+    """The number of frames in a number of samples; at least one.
 
     >>> frame_count(800, window=400, hop=160)
     3
@@ -78,7 +78,7 @@ def frame_count(samples: int, window: int, hop: int) -> int:
 def log_mel(
     samples: jax.Array, *, rate: int, bands: int = 80, window: int = 400, hop: int = 160
 ) -> jax.Array:
-    """The logarithm of each band's energy in each frame.
+    """The logarithm of the energy of each band in each frame.
 
     ::
 
@@ -86,12 +86,12 @@ def log_mel(
         y_tm = log(E_tm + 1e-8)
 
     with w the periodic Hann window, N its length rounded up to a power of two and F the
-    :func:`mel_filters`.  A frame has whole windows only: frame t does not depend on samples from
-    ``t hop + window`` on.
+    :func:`mel_filters`.  Each frame covers exactly one window: frame t does not depend on samples
+    from ``t hop + window`` on.
 
     Args:
-      samples: from -1 to 1, float32 ``[..., N]``; fewer than a window are padded with zeros.
-      rate: samples a second.
+      samples: from -1 to 1, float32 ``[..., N]``; padded with zeros if shorter than a window.
+      rate: samples per second.
       bands: M.
       window: samples of a frame.
       hop: samples from one frame to the next.
@@ -125,7 +125,7 @@ def log_mels(
 ) -> list[np.ndarray]:
     """:func:`log_mel` of recordings of different lengths, each ``[T_n, M]``.
 
-    Samples are padded to a few lengths, so that few programs are compiled.
+    Samples are padded to one of a few lengths, so that few programs are compiled.
     """
     found = []
     for samples in recordings:

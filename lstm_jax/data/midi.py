@@ -10,17 +10,17 @@ import numpy as np
 from lstm_jax.errors import UserError, expect, first_line
 
 LOWEST, PITCHES = 21, 88
-"""The MIDI number of the lowest pitch, A0, and how many pitches a piano has."""
+"""The MIDI number of the lowest pitch, A0, and the number of pitches of a piano."""
 
-MAX_FRAMES = 1_000_000  # of one file: a damaged one may claim to last for years
-TICKS = 120  # a frame, in the files written here
+MAX_FRAMES = 1_000_000  # of one file: a damaged file may claim a duration of years
+TICKS = 120  # per frame, in the files written here
 VELOCITY = 80
-PERCUSSION = 9  # this channel's numbers are instruments, not pitches
+PERCUSSION = 9  # the numbers of this channel are instruments, not pitches
 NAMES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
 
 
 class Note(NamedTuple):
-    """A pitch that sounds from one frame up to another.
+    """A pitch that sounds from ``start`` up to, but not including, ``end``.
 
     Attributes:
       start: its first frame.
@@ -37,7 +37,7 @@ class Note(NamedTuple):
 
 
 def pitch_name(pitch: int) -> str:
-    """The name of a column of a piano roll, octaves as in scientific pitch notation.
+    """The name of a piano roll's column, in scientific pitch notation.
 
     >>> pitch_name(0), pitch_name(39), pitch_name(87)
     ('A0', 'C4', 'C8')
@@ -47,9 +47,9 @@ def pitch_name(pitch: int) -> str:
 
 
 def notes_of(roll: np.ndarray) -> list[Note]:
-    """The notes of a piano roll ``[T, 88]``, by start and pitch.
+    """The notes of a piano roll ``[T, 88]``, sorted by start and pitch.
 
-    A roll does not show where a note is struck again: a pitch in successive frames is one note.
+    A roll does not show repeated notes: a pitch in successive frames is one note.
 
     >>> roll = np.zeros((3, 88), np.uint8)
     >>> roll[:2, 39] = roll[2, 51] = 1
@@ -58,20 +58,20 @@ def notes_of(roll: np.ndarray) -> list[Note]:
     """
     silence = np.zeros((1, roll.shape[1]), np.int8)
     change = np.diff(roll.astype(np.int8), axis=0, prepend=silence, append=silence)
-    pitches, starts = np.nonzero(change.T == 1)  # pitch by pitch, both in the order of time
+    pitches, starts = np.nonzero(change.T == 1)  # pitch by pitch, both in time order
     _, ends = np.nonzero(change.T == -1)
     return sorted(map(Note, starts.tolist(), ends.tolist(), pitches.tolist()))
 
 
 def read_midi(path: str | pathlib.Path, frames_per_beat: int) -> np.ndarray:
-    """The pitches that sound in each frame of a MIDI file, uint8 ``[T, 88]``.
+    """The piano roll of a MIDI file: the pitches that sound in each frame, uint8 ``[T, 88]``.
 
-    All tracks and channels together, but for percussion.  Starts and ends of notes are rounded to
-    whole frames; a note lasts for at least one.  A beat is a quarter note.
+    All tracks and channels are merged; percussion is ignored. Starts and ends of notes are rounded
+    to whole frames; a note lasts at least one frame. A beat is a quarter note.
 
     Args:
       path: the file.
-      frames_per_beat: the grid of time.
+      frames_per_beat: the time resolution.
 
     Raises:
       UserError: the file is missing, is not a MIDI file, measures time in seconds, has no notes,
@@ -89,7 +89,7 @@ def read_midi(path: str | pathlib.Path, frames_per_beat: int) -> np.ndarray:
     try:
         with path.open("rb") as content:
             file, rest = mido.MidiFile(file=content), content.read(4)
-    except Exception as error:  # a damaged file makes mido raise many kinds
+    except Exception as error:  # mido raises many kinds of errors for damaged files
         what = first_line(error)
         raise UserError(f"{path}: not a MIDI file, or a damaged one ({what})") from error
     beats = "a MIDI file of type 0 or 1 with a number of ticks for each beat"
@@ -114,7 +114,7 @@ def read_midi(path: str | pathlib.Path, frames_per_beat: int) -> np.ndarray:
 
 
 def _frame(tick: int, frames_per_beat: int, ticks_per_beat: int) -> int:
-    """The frame nearest to a tick, in whole numbers: a damaged file can hold enormous ones."""
+    """The frame nearest to a tick, in exact integers: a damaged file can hold enormous ones."""
     return (2 * tick * frames_per_beat + ticks_per_beat) // (2 * ticks_per_beat)
 
 
@@ -126,7 +126,7 @@ def _sounding(messages: Any) -> Iterator[tuple[int, int, int]]:
         if message.type not in ("note_on", "note_off") or message.channel == PERCUSSION:
             continue
         key = message.channel, message.note
-        if key in started:  # a pitch struck anew ends the note before
+        if key in started:  # a repeated pitch ends its previous note
             yield started.pop(key), tick, message.note
         if message.type == "note_on" and message.velocity:
             started[key] = tick
@@ -135,13 +135,13 @@ def _sounding(messages: Any) -> Iterator[tuple[int, int, int]]:
 
 
 def midi_bytes(roll: np.ndarray, frames_per_beat: int, tempo: float, program: int = 0) -> bytes:
-    """A piano roll as a MIDI file of one track.
+    """A piano roll as a MIDI file with one track.
 
     Args:
       roll: booleans or 0 and 1, ``[T, 88]``.
-      frames_per_beat: how many frames a quarter note lasts.
-      tempo: beats a minute.
-      program: General MIDI's number of the instrument, from 0; 0 is a grand piano.
+      frames_per_beat: the number of frames per quarter note.
+      tempo: beats per minute.
+      program: the instrument's number in General MIDI, from 0; 0 is a grand piano.
 
     >>> import tempfile
     >>> roll = np.zeros((4, 88), np.uint8)

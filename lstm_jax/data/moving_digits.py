@@ -31,8 +31,8 @@ class MovingDigits(NamedTuple):
     Attributes:
       frames: uint8 ``[N, T, size, size, 1]``.
       labels: the digits of each video, int32 ``[N, digits]``.
-      angles: the direction in which each digit sets out, in radians from the right towards the
-        top; float64 ``[N, digits]``.
+      angles: the initial direction of each digit, in radians, 0 to the right and π / 2 upwards;
+        float64 ``[N, digits]``.
     """
 
     frames: np.ndarray
@@ -86,19 +86,19 @@ def moving_digits(
 ) -> MovingDigits:
     """Videos of digits that move at a constant speed in a random direction and bounce.
 
-    Where digits overlap, a pixel has the larger of their values.
+    If digits overlap, a pixel has the larger of their values.
 
     Args:
-      digits: those to choose from.
-      rng: decides which digits, where they begin and in which direction they set out.
+      digits: the digits to choose from.
+      rng: determines the digits, their initial positions and directions.
       count: N.
       num_frames: T.
-      num_digits: how many digits a frame has.
+      num_digits: the number of digits in a frame.
       size: height and width of a frame, in pixels.
-      speed: pixels a frame.
+      speed: pixels per frame.
 
     Raises:
-      UserError: a frame is not larger than a digit, or there is no digit.
+      UserError: a frame is not larger than a digit, or there are no digits.
 
     Example:
       >>> digits = Digits(np.full((1, 28, 28), 255, np.uint8), np.array([7]))
@@ -118,7 +118,7 @@ def moving_digits(
     first = rng.uniform(0, room, (*shape, 2))  # row and column of a digit's corner
     velocity = speed * np.stack([-np.sin(angles), np.cos(angles)], -1)
     times = np.arange(num_frames)[:, None]
-    # A path that is reflected at 0 and at room is a straight one, folded.
+    # A path that is reflected at 0 and at room is a folded straight path.
     straight = first[:, :, None] + velocity[:, :, None] * times
     corners = np.rint(room - np.abs(straight % (2 * room) - room)).astype(int)
     frames = np.zeros((count, num_frames, size, size, 1), np.uint8)

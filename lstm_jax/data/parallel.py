@@ -16,10 +16,11 @@ from lstm_jax.errors import UserError, expect
 def read_lines(path: str | pathlib.Path) -> list[str]:
     """The lines of a UTF-8 text file, plain or compressed by gzip, without their line ends.
 
-    Only line feeds end a line, so that a file has as many lines as other programs count.
+    Only line feeds end a line, so that line numbers agree with those of other programs.
 
     Raises:
-      UserError: the file is missing, empty, a broken gzip file, or not UTF-8 (with the line).
+      UserError: the file is missing, empty, a damaged gzip file, or not UTF-8 (the message gives
+        the line).
 
     >>> read_lines("/no/such/file.en.gz")
     Traceback (most recent call last):
@@ -56,8 +57,8 @@ def read_parallel(
     """The lines of two files that are translations of each other, line by line.
 
     Raises:
-      UserError: the files have different numbers of lines, a line of one is empty and its
-        counterpart is not, or as in :func:`read_lines`.
+      UserError: the files have different numbers of lines, only one line of a pair is empty, or as
+        in :func:`read_lines`.
     """
     pair = read_lines(source), read_lines(target)
     numbers = f"{source}: {len(pair[0])} lines, {target}: {len(pair[1])} lines"
@@ -72,19 +73,19 @@ def read_parallel(
 
 
 def least_padding(lengths: np.ndarray, buckets: int) -> tuple[int, ...]:
-    """The bounds to which sequences are padded so that the padded lengths add up to the least.
+    """The bucket bounds that minimise the total padded length of sequences.
 
-    By dynamic programming: with n_j sequences no longer than the j-th length l_j, the first j
-    lengths in k buckets cost::
+    They are found by dynamic programming. With n_j sequences no longer than the j-th length l_j,
+    the cost of the first j lengths in k buckets is::
 
         C_k(j) = min_{i < j} C_{k-1}(i) + (n_j - n_i) l_j
 
     Args:
       lengths: integers ``[N]``.
-      buckets: the number of bounds, or fewer where there are fewer lengths.
+      buckets: the largest number of bounds; there are fewer if there are fewer lengths.
 
     Returns:
-      The bounds in rising order; the last is the longest length.
+      The bounds in increasing order; the last is the longest length.
 
     >>> least_padding(np.array([3, 3, 4, 5, 9, 20]), buckets=3)
     (5, 9, 20)
@@ -120,8 +121,8 @@ def bucketed_pairs(
       sources: integers ``[S_n]`` of N pairs.
       targets: integers ``[T_n]``.
       batch_size: B, at most N.
-      buckets: the number of buckets, or fewer where lengths hardly differ.
-      seed: decides the order, another one each epoch.
+      buckets: the largest number of buckets; there are fewer if lengths hardly differ.
+      seed: determines the order, which differs in each epoch.
 
     Returns:
       An endless data set of batches: ``source`` and ``target``, int32 ``[B, L]`` with padding past

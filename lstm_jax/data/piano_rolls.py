@@ -23,12 +23,12 @@ NAMED_MUSIC = {
     "jsb_16th": "jsb_chorales/jsb-chorales-16th.json",
     "nottingham": "poly_music/Nottingham.mat",
 }
-"""Registered files by the name that a config gives them."""
+"""Registered files by their name in a config."""
 
 SPLITS = ("train", "validation", "test")
 MAT_NAMES = ("traindata", "validdata", "testdata")
 BYTES = {1: 1, 2: 1, 3: 2, 4: 2, 5: 4, 6: 4, 7: 4, 9: 8, 12: 8, 13: 8}
-"""Of a number of each type of element in a MATLAB file."""
+"""The size of a number, by type of element in a MATLAB file."""
 
 FOLDER_NAMES = ("train", "valid", "test")
 
@@ -37,8 +37,8 @@ class Piece(NamedTuple):
     """A piece of music.
 
     Attributes:
-      name: its file, or its place in a file.
-      roll: which pitch sounds in which frame, uint8 ``[T, 88]``.
+      name: its file, or its position in a file.
+      roll: the pitches that sound in each frame, uint8 ``[T, 88]``.
 
     >>> Piece("tune.mid", np.zeros((16, 88), np.uint8)).roll.shape
     (16, 88)
@@ -51,21 +51,21 @@ class Piece(NamedTuple):
 def read_collection(
     path: str | pathlib.Path, frames_per_beat: int, held_out: float
 ) -> dict[str, list[Piece]]:
-    """The pieces for training, validation and test of a collection.
+    """The training, validation and test pieces of a collection.
 
     A ``.mat`` file holds piano rolls in ``traindata``, ``validdata`` and ``testdata``, each a cell
     array of matrices ``[T, 88]``; a ``.json`` file has lists ``train``, ``valid`` and ``test`` of
-    pieces, each a list of frames of MIDI numbers (negative for a rest).  Of a folder of MIDI files
-    the subfolders train, valid and test are the splits; where there are none, the files are dealt
-    out at random, always in the same way.
+    pieces, each a list of frames of MIDI numbers (negative for a rest).  In a folder of MIDI files,
+    the subfolders train, valid and test are the splits; without them, the files are assigned at
+    random, reproducibly.
 
     Args:
       path: the file or folder.
-      frames_per_beat: the grid of time of MIDI files.
-      held_out: share of a folder's files for validation, and as many for the test.
+      frames_per_beat: the time resolution of MIDI files.
+      held_out: the fraction of a folder's files for validation, and the same number for the test.
 
     Raises:
-      UserError: the path is missing, empty, of another kind or broken, or a split has no pieces.
+      UserError: the path is missing, empty, not supported or damaged, or a split has no pieces.
 
     >>> read_collection("/no/such/folder", 4, 0.1)
     Traceback (most recent call last):
@@ -86,11 +86,11 @@ def read_pieces(path: str | pathlib.Path, frames_per_beat: int) -> list[Piece]:
     """The pieces of a MIDI file or folder, or the test pieces of a collection.
 
     Args:
-      path: a MIDI file or a folder of such, or a ``.mat`` or ``.json`` file.
-      frames_per_beat: the grid of time of MIDI files.
+      path: a MIDI file, a folder of MIDI files, or a ``.mat`` or ``.json`` file.
+      frames_per_beat: the time resolution of MIDI files.
 
     Raises:
-      UserError: as :func:`read_collection` and :func:`lstm_jax.data.read_midi`.
+      UserError: as in :func:`read_collection` and :func:`lstm_jax.data.read_midi`.
 
     >>> read_pieces("/no/such/tune.mid", 4)
     Traceback (most recent call last):
@@ -109,7 +109,7 @@ def _midi_piece(path: pathlib.Path, frames_per_beat: int) -> Piece:
 
 
 def _midi_files(folder: pathlib.Path) -> list[pathlib.Path]:
-    """All MIDI files below a folder, in the order of their names."""
+    """All MIDI files in a folder and its subfolders, sorted by name."""
     found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".mid", ".midi"))
     expect(found, f"{folder}", "a folder with .mid or .midi files", "none")
     return found
@@ -135,10 +135,11 @@ def _read_folder(
 
 
 def read_mat(path: str | pathlib.Path) -> dict[str, list[Piece]]:
-    """The piano rolls of a MATLAB file with their split; see :func:`read_collection`.
+    """The piano rolls of a MATLAB file by split; see :func:`read_collection`.
 
     Raises:
-      UserError: the file is missing or broken, lacks a variable, or holds something else in it.
+      UserError: the file is missing or damaged, or a variable is missing or not a cell array of
+        piano rolls.
 
     References:
       Nicolas Boulanger-Lewandowski, Yoshua Bengio, Pascal Vincent, "Modeling Temporal Dependencies
@@ -158,7 +159,7 @@ def read_mat(path: str | pathlib.Path) -> dict[str, list[Piece]]:
         content = path.read_bytes()
         _check_elements(content)
         found = scipy.io.loadmat(io.BytesIO(content), variable_names=MAT_NAMES)
-    except Exception as error:  # a damaged file makes scipy raise many kinds
+    except Exception as error:  # scipy raises many kinds of errors for damaged files
         what = first_line(error)
         raise UserError(f"{path}: not a MATLAB file up to version 7 ({what})") from error
     pieces = {}
@@ -175,9 +176,9 @@ def read_mat(path: str | pathlib.Path) -> dict[str, list[Piece]]:
 
 
 def _check_elements(content: bytes) -> None:
-    """Raises where a MATLAB file is not a row of whole variables; scipy can crash on one."""
+    """Raises an error if a MATLAB file has incomplete variables, on which scipy can crash."""
     order = {b"IM": "<", b"MI": ">"}.get(content[126:128])
-    if order is None:  # files of level 4 have no mark
+    if order is None:  # files of level 4 have no byte-order mark
         return
     for kind, data in _elements(content[128:], order):
         if kind == 15:
@@ -190,7 +191,7 @@ def _check_elements(content: bytes) -> None:
 
 
 def _elements(content: bytes, order: str) -> Iterator[tuple[int, bytes]]:
-    """Type and content of each data element, compressed ones (15) without padding."""
+    """The type and content of each data element; compressed elements (15) have no padding."""
     place = 0
     while place < len(content):
         kind, size = struct.unpack_from(f"{order}II", content.ljust(place + 8), place)
@@ -204,7 +205,7 @@ def _elements(content: bytes, order: str) -> Iterator[tuple[int, bytes]]:
 
 
 def _check_matrix(data: bytes, order: str) -> None:
-    """Raises where a matrix lacks a part, or a cell array has other cells than its sizes say."""
+    """Raises an error if a matrix is incomplete, or a cell array does not match its sizes."""
     (first, flags), (second, sizes), (third, _), *parts = _elements(data, order)
     if (first, len(flags), second, third) != (6, 8, 5, 1):
         raise ValueError("a variable without flags, sizes and a name")
@@ -235,10 +236,11 @@ def _checked(matrix: Any, where: str) -> np.ndarray:
 
 
 def read_json(path: str | pathlib.Path) -> dict[str, list[Piece]]:
-    """The frames of pitches of a JSON file with their split; see :func:`read_collection`.
+    """The piano rolls of a JSON file by split; see :func:`read_collection`.
 
     Raises:
-      UserError: the file is missing or not JSON, lacks a split, or a pitch is outside a piano's.
+      UserError: the file is missing or not JSON, a split is missing, or a pitch is outside the
+        piano's range.
 
     >>> read_json("/no/such/file.json")
     Traceback (most recent call last):
@@ -281,17 +283,17 @@ def roll_windows(
 ) -> grain.MapDataset:
     """Windows of pieces for truncated backpropagation through time.
 
-    Each lane reads all pieces one after another, in an order of its own, again and again; batch k
-    holds its frames from ``k * window`` on.  So each row of a batch continues the same row of the
-    batch before.  Each time a piece is read, it is shifted by a random number of semitones, as far
-    as the piano reaches.
+    Each lane repeatedly reads all pieces, one after another, in its own order. Batch k holds the
+    lane's frames from ``k * window`` on, so each row of a batch continues the same row of the
+    previous batch. Each time a piece is read, it is transposed by a random number of semitones
+    within the range of the piano.
 
     Args:
       rolls: the pieces, uint8 ``[T, 88]`` each.
       lanes: B, the rows of a batch.
       window: W, the frames of a row.
       transpose: the largest shift in semitones, up or down.
-      seed: decides orders and shifts.
+      seed: determines the orders and the shifts.
 
     Returns:
       An endless data set of batches: ``frames``, float32 ``[B, W, 88]``, and ``start``, bool
@@ -305,12 +307,12 @@ def roll_windows(
     frames, lengths = np.concatenate(rolls), np.array([len(roll) for roll in rolls])
     first = np.cumsum(lengths) - lengths
     sounding = [np.flatnonzero(roll.any(0)) for roll in rolls]
-    # How far each piece can be moved down and up; a silent one stays where it is.
+    # The range of shifts for each piece; a silent piece is not shifted.
     room = np.array([(p[0], PITCHES - 1 - p[-1]) if p.size else (0, 0) for p in sounding])
     down, up = np.minimum(room, transpose).T
 
     def epoch(lane: int, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """The order of the pieces, and the shift of each place in it."""
+        """The order of the pieces, and the shift at each position in this order."""
         rng = np.random.default_rng((seed, lane, number))
         order = rng.permutation(len(rolls))
         return order, rng.integers(-down[order], up[order] + 1)
@@ -326,7 +328,9 @@ def roll_windows(
             step[inside] = offsets[inside] - (ends - lengths[order])[at]
             place[inside] = first[order[at]] + step[inside]
             shift[inside] = shifts[at]
-        columns = (np.arange(PITCHES) - shift[:, None]) % PITCHES  # what wraps around is silent
+        columns = (
+            np.arange(PITCHES) - shift[:, None]
+        ) % PITCHES  # pitches that wrap around are silent
         return np.take_along_axis(frames[place], columns, 1), step == 0
 
     def batch(index: int) -> Batch:
@@ -340,9 +344,9 @@ def roll_windows(
 
 
 def frequencies(rolls: Sequence[np.ndarray]) -> np.ndarray:
-    """The share of frames in which each pitch sounds, ``[88]``.
+    """The fraction of frames in which each pitch sounds, ``[88]``.
 
-    ``(count + 1/2) / (frames + 1)``, so that nothing is impossible.
+    ``(count + 1/2) / (frames + 1)``, so that no probability is zero.
 
     >>> frequencies([np.ones((3, 88), np.uint8)])[0]
     np.float64(0.875)
@@ -352,9 +356,9 @@ def frequencies(rolls: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def transitions(rolls: Sequence[np.ndarray]) -> np.ndarray:
-    """How likely each pitch is to sound after a frame without it and with it, ``[2, 88]``.
+    """The probability that each pitch sounds after a frame without it and with it, ``[2, 88]``.
 
-    Each pitch is a Markov chain of its own; smoothed as in :func:`frequencies`.
+    Each pitch is a separate Markov chain, smoothed as in :func:`frequencies`.
 
     >>> transitions([np.ones((4, 88), np.uint8)])[:, 0].tolist()
     [0.5, 0.875]

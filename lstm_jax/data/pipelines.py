@@ -1,7 +1,7 @@
-"""Grain pipelines: endless batches, each a pure function of its number and a seed.
+"""Grain pipelines: endless batches, each a pure function of its index and a seed.
 
-A pipeline's place is the number of the next batch, so that an iterator's state is small,
-is part of a checkpoint, and finds its place again at once.
+The state of an iterator is the index of the next batch. It is therefore small enough for a
+checkpoint, and restoring it is immediate.
 """
 
 import functools
@@ -14,26 +14,26 @@ Batch = Mapping[str, np.ndarray]
 
 
 def stream_windows(tokens: np.ndarray, lanes: int, window: int, seed: int) -> grain.MapDataset:
-    """Windows of a text for truncated backpropagation through time.
+    """Windows of a token stream for truncated backpropagation through time.
 
-    The text is laid out in ``lanes`` equal parts; batch k holds the k-th window of each, so
-    that each row of a batch goes on where the same row of the batch before it stopped.  Each
-    epoch begins at another, random place of the text, taken as a ring, so that windows are
-    not cut at the same characters again.
+    The text is divided into ``lanes`` equal parts. Batch k holds the k-th window of each part, so
+    each row of a batch continues the same row of the previous batch. Each epoch treats the text as
+    a ring and starts at a new random position, so that windows are not cut at the same characters
+    again.
 
     Args:
       tokens: int32 ``[N]``.
       lanes: B, the rows of a batch.
       window: T, the length of a row.
-      seed: decides where epochs begin.
+      seed: determines where epochs start.
 
     Returns:
       An endless data set of batches: ``inputs`` and ``targets`` (the inputs one step later),
       int32 ``[B, T]``, and ``start``, bool ``[B]``, true in the first batch of an epoch,
-      where no row goes on from the one before.
+      where no row continues a previous one.
 
     Raises:
-      ValueError: the text is too short for one window a lane.
+      ValueError: the text is too short for one window per lane.
 
     >>> batches = stream_windows(np.arange(13), lanes=2, window=3, seed=0)
     >>> batches[0]["inputs"].shape, (batches[1]["inputs"][:, 0] == batches[0]["targets"][:, -1])
@@ -63,20 +63,20 @@ def stream_windows(tokens: np.ndarray, lanes: int, window: int, seed: int) -> gr
 def sliding_windows(
     series: np.ndarray, window: int, horizon: int, batch_size: int, seed: int
 ) -> grain.MapDataset:
-    """Every stretch of a series in random order, cut into past and future.
+    """All windows of a series in random order, each split into past and future.
 
     Args:
       series: ``[rows, C]``.
-      window: W, how many rows of the past an example shows.
-      horizon: F, how many rows after them it asks for.
+      window: W, the number of past rows in an example.
+      horizon: F, the number of future rows in an example.
       batch_size: B.
-      seed: decides the order, another one each epoch.
+      seed: determines the order, which differs in each epoch.
 
     Returns:
       An endless data set of batches: ``past`` ``[B, W, C]`` and ``future`` ``[B, F, C]``.
 
     Raises:
-      ValueError: the series is shorter than one stretch.
+      ValueError: the series is shorter than one example.
 
     >>> batches = sliding_windows(np.arange(9.0)[:, None], 4, 2, batch_size=3, seed=0)
     >>> batches[0]["past"].shape, batches[0]["future"].shape
@@ -99,10 +99,10 @@ def sliding_windows(
 
 
 def shuffled(arrays: Batch, batch_size: int, seed: int) -> grain.MapDataset:
-    """The rows of some arrays in random order, another one each epoch.
+    """The rows of some arrays in random order, which differs in each epoch.
 
     Args:
-      arrays: arrays with one row an example, as many rows each.
+      arrays: arrays with one row per example, all with the same number of rows.
       batch_size: B.
       seed: decides the order.
 
@@ -121,7 +121,9 @@ def shuffled(arrays: Batch, batch_size: int, seed: int) -> grain.MapDataset:
 
     def batch(index: int, _: int) -> Batch:
         number, begin = divmod(index * batch_size, rows)
-        epochs = range(number, number + -(-(begin + batch_size) // rows))  # of this batch's rows
+        epochs = range(
+            number, number + -(-(begin + batch_size) // rows)
+        )  # the epochs of this batch's rows
         chosen = np.concatenate([epoch(n) for n in epochs])[begin : begin + batch_size]
         return {name: array[chosen] for name, array in arrays.items()}
 
@@ -129,9 +131,9 @@ def shuffled(arrays: Batch, batch_size: int, seed: int) -> grain.MapDataset:
 
 
 def length_bounds(longest: int) -> tuple[int, ...]:
-    """The few lengths to which sequences are padded: 4, 8, 16, ... up to ``longest``.
+    """The lengths to which sequences are padded: 4, 8, 16, ... up to ``longest``.
 
-    Each asks for a program of its own, which takes seconds to compile.
+    Each length needs a separate program, which takes seconds to compile.
 
     >>> length_bounds(20)
     (4, 8, 16, 32)
@@ -145,26 +147,26 @@ def length_bounds(longest: int) -> tuple[int, ...]:
 def bucketed(
     lengths: np.ndarray, bounds: Sequence[int], batch_size: int, seed: int
 ) -> grain.MapDataset:
-    """Which sequences of about the same length form a batch, in random order.
+    """Batches of sequences of similar length, in random order.
 
-    Each epoch shuffles the sequences and divides those of each bucket, whose lengths lie between
-    two bounds, into batches.  Those that are left over join the next longer bucket, and the last
-    batch is filled with random others, so that every sequence occurs in every epoch.  The lengths
-    of all batches in their order are the same for every seed: batches of several runs can be
-    stacked.
+    Each epoch shuffles the sequences and divides each bucket, the sequences with lengths between
+    two bounds, into batches. Sequences left over join the next longer bucket, and the last batch is
+    filled with random others, so that every sequence occurs in every epoch. The order of the batch
+    lengths is the same for every seed, so that batches of several runs can be stacked.
 
     Args:
-      lengths: of the sequences, integers ``[N]``.
-      bounds: rising lengths to which sequences are padded; the last is at least the longest.
+      lengths: the lengths of the sequences, integers ``[N]``.
+      bounds: increasing lengths to which sequences are padded; the last is at least the longest.
       batch_size: B, at most N.
-      seed: decides which sequences are together.
+      seed: determines which sequences form a batch.
 
     Returns:
       An endless data set of pairs: the sequences of a batch, positions ``[B]``, and the bound to
       which they are padded.
 
     Raises:
-      ValueError: there are fewer sequences than a batch, or one is longer than the last bound.
+      ValueError: there are fewer sequences than ``batch_size``, or one is longer than the last
+        bound.
 
     >>> rows, bound = bucketed(np.array([3, 9, 4, 12]), (4, 12), batch_size=2, seed=0)[0]
     >>> sorted(rows.tolist()), bound

@@ -1,4 +1,4 @@
-"""Public tables of series, by the name that a config gives them."""
+"""Public tables of time series, by their name in a config."""
 
 from collections.abc import Callable
 from typing import Any
@@ -101,4 +101,4 @@ PUBLIC_SERIES: dict[str, tuple[Callable[[], Any], SeriesColumns]] = {
         ),
     ),
 }
-"""A reader for each name, and which column is what."""
+"""A reader for each name, and the roles of the columns."""

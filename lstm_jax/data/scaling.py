@@ -1,4 +1,4 @@
-"""Standardisation of features, with moments that are plain values for a JSON file."""
+"""Standardisation of features; its moments are plain values for a JSON file."""
 
 import hashlib
 from collections.abc import Callable
@@ -39,20 +39,20 @@ def standardised(values: np.ndarray, scaling: Scaling) -> np.ndarray:
 def check_numbers(
     values: np.ndarray, scaling: Scaling, name: str, place: Callable[[int, int], str]
 ) -> None:
-    """Raises where a value does not survive standardisation in float32.
+    """Raises an error if a value cannot be standardised in float32.
 
-    That is a value outside float32's range or more than 1e15 deviations from the mean (the square
-    of a larger one can overflow in a sum), or one so far from the others of its column that
-    these become equal to each other.
+    Such a value is outside float32's range, more than 1e15 deviations from the mean (the square of
+    a larger one can overflow in a sum), or so far from the others in its column that rounding makes
+    these equal.
 
     Args:
       values: ``[rows, D]``.
       scaling: their scaling; no deviation is zero.
       name: the file, for the message.
-      place: the place of a row and column in the file, in words.
+      place: describes the position of a row and column in the file.
 
     Raises:
-      UserError: with the place of the value.
+      UserError: the message gives the position of the value.
 
     >>> scaling = {"mean": [0.0], "deviation": [1.0]}
     >>> check_numbers(np.array([[1e60]]), scaling, "a.csv", "row {}, column {}".format)
@@ -78,7 +78,7 @@ def check_numbers(
 
 
 def unscaled(values: np.ndarray, scaling: Scaling) -> np.ndarray:
-    """What :func:`standardised` standardised, as float64.
+    """The inverse of :func:`standardised`, in float64.
 
     >>> unscaled(np.array([[-2.0]]), {"mean": [2.0], "deviation": [0.5]}).tolist()
     [[1.0]]

@@ -20,12 +20,12 @@ class LabelledSequences(NamedTuple):
     """Sequences of different lengths, each with a label.
 
     Attributes:
-      xs: float32 or float64 ``[N, T, D]``, zero past each sequence's end.
+      xs: float32 or float64 ``[N, T, D]``, zero beyond the end of each sequence.
       lengths: int32 ``[N]``.
-      labels: int32 ``[N]``, positions in ``classes``; zeros where the file has no labels.
-      classes: the labels' names; empty where the file has no labels.
-      ids: the name of each sequence, ``[N]``; None to count from 1.
-      features: the names of the D columns; empty where the file names none.
+      labels: int32 ``[N]``, positions in ``classes``; zeros if the file has no labels.
+      classes: the names of the labels; empty if the file has no labels.
+      ids: the name of each sequence, ``[N]``; None numbers them from 1.
+      features: the names of the D columns; empty if the file has no names.
 
     >>> LabelledSequences(np.zeros((1, 3, 2)), np.array([2]), np.array([0]), ("a",)).xs.shape
     (1, 3, 2)
@@ -39,7 +39,7 @@ class LabelledSequences(NamedTuple):
     features: tuple[str, ...] = ()
 
     def rows(self, chosen: np.ndarray) -> "LabelledSequences":
-        """Some of the sequences, by booleans ``[N]`` or positions."""
+        """A subset of the sequences, chosen by booleans ``[N]`` or positions."""
         xs, lengths, labels = self.xs[chosen], self.lengths[chosen], self.labels[chosen]
         return self._replace(xs=xs, lengths=lengths, labels=labels, ids=self.names[chosen])
 
@@ -54,7 +54,7 @@ class LabelledSequences(NamedTuple):
         return self.xs[np.arange(self.xs.shape[1]) < self.lengths[:, None]]
 
     def place(self, step: int, dimension: int) -> str:
-        """Where a row of :attr:`steps` is, in words."""
+        """Describes the position of a row of :attr:`steps`."""
         ends = np.cumsum(self.lengths)
         row = int(np.searchsorted(ends, step, "right"))
         name = f"dimension {dimension}"
@@ -65,14 +65,14 @@ class LabelledSequences(NamedTuple):
 
 
 class SequenceColumns(NamedTuple):
-    """What the columns of a CSV file of sequences mean.
+    """The meaning of the columns of a CSV file of sequences.
 
     Attributes:
       id: the column whose value is the same in all rows of a sequence.
       label: the column with the sequence's label.
-      order: the column that orders the rows of a sequence, numbers or dates; empty for the order
-        of the file.
-      features: the columns of the inputs; empty for all others that hold numbers.
+      order: the column by which the rows of a sequence are sorted, numbers or dates; empty for the
+        order in the file.
+      features: the input columns; empty for all other columns of numbers.
 
     >>> SequenceColumns(order="t").id
     'id'
@@ -88,7 +88,7 @@ DEFAULT_COLUMNS = SequenceColumns()
 
 
 def last_of_each(labels: np.ndarray, fraction: float) -> np.ndarray:
-    """Booleans ``[N]``, true for the last rows of each label, a share ``fraction`` of them.
+    """Booleans ``[N]``, true for the last ``fraction`` of the rows of each label.
 
     >>> last_of_each(np.array([0, 1, 0, 1, 1]), 0.4).tolist()
     [False, False, True, False, True]
@@ -106,18 +106,17 @@ def read_sequences(
     classes: tuple[str, ...] = (),
     labelled: bool = True,
 ) -> LabelledSequences:
-    """Sequences from a .ts, CSV or .npz file, recognised by its name or else by its content.
+    """Sequences from a .ts, CSV or .npz file, recognised by its name or its content.
 
     Args:
       path: the file.
-      columns: what the columns of a CSV file mean.
+      columns: the meaning of the columns of a CSV file.
       classes: the names of the possible labels; empty for those of the file.  (A .ts file declares
         its classes itself.)
-      labelled: False to read sequences without labels; a CSV or .npz file may lack them, and they
-        are ignored.
+      labelled: False ignores labels; they may then be missing in a CSV or .npz file.
 
     Raises:
-      UserError: the file is missing, is of another kind, or is broken.
+      UserError: the file is missing, not supported, or damaged.
 
     >>> read_sequences("/no/such/file.csv")
     Traceback (most recent call last):
@@ -140,17 +139,17 @@ def read_sequences(
 def read_ts(path: str | pathlib.Path, labelled: bool = True) -> LabelledSequences:
     """A .ts file: multivariate sequences of different lengths with class labels.
 
-    Each data line holds one example: its dimensions separated by colons, each a list of numbers
-    separated by commas, then the label.  Steps in which every dimension is missing (``?``) at the
-    end of an example are padding and count as past its end.
+    Each data line holds one example: its dimensions, separated by colons, then the label. A
+    dimension is a list of numbers separated by commas. Steps at the end of an example in which
+    every dimension is missing (``?``) are padding.
 
     Args:
       path: the file.
-      labelled: False to accept a file that declares no class labels.
+      labelled: False accepts a file that declares no class labels.
 
     Raises:
-      UserError: the file is missing, declares no class labels, or a line does not fit what
-        the header declares (with the line's number).
+      UserError: the file is missing, declares no class labels, or a line does not match the header
+        (the message gives the line's number).
 
     >>> read_ts("/no/such/file.ts")
     Traceback (most recent call last):
@@ -221,7 +220,7 @@ def _float32(field: str, where: str) -> float:
 
 
 def _padded(examples: Sequence[np.ndarray], dtype: type) -> tuple[np.ndarray, np.ndarray]:
-    """Examples ``[T_n, D]`` as one array ``[N, T, D]`` with zeros past their ends, and lengths."""
+    """Examples ``[T_n, D]`` as one array ``[N, T, D]``, padded with zeros, and their lengths."""
     lengths = np.array([len(example) for example in examples], np.int32)
     xs = np.zeros((len(examples), int(lengths.max()), examples[0].shape[1]), dtype)
     for row, example in zip(xs, examples, strict=True):
@@ -232,13 +231,14 @@ def _padded(examples: Sequence[np.ndarray], dtype: type) -> tuple[np.ndarray, np
 def read_sequences_csv(
     path: str | pathlib.Path, columns: SequenceColumns, classes: tuple[str, ...], labelled: bool
 ) -> LabelledSequences:
-    """A CSV file with named columns and one row a step; arguments as for :func:`read_sequences`.
+    """A CSV file with named columns and a row per step; arguments as for :func:`read_sequences`.
 
-    The rows of a sequence have the same value in the id column and one label.  Sequences come in
-    the order of their first rows.
+    The rows of a sequence have the same id and the same label. Sequences are in the order of their
+    first rows.
 
     Raises:
-      UserError: the file is not CSV, lacks a column, or a row does not fit (with its line).
+      UserError: the file is not CSV, a column is missing, or a row is not valid (the message gives
+        its line).
     """
     names, *rows = read_rows(path)
     features = columns.features
@@ -254,7 +254,7 @@ def read_sequences_csv(
     if not features:
         others = [n for n in names if n not in (columns.id, columns.label, columns.order)]
         in_columns = dict(zip(names, zip(*rows, strict=True), strict=True))
-        # A column of 1,5 or nan is not left out: reading its numbers reports them.
+        # A column with 1,5 or nan is included, so that reading its numbers raises an error.
         features = tuple(n for n in others if any(map(resembles_number, in_columns[n])))
         expect(features, str(path), "columns of numbers besides the id and the label", "none")
     by_id: dict[str, list[int]] = {}
@@ -328,7 +328,7 @@ def read_npz(
     """A NumPy archive of ``xs`` ``[N, T, D]``, ``labels`` ``[N]``, and ``lengths`` ``[N]``.
 
     Labels are integers or strings.  Without ``lengths``, every sequence has T steps; with them,
-    what ``xs`` holds past a sequence's end is ignored.  Pickled objects are not read.
+    values of ``xs`` beyond the end of a sequence are ignored. Pickled objects are not read.
 
     Args:
       path: the file.
@@ -336,7 +336,7 @@ def read_npz(
       labelled: False to ignore labels, which may then be missing.
 
     Raises:
-      UserError: the file is missing or broken, or an array is missing or does not fit.
+      UserError: the file is missing or damaged, or an array is missing or not valid.
 
     >>> import tempfile
     >>> path = pathlib.Path(tempfile.mkdtemp()) / "a.npz"
@@ -374,15 +374,16 @@ def read_npz(
 def npz_arrays(
     path: str | pathlib.Path, names: Sequence[str], otherwise: str
 ) -> tuple[list[str], dict[str, np.ndarray]]:
-    """The members of a NumPy archive, and those of some arrays that it holds.
+    """The names of all members of a NumPy archive, and some of its arrays.
 
     Args:
       path: the file.
-      names: of the arrays to read.
-      otherwise: what the message says of another file.
+      names: the names of the arrays to read.
+      otherwise: the error message for a file that is not such an archive.
 
     Raises:
-      UserError: the file is not a whole archive, holds an array twice, or an array of objects.
+      UserError: the file is not an intact archive, or contains a duplicate array or an array of
+        objects.
     """
     try:
         with np.load(path) as file:
@@ -392,7 +393,7 @@ def npz_arrays(
             arrays = {name: file[f"{name}.npy"] for name in names if f"{name}.npy" in members}
         if not all(isinstance(array, np.ndarray) for array in arrays.values()):
             raise ValueError("bytes that are not an array")
-    except Exception as error:  # zipfile, its decompressors and NumPy have their own errors
+    except Exception as error:  # zipfile, decompressors and NumPy raise their own
         raise UserError(f"{path}: {otherwise} ({first_line(error)})") from error
     return members, arrays
 
@@ -400,7 +401,7 @@ def npz_arrays(
 def npz_lengths(
     path: str | pathlib.Path, arrays: dict[str, np.ndarray], rows: int, steps: int
 ) -> np.ndarray:
-    """The array ``lengths`` of an archive, int32 ``[rows]``; ``steps`` where there is none."""
+    """The array ``lengths`` of an archive, int32 ``[rows]``; all are ``steps`` if it is missing."""
     lengths = arrays.get("lengths", np.full(rows, steps))
     fits = lengths.shape == (rows,) and lengths.dtype.kind in "iu"
     fits = fits and lengths.min() >= 1 and lengths.max() <= steps

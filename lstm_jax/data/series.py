@@ -1,4 +1,4 @@
-"""Tables of time series: which column is what, regular time, gaps, and errors by line."""
+"""Tables of time series: roles of columns, regular time, gaps, and errors by line."""
 
 import bz2
 import dataclasses
@@ -26,12 +26,12 @@ MOST_WORDS = 32  # distinct values of a covariate of words
 
 @dataclasses.dataclass(frozen=True)
 class SeriesColumns:
-    """Which column of a table is what; names as in the table.
+    """The roles of a table's columns; names as in the table.
 
     Attributes:
       time: the time stamps.
-      ids: the columns that together name a series; none where the table holds one series a target.
-      targets: what is forecast; each is a series by itself.
+      ids: the columns that together identify a series; empty if there is one series per target.
+      targets: the columns to forecast; each is a separate series.
       past: covariates that are known up to the present.
       known: covariates that are known over the future as well.
       static: columns that are constant within a series.
@@ -56,12 +56,12 @@ class Series(NamedTuple):
     """A series on a regular grid of time.
 
     Attributes:
-      name: from the id columns and the target.
+      name: derived from the id columns and the target.
       times: a pandas index, ``[T]``.
       target: float64 ``[T]``, NaN where missing.
       covariates: by column ``[T]``: float64 with NaN, or strings with None.
       static: a number or a string by column.
-      lines: the line of the file that each row is in, 0 where the file has none, ``[T]``.
+      lines: the line of the file for each row, 0 if it is not in the file, ``[T]``.
       present: rows up to the present; later ones hold covariates that are known in advance.
     """
 
@@ -79,9 +79,9 @@ class SeriesTable(NamedTuple):
 
     Attributes:
       series: all of them.
-      frequency: of the time stamps, as pandas spells it; ``"step"`` for whole numbers.
-      columns: which column is what.
-      notes: what a reader should know: gaps, ignored columns.
+      frequency: the frequency of the time stamps in pandas notation; ``"step"`` for integers.
+      columns: the roles of the columns.
+      notes: messages for the user about gaps and ignored columns.
     """
 
     series: list[Series]
@@ -93,12 +93,12 @@ class SeriesTable(NamedTuple):
 def read_frame(path: str | pathlib.Path) -> Any:
     """A CSV or Parquet file as a ``pandas.DataFrame``; its index holds the lines.
 
-    Fields of a CSV file are separated by commas, semicolons or tabs, whichever its first line has
-    most of, and every line has as many.  In a file with semicolons, numbers may have a decimal
-    comma.  The file may be compressed: .gz, .bz2 or .xz.
+    The separator of a CSV file is the most frequent of comma, semicolon and tab in its first line,
+    and all lines have the same number of fields. In a file with semicolons, numbers may have a
+    decimal comma. The file may be compressed: .gz, .bz2 or .xz.
 
     Raises:
-      UserError: the file is missing, broken, empty, or names a column twice.
+      UserError: the file is missing, damaged or empty, or names a column twice.
 
     >>> read_frame("/no/such/file.csv")
     Traceback (most recent call last):
@@ -144,7 +144,7 @@ def _read_csv(path: pathlib.Path) -> Any:
 
 
 def names_of(text: str) -> tuple[str, ...]:
-    """The names in a list with commas.
+    """The names in a comma-separated list.
 
     >>> names_of("price, promotion")
     ('price', 'promotion')
@@ -153,11 +153,11 @@ def names_of(text: str) -> tuple[str, ...]:
 
 
 def choose_columns(frame: Any, columns: SeriesColumns, where: str) -> tuple[SeriesColumns, list]:
-    """Fills in what is not named, and checks what is.
+    """Guesses the columns that are not specified, and checks those that are.
 
     The time column is ``ds``, ``date`` or the like, or the first one; the id column is
-    ``unique_id`` if there is one; the target is ``y``, or the only other column of numbers.  Past
-    covariates named ``*`` are all columns that are nothing else: numbers, and words with few
+    ``unique_id`` if there is one; the target is ``y``, or the only other column of numbers.  ``*``
+    as past covariates stands for all columns without another role: numbers, and words with few
     distinct values.
 
     Returns:
@@ -197,9 +197,8 @@ def choose_columns(frame: Any, columns: SeriesColumns, where: str) -> tuple[Seri
 def parse_times(column: Any, time_zone: str, where: str) -> Any:
     """Time stamps of a column: a ``pandas.DatetimeIndex``, or an index of whole numbers.
 
-    Whole numbers such as 20240131 are dates.  Time stamps with different offsets are taken to UTC,
-    and from there to ``time_zone``, where that is given; time stamps without an offset are taken
-    to be in it.
+    Integers such as 20240131 are dates. Time stamps with different offsets are converted to UTC,
+    and then to ``time_zone``, if given. Time stamps without an offset are interpreted in this zone.
 
     Raises:
       UserError: a time stamp is missing or cannot be read, with its line.
@@ -247,9 +246,9 @@ def parse_times(column: Any, time_zone: str, where: str) -> Any:
 
 
 def to_numbers(column: Any, where: str) -> np.ndarray | None:
-    """A column as float64 with NaN where it is empty; None where it holds no number at all.
+    """A column as float64 with NaN for empty fields; None if it contains no numbers.
 
-    In a column of true and false alone, they are 1 and 0.
+    In a column that contains only true and false, these become 1 and 0.
 
     Raises:
       UserError: some values are numbers and others are words, or one is infinite; with its line.
@@ -288,9 +287,9 @@ def read_series(
 
     Args:
       frame: from :func:`read_frame`.
-      columns: which column is what; :func:`choose_columns` fills in the rest.
+      columns: the roles of the columns; :func:`choose_columns` guesses the rest.
       where: the file, for messages.
-      frequency: of the time stamps; inferred if empty.
+      frequency: the frequency of the time stamps; inferred if empty.
       time_zone: as for :func:`parse_times`.
 
     Raises:
@@ -430,13 +429,13 @@ class Encoding(NamedTuple):
     words: dict[str, list[str]]
 
     def width(self, name: str) -> int:
-        """How many numbers a column becomes."""
+        """The number of features that encode a column."""
         return len(self.words[name]) if name in self.words else 1
 
     def encode(self, name: str, values: np.ndarray) -> np.ndarray:
-        """A covariate as float32 ``[T, D]``: standardised, or a flag for each word; NaN if missing.
+        """A covariate, float32 ``[T, D]``: standardised, or one flag per word; NaN if missing.
 
-        A word that the training rows do not hold has no flag.
+        A word that does not occur in the training rows has no flag.
         """
         if name in self.words:
             flags = values[:, None] == np.array(self.words[name], object)
@@ -446,7 +445,7 @@ class Encoding(NamedTuple):
         return ((values.astype(float) - mean) / deviation).astype(np.float32)[:, None]
 
     def category(self, name: str, value: Any) -> int:
-        """The number of a static word: 0 where it is unknown, then 1, 2, ..."""
+        """The index of a static word: 1, 2, ..., or 0 if it is unknown."""
         words = self.words[name]
         return words.index(value) + 1 if value in words else 0
 
@@ -485,7 +484,7 @@ def encoding_of(table: SeriesTable, train: Sequence[int]) -> Encoding:
 
 
 def stacked(parts: Sequence[np.ndarray], rows: int) -> np.ndarray:
-    """Columns side by side, float32 ``[rows, D]``, also where there are none.
+    """Columns stacked side by side, float32 ``[rows, D]``; D can be 0.
 
     >>> stacked([], 3).shape
     (3, 0)

@@ -1,4 +1,4 @@
-"""Skeletons in motion: what a classifier reads of them, and how they are varied in training."""
+"""Skeleton motion: the features that a classifier reads, and augmentation in training."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from lstm_jax.data.skeletons import HIP, JOINTS
 
 
 def motion_features(joints: np.ndarray) -> np.ndarray:
-    """Positions and velocities of all joints but the hip's centre, which is the origin.
+    """Positions and velocities of all joints except the hip's centre, which is the origin.
 
     ``v_t = (p_{t+1} - p_{t-1}) / 2``, with the first and last positions repeated at the ends.
 
@@ -29,7 +29,7 @@ def motion_features(joints: np.ndarray) -> np.ndarray:
 
 
 def rotation(yaw: float, pitch: float) -> np.ndarray:
-    """The matrix ``[3, 3]`` of a turn about the vertical axis and then a tilt about the first.
+    """The matrix ``[3, 3]`` that rotates about the vertical axis, then tilts about the first.
 
     Args:
       yaw, pitch: in radians.
@@ -44,11 +44,11 @@ def rotation(yaw: float, pitch: float) -> np.ndarray:
 
 
 def resampled(joints: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """Joints at other times, interpolated between frames.
+    """Joints at the given times, interpolated between frames.
 
     Args:
       joints: ``[T, 20, 3]``.
-      times: numbers of frames from 0 to T - 1, ``[S]``.
+      times: fractional frame indices from 0 to T - 1, ``[S]``.
 
     Returns:
       ``[S, 20, 3]``.
@@ -72,11 +72,11 @@ def varied(
     crop: float = 0.0,
     noise: float = 0.0,
 ) -> np.ndarray:
-    """The same action as another person might perform it in front of another camera.
+    """Augments a recording: the same action by another person in front of another camera.
 
     Args:
       joints: ``[T, 20, 3]``.
-      rng: decides what is changed.
+      rng: the source of random numbers.
       rotate: largest angle about the vertical axis, in degrees; the tilt is at most a third.
       scale: largest relative change of each of the three axes.
       warp: largest relative change of the speed, as a logarithm, of the whole and again of its

@@ -1,4 +1,4 @@
-"""Human actions as skeletons: files of MSR Action3D, and coordinates of the body."""
+"""Human actions as skeletons: files of MSR Action3D, and body coordinates."""
 
 import io
 import itertools
@@ -44,7 +44,7 @@ LARGEST = 1e4  # of coordinates; a few published files have 2**31 where the trac
 
 
 class Recording(NamedTuple):
-    """A person who performs an action.
+    """A recording of a person who performs an action.
 
     Attributes:
       name: as in the name of its file, ``"a01_s03_e02"``.
@@ -57,7 +57,7 @@ class Recording(NamedTuple):
 
     @property
     def action(self) -> int:
-        """Which action it is; 0 is :data:`ACTIONS` ``[0]``.
+        """The index of the action in :data:`ACTIONS`.
 
         >>> Recording("a02_s03_e01", np.zeros((1, 20, 3))).action
         1
@@ -66,7 +66,7 @@ class Recording(NamedTuple):
 
     @property
     def subject(self) -> int:
-        """Who performs it, from 1.
+        """The number of the subject, from 1.
 
         >>> Recording("a02_s03_e01", np.zeros((1, 20, 3))).subject
         3
@@ -75,12 +75,12 @@ class Recording(NamedTuple):
 
 
 def body_coordinates(screen: np.ndarray) -> np.ndarray:
-    """Joints as seen by the camera, in coordinates that depend on the body and its pose only.
+    """Joints from camera coordinates in coordinates that depend only on the body and its pose.
 
-    The camera's image is undone, ``x = (u - 160) d / f`` and ``y = -(v - 120) d / f`` with the
-    depth ``d`` as the third coordinate; the hip's centre becomes the origin of each frame; and
-    lengths are divided by the distance from hip to head along the spine, its median over frames.
-    Where the tracker lost a joint (zeros, or numbers beyond :data:`LARGEST`), its coordinates are
+    The projection of the camera is inverted, ``x = (u - 160) d / f`` and ``y = -(v - 120) d / f``,
+    with the depth ``d`` as the third coordinate. The hip's centre becomes the origin of each frame.
+    Lengths are divided by the distance from hip to head along the spine (the median over frames).
+    If the tracker lost a joint (zeros, or numbers beyond :data:`LARGEST`), its coordinates are
     interpolated in time.
 
     Args:
@@ -122,8 +122,8 @@ def body_coordinates(screen: np.ndarray) -> np.ndarray:
 def parse_skeleton(content: bytes, name: str) -> np.ndarray:
     """The joints in the content of a skeleton file.
 
-    Each row has four numbers: u and v in pixels, the depth and a confidence, which is ignored.
-    20 rows are a frame, joint by joint.
+    Each row has four numbers: u and v in pixels, the depth, and a confidence, which is ignored. 20
+    rows, one per joint, form a frame.
 
     Args:
       content: of the file.
@@ -133,7 +133,7 @@ def parse_skeleton(content: bytes, name: str) -> np.ndarray:
       As :func:`body_coordinates`.
 
     Raises:
-      UserError: it is empty, has other numbers of columns or rows, or holds no skeleton.
+      UserError: it is empty, has a wrong number of columns or rows, or contains no skeleton.
 
     >>> parse_skeleton(b"1 2 3 1", "a.txt")
     Traceback (most recent call last):
@@ -146,7 +146,7 @@ def parse_skeleton(content: bytes, name: str) -> np.ndarray:
         raise UserError(f"{name}: line {number}: {expected}, got {len(lines[number])}")
     rows = [fields[:3] for fields in lines.values()]
     expect(len(rows) % JOINTS == 0, name, f"{JOINTS} rows (joints) a frame", f"{len(rows)} rows")
-    # All at once, since files are long; NumPy reads 1_000 and words for numbers, too.
+    # All lines are converted at once, since files are long. NumPy also accepts 1_000 and words.
     digits = re.fullmatch(rb"[-+.0-9eE ]*", b" ".join(itertools.chain(*rows)))
     for number, fields in {} if digits else lines.items():
         if not all(PLAIN_NUMBER.fullmatch(field) for field in fields[:3]):
@@ -181,16 +181,16 @@ def read_skeleton(path: str | pathlib.Path) -> np.ndarray:
 def read_recordings(path: str | pathlib.Path) -> list[Recording]:
     """All recordings in a folder, or in a .tar or .zip archive, of skeleton files.
 
-    Files are found by their names, ``a01_s01_e01_skeleton.txt`` with the numbers of the action,
-    the subject and the repetition; others are ignored.  ``a13_s09_e02``, which has been published
-    without a skeleton, is left out.
+    Files are recognised by their names, ``a01_s01_e01_skeleton.txt``, which contain the numbers of
+    the action, the subject and the repetition; other files are ignored. ``a13_s09_e02``, which was
+    published without a skeleton, is skipped.
 
     Returns:
-      The recordings in the order of their names.
+      The recordings, sorted by name.
 
     Raises:
-      UserError: there is no such folder or archive, no such file in it, two of one name, or one
-        that is broken.
+      UserError: the folder or archive does not exist, contains no such files, contains two files of
+        one name, or contains a damaged file.
 
     >>> read_recordings("/no/such/folder")
     Traceback (most recent call last):
@@ -220,7 +220,7 @@ def _contents(path: pathlib.Path) -> Iterator[tuple[str, bytes]]:
         raise UserError(f"{path}: no such folder or archive")
     try:
         yield from _members(path)
-    except Exception as error:  # zipfile, tarfile and their decompressors have their own errors
+    except Exception as error:  # zipfile, tarfile and decompressors raise their own errors
         what = f"{error}" or type(error).__name__
         raise UserError(f"{path}: expected a whole .tar or .zip archive ({what})") from error
 
@@ -240,10 +240,10 @@ def _members(path: pathlib.Path) -> list[tuple[str, bytes]]:
 
 
 def find_action3d() -> pathlib.Path:
-    """Where MSR Action3D lies in the cache folder: a folder of skeleton files, or an archive.
+    """The location of MSR Action3D in the cache folder: a folder of skeleton files, or an archive.
 
     Raises:
-      UserError: it is not there; the message says where to get it.
+      UserError: it is missing; the message says where to get it.
     """
     folder = cache_folder() / ACTION3D
     if folder.is_dir():

@@ -1,6 +1,6 @@
-"""Arithmetic of pen paths: size and slant, equal distances, distortion, features.
+"""Operations on pen paths: size and slant, resampling, distortion, features.
 
-All functions work on many pieces of handwriting at once, whose points lie one after the other.
+All functions work on many pieces of handwriting at once, whose points are concatenated.
 """
 
 import itertools
@@ -18,8 +18,8 @@ class Paths(NamedTuple):
 
     Attributes:
       points: float64 ``[P, 2]``, x to the right and y upwards.
-      stroke: which stroke each point belongs to, rising integers ``[P]`` from 0 to S - 1.
-      piece: which piece each stroke belongs to, rising integers ``[S]`` from 0 to B - 1.
+      stroke: the stroke of each point, increasing integers ``[P]`` from 0 to S - 1.
+      piece: the piece of each stroke, increasing integers ``[S]`` from 0 to B - 1.
 
     >>> Paths(np.zeros((3, 2)), np.array([0, 0, 1]), np.array([0, 0])).piece.size
     2
@@ -31,24 +31,24 @@ class Paths(NamedTuple):
 
     @property
     def owner(self) -> np.ndarray:
-        """Which piece each point belongs to, ``[P]``."""
+        """The piece of each point, ``[P]``."""
         return self.piece[self.stroke]
 
     @property
     def moves(self) -> np.ndarray:
-        """Each point less the one before it; zeros at a piece's first point, ``[P, 2]``."""
+        """Each point minus the previous one; zeros at the first point of a piece, ``[P, 2]``."""
         moves = np.diff(self.points, axis=0, prepend=self.points[:1])
         moves[1:][np.diff(self.owner) > 0] = 0
         return moves
 
     @property
     def lifted(self) -> np.ndarray:
-        """Whether the pen was in the air on its way to a point, booleans ``[P]``."""
+        """Whether the pen was lifted on the way to each point, booleans ``[P]``."""
         return np.diff(self.stroke, prepend=self.stroke[:1]) > 0
 
     @property
     def drawn(self) -> np.ndarray:
-        """The moves of :attr:`moves` that touched the paper; zeros elsewhere."""
+        """The moves during which the pen touched the paper; zeros for other points."""
         return np.where(self.lifted[:, None], 0, self.moves)
 
 
@@ -74,15 +74,15 @@ def strokes_of(paths: Paths) -> list[list[np.ndarray]]:
 
 
 def _sums(values: np.ndarray, owner: np.ndarray) -> np.ndarray:
-    """Sums of some points' values for each piece, ``[B]``."""
+    """Sums of the points' values over each piece, ``[B]``."""
     return np.bincount(owner, values, minlength=owner[-1] + 1)
 
 
 def slants(paths: Paths) -> np.ndarray:
-    """How far each piece's downward moves go to the left for each unit down, ``[B]``.
+    """The slant of each piece: how far its downward moves go to the left per unit down, ``[B]``.
 
-    ``sum(dx) / sum(dy)`` over the moves with ``dy < -|dx|``, at most 1 and at least -1; 0 where
-    there is no such move.
+    ``sum(dx) / sum(dy)`` over the moves with ``dy < -|dx|``, clipped to -1 to 1; 0 if there is no
+    such move.
 
     >>> slants(paths_of([[np.array([[1.0, 2.0], [0.0, 0.0]])]]))
     array([0.5])
@@ -106,11 +106,11 @@ def normalised(paths: Paths) -> Paths:
 
 
 def scaled(paths: Paths) -> Paths:
-    """Handwriting of a standard size, around height 0.
+    """Handwriting of a standard size, centred at height 0.
 
-    Heights y, weighted by the length of ink at them, have mean 0 and deviation 1 for each piece; x
-    begins at 0 on the left and has the same scale.  A piece of less height than a tenth of its
-    width is scaled by the latter.
+    In each piece the heights y, weighted by the length of ink, have mean 0 and deviation 1. x
+    starts at 0 on the left and has the same scale. A piece whose height is less than a tenth of its
+    width is scaled by its width.
 
     >>> word = scaled(paths_of([[np.array([[1.0, 20.0], [1.0, 10.0], [6.0, 10.0]])]]))
     >>> word.points.round(2).tolist()
@@ -118,7 +118,7 @@ def scaled(paths: Paths) -> Paths:
     """
     owner, points = paths.owner, paths.points
     length = np.hypot(*paths.drawn.T)
-    # Half of a move's length counts at each end; a piece without length weighs its points.
+    # Each end of a move counts half of its length; in a piece without length, points count equally.
     weight = length.copy()
     weight[:-1] += length[1:]
     weight = np.where(_sums(length, owner)[owner] > 0, weight, 1.0)
@@ -134,15 +134,15 @@ def scaled(paths: Paths) -> Paths:
 
 
 def resampled(paths: Paths, spacing: float, longest: int | None = None) -> Paths:
-    """The same strokes with points at equal distances.
+    """The same strokes with equally spaced points.
 
     A stroke of length L is divided into ``max(1, round(L / spacing))`` equal parts.
 
     Args:
       paths: the strokes.
       spacing: the distance between points.
-      longest: the most points of a piece, more than twice its strokes; a longer piece has a larger
-        spacing.  None: any number.
+      longest: the largest number of points of a piece, more than twice its strokes; a longer piece
+        gets a larger spacing. None for no limit.
 
     >>> line = resampled(paths_of([[np.array([[0.0, 0.0], [1.0, 0.0], [4.0, 0.0]])]]), 1.0)
     >>> line.points[:, 0].tolist()
@@ -153,7 +153,7 @@ def resampled(paths: Paths, spacing: float, longest: int | None = None) -> Paths
         total = _sums(np.hypot(*paths.drawn.T), paths.owner)
         room = np.maximum(longest - 2 * np.bincount(paths.piece), 1)
         distances = np.maximum(distances, total / room)
-    # A place along all strokes, one after the other with gaps of length 1 between them.
+    # The position along all strokes, concatenated with gaps of length 1.
     place = np.cumsum(np.hypot(*paths.drawn.T)) + paths.stroke
     numbers = np.arange(len(paths.piece))
     first = place[np.searchsorted(paths.stroke, numbers)]
@@ -169,16 +169,16 @@ def resampled(paths: Paths, spacing: float, longest: int | None = None) -> Paths
 def distorted(
     paths: Paths, rng: np.random.Generator, *, slant: float, scale: float, turn: float, warp: float
 ) -> Paths:
-    """The same pieces, each distorted at random.
+    """The same pieces with random distortions.
 
     Args:
       paths: normalised strokes.
       rng: the source of the random numbers.
       slant: deviation of a shear ``x + s y``.
       scale: deviation of the logarithms of the factors of x and y.
-      turn: deviation of the angle by which a piece is turned, in radians.
-      warp: deviation of how far points are moved by a smooth random field, sines with wavelengths
-        of about a letter; and, of half as much, of how far whole strokes are moved.
+      turn: deviation of the rotation angle of a piece, in radians.
+      warp: deviation of the displacement of points by a smooth random field, sines with wavelengths
+        of about a letter. Whole strokes are displaced with half this deviation.
 
     >>> word = paths_of([[np.array([[1.0, 2.0], [0.0, 0.0]])]])
     >>> same = distorted(word, np.random.default_rng(0), slant=0, scale=0, turn=0, warp=0)
@@ -201,11 +201,11 @@ def distorted(
 
 
 def features(paths: Paths) -> np.ndarray:
-    """What a model reads of each point, float32 ``[P, 6]``.
+    """The features of each point that a model reads, float32 ``[P, 6]``.
 
     The direction of the move to the point (cosine and sine, zeros at a piece's first point), the
-    height y, whether the pen was lifted on the way, and how far it then went in x and y (zeros
-    where it was not).
+    height y, whether the pen was lifted on the way, and its displacement in x and y while lifted
+    (zeros if it was not).
 
     >>> features(paths_of([[np.array([[0.0, 0.0], [3.0, 4.0]])]]))[1].tolist()
     [0.6000000238418579, 0.800000011920929, 4.0, 0.0, 0.0, 0.0]

@@ -1,4 +1,4 @@
-"""A small synthesiser: piano rolls as sound."""
+"""A small synthesiser that turns piano rolls into sound."""
 
 import io
 import wave
@@ -9,7 +9,7 @@ from lstm_jax.data.midi import LOWEST, notes_of
 
 RATE = 22050  # samples a second
 HARMONICS = 8
-RELEASE = 0.15  # seconds that a note sounds on
+RELEASE = 0.15  # seconds of decay after the end of a note
 ATTACK = 0.01
 
 
@@ -20,12 +20,12 @@ def wav_bytes(roll: np.ndarray, seconds: float) -> bytes:
 
         y(t) = a(t) sum_{n=1..8} n^-1.5 exp(-(0.8 + 0.4 n) t) sin(2 pi n f t)
 
-    with f = 440 * 2^((number - 69) / 12) of equal temperament, and a(t) the envelope that rises in
-    10 ms and falls in 150 ms past the note's end.  The loudest sample is 0.9 of full scale.
+    with f = 440 * 2^((number - 69) / 12) of equal temperament, and a(t) the envelope, which rises
+    in 10 ms and falls in 150 ms after the end of the note. The loudest sample is 0.9 of full scale.
 
     Args:
       roll: booleans or 0 and 1, ``[T, 88]``.
-      seconds: how long a frame lasts.
+      seconds: the duration of a frame.
 
     >>> roll = np.zeros((2, 88), np.uint8)
     >>> roll[0, 48] = 1
@@ -54,7 +54,7 @@ def _note(pitch: int, seconds: float) -> np.ndarray:
     frequency = 440 * 2 ** ((pitch + LOWEST - 69) / 12)
     tone = np.zeros_like(t)
     for n in range(1, HARMONICS + 1):
-        if n * frequency < RATE / 2:  # a higher one would be heard as another pitch
+        if n * frequency < RATE / 2:  # a higher one would alias
             tone += n**-1.5 * np.exp(-(0.8 + 0.4 * n) * t) * np.sin(2 * np.pi * n * frequency * t)
     envelope = np.minimum(t / ATTACK, 1) * np.clip((seconds - t) / RELEASE + 1, 0, 1)
     return (envelope * tone).astype(np.float32)

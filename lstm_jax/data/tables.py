@@ -19,7 +19,7 @@ class Table(NamedTuple):
     Attributes:
       columns: the names of its numeric columns, C of them.
       values: float64 ``[rows, C]``.
-      times: the time stamp of each row, as in the file; empty where it has none.
+      times: the time stamp of each row, as in the file; empty if it has none.
 
     >>> Table(("a",), np.zeros((2, 1))).values.shape
     (2, 1)
@@ -30,14 +30,14 @@ class Table(NamedTuple):
     times: tuple[str, ...] = ()
 
     def place(self, row: int, column: int) -> str:
-        """Where a value is in the file, in words."""
+        """Describes the position of a value in the file."""
         return f"line {row + 2}: column {self.columns[column]!r}"
 
 
 def dates(times: ArrayLike) -> np.ndarray | None:
-    """Time stamps as ``datetime64``, or None where they are not dates in ISO 8601.
+    """Time stamps as ``datetime64``, or None if they are not dates in ISO 8601.
 
-    Those with different offsets from UTC are moved to UTC, where those without one are taken to be.
+    Time stamps with different offsets are converted to UTC; those without an offset are in UTC.
 
     >>> dates(["2016-07-01 00:00:00", "2016-07-01T01:00"]).tolist()[1].hour
     1
@@ -60,16 +60,17 @@ def dates(times: ArrayLike) -> np.ndarray | None:
 
 
 def read_csv(path: str | pathlib.Path) -> Table:
-    """A CSV file with a header, its first column a time stamp and the others numbers.
+    """Reads a CSV file with a header, a time stamp in the first column and numbers in the others.
 
     Fields are separated by commas, semicolons (with decimal points or commas) or tabs.  A first
-    column of numbers is a time stamp if its name says so (``t``, ``time``, ``index``, ... or
-    nothing) or if the numbers rise in equal steps; otherwise it is a column like the others, and
-    the table has no time stamps.
+    column of numbers is a time stamp if its name is ``t``, ``time``, ``index``, ... or empty, or if
+    the numbers increase in equal steps. Otherwise it is a column like the others, and the table has
+    no time stamps.
 
     Raises:
-      UserError: the file is missing, has no header or no rows, a row has another number of fields
-        than the header, or a field is missing or no finite number (with its row and column).
+      UserError: the file is missing, has no header or no rows, a row and the header differ in their
+        number of fields, or a field is missing or not a finite number (the message gives row and
+        column).
 
     >>> read_csv("/no/such/file.csv")
     Traceback (most recent call last):
@@ -92,7 +93,7 @@ def read_csv(path: str | pathlib.Path) -> Table:
 
 
 def _has_time(names: list[str], fields: list[str]) -> bool:
-    """Whether the first column of a table, its ``fields``, holds time stamps."""
+    """Whether the first column of a table, given by its ``fields``, contains time stamps."""
     numbers = [float(field) for field in fields if is_number(field)]
     if len(names) == 1:
         return False

@@ -1,4 +1,4 @@
-"""Text: where it comes from, how it is split, and what a simple model makes of it."""
+"""Text: reading and splitting it, and an n-gram model as a baseline."""
 
 import pathlib
 import re
@@ -9,12 +9,11 @@ from lstm_jax.errors import UserError
 
 
 def python_reference() -> str:
-    """Python's own language reference as one text, without a download.
+    """The language reference of Python as one string, without a download.
 
-    The topics of ``pydoc_data.topics`` in the order of their names, each paragraph kept only
-    where it first stands: topics quote one another, and a paragraph on both sides of a split
-    would let a model be tested on what it has learned by heart.  The text differs a little
-    from one version of Python to the next.
+    It consists of the topics of ``pydoc_data.topics``, sorted by name, without repeated paragraphs.
+    Topics quote one another, and a paragraph on both sides of a split would test a model on
+    memorised text. The text differs slightly between versions of Python.
 
     >>> text = python_reference()
     >>> len(text) > 300_000, "lambda" in text
@@ -30,15 +29,15 @@ def python_reference() -> str:
 
 
 def read_text(path: str | pathlib.Path, encoding: str = "utf-8") -> str:
-    """The text of a file: line ends as they are, a byte-order mark is not part of it.
+    """The text of a file, with unchanged line ends and without a byte-order mark.
 
     Args:
       path: the file.
-      encoding: of its bytes, by a name of Python's codecs.
+      encoding: its encoding, the name of a Python codec.
 
     Raises:
-      UserError: the file is missing, empty, or has bytes that are not in the encoding (with the
-        position of the first).
+      UserError: the file is missing or empty, or has bytes that are not valid in the encoding (the
+        message gives the position of the first).
 
     >>> read_text("/no/such/file.txt")
     Traceback (most recent call last):
@@ -51,12 +50,12 @@ def read_text(path: str | pathlib.Path, encoding: str = "utf-8") -> str:
 
 
 def decoded(content: bytes, path: str | pathlib.Path, encoding: str = "utf-8") -> str:
-    """The text of a file's content, as :func:`read_text`.
+    """Decodes the content of a file, as in :func:`read_text`.
 
     Args:
       content: the content of the file.
       path: the file, for messages.
-      encoding: of the content.
+      encoding: the encoding of the content.
 
     >>> decoded(b"\\xef\\xbb\\xbfday", "a.csv")
     'day'
@@ -74,11 +73,11 @@ def decoded(content: bytes, path: str | pathlib.Path, encoding: str = "utf-8") -
 
 
 def cut_text(text: str, fraction: float, *, whole_words: bool = False) -> tuple[str, str]:
-    """A text without its end, and a fraction of it at its end.
+    """Splits a string into its beginning and a fraction at its end.
 
     Args:
       text: the text.
-      fraction: share of the characters at the end.
+      fraction: the fraction of the characters that belongs to the end.
       whole_words: whether the cut moves to the next space, if there is one.
 
     >>> cut_text("a cat sat", 0.6), cut_text("a cat sat", 0.6, whole_words=True)
@@ -98,12 +97,12 @@ def encode(text: str, vocabulary: str) -> np.ndarray:
       vocabulary: the known characters, sorted, each once.
 
     Raises:
-      UserError: the text has a character that the vocabulary lacks.
+      UserError: the text has a character that is not in the vocabulary.
 
     >>> encode("cab", "abc").tolist()
     [2, 0, 1]
     """
-    # A command line's bytes that are no UTF-8 come as lone surrogates: let them be unknown.
+    # Undecodable bytes of a command line become lone surrogates, which count as unknown.
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
     known = np.frombuffer(vocabulary.encode("utf-32-le"), np.uint32)
     found = np.minimum(np.searchsorted(known, codes), len(known) - 1)
@@ -117,7 +116,7 @@ def encode(text: str, vocabulary: str) -> np.ndarray:
 
 
 def ngram_loss(train: np.ndarray, held_out: np.ndarray, vocabulary_size: int, order: int) -> float:
-    """What an interpolated n-gram model of characters reaches on held-out text.
+    """The loss of an interpolated character n-gram model on held-out text.
 
     Witten-Bell smoothing: a context's distribution is mixed with that of the context one
     character shorter, in proportion to how many different characters followed it::
@@ -128,13 +127,13 @@ def ngram_loss(train: np.ndarray, held_out: np.ndarray, vocabulary_size: int, or
 
     Args:
       train: tokens to count, ``[N]``.
-      held_out: tokens to predict, ``[M]``; each from its predecessors, which for the first
-        are the last tokens of ``train``.
-      vocabulary_size: how many different tokens there are.
+      held_out: tokens to predict, ``[M]``, each from its predecessors; those of the first token are
+        the last tokens of ``train``.
+      vocabulary_size: the number of different tokens.
       order: n, the length of the longest n-gram.
 
     Returns:
-      Mean negative log probability, in nats a token.
+      Mean negative log probability, in nats per token.
 
     >>> tokens = np.array([0, 1] * 50)
     >>> ngram_loss(tokens, tokens[:10], 2, order=5) < 0.1 < ngram_loss(tokens, tokens, 2, 1)
@@ -150,18 +149,18 @@ def ngram_loss(train: np.ndarray, held_out: np.ndarray, vocabulary_size: int, or
     tokens = np.concatenate([train, held_out]).astype(np.int64)
     start = len(train)
     probability = np.full(len(held_out), 1.0 / vocabulary_size)
-    context = np.zeros(len(tokens), np.int64)  # a number for the n-1 tokens before each one
+    context = np.zeros(len(tokens), np.int64)  # an id of the n-1 tokens before each one
     for n in range(1, order + 1):
         if n > 1:
             earlier = np.concatenate([np.zeros(n - 1, np.int64), tokens[: 1 - n]])
             context = np.unique(context * vocabulary_size + earlier, return_inverse=True)[1]
         gram = context * vocabulary_size + tokens
-        # Tokens without a whole context before them take no part in the counts.
+        # Tokens without a complete context before them are not counted.
         counted = slice(n - 1, start)
         kinds_of_gram, gram_counts = np.unique(gram[counted], return_counts=True)
         totals = np.bincount(context[counted], minlength=context.max() + 1)
         kinds = np.bincount(kinds_of_gram // vocabulary_size, minlength=context.max() + 1)
-        if not len(kinds_of_gram):  # the training tokens are fewer than n
+        if not len(kinds_of_gram):  # there are fewer than n training tokens
             break
         place = np.searchsorted(kinds_of_gram, gram[start:]).clip(max=len(kinds_of_gram) - 1)
         count = np.where(kinds_of_gram[place] == gram[start:], gram_counts[place], 0)

@@ -24,23 +24,23 @@ WORD = r"\w+?(?=n't\b)|n't\b|'(?:s|re|ve|ll|d|m)\b|\w+|([^\w\s])\1*"
 class Tokenizer:
     """Splits text into tokens of a vocabulary, each a number.
 
-    The first numbers stand for the special tokens: ``<pad>`` 0, ``<unk>`` 1, ``<s>`` 2 and ``</s>``
-    3.  Text never becomes one of them, not even text that spells one, except that an unknown word
-    or character becomes ``<unk>``.  There are three kinds:
+    The first numbers are the special tokens: ``<pad>`` 0, ``<unk>`` 1, ``<s>`` 2 and ``</s>`` 3.
+    Text is never encoded as a special token, even if it spells one, except that an unknown word or
+    character becomes ``<unk>``. There are three kinds:
 
     ``"words"``
       Words, clitics and runs of one punctuation mark: ``do | n't | stop | ...``.  Decoding joins
       them with single spaces.
     ``"subwords"``
-      Byte-pair encoding of the bytes of UTF-8.  There are no unknown tokens, and decoding gives
-      exactly the text.  A space belongs to the word that follows it; the first word of a text is
-      taken as if a space came before it.
+      Byte-pair encoding of UTF-8 bytes. There are no unknown tokens, and decoding restores the text
+      exactly. A space belongs to the word that follows it; the first word of a text is encoded as
+      if a space preceded it.
     ``"characters"``
-      Unicode characters, spaces and line ends included.  Decoding gives exactly the text, but for
-      unknown characters.
+      Unicode characters, including spaces and line ends. Decoding restores the text exactly, except
+      for unknown characters.
 
-    ``lowercase=True`` lowers the case of text before it is split.  Characters that UTF-8 cannot
-    express (lone surrogates) are read as U+FFFD.
+    ``lowercase=True`` converts text to lower case before it is split. Characters that UTF-8 cannot
+    encode (lone surrogates) become U+FFFD.
 
     Args:
       library: a tokenizer of the ``tokenizers`` library, as :meth:`train` makes it.
@@ -74,19 +74,19 @@ class Tokenizer:
         min_count: int = 1,
         lowercase: bool = False,
     ) -> "Tokenizer":
-        """A tokenizer whose vocabulary is taken from some text; equal text gives an equal one.
+        """A tokenizer with a vocabulary learned from text; equal text gives an equal tokenizer.
 
         Args:
-          lines: the text, in any pieces.
+          lines: the text, divided in any way.
           kind: ``"words"``, ``"subwords"`` or ``"characters"``.
-          vocabulary_size: the largest number of tokens, special ones included.  Subwords take 260
-            for the special tokens and the bytes.
-          min_count: how often a word, character or pair of subwords occurs at least.
+          vocabulary_size: the largest number of tokens, including special ones. With subwords, the
+            special tokens and the bytes take 260.
+          min_count: the smallest number of occurrences of a word, character or pair of subwords.
           lowercase: whether case is ignored.
 
         Raises:
-          UserError: ``kind`` is another one, or ``vocabulary_size`` leaves no room for the special
-            tokens (and the bytes).
+          UserError: ``kind`` is unknown, or ``vocabulary_size`` is too small for the special tokens
+            (and the bytes).
         """
         from tokenizers import trainers
 
@@ -113,7 +113,7 @@ class Tokenizer:
 
     @property
     def tokens(self) -> list[str]:
-        """All tokens in the order of their numbers; subwords as the library spells their bytes."""
+        """All tokens in the order of their numbers; subwords in the library's notation of bytes."""
         vocabulary = self._library.get_vocab()
         return sorted(vocabulary, key=vocabulary.__getitem__)
 
@@ -123,7 +123,7 @@ class Tokenizer:
         return [np.array(each.ids, np.int32) for each in encoded]
 
     def spans(self, line: str) -> list[tuple[int, int]]:
-        """Where each token of a string begins and ends in it.
+        """The start and end of each token in a string.
 
         >>> Tokenizer.train(["a bc"], kind="words").spans("a  bc!")
         [(0, 1), (3, 5), (5, 6)]
@@ -131,10 +131,10 @@ class Tokenizer:
         return self._library.encode(_valid(line)).offsets
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of some tokens; ``<pad>``, ``<s>`` and ``</s>`` are left out.
+        """Decodes tokens into text; ``<pad>``, ``<s>`` and ``</s>`` are dropped.
 
         Raises:
-          ValueError: a number lies outside the vocabulary.
+          ValueError: a number is outside the vocabulary.
         """
         ids = [int(token) for token in ids]
         if ids and not 0 <= min(ids) <= max(ids) < len(self):
@@ -143,12 +143,12 @@ class Tokenizer:
         return self._library.decode(text, skip_special_tokens=False)
 
     def to_json(self) -> str:
-        """The whole tokenizer as a string, the library's own JSON format."""
+        """The complete tokenizer as a string in the library's JSON format."""
         return self._library.to_str()
 
     @classmethod
     def from_json(cls, text: str) -> "Tokenizer":
-        """The tokenizer of which :meth:`to_json` gave this string.
+        """The tokenizer that :meth:`to_json` saved.
 
         Raises:
           UserError: it is not such a string.
@@ -163,7 +163,7 @@ class Tokenizer:
         expected = "tokenizer: expected JSON of the tokenizers library"
         try:
             library = Library.from_str(text)
-        except Exception as error:  # the library raises nothing more special
+        except Exception as error:  # the library raises only plain exceptions
             cause = " ".join(f"{error}".split())[:120]
             raise UserError(f"{expected}, got {text[:40]!r} ({cause})") from error
         rules, numbers = _rules(library)
@@ -179,7 +179,7 @@ class Tokenizer:
 
 
 def _untrained(kind: str, lowercase: bool) -> "tokenizers.Tokenizer":
-    """How a kind of tokenizer splits text and joins tokens; the vocabulary is empty."""
+    """A tokenizer of a kind, with its splitting and joining rules and an empty vocabulary."""
     from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
     from tokenizers import Tokenizer as Library
 
@@ -203,14 +203,14 @@ def _untrained(kind: str, lowercase: bool) -> "tokenizers.Tokenizer":
 
 
 def _bytes() -> list[str]:
-    """How the library spells each byte."""
+    """The library's notation of each byte."""
     from tokenizers import pre_tokenizers
 
     return sorted(pre_tokenizers.ByteLevel.alphabet())
 
 
 def _rules(library: "tokenizers.Tokenizer") -> tuple[dict[str, Any], dict[str, int]]:
-    """All of a tokenizer but its vocabulary, as JSON; and the numbers of its tokens."""
+    """A tokenizer without its vocabulary, as JSON, and the numbers of its tokens."""
     rules = json.loads(library.to_str())
     numbers = rules["model"].pop("vocab")
     rules["model"].pop("merges", None)

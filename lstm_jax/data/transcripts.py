@@ -29,12 +29,12 @@ WHERE = {
 
 
 class Recording(NamedTuple):
-    """A recording and what is said in it.
+    """A recording and its transcript.
 
     Attributes:
       name: its file, for messages.
       text: its transcript; words are separated by single spaces.
-      speaker: who speaks; empty where that is not known.
+      speaker: the speaker; empty if unknown.
       samples: float32 ``[N]``.
     """
 
@@ -52,9 +52,9 @@ def read_recordings(source: str, rate: int, validation: float, test: float) -> R
 
     Args:
       source: a name in ``NAMED_SPEECH``, or the path of a table as in :func:`read_transcribed`.
-      rate: samples a second.
-      validation: the share of speakers (or of recordings, where speakers are not known) that are
-        for validation, where the data have no split.
+      rate: samples per second.
+      validation: the fraction of speakers (or of recordings, if speakers are unknown) for
+        validation, if the data define no split.
       test: the same for the test.
 
     Raises:
@@ -72,10 +72,10 @@ def read_recordings(source: str, rate: int, validation: float, test: float) -> R
 
 
 def find(name: str) -> pathlib.Path:
-    """Where a named set lies in the cache folder: an archive in its folder, or the folder.
+    """The location of a named set in the cache folder: an archive in its folder, or the folder.
 
     Raises:
-      UserError: it is not there; the message says where to get it.
+      UserError: it is missing; the message says where to get it.
     """
     folder = cache_folder() / name
     for pattern in ("*.tar*", "*.zip"):
@@ -90,11 +90,11 @@ def find(name: str) -> pathlib.Path:
 
 
 def read_transcribed(path: pathlib.Path, rate: int, validation: float, test: float) -> Recordings:
-    """Recordings that a table lists.
+    """The recordings listed in a table.
 
-    The table is a CSV or TSV file with the columns ``path`` and ``text``, and perhaps ``speaker``
-    and ``split`` (train, validation or test).  Paths begin in the table's folder.  Every audio file
-    below this folder must be in the table.
+    The table is a CSV or TSV file with the columns ``path`` and ``text``, and optionally
+    ``speaker`` and ``split`` (train, validation or test). Paths are relative to the table's folder.
+    Every audio file in this folder and its subfolders must be in the table.
 
     Args:
       path: the table.
@@ -143,12 +143,12 @@ def _by_name(
 
 
 def held_out(recordings: Sequence[Recording], validation: float, test: float) -> Recordings:
-    """Recordings by split, at random; no speaker is in two splits.
+    """A random split of recordings; each speaker is in only one split.
 
     Args:
-      recordings: one without a speaker counts as a separate speaker.
-      validation: the share of speakers for validation, at least one of them.
-      test: the share of speakers for the test.
+      recordings: the recordings; one without a speaker counts as a separate speaker.
+      validation: the fraction of speakers for validation, at least one speaker.
+      test: the fraction of speakers for the test.
 
     >>> clips = [Recording(f"{n}.wav", "a", f"{n // 2}", np.zeros(1)) for n in range(20)]
     >>> {split: len(part) for split, part in held_out(clips, 0.2, 0.1).items()}
@@ -172,13 +172,12 @@ def held_out(recordings: Sequence[Recording], validation: float, test: float) ->
 def read_an4(path: pathlib.Path, rate: int) -> Recordings:
     """CMU AN4: 948 recordings for training and validation, 130 for the test.
 
-    The transcripts of the test are those of ``an4_test.transcription`` and, for recordings that
-    are not in it, of ``an4_test.*.transcription``.  Eight speakers, every ninth of the sorted 74,
-    are for validation.
+    The test transcripts are in ``an4_test.transcription`` and, for recordings missing there, in
+    ``an4_test.*.transcription``. Eight speakers, every ninth of the sorted 74, are for validation.
 
     Args:
       path: the folder ``an4`` of the published archive, or a .tar archive of it.
-      rate: samples a second.
+      rate: samples per second.
 
     Raises:
       UserError: a file is missing or broken, or a transcript or a recording has no counterpart.
@@ -255,12 +254,12 @@ def _contents(path: pathlib.Path) -> Iterator[tuple[str, bytes]]:
 def read_spoken_digits(path: pathlib.Path, rate: int) -> Recordings:
     """The free spoken digit dataset: 3,000 recordings of ten digits by six speakers.
 
-    Of each digit and speaker recordings 0 to 4 are for the test, as published, and 5 to 9 are for
+    For each digit and speaker, recordings 0 to 4 are for the test, as published, and 5 to 9 are for
     validation.
 
     Args:
       path: the .zip archive of the repository, or its folder.
-      rate: samples a second.
+      rate: samples per second.
 
     Raises:
       UserError: there are no recordings, or one is broken.

@@ -1,4 +1,4 @@
-"""UNIPEN: labelled pen recordings, spread over files that include each other."""
+"""UNIPEN: labelled pen recordings, distributed over files that include each other."""
 
 import pathlib
 import re
@@ -16,17 +16,17 @@ from lstm_jax.errors import UserError, expect
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 PART = re.compile(r"(\d+)(?::(\d+))?(?:-(\d+)(?::(\d+))?)?")
 LABEL = re.compile(r'(\S+)\s+(\S+)(?:\s+[^"\s]+)?\s*(?:"(.*)")?', re.DOTALL)
-DEEPEST = 8  # files that include each other
+DEEPEST = 8  # nested includes
 
 
 class Segment(NamedTuple):
     """A labelled part of a recording.
 
     Attributes:
-      name: its file and place in it.
+      name: its file and its position in it.
       strokes: float64 ``[N, 2]`` for each stroke, x to the right and y upwards.
       text: its label.
-      writer: who wrote it.
+      writer: the writer.
     """
 
     name: str
@@ -38,18 +38,18 @@ class Segment(NamedTuple):
 def read_unipen(path: str | pathlib.Path) -> list[Segment]:
     """The labelled segments of all UNIPEN files of a folder or archive.
 
-    A file with ``.SEGMENT`` lines labels components of ink, which it holds itself or includes from
-    the folder ``include``, as UNIPEN's releases are arranged.  Components, ``.PEN_DOWN`` and
-    ``.PEN_UP``, are counted together from 0; ``3-5`` are the whole components 3 to 5, ``3:7-5:2``
-    begins at point 7 of the first and ends at point 2 of the last, and commas separate parts.
-    ``.COORD`` names the columns of a point.
+    A file with ``.SEGMENT`` lines labels components of ink, which it contains itself or includes
+    from the folder ``include``, the arrangement of UNIPEN's releases. Components, ``.PEN_DOWN`` and
+    ``.PEN_UP``, are numbered together from 0. ``3-5`` denotes the complete components 3 to 5,
+    ``3:7-5:2`` starts at point 7 of the first and ends at point 2 of the last, and commas separate
+    parts. ``.COORD`` names the columns of a point.
 
     Args:
       path: a folder, or a .zip or .tar archive of one, also compressed.
 
     Raises:
-      UserError: the path cannot be read, an included file is missing, a segment names components
-        or points that are not there, or points are broken.
+      UserError: the path cannot be read, an included file is missing, a segment refers to missing
+        components or points, or points are not valid.
 
     References:
       Isabelle Guyon, Lambert Schomaker, Réjean Plamondon, Mark Liberman, Stan Janet, "UNIPEN
@@ -71,10 +71,10 @@ def read_unipen(path: str | pathlib.Path) -> list[Segment]:
 
 
 def read_unipen_file(path: str | pathlib.Path) -> list[Segment]:
-    """The labelled segments of one UNIPEN file, or all its ink where it has none.
+    """The labelled segments of one UNIPEN file, or all its ink if it has none.
 
     Raises:
-      UserError: as :func:`read_unipen`; the file includes others.
+      UserError: as in :func:`read_unipen`, or the file includes others.
 
     >>> read_unipen_file("/no/such/word.dat")
     Traceback (most recent call last):
@@ -87,7 +87,7 @@ def read_unipen_file(path: str | pathlib.Path) -> list[Segment]:
 
 
 def _files(path: pathlib.Path) -> dict[str, str]:
-    """The text of each file of a folder or archive, by its path in it."""
+    """The text of each file of a folder or archive, by relative path."""
     if path.is_dir():
         found = {
             file.relative_to(path).as_posix(): file.read_bytes()
@@ -108,9 +108,9 @@ def _files(path: pathlib.Path) -> dict[str, str]:
 
 
 def _keywords(name: str, files: Mapping[str, str], depth: int = 0) -> Iterator[tuple[str, str]]:
-    """Keywords and what follows them, those of included files in the place of ``.INCLUDE``."""
+    """Keywords with their arguments; ``.INCLUDE`` is replaced by those of the included file."""
     text = "\n" + files[name].replace("\r\n", "\n")
-    for part in text.split("\n.")[1:]:  # what comes before the first keyword has no meaning
+    for part in text.split("\n.")[1:]:  # anything before the first keyword is ignored
         keyword, rest = [*part.split(None, 1), "", ""][:2]
         if keyword != "INCLUDE":
             yield keyword, rest

@@ -1,4 +1,4 @@
-"""Pretrained vectors of words, from text files of GloVe or word2vec."""
+"""Pretrained word vectors, from text files of GloVe or word2vec."""
 
 import pathlib
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ class WordVectors(NamedTuple):
     """Vectors of some words.
 
     Attributes:
-      found: which words have a vector, booleans ``[V]``.
+      found: whether each word has a vector, booleans ``[V]``.
       table: float32 ``[V, D]``, zeros for words without one.
 
     >>> WordVectors(np.array([True, False]), np.zeros((2, 3), np.float32)).table.shape
@@ -28,16 +28,16 @@ class WordVectors(NamedTuple):
 def read_vectors(path: str | pathlib.Path, words: Sequence[str]) -> WordVectors:
     """The vectors of some words; all others in the file are skipped.
 
-    A line has a word and D numbers, separated by spaces.  A first line of two whole numbers, as
-    word2vec writes it, is skipped.  Of two lines of the same word the first counts.
+    A line has a word and D numbers, separated by spaces. A first line of two integers, which
+    word2vec writes, is skipped. If a word occurs twice, the first line is used.
 
     Args:
       path: a UTF-8 text file.
       words: V different words.
 
     Raises:
-      UserError: the file is missing or empty, is not UTF-8, or a line has not one word and D
-        finite numbers (with its number).
+      UserError: the file is missing or empty, is not UTF-8, or a line is not a word and D finite
+        numbers (the message gives its number).
 
     >>> read_vectors("/no/such/file.txt", ["a"])
     Traceback (most recent call last):
@@ -62,7 +62,7 @@ def read_vectors(path: str | pathlib.Path, words: Sequence[str]) -> WordVectors:
                 if not size:
                     size = len(fields) - 1
                     table = np.zeros((len(words), size), np.float32)
-                # A word of GloVe's largest files can hold spaces.
+                # A word in GloVe's largest files can contain spaces.
                 word, numbers = " ".join(fields[: len(fields) - size]), fields[len(fields) - size :]
                 n = place.get(word)
                 if size and word and (n is None or found[n]):

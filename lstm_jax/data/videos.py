@@ -1,4 +1,4 @@
-"""Videos as arrays: NumPy archives of frames, with labels where they are to be classified."""
+"""Videos as arrays: NumPy archives of frames, with labels for classification."""
 
 import pathlib
 from typing import NamedTuple
@@ -16,9 +16,9 @@ class Videos(NamedTuple):
 
     Attributes:
       frames: uint8 from 0 to 255, or float32 from 0 to 1; ``[N, T, height, width, channels]``.
-      lengths: how many frames of each count, int32 ``[N]``.
-      labels: int32 ``[N]``, positions in ``classes``; zeros where there are no labels.
-      classes: the labels' names; empty where there are no labels.
+      lengths: the number of valid frames of each video, int32 ``[N]``.
+      labels: int32 ``[N]``, positions in ``classes``; zeros if there are no labels.
+      classes: the names of the labels; empty if there are no labels.
     """
 
     frames: np.ndarray
@@ -27,7 +27,7 @@ class Videos(NamedTuple):
     classes: tuple[str, ...] = ()
 
     def rows(self, chosen: np.ndarray) -> "Videos":
-        """Some of the videos, by booleans ``[N]`` or positions."""
+        """A subset of the videos, chosen by booleans ``[N]`` or positions."""
         frames, lengths, labels = (x[chosen] for x in (self.frames, self.lengths, self.labels))
         return Videos(frames, lengths, labels, self.classes)
 
@@ -45,9 +45,9 @@ def unit_range(frames: np.ndarray) -> np.ndarray:
 def read_videos(path: str | pathlib.Path, labelled: bool, classes: tuple[str, ...] = ()) -> Videos:
     """A NumPy archive of ``frames`` ``[N, T, height, width, channels]``.
 
-    Frames are bytes, or floats from 0 to 1.  ``lengths`` ``[N]``, where the file has it, says how
-    many frames of each video count; ``labels`` ``[N]`` are integers or strings.  Pickled objects
-    are not read.
+    Frames are bytes, or floats from 0 to 1. ``lengths`` ``[N]`` is optional and holds the number of
+    valid frames of each video. ``labels`` ``[N]`` are integers or strings. Pickled objects are not
+    read.
 
     Args:
       path: the file.
@@ -55,7 +55,7 @@ def read_videos(path: str | pathlib.Path, labelled: bool, classes: tuple[str, ..
       classes: the names of the possible labels; empty for those of the file.
 
     Raises:
-      UserError: the file is missing or broken, or an array is missing or does not fit.
+      UserError: the file is missing or damaged, or an array is missing or not valid.
 
     >>> read_videos("/no/such/file.npz", labelled=True)
     Traceback (most recent call last):
@@ -95,7 +95,7 @@ def read_videos(path: str | pathlib.Path, labelled: bool, classes: tuple[str, ..
 
 
 def check_size(videos: Videos, shape: tuple[int, ...], name: str) -> None:
-    """Raises a :class:`UserError` where frames have another shape than those of training.
+    """Raises a :class:`UserError` if the shape of the frames differs from that in training.
 
     >>> videos = Videos(np.zeros((1, 2, 8, 6, 1)), np.array([2]), np.array([0]))
     >>> check_size(videos, (8, 8, 1), "new.npz")

@@ -12,7 +12,7 @@ from lstm_jax.data.series import Encoding, Series, SeriesColumns, stacked
 
 
 class SeriesArrays(NamedTuple):
-    """Many series, one after another in each array, N rows together.
+    """Many series, concatenated in each array, with N rows in total.
 
     Attributes:
       target: float32 ``[N]``, NaN where missing.
@@ -33,7 +33,7 @@ class SeriesArrays(NamedTuple):
     def windows(
         self, series: np.ndarray, origins: np.ndarray, window: int, horizon: int
     ) -> dict[str, np.ndarray]:
-        """What a forecast from some origins sees, and nothing that lies beyond them but ``known``.
+        """The inputs of forecasts; only ``known`` extends beyond the origins.
 
         Args:
           series: which series, ``[B]``.
@@ -55,7 +55,7 @@ class SeriesArrays(NamedTuple):
         }
 
     def future(self, series: np.ndarray, origins: np.ndarray, horizon: int) -> np.ndarray:
-        """The values from some origins on, ``[B, F]``."""
+        """The values that follow some origins, ``[B, F]``."""
         return self.target[(self.starts[series] + origins)[:, None] + np.arange(horizon)]
 
 
@@ -68,14 +68,14 @@ def series_arrays(
     calendar: bool = True,
     holidays: str = "",
 ) -> SeriesArrays:
-    """Encodes series and lays them one after another.
+    """Encodes and concatenates series.
 
     Args:
       series: the series.
       columns: which column is what.
       encoding: how columns become numbers.
-      frequency: of the time stamps.
-      calendar: whether features of the calendar are known columns, too.
+      frequency: the frequency of the time stamps.
+      calendar: whether to add calendar features to the known columns.
       holidays: as for :func:`lstm_jax.data.calendar.calendar_features`.
     """
     past, known, numbers, categories = [], [], [], []
@@ -107,7 +107,7 @@ def series_arrays(
 
 
 def extended(series: Series, horizon: int, frequency: str) -> Series:
-    """The series up to the present and ``horizon`` rows more, empty but for what the file has.
+    """The series up to the present, and ``horizon`` more rows with values from the file only.
 
     >>> import pandas as pd
     >>> one = Series("a", pd.RangeIndex(2), np.ones(2), {}, {}, np.array([2, 3]), 2)
@@ -136,9 +136,9 @@ def origins_within(
     horizon: int,
     stride: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The origins whose whole future lies in a part of each series.
+    """The origins whose complete future lies in a given part of each series.
 
-    Those without an observed value in the window, or in the future, are left out.
+    Origins without an observed value in the window or in the future are skipped.
 
     Args:
       arrays: the series.
@@ -170,7 +170,7 @@ def random_windows(
     batch_size: int,
     seed: int,
 ) -> grain.MapDataset:
-    """Windows in random order, another one each epoch, a batch by one gather.
+    """Windows in random order, which differs in each epoch; each batch is one gather.
 
     Args:
       arrays: the series.
