@@ -24,7 +24,7 @@ from lstm_jax.sequence.protocol import (
 )
 from lstm_jax.sequence.regularizers import without_regularizers
 from lstm_jax.sequence.rows import checked_flags, flipped, flipped_by_mask, valid_steps
-from lstm_jax.sequence.stack import Stack
+from lstm_jax.sequence.stack import Stack, Stacked
 from lstm_jax.sequence.unroll import initial_state
 
 NewKey = Callable[[], jax.Array]
@@ -82,11 +82,10 @@ def map_drawn(function: Callable[[Drawn], Any], drawn: Any) -> Any:
 
 def _drawing(thing: Any, new_key: NewKey, unbox: Unbox) -> Any:
     """The cell or layer, with cells whose ``init`` also returns the initialisers."""
-    if isinstance(thing, sequence.LSTM):
-        thing = thing.stack
-    if isinstance(thing, Stack):
-        layers = [(name, _drawing(layer, new_key, unbox)) for name, layer in thing.layers]
-        return dataclasses.replace(thing, layers=layers)
+    if isinstance(thing, Stacked):
+        layers = dict(thing.layers)
+        layers = {name: _drawing(layer, new_key, unbox) for name, layer in layers.items()}
+        return Stack(layers, connections=thing.connections)
     if isinstance(thing, Bidirectional):
         cells = (_drawing(cell, new_key, unbox) for cell in (thing.forward, thing.backward))
         return Bidirectional(*cells, merge=thing.merge)
@@ -205,10 +204,8 @@ def learns_initial_state(thing: Any) -> bool:
     >>> learns_initial_state(LSTM(3, cell=("gru", cell))), learns_initial_state(LSTM(3))
     (True, False)
     """
-    if isinstance(thing, sequence.LSTM):
-        thing = thing.stack
-    if isinstance(thing, Stack):
-        return any(learns_initial_state(layer) for _, layer in thing.layers)
+    if isinstance(thing, Stacked):
+        return any(map(learns_initial_state, dict(thing.layers).values()))
     if isinstance(thing, Bidirectional):
         return any(map(learns_initial_state, (thing.forward, thing.backward)))
     return getattr(thing, "learn_initial_state", hasattr(thing, "initial_state"))
@@ -240,10 +237,8 @@ def state_of(carry: Any, layer: Any) -> tuple[State, Back]:
       >>> back(state)[1].tolist()
       [1.0, 1.0, 1.0]
     """
-    if isinstance(layer, sequence.LSTM):
-        layer = layer.stack
-    if isinstance(layer, Stack):
-        return _stack_state(carry, layer)
+    if isinstance(layer, Stacked):
+        return _stack_state(carry, dict(layer.layers))
     if isinstance(layer, Bidirectional):
         return _directions_state(carry, layer)
     return _layer_state(carry, layer)
@@ -253,10 +248,10 @@ def _unchanged(carry: Any) -> Any:
     return carry
 
 
-def _stack_state(carry: Any, stack: Stack) -> tuple[State, Back]:
-    names = [name for name, _ in stack.layers]
+def _stack_state(carry: Any, layers: dict[str, Any]) -> tuple[State, Back]:
+    names = [*layers]
     if isinstance(carry, Mapping) and set(carry) == set(names):
-        pairs = {name: state_of(carry[name], layer) for name, layer in stack.layers}
+        pairs = {name: state_of(carry[name], layer) for name, layer in layers.items()}
         return (
             {name: state for name, (state, _) in pairs.items()},
             lambda states: {name: back(states[name]) for name, (_, back) in pairs.items()},
@@ -264,7 +259,7 @@ def _stack_state(carry: Any, stack: Stack) -> tuple[State, Back]:
     if carry is None:
         return None, _unchanged
     if len(names) == 1 and not isinstance(carry, Mapping):
-        state, back = state_of(carry, stack.layers[0][1])
+        state, back = state_of(carry, layers[names[0]])
         return {names[0]: state}, lambda states: back(states[names[0]])
     wanted = ", ".join(f"{name!r}: ..." for name in names)
     given = f"the keys {', '.join(map(str, carry))}" if isinstance(carry, Mapping) else None

@@ -1,6 +1,5 @@
 """What the functions of this part take: any cell, layer or Flax module of ours."""
 
-import dataclasses
 import functools
 import sys
 from collections.abc import Callable
@@ -10,9 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.base import Params, State
-from lstm_jax.sequence import LSTM, Bidirectional, Stack
+from lstm_jax.sequence import Bidirectional, Stack
 from lstm_jax.sequence.protocol import check_cell_or_layer, is_layer, num_feature_axes
 from lstm_jax.sequence.regularizers import without_regularizers
+from lstm_jax.sequence.stack import Stacked
 
 ALONE = "cell"
 """The name of a cell that stands in no stack."""
@@ -137,15 +137,13 @@ def run_by(
     if is_layer(layer) and (reverse or engine != "auto"):
         name = "reverse" if reverse else "engine"
         raise ValueError(f"{name} is for a cell; {type(layer).__name__} has its own")
-    if isinstance(layer, LSTM):
-        layer = layer.stack
-    if isinstance(layer, Stack):
+    if isinstance(layer, Stacked):
         how: dict[str, Any] = {"reverse": layer.reverse, "engine": layer.engine}
-        parts = []
-        for name, part in layer.layers:
-            one = run_by(part, run, place(path, name), **({} if is_layer(part) else how))
-            parts.append((name, one))
-        return dataclasses.replace(layer, layers=parts, reverse=False)
+        parts = {
+            name: run_by(part, run, place(path, name), **({} if is_layer(part) else how))
+            for name, part in dict(layer.layers).items()
+        }
+        return Stack(parts, dropout=layer.dropout, connections=layer.connections)
     if isinstance(layer, Bidirectional) or not is_layer(layer):
         how = {"reverse": reverse, "engine": stepwise(engine)}
         return _Part(layer, functools.partial(run, path, layer, how))
@@ -161,14 +159,11 @@ def cells_of(layer: Any, path: str = "") -> dict[str, Any]:
     >>> list(cells_of(Stack([LSTMCell(3), Bidirectional(GRUCell(2))])))
     ['layer_0', 'layer_1.forward', 'layer_1.backward']
     """
-    layer = layer.stack if isinstance(layer, LSTM) else layer
-    if isinstance(layer, Stack):
-        parts = list(layer.layers)
-    else:
+    if not isinstance(layer, Stacked):
         cells = directions(layer, path)
         return {where: without_regularizers(cell) for where, cell in cells.items()}
     found: dict[str, Any] = {}
-    for name, part in parts:
+    for name, part in dict(layer.layers).items():
         found |= cells_of(part, place(path, name))
     return found
 

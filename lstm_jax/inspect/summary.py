@@ -11,9 +11,9 @@ from jax.extend.core import jaxprs_in_params
 
 from lstm_jax.cells.base import check_size
 from lstm_jax.inspect.models import NO_PARAMS, directions, functional, place
-from lstm_jax.sequence import LSTM, Stack
 from lstm_jax.sequence.fused.scan import stored_values
 from lstm_jax.sequence.protocol import output_size
+from lstm_jax.sequence.stack import Stacked
 
 # fmt: off
 FREE = frozenset((
@@ -130,11 +130,10 @@ def summary(model: Any, input_size: int | tuple[int, ...] | None = None) -> Summ
 
 def _layers(layer: Any, shape: tuple[int, ...], path: str) -> list[LayerSummary]:
     """The rows of a layer that reads steps of a shape."""
-    layer = layer.stack if isinstance(layer, LSTM) else layer
-    if not isinstance(layer, Stack):
+    if not isinstance(layer, Stacked):
         return [_of_cell(cell, shape, name) for name, cell in directions(layer, path).items()]
     rows, reads = [], shape
-    for name, part in layer.layers:
+    for name, part in dict(layer.layers).items():
         rows += _layers(part, reads, place(path, name))
         beside = shape[-1] if layer.connections == "skip" else 0
         reads = (*shape[:-1], output_size(part) + beside)

@@ -7,9 +7,8 @@ import jax.numpy as jnp
 from lstm_jax.cells.base import Params
 from lstm_jax.interop.weights import check_same
 from lstm_jax.sequence.bidirectional import Bidirectional
-from lstm_jax.sequence.layers import LSTM
 from lstm_jax.sequence.protocol import input_size
-from lstm_jax.sequence.stack import Stack
+from lstm_jax.sequence.stack import Stack, Stacked
 
 
 def fill(module: Any, layer: Any, params: Params) -> dict[str, Any]:
@@ -56,11 +55,10 @@ def fill(module: Any, layer: Any, params: Params) -> dict[str, Any]:
         raise TypeError(
             f"module must be one of lstm_jax.nnx or lstm_jax.linen, got {type(module).__name__}"
         )
-    own, layer = (one.stack if isinstance(one, LSTM) else one for one in (own, layer))
-    if isinstance(own, Stack) and not isinstance(layer, Stack):
-        layer, params = Stack([layer]), {own.layers[0][0]: params}
-    elif isinstance(layer, Stack) and not isinstance(own, Stack) and len(layer.layers) == 1:
-        ((name, layer),) = layer.layers
+    if isinstance(own, Stacked) and not isinstance(layer, Stacked):
+        layer, params = Stack([layer]), {next(iter(dict(own.layers))): params}
+    elif isinstance(layer, Stacked) and not isinstance(own, Stacked) and len(layer.layers) == 1:
+        ((name, layer),) = dict(layer.layers).items()
         params = params[name]
     _check_alike(own, layer)
     if isinstance(module, nnx.Module):
@@ -80,21 +78,21 @@ def _in_types_of(params: Params, held: Params) -> Params:
 
 def _check_alike(own: Any, layer: Any) -> None:
     """Raises if a layer has other equations than a module."""
-    if isinstance(own, Stack) and isinstance(layer, Stack):
+    if isinstance(own, Stacked) and isinstance(layer, Stacked):
         for name in ("connections", "reverse"):
             if getattr(own, name) != getattr(layer, name):
                 raise ValueError(
                     f"{name}={getattr(layer, name)!r} would be lost: the module has "
                     f"{name}={getattr(own, name)!r}"
                 )
-        names = [[name for name, _ in stack.layers] for stack in (own, layer)]
+        names = [[*dict(stack.layers)] for stack in (own, layer)]
         if names[0] != names[1]:
             raise ValueError(
                 f"layers must be those of the module, {', '.join(names[0])}, "
                 f"got {', '.join(names[1])}"
             )
-        for (_, one), (_, other) in zip(own.layers, layer.layers, strict=True):
-            _check_alike(one, other)
+        for name in names[0]:
+            _check_alike(dict(own.layers)[name], dict(layer.layers)[name])
     elif isinstance(own, Bidirectional) and isinstance(layer, Bidirectional):
         if own.merge != layer.merge:
             raise ValueError(

@@ -17,9 +17,8 @@ from lstm_jax.cells.activations import activation
 from lstm_jax.cells.base import BaseCell, Params
 from lstm_jax.interop.conventions import Convention, from_ours, to_ours
 from lstm_jax.sequence.bidirectional import Bidirectional
-from lstm_jax.sequence.layers import LSTM
 from lstm_jax.sequence.protocol import is_layer
-from lstm_jax.sequence.stack import Stack
+from lstm_jax.sequence.stack import Stack, Stacked
 
 Key = Callable[[str], str]  # from a convention's short name to the full name
 BIASES = ("b_ih", "b_hh", "b_hg")
@@ -497,9 +496,7 @@ def layers_of(layer: Any, params: Params, library: str) -> list[tuple[str, Any, 
     """
     if isinstance(layer, Bidirectional):
         layer, params = Stack([layer]), {"layer_0": params}
-    if isinstance(layer, LSTM):
-        layer = layer.stack
-    if not isinstance(layer, Stack):
+    if not isinstance(layer, Stacked):
         raise TypeError(
             f"layer must be a cell, Stack, LSTM or Bidirectional, got {type(layer).__name__}"
         )
@@ -509,8 +506,9 @@ def layers_of(layer: Any, params: Params, library: str) -> list[tuple[str, Any, 
         )
     if layer.reverse:
         raise ValueError(f"reverse=True would be lost: stacks of {library} run forwards")
-    check_names("params", params, [name for name, _ in layer.layers])
-    return [(name, one, params[name]) for name, one in layer.layers]
+    layers = dict(layer.layers)
+    check_names("params", params, [*layers])
+    return [(name, one, params[name]) for name, one in layers.items()]
 
 
 def cells_of(

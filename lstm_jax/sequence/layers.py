@@ -3,27 +3,24 @@
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-import jax
 from jax.typing import DTypeLike
 
 from lstm_jax.cells import CELLS, LSTMCell
-from lstm_jax.cells.base import Params, State, check_size
+from lstm_jax.cells.base import check_size
 from lstm_jax.sequence.bidirectional import Bidirectional, Merge
-from lstm_jax.sequence.stack import Stack
+from lstm_jax.sequence.stack import Stack, Stacked, named
 
-LSTMParams = dict[str, Params]
-LSTMStates = dict[str, State]
 CellMaker = str | Callable[..., Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class LSTM:
+class LSTM(Stacked):
     """Stacked LSTM layers; each reads the outputs of the one below.
 
-    A :class:`Stack` made from sizes; parameters and states are dicts by layer, ``layer_0``,
+    As a :class:`Stack`, but made from sizes; parameters and states are dicts by layer, ``layer_0``,
     ``layer_1``, ....
 
     Attributes:
@@ -97,23 +94,23 @@ class LSTM:
                     f"{name} must have one entry for each of {self.num_layers} layers, "
                     f"got {len(given)}"
                 )
-        _ = self.stack  # checks the rest
+        self.check_options()
+
+    @property
+    def layers(self) -> dict[str, Any]:
+        """The cell (or both directions) of each layer, by name, from the bottom up."""
+        return dict(self._pairs)
 
     @functools.cached_property
+    def _pairs(self) -> tuple[tuple[str, Any], ...]:
+        pairs = zip(self._each(self.hidden_size), self._each(self.cell), strict=True)
+        return named([self._made(cell, hidden_size) for hidden_size, cell in pairs])
+
+    @property
     def stack(self) -> Stack:
-        """The layers on top of one another."""
-        layers = []
-        for hidden_size, cell in zip(
-            self._each(self.hidden_size), self._each(self.cell), strict=True
-        ):
-            layer = self._made(cell, hidden_size)
-            if self.bidirectional:
-                layer = Bidirectional(
-                    layer, merge=self.merge, engine=self.engine, memory=self.memory
-                )
-            layers.append(layer)
+        """The layers as a :class:`Stack`, which compares by its cells, not by what made them."""
         return Stack(
-            layers,
+            self.layers,
             dropout=self.dropout,
             connections=self.connections,
             reverse=self.reverse,
@@ -125,7 +122,7 @@ class LSTM:
         return given if isinstance(given, tuple) else (given,) * self.num_layers
 
     def _made(self, cell: CellMaker, hidden_size: int) -> Any:
-        """A cell of this kind; types that are not given keep the cell's defaults."""
+        """A layer of such cells; types that are not given keep the cell's defaults."""
         check_size("hidden_size", hidden_size)
         if isinstance(cell, str):
             if cell not in CELLS:
@@ -138,89 +135,10 @@ class LSTM:
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         given = {name: dtype for name, dtype in types.items() if dtype is not None}
         _check_makes_cells(cell, hidden_size=hidden_size, **given)
-        return cell(hidden_size=hidden_size, **given)
-
-    # ---- delegated to the stack ----
-
-    @property
-    def layers(self) -> dict[str, Any]:
-        """The cell (or both directions) of each layer, by name, from the bottom up."""
-        return dict(self.stack.layers)
-
-    @property
-    def output_size(self) -> int:
-        """Features of one output, as in :class:`Stack`."""
-        return self.stack.output_size
-
-    @property
-    def num_feature_axes(self) -> int:
-        """The number of feature axes of an input, as in :class:`Stack`."""
-        return self.stack.num_feature_axes
-
-    @property
-    def is_stochastic(self) -> bool:
-        """Whether ``apply`` uses a key, as in :class:`Stack`."""
-        return self.stack.is_stochastic
-
-    def input_size(self, params: Mapping[str, Params]) -> int | None:
-        """D, read from the parameters; None if they do not determine it."""
-        return self.stack.input_size(params)
-
-    def init(self, key: jax.Array, input_size: int) -> LSTMParams:
-        """The parameters of each layer, by the layer's name."""
-        return self.stack.init(key, input_size)
-
-    def zero_state(self, batch_shape: tuple[int, ...] = ()) -> LSTMStates:
-        """A zero state for each layer, by the layer's name."""
-        return self.stack.zero_state(batch_shape)
-
-    def initial_state(
-        self, params: Mapping[str, Params], batch_shape: tuple[int, ...] = ()
-    ) -> LSTMStates:
-        """The state of each layer before its first step: zeros, or a learned state."""
-        return self.stack.initial_state(params, batch_shape)
-
-    def apply(
-        self,
-        params: Mapping[str, Params],
-        xs: jax.Array,
-        state: Mapping[str, State] | None = None,
-        *,
-        lengths: jax.Array | None = None,
-        mask: jax.Array | None = None,
-        resets: jax.Array | None = None,
-        key: jax.Array | None = None,
-    ) -> tuple[LSTMStates, jax.Array]:
-        """The stack over a sequence.
-
-        Args:
-          params: as from :meth:`init`.
-          xs: ``[T, ..., D]``.
-          state: the state of each layer before the first step; the initial states if None.
-          lengths: as in :func:`unroll`.
-          mask: booleans ``[T, ...]``, as in :func:`unroll`.
-          resets: booleans ``[T, ...]``, as in :func:`unroll`; where ``bidirectional`` a true
-            flag says that a document begins at t, as in :class:`Bidirectional`.
-          key: random key for dropout; None switches dropout off.
-
-        Returns:
-          ``(state, ys)``: each layer's last state by its name, and the outputs
-          ``[T, ..., H]``.
-
-        Raises:
-          TypeError: ``params`` or ``state`` do not name this stack's layers, or as in
-            :func:`unroll`.
-          ValueError: as in :func:`unroll`.
-        """
-        return self.stack.apply(
-            params, xs, state, lengths=lengths, mask=mask, resets=resets, key=key
-        )
-
-    def step(
-        self, params: Mapping[str, Params], state: Mapping[str, State], x: jax.Array
-    ) -> tuple[LSTMStates, jax.Array]:
-        """One step in time through all layers, as :meth:`Stack.step`."""
-        return self.stack.step(params, state, x)
+        layer = cell(hidden_size=hidden_size, **given)
+        if not self.bidirectional:
+            return layer
+        return Bidirectional(layer, merge=self.merge, engine=self.engine, memory=self.memory)
 
 
 def _check_makes_cells(cell: Callable[..., Any], **arguments: Any) -> None:

@@ -31,6 +31,7 @@ from lstm_jax.interop.onnx.activations import (
 )
 from lstm_jax.sequence import Bidirectional, Stack, initial_state, unroll
 from lstm_jax.sequence.regularizers import Regularizer
+from lstm_jax.sequence.stack import Stacked
 
 DEFAULTS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), "RNN": ("Tanh",)}
 """The default activation functions of each operator."""
@@ -365,15 +366,14 @@ def layer_to_onnx(layer: Any, params: Any) -> Operator:
       >>> operator.attributes["linear_before_reset"]
       0
     """
-    layer = getattr(layer, "stack", layer)
     reverse = False
-    if isinstance(layer, Stack):
+    if isinstance(layer, Stacked):
         if len(layer.layers) != 1:
             raise ValueError(
                 f"an ONNX operator is one layer, got {len(layer.layers)}; to_onnx converts a stack "
                 "to a graph"
             )
-        reverse, ((name, layer),) = layer.reverse, layer.layers
+        reverse, ((name, layer),) = layer.reverse, dict(layer.layers).items()
         params = params[name]
     if isinstance(layer, Bidirectional):
         if layer.merge != "concat":
