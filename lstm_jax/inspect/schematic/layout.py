@@ -673,7 +673,7 @@ class _Places:
         edges.sort(key=lambda edge: -self.links[edge[0]][edge[1]].straight)
         for n, i in edges:
             source = self.links[n][i].source
-            points = self._points(n, i, centre, starts, places)
+            points = self._points(n, i, starts, places)
             rest = _after(points, drawn[source])
             if rest[0] != points[0]:
                 dots.append(rest[0])
@@ -683,9 +683,7 @@ class _Places:
         right = centre[-1] - max((self.shapes[i.node].left for i in order.columns[-1]), default=0.0)
         return Layout(places, wires, sorted(set(dots)), (left, top, right, bottom))
 
-    def _points(
-        self, n: int, i: int, centre: list[float], starts: list[float], places: list[Point]
-    ) -> list[Point]:
+    def _points(self, n: int, i: int, starts: list[float], places: list[Point]) -> list[Point]:
         """The corners of a wire from its source to an input of node n."""
         order, source = self.order, self.links[n][i].source
         begin, end = order.column[source], order.column[n]
