@@ -7,9 +7,12 @@ import pathlib
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from lstm_jax.config.recurrent import cell_factory
+from lstm_jax.tasks.time_series import TimeSeries
+from lstm_jax.tasks.time_series_data import TimeSeriesData, TimeSeriesModel
 from lstm_jax.train import load_config, train
 from tests.cells.test_initializers import LIBRARIES
 from tests.train.test_loop import Listener
@@ -93,3 +96,42 @@ def test_tables_choose_by_validation_and_report_the_test(comparison, tmp_path, c
     tables.write(tmp_path, compare.RUNS)
     row = "| translation | 100% | LSTM | 0.001 | 0.3 | 2 | 25.5 ± 7.8 | 33.5 ± 0.7 |"
     assert row in capsys.readouterr().out
+
+
+def test_a_peer_reads_the_table_and_its_forecasts_are_those_of_the_backtest(tmp_path):
+    path = ROOT / "experiments" / "forecasting" / "compare.py"
+    spec = importlib.util.spec_from_file_location("forecasting_compare", path)
+    compare = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(compare)
+    assert set(compare.SHORT) <= {each.stem for each in (ROOT / "configs").glob("*.toml")}
+    rng, times = np.random.default_rng(0), pd.date_range("2024-01-01", periods=60, freq="h")
+    table = pd.concat(
+        pd.DataFrame(
+            {"unique_id": n, "ds": times, "y": rng.normal(5, 1, 60), "wind": ["N", "S"] * 30}
+        )
+        for n in "ab"
+    )
+    table.iloc[3:5, 2] = np.nan
+    table.iloc[7, 3] = None
+    table.to_csv(tmp_path / "table.csv", index=False)
+    sizes = dict(window=12, horizon=4, season=4, validation="10", test="10", stride=2)
+    data = TimeSeriesData(table=str(tmp_path / "table.csv"), static_columns="unique_id", **sizes)
+    task = TimeSeries(data, TimeSeriesModel())
+    whole, static, past, future = compare.frames(task)
+    assert past == ["wind_N", "wind_S"] and "hour sin" in future
+    assert static.columns.tolist() == ["unique_id", "unique_id_a", "unique_id_b"]
+    assert whole["available_mask"].tolist() == [1] * 3 + [0] * 2 + [1] * 115
+    assert whole["y"][4] == whole["y"][2] and whole["wind_N"][7] == 1 == whole["wind_N"][6]
+    rows = []
+    for name in "ba":
+        for row in (50, 52, 54, 56):
+            forecast = pd.DataFrame({"ds": times[row : row + 4], "unique_id": name})
+            forecast["cutoff"] = times[row - 1]
+            value = row + (name == "b") + 0.01 * np.arange(4)
+            columns = [f"q{level:g}" for level in compare.LEVELS]
+            forecast[columns] = value[:, None] + np.arange(len(columns))[::-1]
+            rows.append(forecast.iloc[::-1])
+    found = compare.aligned(task, pd.concat(rows))
+    expected = np.array([*range(50, 57, 2), *range(51, 58, 2)])[:, None] + 0.01 * np.arange(4)
+    np.testing.assert_allclose(found.quantiles[..., 0], expected)
+    np.testing.assert_allclose(found.mean, expected + 5)
