@@ -5,6 +5,7 @@ import os
 from tests import compiled
 
 compiled.share()
+compiled.compile_quickly()
 os.environ.setdefault("MPLBACKEND", "agg")
 
 import jax  # noqa: E402

@@ -37,6 +37,18 @@ def share() -> None:
         os.environ["PYTHONWARNINGS"] = f"{others},{ignored}" if others else ignored
 
 
+def compile_quickly() -> None:
+    """Lowers LLVM's optimisation level to 1, unless ``XLA_FLAGS`` sets it.
+
+    The tests spend most of their time compiling small programs, and level 1 takes two thirds of the
+    default's time.  XLA's own passes (fusion, layouts, buffers) do not depend on the level.
+    With ``XLA_FLAGS=--xla_backend_optimization_level=3`` in the environment, they test the default.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "xla_backend_optimization_level" not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_backend_optimization_level=1".strip()
+
+
 def limit() -> None:
     """Deletes the entries that were not used for longest until at most ``LIMIT`` bytes are left."""
     remove_oldest(root(), LIMIT)

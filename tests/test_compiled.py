@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import jax
+import pytest
 
 from tests import compiled
 
@@ -79,3 +80,14 @@ def test_a_cache_that_is_already_set_stays(monkeypatch, tmp_path):
     assert warnings.startswith("error,ignore:")
     compiled.share()  # as a worker does, which has its parent's environment
     assert os.environ["PYTHONWARNINGS"] == warnings
+
+
+@pytest.mark.parametrize("given", ["", "--a=b", "--xla_backend_optimization_level=3"])
+def test_the_level_of_optimisation_is_lowered_once(monkeypatch, given):
+    monkeypatch.setenv("XLA_FLAGS", given)
+    compiled.compile_quickly()
+    flags = os.environ["XLA_FLAGS"].split()
+    assert flags[: len(given.split())] == given.split()
+    assert flags[-1].endswith("optimization_level=3" if "=3" in given else "optimization_level=1")
+    compiled.compile_quickly()  # as a worker does, which has its parent's environment
+    assert os.environ["XLA_FLAGS"].split() == flags
