@@ -94,7 +94,7 @@ class LSTM(Stacked):
                     f"{name} must have one entry for each of {self.num_layers} layers, "
                     f"got {len(given)}"
                 )
-        self.check_options()
+        self._check_options()
 
     @property
     def layers(self) -> dict[str, Any]:

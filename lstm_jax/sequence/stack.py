@@ -50,7 +50,7 @@ class Stacked:
     def _pairs(self) -> tuple[tuple[str, Any], ...]:
         return tuple(dict(self.layers).items())
 
-    def check_options(self) -> None:
+    def _check_options(self) -> None:
         """Raises where an option is invalid, or the layers do not fit it, as :class:`Stack`."""
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
@@ -302,7 +302,7 @@ class Stack(Stacked):
 
     def __post_init__(self):
         object.__setattr__(self, "layers", named(self.layers))
-        self.check_options()
+        self._check_options()
 
 
 def named(layers: Any) -> tuple[tuple[str, Any], ...]:

@@ -239,6 +239,14 @@ def test_recurrent_dropout_of_everything_leaves_every_gated_cell_its_zero_state(
     assert (np.asarray(state.c if hasattr(state, "c") else state.h) != 0).any()
 
 
+def test_recurrent_dropout_creates_no_class_on_each_call():
+    def count():
+        unroll(RecurrentDropout(CELL), PARAMS, XS, key=KEY, engine="scan")
+        return len(type(CELL).__subclasses__())
+
+    assert count() == count()
+
+
 class TestErrors:
     @pytest.mark.parametrize("rate", [-0.1, 1.0, "0.5", True])
     @pytest.mark.parametrize(
