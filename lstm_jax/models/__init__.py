@@ -1,4 +1,4 @@
-"""Flax modules that tasks train, one file a model; they hold no data and no loss."""
+"""Flax modules that tasks train, one file per model; they contain no data and no loss."""
 
 from lstm_jax.models.autoregressive_forecaster import AutoregressiveForecaster
 from lstm_jax.models.base import Carry, Compiled, Model, Outputs, evaluation

@@ -1,4 +1,4 @@
-"""Attention over the outputs of an encoder: scores, a softmax over the valid steps, a mean."""
+"""Attention over encoder outputs: scores, a softmax over the valid steps, a weighted mean."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ from jax.typing import DTypeLike
 
 
 def dot_scores(query: jax.Array, keys: jax.Array) -> jax.Array:
-    """How well each key fits a query: ``score_s = q · k_s``.
+    """Multiplicative scores of keys for a query: ``score_s = q · k_s``.
 
     With ``k_s = W m_s`` these are the scores ``qᵀ W m_s`` that Luong et al. call "general".
 
@@ -29,7 +29,7 @@ def dot_scores(query: jax.Array, keys: jax.Array) -> jax.Array:
 
 
 def additive_scores(query: jax.Array, keys: jax.Array, v: jax.Array) -> jax.Array:
-    """How well each key fits a query: ``score_s = v · tanh(q + k_s)``.
+    """Additive scores of keys for a query: ``score_s = v · tanh(q + k_s)``.
 
     With ``q = W s_{t-1}`` and ``k_s = U m_s`` these are the alignments of Bahdanau et al.
 
@@ -54,7 +54,7 @@ def additive_scores(query: jax.Array, keys: jax.Array, v: jax.Array) -> jax.Arra
 def attend(
     scores: jax.Array, values: jax.Array, mask: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """The mean of some values, weighted by the softmax of their scores.
+    """The mean of values, weighted by the softmax of their scores.
 
     ::
 
@@ -63,8 +63,8 @@ def attend(
     Args:
       scores: ``[..., S]``.
       values: m, ``[..., S, M]``.
-      mask: booleans ``[..., S]``; a value whose flag is false has weight zero.  Where all flags
-        are false, all weights and the context are zero.
+      mask: booleans ``[..., S]``; a value whose flag is false has weight zero. If all flags are
+        false, all weights and the context are zero.
 
     Returns:
       ``(context, weights)``: ``[..., M]`` and ``[..., S]``.
@@ -75,7 +75,7 @@ def attend(
     ([2.0], [0.5, 0.5, 0.0])
     """
     weights = jax.nn.softmax(scores, -1, where=mask)
-    if mask is not None:  # a softmax over nothing is 0 / 0
+    if mask is not None:  # a softmax over an empty set is 0 / 0
         weights = jnp.where(mask.any(-1, keepdims=True), weights, 0)
     return jnp.einsum("...s,...sm->...m", weights, values), weights
 
@@ -87,7 +87,7 @@ class MultiplicativeAttention(nnx.Module):
       query_features: features of a query q.
       memory_features: features of an encoder output m.
       dtype: type of the product with W.
-      rngs: its stream ``params`` initialises W.
+      rngs: the stream ``params`` initialises W.
 
     Example:
       >>> attention = MultiplicativeAttention(4, 6, rngs=nnx.Rngs(0))
@@ -130,9 +130,9 @@ class AdditiveAttention(nnx.Module):
     Args:
       query_features: features of a query q.
       memory_features: features of an encoder output m.
-      features: A, elements of v; those of a query if None.
+      features: A, the size of v; None for the size of a query.
       dtype: type of the products with W and U.
-      rngs: its stream ``params`` initialises W, U and v.
+      rngs: the stream ``params`` initialises W, U and v.
 
     Example:
       >>> attention = AdditiveAttention(4, 6, rngs=nnx.Rngs(0))
@@ -179,4 +179,4 @@ ATTENTIONS: dict[str, type[MultiplicativeAttention] | type[AdditiveAttention]] =
     "multiplicative": MultiplicativeAttention,
     "additive": AdditiveAttention,
 }
-"""The modules by the name that a config gives them."""
+"""The modules by their name in a config."""

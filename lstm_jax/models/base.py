@@ -1,4 +1,4 @@
-"""What a model is: a Flax module that reads a stretch of each sequence of a batch."""
+"""The model protocol: a Flax module that reads a section of each sequence in a batch."""
 
 import functools
 from typing import Any
@@ -6,20 +6,20 @@ from typing import Any
 import jax
 from flax import nnx
 
-Carry = Any  # a pytree of arrays [B, ...]; () where sequences are independent
+Carry = Any  # a pytree of arrays [B, ...]; () if sequences are independent
 Outputs = dict[str, Any]  # arrays [B, ...] by name
 
 
 class Model(nnx.Module):
     """A Flax module that tasks train, ``model(carry, **inputs) -> (carry, outputs)``.
 
-    Batch leads in every array.  A long sequence can be read in parts: the carry that one call
-    returns is the carry of the next.  A single streamed step is the same call with t = 1.
-    ``model.eval()`` switches dropout off; in training, random numbers come from ``rngs``, or from
-    the streams that the module was constructed with.
+    The batch axis comes first in every array. A long sequence can be read in parts: the carry that
+    one call returns is passed to the next. A single streamed step is the same call with t = 1.
+    ``model.eval()`` disables dropout. In training, random numbers come from ``rngs``, or from the
+    streams passed to the constructor.
 
-    Subclasses define :attr:`inputs` and ``__call__``, and :meth:`initial_carry` where a state
-    passes from one call to the next.
+    Subclasses define :attr:`inputs` and ``__call__``, and :meth:`initial_carry` if a state is
+    passed from one call to the next.
 
     >>> class Doubled(Model):
     ...     inputs = property(lambda self: {"xs": ("b, t, 3", "float32")})
@@ -34,16 +34,16 @@ class Model(nnx.Module):
     def inputs(self) -> dict[str, tuple[str, str]]:
         """Shape and type of each input: ``{"tokens": ("b, t", "int32")}``.
 
-        ``b`` and ``t`` stand for any number of rows and of steps.
+        ``b`` and ``t`` stand for arbitrary numbers of rows and steps.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define its inputs")
 
     @property
     def ranges(self) -> dict[str, tuple[int, int | str]]:
-        """The least and the largest value of integer inputs: ``{"tokens": (0, 99)}``.
+        """The smallest and the largest value of integer inputs: ``{"tokens": (0, 99)}``.
 
-        The largest can be a size of the shapes: ``{"lengths": (0, "4*t")}``.  An exported model
-        rejects other values.
+        The largest value can be an expression of sizes: ``{"lengths": (0, "4*t")}``.  An exported
+        model rejects other values.
         """
         return {}
 
@@ -54,19 +54,19 @@ class Model(nnx.Module):
     def __call__(
         self, carry: Carry, *, rngs: nnx.Rngs | None = None, **inputs: Any
     ) -> tuple[Carry, Outputs]:
-        """The carry after a stretch of each sequence, and the outputs by name."""
+        """The carry after a section of each sequence, and the outputs by name."""
         raise NotImplementedError(f"{type(self).__name__} does not define __call__")
 
 
 class Compiled:
-    """A module in evaluation mode, called as the module itself; its calls are compiled.
+    """A module in evaluation mode with compiled calls; it is called like the module itself.
 
-    Modules with the same structure share their compiled programs, so that new parameters do
-    not compile anything anew.
+    Modules with the same structure share their compiled programs, so new parameters do not trigger
+    recompilation.
 
     Args:
       module: any ``nnx.Module``.  Its structure must be hashable, as for ``nnx.jit``.  Later
-        changes of the module have no effect here.
+        changes to the module have no effect.
 
     Attributes:
       graph: the module's structure.
@@ -82,7 +82,7 @@ class Compiled:
 
     @property
     def module(self) -> Any:
-        """A new module with these arrays, in evaluation mode."""
+        """A new module with the stored arrays, in evaluation mode."""
         return nnx.merge(self.graph, self.state)
 
     def initial_carry(self, rows: int) -> Carry:
@@ -92,8 +92,8 @@ class Compiled:
         if any(isinstance(array, jax.core.Tracer) for array in arrays):
             return carry
         devices = {device for array in arrays for device in array.devices()}
-        # Where the carry of a call is: were only that one bound to a device, the second call of a
-        # sequence would be compiled again.
+        # The same placement as the carry of a call. If only the latter were committed to a device,
+        # the second call of a sequence would be compiled again.
         return jax.device_put(carry, *devices) if len(devices) == 1 else carry
 
     def __call__(self, *args: Any, **inputs: Any) -> Any:
@@ -120,7 +120,7 @@ def _initial_carry(graph: Any, state: Any, rows: int) -> Carry:
 
 
 def evaluation(module: nnx.Module) -> Any:
-    """A copy of a module in evaluation mode: no dropout, running averages in use.
+    """A copy of a module in evaluation mode: without dropout, with running averages.
 
     >>> evaluation(nnx.Dropout(0.5, rngs=nnx.Rngs(0)))(jax.numpy.ones(2)).tolist()
     [1.0, 1.0]

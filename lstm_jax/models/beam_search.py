@@ -1,4 +1,4 @@
-"""Search for likely sequences of tokens, as one compiled loop over a batch."""
+"""Greedy and beam search, as one compiled loop over a batch."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,13 +11,14 @@ Step = Callable[[Carry, jax.Array], tuple[Carry, jax.Array]]
 
 
 class Hypotheses(NamedTuple):
-    """The best sequences that a search has found, the best of each row first.
+    """The best sequences found by a search, best first in each row.
 
     Attributes:
-      tokens: int32 ``[B, K, T]``, each up to and with ``end``, then ``end`` repeated.
-      lengths: how many tokens each has, ``end`` included; int32 ``[B, K]``.
-      scores: what ranks them, ``[B, K]``; -inf where fewer than K were found.
-      finished: whether each ends with ``end``, and was not cut at T tokens; booleans ``[B, K]``.
+      tokens: int32 ``[B, K, T]``, each up to and including ``end``, padded with ``end``.
+      lengths: the number of tokens of each, including ``end``; int32 ``[B, K]``.
+      scores: the scores by which they are ranked, ``[B, K]``; -inf if fewer than K were found.
+      finished: whether each ends with ``end`` instead of being cut at T tokens; booleans ``[B,
+        K]``.
     """
 
     tokens: jax.Array
@@ -27,15 +28,15 @@ class Hypotheses(NamedTuple):
 
 
 def length_penalty(length: jax.Array | int, alpha: float | jax.Array) -> jax.Array:
-    """What the log probability of a hypothesis is divided by.
+    """The divisor of the log probability of a hypothesis.
 
     ::
 
         lp(Y) = (5 + |Y|)^α / (5 + 1)^α
 
     Args:
-      length: the number of tokens |Y|, ``end`` included.
-      alpha: α; 0 for no penalty of length, 1 for nearly the mean over tokens.
+      length: the number of tokens |Y|, including ``end``.
+      alpha: α; 0 means no penalty, 1 is close to the mean over tokens.
 
     >>> float(length_penalty(7, alpha=1.0))
     2.0
@@ -48,15 +49,15 @@ def length_penalty(length: jax.Array | int, alpha: float | jax.Array) -> jax.Arr
 
 
 def coverage_penalty(coverage: jax.Array, mask: jax.Array, beta: float | jax.Array) -> jax.Array:
-    """A score that falls where parts of the source got little attention.
+    """A score that is lower if parts of the source received little attention.
 
     ::
 
         cp(X; Y) = β Σ_s log min(Σ_t α_ts, 1)
 
     Args:
-      coverage: attention to each source token, summed over the steps, ``[..., S]``.
-      mask: which source tokens there are, booleans ``[..., S]``.
+      coverage: attention to each source token, summed over steps, ``[..., S]``.
+      mask: whether each source token is valid, booleans ``[..., S]``.
       beta: β.
 
     Returns:
@@ -76,9 +77,9 @@ def coverage_penalty(coverage: jax.Array, mask: jax.Array, beta: float | jax.Arr
 def greedy_search(
     step: Step, carry: Carry, *, rows: int, max_steps: int, start: int, end: int
 ) -> Hypotheses:
-    """The likeliest token again and again, until every row has come to its end.
+    """Repeatedly chooses the most likely token, until every row has ended.
 
-    Arguments and result are those of :func:`beam_search` with one beam and no penalties.
+    Arguments and result are those of :func:`beam_search` with a beam of 1 and without penalties.
 
     >>> table = jnp.log(jnp.array([[1.0, 0.0, 0.0], [0.1, 0.3, 0.6], [0.8, 0.1, 0.1]]))
     >>> step = lambda carry, token: (carry, table[token])  # a Markov chain, which 0 ends
@@ -109,14 +110,14 @@ def greedy_search(
 
 
 class _Search(NamedTuple):
-    """What the loop carries; tokens are int32 [B, K, T], scores [B, K]."""
+    """The carry of the loop; tokens are int32 [B, K, T], scores [B, K]."""
 
     t: jax.Array
     carry: Carry
-    tokens: jax.Array  # of live hypotheses, the likeliest first
+    tokens: jax.Array  # of live hypotheses, most likely first
     log_probs: jax.Array  # of live hypotheses
-    ended: jax.Array  # tokens of finished hypotheses, the best first
-    scores: jax.Array  # of finished hypotheses, -inf where there is none yet
+    ended: jax.Array  # tokens of finished hypotheses, best first
+    scores: jax.Array  # of finished hypotheses, -inf for missing ones
 
 
 def beam_search(
@@ -131,30 +132,30 @@ def beam_search(
     alpha: float | jax.Array = 0.0,
     bonus: Callable[[Carry], jax.Array] | None = None,
 ) -> Hypotheses:
-    """The best sequences among those that begin with the K likeliest ones, step by step.
+    """Beam search: each step extends the K most likely sequences of each row.
 
-    Each row keeps K live hypotheses, those with the highest log probability that have not ended.
-    One that ends while it is among the K likeliest is finished, with the score::
+    Each row has K live hypotheses, those with the highest log probability that have not ended. A
+    hypothesis that ends while it is among the K most likely is finished, with the score::
 
         s(Y) = log P(Y) / lp(Y) + bonus
 
     A row is done once K hypotheses are finished, and the loop ends when all rows are, or after T
-    steps.  Live hypotheses then fill the places of missing finished ones.
+    steps.  Live hypotheses then replace missing finished ones.
 
     Args:
-      step: ``(carry, token) -> (carry, log_probs)``: the last token of each hypothesis, int32
-        ``[N]``, to the log probabilities of the next, ``[N, V]``; N is B K, the hypotheses of a
-        row are neighbours.
-      carry: what ``step`` is first given, arrays ``[N, ...]``: each row K times.
+      step: ``(carry, token) -> (carry, log_probs)``: maps the last token of each hypothesis, int32
+        ``[N]``, to the log probabilities of the next, ``[N, V]``; N is B K, and the hypotheses of a
+        row are adjacent.
+      carry: the first carry of ``step``, arrays ``[N, ...]`` with each row repeated K times.
       rows: B.
       beam: K.
-      max_steps: T, the largest number of tokens, ``end`` included.
-      start: what the first step is given; it is not part of a hypothesis.
+      max_steps: T, the largest number of tokens, including ``end``.
+      start: the token passed to the first step; it is not part of a hypothesis.
       end: the token that ends a sequence.
-      alpha: of :func:`length_penalty`.
-      bonus: what is added to the score of a finished hypothesis, ``[N]``, a function of the carry
-        that came with the scores of its end; such as :func:`coverage_penalty` of the attention
-        that the carry has summed up.
+      alpha: the α of :func:`length_penalty`.
+      bonus: computes the term added to the score of a finished hypothesis, ``[N]``, from the carry
+        that ``step`` returned with the scores of its end; for example :func:`coverage_penalty` of
+        the attention summed in the carry.
 
     Returns:
       The hypotheses of each row.
@@ -186,7 +187,7 @@ def beam_search(
         last = jnp.where(t == 0, start, search.tokens[:, :, t - 1])
         carry, log_probs = step(search.carry, last.reshape(-1))
         log_probs = log_probs.reshape(*shape, -1)
-        # Of 2 K candidates at most K end, one for each hypothesis; K others remain.
+        # At most K of the 2 K candidates end, one per hypothesis; at least K others remain.
         values, token = jax.lax.top_k(log_probs, min(2 * beam, log_probs.shape[-1]))
         values = (values + search.log_probs[..., None]).reshape(rows, -1)
         values, place = jax.lax.top_k(values, 2 * beam)
@@ -209,7 +210,7 @@ def beam_search(
     tokens = jnp.full((*shape, max_steps), end, jnp.int32)
     dtype = jax.eval_shape(step, carry, tokens[:, :, 0].reshape(-1))[1].dtype
     none = jnp.full(shape, -jnp.inf, dtype)
-    first = none.at[:, 0].set(0.0)  # the hypotheses of a row are all alike at first
+    first = none.at[:, 0].set(0.0)  # all hypotheses of a row are equal at first
     search = _Search(jnp.array(0), carry, tokens, first, tokens, none)
     search = jax.lax.while_loop(unfinished, extend, search)
 
@@ -217,7 +218,7 @@ def beam_search(
     cut = search.log_probs / length_penalty(search.t, alpha) + bonuses(search.carry)
     cut, best = jax.lax.top_k(cut, beam)
     live = _rows(search.tokens, best)
-    place = jnp.cumsum(~finished, -1) - 1  # the finished ones stand first
+    place = jnp.cumsum(~finished, -1) - 1  # finished ones come first
     tokens = jnp.where(finished[..., None], search.ended, _rows(live, place))
     scores = jnp.where(finished, search.scores, jnp.take_along_axis(cut, place, 1))
     lengths = jnp.minimum((tokens != end).sum(-1) + 1, max_steps).astype(jnp.int32)
@@ -225,7 +226,7 @@ def beam_search(
 
 
 def repeated(tree: Any, times: int) -> Any:
-    """Each row of the arrays of a pytree several times, as the first carry of a search.
+    """Repeats each row of the arrays of a pytree, to form the first carry of a search.
 
     >>> repeated(jnp.array([1, 2]), 2).tolist()
     [1, 1, 2, 2]
@@ -234,13 +235,13 @@ def repeated(tree: Any, times: int) -> Any:
 
 
 def _rows(arrays: jax.Array, numbers: jax.Array) -> jax.Array:
-    """Entries ``[B, M, ...]`` of arrays ``[B, N, ...]``, by numbers ``[B, M]``."""
+    """Entries ``[B, M, ...]`` of arrays ``[B, N, ...]``, by indices ``[B, M]``."""
     numbers = numbers.reshape(*numbers.shape, *[1] * (arrays.ndim - 2))
     return jnp.take_along_axis(arrays, numbers, 1)
 
 
 def _gathered(carry: Carry, parent: jax.Array) -> Carry:
-    """The carries of some hypotheses of each row, by their numbers ``[B, K]`` in it."""
+    """The carries of hypotheses, by their indices ``[B, K]`` within each row."""
     rows, beam = parent.shape
     place = (jnp.arange(rows)[:, None] * beam + parent).reshape(-1)
     return jax.tree.map(lambda leaf: leaf[place], carry)

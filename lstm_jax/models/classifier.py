@@ -1,4 +1,4 @@
-"""Classifiers of sequences: step by step, or of whole sequences read from both ends."""
+"""Sequence classifiers: unidirectional and streaming, or bidirectional over whole sequences."""
 
 from typing import Any, NamedTuple
 
@@ -12,11 +12,11 @@ from lstm_jax.nnx import LSTM
 
 
 class ClassifierCarry(NamedTuple):
-    """What is known of a sequence after some of its steps.
+    """The state after some steps of a sequence.
 
     Attributes:
       lstm: the state of each layer.
-      pooled: the top layer's outputs so far, their sum or the last of them; ``[B, H]``.
+      pooled: the sum of the top layer's outputs so far, or the last output; ``[B, H]``.
       steps: the number of steps so far, int32 ``[B]``.
     """
 
@@ -32,7 +32,7 @@ class _Classifier(Model):
       num_classes: C.
       sizes: ``in_features``, ``hidden_features`` and ``num_layers`` of the layers.
       dropout: dropout rate of the outputs of every layer.
-      rngs: its stream ``params`` initialises the parameters; ``dropout`` is kept for training.
+      rngs: the stream ``params`` initialises the parameters; ``dropout`` is stored for training.
       options: of :class:`lstm_jax.nnx.LSTM`.
     """
 
@@ -52,9 +52,9 @@ class _Classifier(Model):
 
 
 class Classifier(_Classifier):
-    """Scores the classes of a sequence, from the mean or the last of the top layer's outputs.
+    """Scores classes from the mean of the top layer's outputs or from the last output.
 
-    Rows of a batch have lengths of their own; whatever lies past a row's length has no influence.
+    Each row of a batch has its own length; values beyond it have no influence.
 
     Args:
       in_features: D.
@@ -65,7 +65,7 @@ class Classifier(_Classifier):
       pooling: ``"mean"`` or ``"last"``.
       dropout: dropout rate of the outputs of every layer.
       dtype: type of the products.
-      rngs: its stream ``params`` initialises the parameters; ``dropout`` is kept for training.
+      rngs: the stream ``params`` initialises the parameters; ``dropout`` is stored for training.
 
     Example:
       >>> model = Classifier(3, 5, 8, rngs=nnx.Rngs(0))
@@ -113,13 +113,13 @@ class Classifier(_Classifier):
         lengths: jax.Array,
         rngs: nnx.Rngs | None = None,
     ) -> tuple[ClassifierCarry, Outputs]:
-        """Scores of the classes, from all steps so far.
+        """Class scores from all steps so far.
 
         Args:
           carry: as from :meth:`initial_carry`, or from an earlier part of the sequences.
           xs: ``[B, T, D]``.
           lengths: integers from 0 to T, ``[B]``.
-          rngs: its stream ``dropout`` is used in training; the module's own stream if None.
+          rngs: the stream ``dropout`` is used in training; the module's own stream if None.
 
         Returns:
           ``(carry, {"logits": [B, classes]})``.
@@ -140,14 +140,14 @@ class Classifier(_Classifier):
 
 
 class BidirectionalClassifier(_Classifier):
-    """Scores the classes of a whole sequence from LSTM layers that read it from both ends.
+    """Scores classes from bidirectional LSTM layers over a whole sequence.
 
     ::
 
         h_1, ..., h_T = LSTM(x_1, ..., x_T)
         logits = (h_1 + ... + h_T) / T W + b
 
-    Each row of a batch has its own length, at least 1; values past it have no influence.
+    Each row of a batch has its own length, at least 1; values beyond it have no influence.
 
     Args:
       in_features: D.
@@ -157,7 +157,7 @@ class BidirectionalClassifier(_Classifier):
       cell: the kind of cell, as in :class:`lstm_jax.nnx.LSTM`.
       dropout: dropout rate of the outputs of every layer.
       dtype: type of the products.
-      rngs: its stream ``params`` initialises the parameters; ``dropout`` is kept for training.
+      rngs: the stream ``params`` initialises the parameters; ``dropout`` is stored for training.
 
     Example:
       >>> model = BidirectionalClassifier(3, 5, 8, rngs=nnx.Rngs(0))
@@ -206,7 +206,7 @@ class BidirectionalClassifier(_Classifier):
           carry: ``()``, from :meth:`initial_carry`; sequences are independent.
           xs: ``[B, T, D]``.
           lengths: integers from 1 to T, ``[B]``.
-          rngs: its stream ``dropout`` is used in training; the module's own stream if None.
+          rngs: the stream ``dropout`` is used in training; the module's own stream if None.
 
         Returns:
           ``(carry, {"logits": [B, C]})``.

@@ -1,4 +1,4 @@
-"""A classifier of videos: a convolutional network reads each frame, an LSTM what it returns."""
+"""A video classifier: a convolutional network reads each frame, and an LSTM reads its outputs."""
 
 import itertools
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ KERNEL = (3, 3)
 
 
 class VideoClassifier(Model):
-    """Scores the classes of a video, frame by frame.
+    """Scores the classes of a video with a convolutional network and an LSTM.
 
     ::
 
@@ -28,7 +28,7 @@ class VideoClassifier(Model):
     Args:
       frame_shape: height, width and channels of a frame.
       num_classes: the number of classes.
-      channels: of each convolution.
+      channels: the channels of each convolution.
       frame_features: features of a frame, which the LSTM reads.
       hidden_features: H, hidden features of each layer.
       num_layers: stacked layers.
@@ -36,7 +36,7 @@ class VideoClassifier(Model):
       pooling: ``"mean"`` or ``"last"``.
       dropout: dropout rate of the frames' features and of the outputs of every layer.
       dtype: type of the products.
-      rngs: its stream ``params`` initialises the parameters; ``dropout`` is kept for training.
+      rngs: the stream ``params`` initialises the parameters; ``dropout`` is stored for training.
 
     Example:
       >>> import jax.numpy as jnp
@@ -109,13 +109,13 @@ class VideoClassifier(Model):
         lengths: jax.Array,
         rngs: nnx.Rngs | None = None,
     ) -> tuple[ClassifierCarry, Outputs]:
-        """Scores of the classes, from all frames so far.
+        """Class scores from all frames so far.
 
         Args:
           carry: as from :meth:`initial_carry`, or from an earlier part of the videos.
           frames: from 0 to 1, ``[B, T, height, width, C]``.
-          lengths: how many frames of each row count, integers from 0 to T, ``[B]``.
-          rngs: its stream ``dropout`` is used in training; the module's own stream if None.
+          lengths: the number of valid frames of each row, integers from 0 to T, ``[B]``.
+          rngs: the stream ``dropout`` is used in training; the module's own stream if None.
 
         Returns:
           ``(carry, {"logits": [B, classes]})``.

@@ -1,4 +1,4 @@
-"""A model that labels sequences without knowing where each label lies (CTC)."""
+"""A model that labels sequences without aligned training labels (CTC)."""
 
 import math
 from typing import Any, NamedTuple
@@ -13,10 +13,10 @@ from lstm_jax.nnx import LSTM
 
 
 class CTCCarry(NamedTuple):
-    """What a unidirectional model knows of a sequence after some of its frames.
+    """The state of a unidirectional model after some frames of a sequence.
 
     Attributes:
-      frames: for each convolution its last ``kernel_size - stride`` inputs, ``[B, K - S, D]``.
+      frames: for each convolution, the last ``kernel_size - stride`` inputs, ``[B, K - S, D]``.
       lstm: the state of each layer.
     """
 
@@ -25,18 +25,18 @@ class CTCCarry(NamedTuple):
 
 
 class CTCModel(Model):
-    """Scores classes, one of which is the blank, at each step of a sequence.
+    """Scores classes, including the blank, at each step of a sequence.
 
-    Convolutions over time, if there are any, each shorten the sequence by their stride; LSTM layers
-    read what they return::
+    Optional convolutions over time shorten the sequence by their strides; LSTM layers read their
+    outputs::
 
         u_t = relu(LayerNorm(W [x_{(t+1) S - K}, ..., x_{(t+1) S - 1}] + b))
         h_1, ..., h_T' = LSTM(u_1, ..., u_T')
         logits_t = V h_t + c
 
-    K is the size of the kernel and S the stride.  Frames before the first and past a row's length
-    are zeros.  A convolution reads no frame past its stride: a unidirectional model can read a
-    sequence in parts, and its outputs are those of one call with the whole sequence.
+    K is the size of the kernel and S the stride.  Frames before the first and beyond a row's length
+    are zeros. A convolution reads no frames beyond its stride. Therefore a unidirectional model can
+    read a sequence in parts, with the same outputs as in one call.
 
     Args:
       in_features: D.
@@ -45,12 +45,12 @@ class CTCModel(Model):
       num_layers: stacked layers.
       strides: the stride of each convolution; ``()`` for none.
       conv_features: features of each convolution.
-      kernel_size: K, frames that each convolution reads at once; at least its stride.
+      kernel_size: K, the number of frames under each kernel; at least the stride.
       cell: the kind of cell, as in :class:`lstm_jax.nnx.LSTM`.
       bidirectional: whether every layer reads the sequence from both ends.
       dropout: dropout rate of the outputs of every convolution and layer.
       dtype: type of the products.
-      rngs: its stream ``params`` initialises the parameters; ``dropout`` is kept for training.
+      rngs: the stream ``params`` initialises the parameters; ``dropout`` is stored for training.
 
     Raises:
       ValueError: a stride is below 1 or above ``kernel_size``.
@@ -114,7 +114,7 @@ class CTCModel(Model):
 
     @property
     def stride(self) -> int:
-        """How many frames become one step of the outputs."""
+        """The number of frames per output step."""
         return math.prod(self.strides)
 
     @property
@@ -130,11 +130,11 @@ class CTCModel(Model):
 
     @property
     def _frames(self) -> str:
-        """How many frames an exported model reads at once."""
+        """The number of frames that an exported model reads per call."""
         return "t" if self.stride == 1 else f"{self.stride}*t"
 
     def initial_carry(self, rows: int) -> Carry:
-        """A :class:`CTCCarry`; ``()`` for a bidirectional model, whose sequences are whole."""
+        """A :class:`CTCCarry`; ``()`` for a bidirectional model, which reads whole sequences."""
         if self.bidirectional:
             return ()
         lstm = self.lstm.layer.initial_state(self.lstm.params, (rows,))
@@ -148,14 +148,14 @@ class CTCModel(Model):
         lengths: jax.Array,
         rngs: nnx.Rngs | None = None,
     ) -> tuple[Carry, Outputs]:
-        """Scores of the classes at each step.
+        """Class scores at each step.
 
         Args:
           carry: as from :meth:`initial_carry`, or from an earlier part of the sequences.
           features: ``[B, T, D]``; T is rounded up to a multiple of the stride.
-          lengths: integers from 0 to T, ``[B]``; a multiple of the stride where a later call reads
-            the next part of the row.
-          rngs: its stream ``dropout`` is used in training; the module's own stream if None.
+          lengths: integers from 0 to T, ``[B]``; a multiple of the stride if a later call reads the
+            next part of the row.
+          rngs: the stream ``dropout`` is used in training; the module's own stream if None.
 
         Returns:
           ``(carry, {"logits": [B, T', C], "steps": [B]})`` with ``T' = ceil(T / stride)``, and the
@@ -183,7 +183,7 @@ class CTCModel(Model):
         lengths: jax.Array,
         rngs: nnx.Rngs | None,
     ) -> tuple[tuple[jax.Array, ...], jax.Array, jax.Array]:
-        """The last inputs of each convolution, what the last one returns, and its lengths."""
+        """The last inputs of each convolution, and the outputs and lengths after the last one."""
         last = []
         layers = zip(self.convolutions, self.norms, self.strides, before, strict=True)
         for convolution, norm, stride, earlier in layers:

@@ -1,4 +1,4 @@
-"""Decoding of CTC: the likeliest labels, with or without a model of words, as compiled loops."""
+"""CTC decoding: the most likely labels, with or without a word model, as compiled loops."""
 
 import functools
 from typing import NamedTuple
@@ -6,17 +6,17 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-IMPOSSIBLE = -1e30  # a log probability of nothing; finite, so that differences stay numbers
+IMPOSSIBLE = -1e30  # log of probability zero; finite, so that differences are finite
 
 
 class Labellings(NamedTuple):
-    """The best labellings that a search has found, the best of each row first.
+    """The best labellings found by a search, best first in each row.
 
     Attributes:
-      labels: int32 ``[B, K, U]``, -1 past the end of each.
-      lengths: how many labels each has, int32 ``[B, K]``.
-      scores: what ranks them, float32 ``[B, K]``; at most ``IMPOSSIBLE`` where fewer than K were
-        found.
+      labels: int32 ``[B, K, U]``, -1 beyond the end of each.
+      lengths: the number of labels of each, int32 ``[B, K]``.
+      scores: the scores by which they are ranked, float32 ``[B, K]``; at most ``IMPOSSIBLE`` if
+        fewer than K were found.
     """
 
     labels: jax.Array
@@ -25,16 +25,16 @@ class Labellings(NamedTuple):
 
 
 class WordModel(NamedTuple):
-    """A lexicon as a tree of labels, and an n-gram model of its words as a finite automaton.
+    """A lexicon as a prefix tree, and an n-gram model of its words as a finite automaton.
 
-    Node 0 of the tree is its root, the beginning of a word; node 1 stands for every beginning of
-    an unknown word.  State 0 of the automaton is the beginning of a line.
+    Node 0 of the tree is the root, the start of a word. Node 1 represents every prefix of an
+    unknown word. State 0 of the automaton is the start of a line.
 
     Attributes:
-      children: the node that a label leads to, int32 ``[nodes, C]``.
-      word: the word that ends at a node, W for an unknown one, int32 ``[nodes]``.
-      ahead: the log probability that a word goes through the node, float32 ``[nodes]``; it ranks
-        unfinished words.
+      children: the child of each node for each label, int32 ``[nodes, C]``.
+      word: the word that ends at each node, W for an unknown word, int32 ``[nodes]``.
+      ahead: the look-ahead log probability that a word passes through each node, float32
+        ``[nodes]``; it ranks unfinished words.
       log_probs: of each word, an unknown one (W) and the end of a line (W + 1) in each state of
         the automaton, float32 ``[states, W + 2]``.
       following: the state after each word, int32 ``[states, W + 1]``.
@@ -50,11 +50,12 @@ class WordModel(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """How a search weighs a word model.
+    """The weights of a word model in a search.
 
     Attributes:
-      model: factor of its log probabilities.
-      word: what each word adds to the score, which balances that every further word lowers it.
+      model: the factor of its log probabilities.
+      word: the term added to the score per word, which compensates for the lower probability of
+        longer lines.
     """
 
     model: float | jax.Array = 1.0
@@ -63,7 +64,7 @@ class Weights(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames="blank")
 def greedy(logits: jax.Array, lengths: jax.Array, *, blank: int = 0) -> Labellings:
-    """The likeliest class of each step, repetitions merged and blanks removed.
+    """The most likely class of each step, with repetitions merged and blanks removed.
 
     Args:
       logits: ``[B, T, C]``.
@@ -71,7 +72,7 @@ def greedy(logits: jax.Array, lengths: jax.Array, *, blank: int = 0) -> Labellin
       blank: the class of the blank.
 
     Returns:
-      One labelling of each row, its score the log probability of the likeliest alignment.
+      One labelling of each row; its score is the log probability of the most likely alignment.
 
     >>> logits = jnp.log(jnp.eye(3) + 1e-6)[jnp.array([[1, 1, 0, 1, 2]])]
     >>> found = greedy(logits, jnp.array([5]))
@@ -119,27 +120,27 @@ def prefix_beam_search(
     blank: int = 0,
     max_labels: int | None = None,
 ) -> Labellings:
-    """The labellings with the best scores, each the sum over all of its alignments.
+    """The labellings with the best scores, each summed over all of its alignments.
 
-    Each step retains the K best prefixes of labellings, each with the log probability of all
-    alignments that collapse to it, those that end with a blank and those that do not.  The score of
-    a labelling y is ::
+    Each step retains the K best prefixes of labellings. Each prefix has two log probabilities: of
+    all its alignments that end with a blank, and of those that do not. The score of a labelling y
+    is ::
 
         s(y) = log P(y | x) + α log P(words of y) + β (number of words)
 
-    An unfinished word counts with α times the log probability that a word begins like it, and β.
+    An unfinished word contributes α times the log probability that a word has this prefix, and β.
 
     Args:
       logits: ``[B, T, C]``.
       lengths: steps of each row, integers ``[B]``.
-      words: a model of words; None for none.
+      words: a word model, or None.
       weights: α and β.
       beam: K.
       blank: the class of the blank.
-      max_labels: U, the most labels of a labelling; T if None.
+      max_labels: U, the largest number of labels of a labelling; T if None.
 
     Returns:
-      The K best labellings of each row that the search has found.
+      The K best labellings found in each row.
 
     Example:
       >>> probs = jnp.array([[[0.6, 0.4, 0.0], [0.6, 0.4, 0.0]]])  # a blank, and labels 1 and 2
@@ -251,7 +252,7 @@ def _read(
 
 
 def _word(prefixes: _Beam, words: WordModel, weights: Weights) -> tuple[jax.Array, jax.Array]:
-    """What ending the unfinished word of each prefix adds to its score, and the word."""
+    """The change of each prefix's score if its unfinished word ends, and this word."""
     word = words.word[prefixes.node]
     gain = weights.model * words.log_probs[prefixes.state, word] + weights.word
     return jnp.where(prefixes.node == 0, IMPOSSIBLE, gain), word  # no word is empty

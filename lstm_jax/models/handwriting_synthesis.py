@@ -1,4 +1,4 @@
-"""A model that writes by hand: the pen's next move, given a text."""
+"""Handwriting synthesis: predicts the next pen movement, given a text."""
 
 from typing import Any, NamedTuple
 
@@ -13,15 +13,15 @@ from lstm_jax.nnx import LSTM
 from lstm_jax.sequence import fused_scan
 from lstm_jax.sequence.regularizers import noisy_step
 
-ON, LIFT, END = range(3)  # what a point is: inside a stroke, a stroke's last, the piece's last
-FIRST_STEP = -2.5  # log of a new window's move, letters a point
+ON, LIFT, END = range(3)  # kinds of points: inside a stroke, its last, the piece's last
+FIRST_STEP = -2.5  # log of the initial window movement, letters per point
 
 
 class Window(NamedTuple):
-    """Where a model is in its text.
+    """The position of a model in its text.
 
     Attributes:
-      letters: what the window sees, float32 ``[B, V]``.
+      letters: the letters in the window, float32 ``[B, V]``.
       place: centres of its components, in letters from the start, float32 ``[B, K]``.
     """
 
@@ -30,10 +30,10 @@ class Window(NamedTuple):
 
 
 class SynthesisCarry(NamedTuple):
-    """What a model knows after some of the points.
+    """The state of a model after some of the points.
 
     Attributes:
-      window: where it is in the text.
+      window: the position in the text.
       layers: the state of each layer.
     """
 
@@ -42,7 +42,7 @@ class SynthesisCarry(NamedTuple):
 
 
 class Mixture(NamedTuple):
-    """Mixtures of M bivariate Gaussians, and what a point is.
+    """Mixtures of M bivariate Gaussians, and the kind of the next point.
 
     Attributes:
       weights: logits of the components, ``[..., M]``.
@@ -60,10 +60,10 @@ class Mixture(NamedTuple):
 
 
 class HandwritingSynthesis(Model):
-    """Predicts each move of a pen from those before and from the text that it writes.
+    """Predicts each pen movement from the previous ones and the text to write.
 
-    The first layer sees, beside the last move ``x_t``, a soft window on the letters ``c_u``, which
-    moves forward only::
+    The first layer reads the last move ``x_t`` and a soft window over the letters ``c_u``, which
+    only moves forward::
 
         h1_t = LSTM(x_t, w_{t-1})
         a, b, k = exp(A h1_t + d)                            one of each for K components
@@ -71,10 +71,10 @@ class HandwritingSynthesis(Model):
         phi(t, u) = sum_k a_k exp(-b_k (kappa_{t,k} - u)^2)
         w_t = sum_u phi(t, u) c_u
 
-    Every further layer sees ``x_t``, the layer below and ``w_t``; the outputs of all layers give a
-    mixture of M Gaussians for the next move, and three logits: the point that it leads to is inside
-    a stroke, a stroke's last, or the last of all.  (The paper has a single bit, and stops when the
-    window has passed the text.)
+    Every further layer reads ``x_t``, the layer below and ``w_t``. From the outputs of all layers,
+    the model computes a mixture of M Gaussians for the next move, and three logits for its end
+    point: inside a stroke, the last point of a stroke, or the last point of all. (The paper has a
+    single bit, and stops when the window has passed the text.)
 
     Args:
       num_letters: V, the number of different letters.
@@ -83,10 +83,10 @@ class HandwritingSynthesis(Model):
       window_components: K.
       mixture_components: M.
       cell: the kind of cell, as in :class:`lstm_jax.nnx.LSTM`.
-      dropout: dropout rate of the outputs of every layer, where they are read by another one or by
-        the output.
+      dropout: dropout rate of the outputs of every layer, as inputs of other layers and of the
+        readout.
       dtype: type of the products.
-      rngs: its stream ``params`` initialises the parameters; ``dropout`` is kept for training.
+      rngs: the stream ``params`` initialises the parameters; ``dropout`` is stored for training.
 
     Example:
       >>> model = HandwritingSynthesis(5, 8, 2, mixture_components=3, rngs=nnx.Rngs(0))
@@ -163,17 +163,17 @@ class HandwritingSynthesis(Model):
 
         Args:
           carry: as from :meth:`initial_carry`, or from earlier moves for the same text.
-          moves: how far the pen has moved in x and y, and 1 where it is at the end of a stroke;
+          moves: the movement of the pen in x and y, and a flag that is 1 at the end of a stroke;
             float32 ``[B, T, 3]``.
-          text: letters from 1 to V, 0 past the end, int32 ``[B, U]``.
-          rngs: its stream ``dropout`` is used in training; the module's own stream if None.
+          text: letters from 1 to V, 0 beyond the end, int32 ``[B, U]``.
+          rngs: the stream ``dropout`` is used in training; the module's own stream if None.
 
         Returns:
           ``(carry, outputs)``: ``mixture`` ``[B, T, 6 M + 3]``, which :func:`mixture_of` reads, and
           ``window``, phi of each letter, ``[B, T, U]``.
         """
         letters = jax.nn.one_hot(text - 1, self.num_letters)  # [B, U, V]; zeros past the end
-        # Time leads within, so that the loop reads each step from consecutive memory.
+        # Time is the leading axis here, so that the loop reads each step from contiguous memory.
         xs = moves.swapaxes(0, 1)
         first, *others = self.layers
         ((name, cell),) = dict(first.layer.layers).items()
@@ -222,12 +222,12 @@ class HandwritingSynthesis(Model):
 
 
 def mixture_of(outputs: Outputs, bias: float | jax.Array = 0.0) -> Mixture:
-    """The mixture that a model's outputs stand for.
+    """The mixture described by a model's outputs.
 
     Args:
-      outputs: of a :class:`HandwritingSynthesis`.
-      bias: b, how much likelier than the model's are neat moves: logits of components are
-        multiplied by 1 + b, and deviations by exp(-b).
+      outputs: the outputs of a :class:`HandwritingSynthesis`.
+      bias: b, which favours neat writing: logits of components are multiplied by 1 + b, and
+        deviations by exp(-b).
 
     References:
       Alex Graves, arXiv:1308.0850, 2013, equations 18 to 22, 61 and 62.
@@ -239,14 +239,14 @@ def mixture_of(outputs: Outputs, bias: float | jax.Array = 0.0) -> Mixture:
         weights * (1 + bias),
         jnp.stack([x, y], -1),
         jnp.stack([wide, tall], -1) - bias,
-        # Short of 1, where a Gaussian is a line.
+        # Strictly below 1, where a Gaussian degenerates to a line.
         0.99 * jnp.tanh(correlation),
         pen,
     )
 
 
 def move_losses(mixture: Mixture, moves: jax.Array, kinds: jax.Array) -> jax.Array:
-    """The negative log likelihood of moves and of what their points are.
+    """The negative log likelihood of moves and of the kinds of their points.
 
     Args:
       mixture: ``[...]``.
@@ -275,7 +275,7 @@ def move_losses(mixture: Mixture, moves: jax.Array, kinds: jax.Array) -> jax.Arr
 def sampled_moves(
     key: jax.Array, mixture: Mixture, temperature: float | jax.Array = 1.0
 ) -> tuple[jax.Array, jax.Array]:
-    """Samples of mixtures: moves ``[..., 2]`` and the kinds of their points, int32 ``[...]``.
+    """Samples from mixtures: moves ``[..., 2]`` and the kinds of their points, int32 ``[...]``.
 
     Args:
       key: a random key.

@@ -12,7 +12,7 @@ from lstm_jax.nnx import LSTM
 
 
 class LanguageModel(Model):
-    """Scores every next token after each token that it has read.
+    """Predicts the next token after each token.
 
     ::
 
@@ -20,22 +20,22 @@ class LanguageModel(Model):
         h_t = LSTM(e_1, ..., e_t)
         logits_t = h_t P + b
 
-    With tied embeddings the logits are ``(h_t P) E^T + b``, and P is needed only where the
-    features of embeddings and layers differ in number.
+    With tied embeddings the logits are ``(h_t P) E^T + b``, and P is needed only if embeddings and
+    layers differ in their number of features.
 
     Args:
-      num_tokens: V, the number of different tokens.
+      num_tokens: V, the vocabulary size.
       embedding_features: features of an embedding.
       hidden_features: H, hidden features of each layer.
       num_layers: stacked layers.
       cell: the kind of cell, as in :class:`lstm_jax.nnx.LSTM`.
-      tied_embeddings: whether logits are read out by the matrix that embeds tokens.
+      tied_embeddings: whether the readout uses the embedding matrix.
       input_dropout: dropout rate of the embeddings.
-      embedding_dropout: dropout rate of whole rows of E, drawn once a call: a dropped token is zero
-        wherever it stands.
+      embedding_dropout: dropout rate of whole rows of E, sampled once per call: a dropped token is
+        zero at every position.
       dropout: dropout rate of the outputs of every layer.
       dtype: type of the products.
-      rngs: its stream ``params`` initialises the parameters; ``dropout`` is kept for training.
+      rngs: the stream ``params`` initialises the parameters; ``dropout`` is stored for training.
 
     Example:
       >>> model = LanguageModel(10, 4, 8, rngs=nnx.Rngs(0))
@@ -66,7 +66,7 @@ class LanguageModel(Model):
         dtype: DTypeLike = "float32",
         rngs: nnx.Rngs,
     ):
-        # Logits of a new network are near zero: unit embeddings that are tied are scaled down.
+        # Initial logits should be near zero, so unit embeddings are scaled down if they are tied.
         scale = embedding_features**-0.5 if tied_embeddings else 1.0
         self.embedding = nnx.Embed(
             num_tokens, embedding_features,
@@ -88,7 +88,7 @@ class LanguageModel(Model):
                 kernel_init=jax.nn.initializers.glorot_uniform(), rngs=rngs,
             )  # fmt: skip
         self.bias = nnx.Param(jnp.zeros(num_tokens))
-        if embedding_dropout:  # a module that is not used would add a random stream to the state
+        if embedding_dropout:  # an unused module would add a random stream to the state
             self.embedding_dropout = nnx.Dropout(embedding_dropout, rngs=rngs)
 
     @property
@@ -100,7 +100,7 @@ class LanguageModel(Model):
         return {"tokens": (0, self.bias.shape[0] - 1)}
 
     def initial_carry(self, rows: int) -> Carry:
-        """The state of each layer: zeros, or what was learned."""
+        """The initial state of each layer: zeros, or learned values."""
         return self.lstm.layer.initial_state(self.lstm.params, (rows,))
 
     def __call__(
@@ -111,7 +111,7 @@ class LanguageModel(Model):
         Args:
           carry: the state of each layer, arrays ``[B, H]``.
           tokens: int32 ``[B, T]``.
-          rngs: its stream ``dropout`` is used in training; the module's own stream if None.
+          rngs: the stream ``dropout`` is used in training; the module's own stream if None.
 
         Returns:
           ``(carry, {"logits": [B, T, V]})``.
@@ -124,7 +124,7 @@ class LanguageModel(Model):
     ) -> tuple[Carry, jax.Array]:
         """Outputs of the last layer before their dropout, ``[T, B, H]``; as :meth:`__call__`.
 
-        Time leads within, so that the loop reads each step from consecutive memory.
+        Time is the leading axis here, so that the loop reads each step from contiguous memory.
         """
         xs = self.embedding(tokens.T)  # [T, B, E]
         if hasattr(self, "embedding_dropout"):

@@ -1,4 +1,4 @@
-"""Which word of a lexicon a CTC model has read: the probability of each word."""
+"""The probability of each word of a lexicon under a CTC model."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-IMPOSSIBLE = -1e30  # a log probability of nothing; finite, so that differences stay numbers
+IMPOSSIBLE = -1e30  # log of probability zero; finite, so that differences are finite
 
 
 class Lexicon(NamedTuple):
@@ -47,15 +47,15 @@ def lexicon_of(words: Sequence[Sequence[int]]) -> Lexicon:
 def word_scores(logits: jax.Array, lengths: jax.Array, lexicon: Lexicon) -> jax.Array:
     """The log probability of each word of a lexicon, summed over all of its alignments.
 
-    For each prefix n, with last label l and parent m, the forward recursion of CTC has the
-    probability of all alignments of the first t steps that collapse to n, those that end with its
-    label and those that end with a blank::
+    For each prefix n, with last label l and parent m, the forward recursion of CTC computes the
+    probability of all alignments of the first t steps that collapse to n, separately for those that
+    end with its label and those that end with a blank::
 
         a_t(n) = P_t(l) (a_{t-1}(n) + b_{t-1}(m) + [l is not m's label] a_{t-1}(m))
         b_t(n) = P_t(blank) (b_{t-1}(n) + a_{t-1}(n))
 
-    A word's probability is the sum of both at the last step.  Words share the work for their common
-    prefixes.
+    A word's probability is the sum of both at the last step.  Words share the computation for their
+    common prefixes.
 
     Args:
       logits: ``[B, T, C]``; class 0 is the blank.
@@ -63,7 +63,7 @@ def word_scores(logits: jax.Array, lengths: jax.Array, lexicon: Lexicon) -> jax.
       lexicon: from :func:`lexicon_of`.
 
     Returns:
-      float32 ``[B, W]``; at most about -1e30 where a word has no alignment.
+      float32 ``[B, W]``; at most about -1e30 if a word has no alignment.
 
     Example:
       >>> probs = jnp.array([[[0.5, 0.5, 0.0], [0.25, 0.25, 0.5]]])
@@ -101,7 +101,7 @@ def word_scores(logits: jax.Array, lengths: jax.Array, lexicon: Lexicon) -> jax.
 def best_words(
     logits: np.ndarray, lengths: np.ndarray, lexicon: Lexicon
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The likeliest word of each row, int ``[B]``, and its share of the lexicon's probability.
+    """The most likely word of each row, int ``[B]``, and its share of the lexicon's probability.
 
     >>> probs = jnp.array([[[0.5, 0.5, 0.0], [0.25, 0.25, 0.5]]])
     >>> word, share = best_words(jnp.log(probs), jnp.array([2]), lexicon_of([[1], [1, 2]]))

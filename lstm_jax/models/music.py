@@ -15,7 +15,7 @@ PITCHES = 88
 
 
 class PianoRollCarry(NamedTuple):
-    """What is known of a piece after some of its frames.
+    """The state after some frames of a piece.
 
     Attributes:
       lstm: the state of each layer, which has read all frames but the last.
@@ -29,33 +29,33 @@ class PianoRollCarry(NamedTuple):
 class PianoRollModel(Model):
     """Scores each pitch of each frame of a piano roll, given all frames before.
 
-    The logits of frame ``x_t``, zeros and ones ``[88]``, come from the state of an LSTM that has
-    read the frames before it (zeros before the first), and, for pitch k, from the frame before as
-    seen from k, interval by interval::
+    The logits of frame ``x_t``, zeros and ones ``[88]``, depend on the state of an LSTM that has
+    read all earlier frames (zeros before the first). The logit of pitch k also depends on the
+    previous frame, through the intervals between its pitches and k::
 
         h_t = LSTM(x_0, ..., x_{t-1})
         u_{t,k} = silu(A h_t + c_k + sum_j x_{t-1,j} Q_{j-k})
         logit_{t,k} = (W h_t + b)_k + V_k . u_{t,k}
 
-    All pitches are independent then, given the past.  Where ``conditioned`` is true, pitch k also
-    sees the pitches above it in its own frame, so that the probability of a whole frame is a
-    product of conditional ones, from the highest pitch to the lowest::
+    All pitches are then independent, given the past. If ``conditioned`` is true, pitch k also
+    depends on the higher pitches in its own frame, so that the probability of a frame is a product
+    of conditional probabilities, from the highest pitch to the lowest::
 
         u_{t,k} = silu(A h_t + c_k + sum_j x_{t-1,j} Q_{j-k} + sum_{j>k} x_{t,j} P_{j-k})
 
-    The matrices Q and P depend on an interval, not on a pitch: a chord that is moved by some
-    semitones moves its effect with it.
+    The matrices Q and P depend on intervals, not on pitches, so transposing a chord transposes its
+    effect.
 
     Args:
       hidden_features: H, hidden features of each layer.
       num_layers: stacked layers.
       cell: the kind of cell, as in :class:`lstm_jax.nnx.LSTM`.
-      conditioned: whether a pitch sees those above it in its frame.
-      interval_features: N, features of u; 0 leaves ``W h_t + b`` alone.
+      conditioned: whether a pitch depends on the higher ones in its frame.
+      interval_features: N, features of u; with 0, the logits are ``W h_t + b``.
       input_dropout: dropout rate of the frames that the LSTM reads.
       dropout: dropout rate of the outputs of every layer and of u.
       dtype: type of the products.
-      rngs: its stream ``params`` initialises the parameters; ``dropout`` is kept for training.
+      rngs: the stream ``params`` initialises the parameters; ``dropout`` is stored for training.
 
     Example:
       >>> model = PianoRollModel(8, conditioned=True, interval_features=4, rngs=nnx.Rngs(0))
@@ -71,9 +71,9 @@ class PianoRollModel(Model):
       Nicolas Boulanger-Lewandowski, Yoshua Bengio, Pascal Vincent, "Modeling Temporal Dependencies
       in High-Dimensional Sequences", ICML 2012 (a frame's distribution given by a recurrent
       network); Hugo Larochelle, Iain Murray, "The Neural Autoregressive Distribution Estimator",
-      AISTATS 2011 (the sum over what is already chosen, in one hidden layer); Daniel D. Johnson,
-      "Generating Polyphonic Music Using Tied Parallel Networks", EvoMUSART 2017 (weights that
-      are shared by all pitches).
+      AISTATS 2011 (the sum over the values already chosen, in one hidden layer); Daniel D. Johnson,
+      "Generating Polyphonic Music Using Tied Parallel Networks", EvoMUSART 2017 (weights that are
+      shared by all pitches).
     """
 
     def __init__(
@@ -132,15 +132,16 @@ class PianoRollModel(Model):
     ) -> tuple[PianoRollCarry, Outputs]:
         """Logits of each pitch in each of the given frames.
 
-        To choose a frame, call with what is chosen of it and zeros else, always with the carry
-        before it; the call with the whole frame returns the carry after it.
+        To sample a frame pitch by pitch, repeat the call with the pitches chosen so far, zeros for
+        the others, and always the carry before the frame. The call with the complete frame returns
+        the carry after it.
 
         Args:
           carry: as from :meth:`initial_carry`, or from the frames before.
           frames: zeros and ones, float32 ``[B, T, 88]``, T at least 1.
-          start: true for the first frame of a piece, which knows nothing of the frames before it;
-            bool ``[B, T]``.  None where no piece begins past the carry.
-          rngs: its stream ``dropout`` is used in training; the module's own stream if None.
+          start: true for the first frame of a piece, which does not depend on earlier frames; bool
+            ``[B, T]``. None if no piece starts within these frames.
+          rngs: the stream ``dropout`` is used in training; the module's own stream if None.
 
         Returns:
           ``(carry, {"logits": [B, T, 88]})``.
@@ -164,10 +165,10 @@ class PianoRollModel(Model):
         return PianoRollCarry(lstm, frames[:, -1]), {"logits": logits}
 
     def _intervals(self) -> jax.Array:
-        """The matrix that takes the pitches j of frames to the sums for each pitch k.
+        """The matrix that maps the pitches j of frames to the sums for each pitch k.
 
-        ``[88, 88 N]``, its entry of (j, k) the row of interval j - k; ``[176, 88 N]`` with the rows
-        of the pitches above in the same frame.
+        Its shape is ``[88, 88 N]``, and entry (j, k) is the row of interval j - k; with the rows of
+        the higher pitches in the same frame, the shape is ``[176, 88 N]``.
         """
         interval = np.arange(PITCHES)[:, None] - np.arange(PITCHES)
         matrix = self.before[...][interval + PITCHES - 1]

@@ -1,4 +1,4 @@
-"""Encoder-decoders: a sequence of tokens is read, and another one is written with attention."""
+"""Encoder-decoders: read a sequence of tokens and generate another one with attention."""
 
 import functools
 from typing import Any, NamedTuple
@@ -19,8 +19,8 @@ class Decoding(NamedTuple):
     """The carry of a decoder.
 
     Attributes:
-      memory: what the encoder has made of the source; the same at each step.
-      state: what changes from step to step.
+      memory: the encoding of the source; the same at each step.
+      state: the state that changes from step to step.
     """
 
     memory: Any
@@ -35,10 +35,10 @@ class EncoderDecoder(Model):
         carry = model.encode(source=source, lengths=lengths)
         carry, outputs = model(carry, tokens=tokens)
 
-    ``tokens`` begin with the token that starts every target.  The outputs are ``logits``
-    ``[B, T, V]`` of the token after each one, and ``attention`` ``[B, T, S]``, the weight of each
-    source token.  Subclasses define :meth:`encode`, ``__call__`` and :attr:`ranges`, which also
-    holds those of the encoder's inputs.
+    ``tokens`` start with the start token.  The outputs are ``logits`` ``[B, T, V]`` of the token
+    after each one, and ``attention`` ``[B, T, S]``, the weight of each source token.  Subclasses
+    define :meth:`encode`, ``__call__`` and :attr:`ranges`, which also includes the ranges of the
+    encoder's inputs.
     """
 
     @property
@@ -57,19 +57,19 @@ class EncoderDecoder(Model):
 
         Args:
           source: int32 ``[B, S]``.
-          lengths: how many source tokens of each row count, integers ``[B]``.
-          rngs: its stream ``dropout`` is used in training; the module's own stream if None.
+          lengths: the number of valid source tokens of each row, integers ``[B]``.
+          rngs: the stream ``dropout`` is used in training; the module's own stream if None.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define encode")
 
 
 class Memory(NamedTuple):
-    """What an LSTM encoder has made of the source.
+    """The encoding of the source by an LSTM encoder.
 
     Attributes:
       outputs: the top layer's outputs in both directions, ``[B, S, M]``.
-      keys: what attention compares with its query, ``[B, S, A]``.
-      mask: which source tokens there are, booleans ``[B, S]``.
+      keys: the keys that attention compares with its query, ``[B, S, A]``.
+      mask: whether each source token is valid, booleans ``[B, S]``.
     """
 
     outputs: jax.Array
@@ -78,7 +78,7 @@ class Memory(NamedTuple):
 
 
 class DecoderState(NamedTuple):
-    """What an LSTM decoder carries from step to step.
+    """The state of an LSTM decoder.
 
     Attributes:
       lstm: the state of each layer.
@@ -101,12 +101,12 @@ class Seq2Seq(EncoderDecoder):
         a_t = tanh(W_a [s_t, c_t])
         logits_t = a_t Eᵀ + b
 
-    E is one matrix for source, target and output where embeddings are tied; otherwise there are
-    three.  Without input feeding no step of the LSTM waits for the attention of the step before:
-    whole targets take one fused pass of the LSTM, and attention is batched over all steps.
+    With tied embeddings, E is one matrix for source, target and output; otherwise there are three.
+    Without input feeding, the LSTM does not depend on the attention of the previous step, so a
+    whole target takes one fused pass of the LSTM, and attention is batched over all steps.
 
     Args:
-      num_tokens: V, the number of different tokens, source and target together.
+      num_tokens: V, the vocabulary size, source and target together.
       embedding_features: E.
       hidden_features: H of each layer of the decoder, and of each direction of the encoder.
       num_layers: stacked layers of the encoder, and of the decoder.
@@ -117,7 +117,7 @@ class Seq2Seq(EncoderDecoder):
       input_dropout: dropout rate of the embeddings.
       dropout: dropout rate of the outputs of every layer, and of the attentional vectors.
       dtype: type of the products.
-      rngs: its stream ``params`` initialises the parameters; ``dropout`` is kept for training.
+      rngs: the stream ``params`` initialises the parameters; ``dropout`` is stored for training.
 
     Example:
       >>> model = Seq2Seq(10, 4, 8, rngs=nnx.Rngs(0))
@@ -153,7 +153,7 @@ class Seq2Seq(EncoderDecoder):
         rngs: nnx.Rngs,
     ):
         glorot = jax.nn.initializers.glorot_uniform()
-        # Logits of a new network are near zero.
+        # Initial logits should be near zero.
         embedding = functools.partial(
             nnx.Embed, num_tokens, embedding_features, rngs=rngs,
             embedding_init=jax.nn.initializers.normal(embedding_features**-0.5),
@@ -189,7 +189,7 @@ class Seq2Seq(EncoderDecoder):
     def encode(
         self, *, source: jax.Array, lengths: jax.Array, rngs: nnx.Rngs | None = None
     ) -> Decoding:
-        # Time leads within, so that the loop reads each step from consecutive memory.
+        # Time is the leading axis here, so that the loop reads each step from contiguous memory.
         xs = self.input_dropout(self.source_embedding(source.T), rngs=rngs)
         _, outputs = self.encoder(xs, seq_lengths=lengths, rngs=rngs)
         outputs = self.dropout(outputs, rngs=rngs).swapaxes(0, 1)  # [B, S, M], zeros past the end
@@ -217,7 +217,7 @@ class Seq2Seq(EncoderDecoder):
         Args:
           carry: from :meth:`encode`, or from an earlier part of the targets.
           tokens: int32 ``[B, T]``.
-          rngs: its stream ``dropout`` is used in training; the module's own stream if None.
+          rngs: the stream ``dropout`` is used in training; the module's own stream if None.
 
         Returns:
           ``(carry, {"logits": [B, T, V], "attention": [B, T, S]})``.
@@ -251,7 +251,8 @@ class Seq2Seq(EncoderDecoder):
     ) -> tuple[DecoderState, jax.Array, jax.Array]:
         layers = dict(self.decoder.layer.layers)
         embedded, hidden = self.output_embedding.features, self.decoder.layer.output_size
-        # Noise is sampled for all steps before the loop; a mask holds zeros and 1 / (1 - rate).
+        # Dropout is sampled for all steps before the loop; a mask contains zeros and 1 / (1 -
+        # rate).
         key = self.decoder._key(self.decoder.layer, None, rngs)
         runs, noises, masks = {}, {}, {}
         for n, (name, cell) in enumerate(layers.items()):
@@ -278,7 +279,7 @@ class Seq2Seq(EncoderDecoder):
             state, ys = step(state, jax.tree.map(lambda of_steps: of_steps[0], inputs))
             ys = jax.tree.map(lambda y: y[None], ys)
         else:
-            # The fused engine needs numbers for sizes, which an exported model does not have.
+            # The fused engine needs concrete sizes, which an exported model does not have.
             known = all(isinstance(size, int) for size in xs.shape)
             state, ys = (fused_scan if known else jax.lax.scan)(step, state, inputs)
         return state, *jax.tree.map(lambda y: y.swapaxes(0, 1), ys)

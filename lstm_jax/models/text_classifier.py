@@ -15,7 +15,7 @@ POOLINGS = ("max", "mean", "last", "attention")
 
 
 class TextClassifier(Model):
-    """Scores the classes of a text from what an LSTM makes of its tokens.
+    """Scores the classes of a text with an LSTM over its tokens.
 
     ::
 
@@ -29,11 +29,10 @@ class TextClassifier(Model):
         a = softmax(v . tanh(h_1 U + c), ..., v . tanh(h_T U + c))
         pool = a_1 h_1 + ... + a_T h_T
 
-    Rows of a batch have lengths of their own, at least 1; whatever lies past a row's length has no
-    influence.
+    Each row of a batch has its own length, at least 1; values beyond it have no influence.
 
     Args:
-      num_tokens: V, the number of different tokens.
+      num_tokens: V, the vocabulary size.
       num_classes: C.
       embedding_features: features of an embedding.
       hidden_features: H, hidden features of each layer and direction.
@@ -41,13 +40,13 @@ class TextClassifier(Model):
       cell: the kind of cell, as in :class:`lstm_jax.nnx.LSTM`.
       bidirectional: whether every layer reads the text from both ends.
       pooling: ``"max"``, ``"mean"``, ``"last"`` or ``"attention"``.
-      unknown: the token that takes the place of dropped ones.
+      unknown: the token that replaces dropped ones.
       word_dropout: rate at which whole tokens are dropped in training.
       embedding_dropout: dropout rate of the embeddings.
       dropout: dropout rate of the outputs of every layer.
       embedding_init: initialises E; None for a normal distribution of deviation 0.1.
       dtype: type of the products.
-      rngs: its stream ``params`` initialises the parameters; ``dropout`` is kept for training.
+      rngs: the stream ``params`` initialises the parameters; ``dropout`` is stored for training.
 
     Example:
       >>> model = TextClassifier(10, 2, 4, 8, pooling="attention", rngs=nnx.Rngs(0))
@@ -120,13 +119,13 @@ class TextClassifier(Model):
         lengths: jax.Array,
         rngs: nnx.Rngs | None = None,
     ) -> tuple[Carry, Outputs]:
-        """Scores of the classes of whole texts.
+        """Class scores of whole texts.
 
         Args:
           carry: ``()``, from :meth:`initial_carry`; texts are independent.
           tokens: int32 ``[B, T]``.
           lengths: integers from 1 to T, ``[B]``.
-          rngs: its stream ``dropout`` is used in training; the module's own stream if None.
+          rngs: the stream ``dropout`` is used in training; the module's own stream if None.
 
         Returns:
           ``(carry, {"logits": [B, C]})``, with attention also ``"attention": [B, T]``, weights
@@ -137,7 +136,7 @@ class TextClassifier(Model):
         return carry, self.read(xs, lengths, rngs)
 
     def read(self, xs: jax.Array, lengths: jax.Array, rngs: nnx.Rngs | None = None) -> Outputs:
-        """What :meth:`__call__` returns, from embeddings ``[B, T, E]`` in place of tokens."""
+        """Like :meth:`__call__`, with embeddings ``[B, T, E]`` instead of tokens."""
         xs = self.embedding_dropout(xs, rngs=rngs)
         ys = self.lstm(xs, seq_lengths=lengths, rngs=rngs).astype(jnp.float32)
         inside = jnp.arange(ys.shape[1]) < lengths[:, None]  # [B, T]; outputs elsewhere are zero
@@ -148,7 +147,7 @@ class TextClassifier(Model):
             pooled = ys.sum(1) / lengths[:, None]
         elif self.pooling == "last":
             pooled = jnp.take_along_axis(ys, (lengths - 1)[:, None, None], 1)[:, 0]
-            if self.bidirectional:  # the backward half ends at the first step
+            if self.bidirectional:  # the backward direction ends at the first step
                 forward = jnp.arange(ys.shape[-1]) < ys.shape[-1] // 2
                 pooled = jnp.where(forward, pooled, ys[:, 0])
         else:
@@ -161,14 +160,14 @@ class TextClassifier(Model):
 
 
 def pretrained(read: Callable[[], tuple[Any, Any]]) -> Callable[..., jax.Array]:
-    """An initialiser of embeddings that takes those of some tokens from elsewhere.
+    """An initialiser of embeddings with pretrained vectors for some tokens.
 
-    All others are drawn from a normal distribution with the same mean square.
+    All other vectors are sampled from a normal distribution with the same mean square.
 
     Args:
-      read: returns which tokens have a vector, booleans ``[V]``, and all vectors, float32
-        ``[V, E]``, zeros where there is none.  It is called when parameters are made, and not
-        where only their shapes are asked for.
+      read: returns whether each token has a vector, booleans ``[V]``, and all vectors, float32
+        ``[V, E]``, zeros for missing ones. It is called when parameters are initialised, but not
+        when only their shapes are requested.
 
     >>> vectors = jnp.array([True, False]), jnp.array([[3.0, 4.0, 0.0], [0.0, 0.0, 0.0]])
     >>> table = pretrained(lambda: vectors)(jax.random.key(0), (2, 3), "float32")

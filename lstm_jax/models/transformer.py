@@ -21,7 +21,7 @@ class KeyValues(NamedTuple):
 
 
 def rotated(xs: jax.Array, positions: jax.Array) -> jax.Array:
-    """Queries or keys turned by their positions, so that products depend on distances alone.
+    """Queries or keys rotated by their positions, so that products depend only on distances.
 
     With the halves a and b of the features of a head, and θ_n = 10000^(-n / n_max)::
 
@@ -51,11 +51,11 @@ def rotated(xs: jax.Array, positions: jax.Array) -> jax.Array:
 def rotary_attention(
     queries: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Array, **dropout: Any
 ) -> jax.Array:
-    """Attention of T positions to N positions, of which they are the last.
+    """Attention of the last T of N positions to all N positions.
 
     Args:
-      queries: ``[..., T, heads, D]``, before they are :func:`rotated`.
-      keys, values: ``[..., N, heads, D]``; keys before they are rotated.
+      queries: ``[..., T, heads, D]``, before rotation (:func:`rotated`).
+      keys, values: ``[..., N, heads, D]``; keys before rotation.
       mask: which positions each one attends to, booleans that broadcast to ``[..., heads, T, N]``.
       dropout: arguments of ``nnx.dot_product_attention``.
 
@@ -72,13 +72,13 @@ def windowed_attention(
 ) -> jax.Array:
     """Attention of each position to itself and to the C positions before it.
 
-    A stretch longer than C is cut into blocks of C, each of which reads itself and the block
-    before it: time and memory grow with T C, not with T².
+    A section longer than C is divided into blocks of C, each of which attends to itself and to the
+    previous block, so time and memory grow with T C instead of T².
 
     Args:
       queries: ``[B, T, heads, D]``.
-      keys, values: ``[B, C + T, heads, D]``, those of the C positions before the stretch first.
-      valid: booleans ``[B, C + T]``, false for positions before the beginning of the sequence.
+      keys, values: ``[B, C + T, heads, D]``, those of the C previous positions first.
+      valid: booleans ``[B, C + T]``, false for positions before the start of the sequence.
       dropout: arguments of ``nnx.dot_product_attention``.
 
     Returns:
@@ -125,13 +125,13 @@ def check_heads(features: int, num_heads: int) -> None:
 def no_positions(
     rows: int, positions: int, num_heads: int, features: int, dtype: DTypeLike
 ) -> KeyValues:
-    """Room for the keys and values of so many positions, zeros ``[rows, positions, heads, D]``."""
+    """Empty keys and values of the given positions, zeros ``[rows, positions, heads, D]``."""
     zeros = jnp.zeros((rows, positions, num_heads, features // num_heads), dtype)
     return KeyValues(zeros, zeros)
 
 
 def dropped_weights(attention: nnx.MultiHeadAttention, rngs: nnx.Rngs | None) -> dict[str, Any]:
-    """Arguments for dropout of attention weights, as ``nnx.MultiHeadAttention`` itself does it."""
+    """Arguments for dropout of attention weights, as in ``nnx.MultiHeadAttention``."""
     if attention.deterministic or not attention.dropout_rate > 0:
         return {}
     streams: Any = attention.rngs if rngs is None else rngs.dropout
@@ -139,18 +139,18 @@ def dropped_weights(attention: nnx.MultiHeadAttention, rngs: nnx.Rngs | None) ->
 
 
 class Block(nnx.Module):
-    """One layer: attention, then two dense layers, each added to what it reads.
+    """One layer: attention, then two dense layers, both with residual connections.
 
     ::
 
         x ← x + Attention(LayerNorm(x))        x ← x + W_2 gelu(W_1 LayerNorm(x))
 
     Args:
-      features: of x, a multiple of ``2 * num_heads``.
+      features: the features of x, a multiple of ``2 * num_heads``.
       num_heads: heads of the attention.
-      dropout: dropout rate of what is added, and of attention weights.
+      dropout: dropout rate of the residual branches and of attention weights.
       dtype: type of the products.
-      rngs: its stream ``params`` initialises the parameters; ``dropout`` is kept for training.
+      rngs: the stream ``params`` initialises the parameters; ``dropout`` is stored for training.
 
     References:
       Ashish Vaswani et al., "Attention Is All You Need", NeurIPS 2017; with normalisation before
@@ -177,13 +177,13 @@ class Block(nnx.Module):
         attention: Callable[..., jax.Array],
         rngs: nnx.Rngs | None,
     ) -> tuple[KeyValues, jax.Array]:
-        """A stretch ``[B, T, features]`` with its attention added.
+        """A section ``[B, T, features]`` with its attention added.
 
         Args:
           xs: the stretch.
-          cache: of the C positions before it.
+          cache: keys and values of the C previous positions.
           attention: :func:`windowed_attention` or :func:`rotary_attention`, with its mask.
-          rngs: its stream ``dropout`` is used in training; the module's own streams if None.
+          rngs: the stream ``dropout`` is used in training; the module's own streams if None.
 
         Returns:
           Keys and values of the last C positions, and x with the attention added.
@@ -196,34 +196,34 @@ class Block(nnx.Module):
         return KeyValues(keys[:, steps:], values[:, steps:]), self.added(xs, ys, rngs)
 
     def added(self, xs: jax.Array, ys: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
-        """What a part of the block returns: its input with its outputs, after dropout, added."""
+        """The output of a residual connection: the input plus the branch's output after dropout."""
         return xs + self.dropout(ys, rngs=rngs).astype(xs.dtype)
 
     def dense(self, xs: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
-        """The dense layers, added."""
+        """The dense layers with their residual connection."""
         ys = self.narrow(jax.nn.gelu(self.widen(self.dense_norm(xs))))
         return self.added(xs, ys, rngs)
 
 
 class TransformerLanguageModel(Model):
-    """Scores every next token after each token that it has read, as :class:`LanguageModel` does.
+    """Predicts the next token after each token, like :class:`LanguageModel`.
 
-    Each position attends to itself and to the ``context`` positions before it, whose keys and
-    values are the carry.  A text read in any parts, down to single tokens, has the same logits as
-    read at once.  In training the gradient ends where a call begins, as in truncated
-    backpropagation through time.
+    Each position attends to itself and to the ``context`` previous positions, whose keys and values
+    are the carry. A text that is read in parts, even token by token, gets the same logits as in one
+    call. In training, the gradient stops at the start of a call, as in truncated backpropagation
+    through time.
 
     Args:
-      num_tokens: V, the number of different tokens.
+      num_tokens: V, the vocabulary size.
       features: features of an embedding and of each layer, a multiple of ``2 * num_heads``.
       num_layers: blocks of attention and dense layers.
       num_heads: heads of each attention.
-      context: C, how many positions before each one it attends to.
-      tied_embeddings: whether logits are read out by the matrix that embeds tokens.
+      context: C, the number of previous positions that each one attends to.
+      tied_embeddings: whether the readout uses the embedding matrix.
       input_dropout: dropout rate of the embeddings.
-      dropout: dropout rate of what each part of a block adds, and of attention weights.
+      dropout: dropout rate of the residual branches and of attention weights.
       dtype: type of the products.
-      rngs: its stream ``params`` initialises the parameters; ``dropout`` is kept for training.
+      rngs: the stream ``params`` initialises the parameters; ``dropout`` is stored for training.
 
     Raises:
       ValueError: ``features`` is not a multiple of ``2 * num_heads``.
@@ -285,7 +285,7 @@ class TransformerLanguageModel(Model):
         return {"tokens": (0, self.bias.shape[0] - 1)}
 
     def initial_carry(self, rows: int) -> Carry:
-        """Keys and values of each block, zeros, and ``length``, how many positions were read."""
+        """Keys and values of each block, zeros, and ``length``, the number of positions read."""
         room = no_positions(rows, self.context, self.num_heads, self.features, self.dtype)
         blocks = dict.fromkeys(self.blocks, room)
         return {"length": jnp.zeros(rows, jnp.int32), **blocks}
@@ -296,9 +296,9 @@ class TransformerLanguageModel(Model):
         """Logits of the next token after each one; as :meth:`LanguageModel.__call__`.
 
         Args:
-          carry: what :meth:`initial_carry` or the last call returned; ``length`` stops at C.
+          carry: from :meth:`initial_carry` or the last call; ``length`` is at most C.
           tokens: int32 ``[B, T]``.
-          rngs: its stream ``dropout`` is used in training; the module's own streams if None.
+          rngs: the stream ``dropout`` is used in training; the module's own streams if None.
 
         Returns:
           ``(carry, {"logits": [B, T, V]})``.

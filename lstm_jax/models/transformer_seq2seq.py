@@ -21,11 +21,11 @@ from lstm_jax.models.transformer import (
 
 
 class Memory(NamedTuple):
-    """What a Transformer encoder has made of the source.
+    """The encoding of the source by a Transformer encoder.
 
     Attributes:
-      blocks: what each block of the decoder attends to, by its name.
-      mask: which source tokens there are, booleans ``[B, S]``.
+      blocks: the keys and values that each block of the decoder attends to, by name.
+      mask: whether each source token is valid, booleans ``[B, S]``.
     """
 
     blocks: dict[str, KeyValues]
@@ -33,11 +33,11 @@ class Memory(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """What a Transformer decoder carries from one part of the target to the next.
+    """The state of a Transformer decoder between parts of the target.
 
     Attributes:
-      blocks: keys and values of the last C target positions in each block, by its name.
-      length: how many of these were read; int32 ``[B]``.
+      blocks: keys and values of the last C target positions in each block, by name.
+      length: the number of these that were read; int32 ``[B]``.
     """
 
     blocks: dict[str, KeyValues]
@@ -45,7 +45,7 @@ class Cache(NamedTuple):
 
 
 def attention_weights(queries: jax.Array, keys: jax.Array, mask: jax.Array) -> jax.Array:
-    """How much each query attends to each key, the mean over heads.
+    """The attention of each query to each key, averaged over heads.
 
     ::
 
@@ -54,7 +54,7 @@ def attention_weights(queries: jax.Array, keys: jax.Array, mask: jax.Array) -> j
     Args:
       queries: ``[B, T, heads, D]``.
       keys: ``[B, S, heads, D]``.
-      mask: which keys there are, booleans ``[B, S]``.
+      mask: whether each key is valid, booleans ``[B, S]``.
 
     Returns:
       ``[B, T, S]``, float32.
@@ -94,13 +94,13 @@ class DecoderBlock(Block):
     def attend_to_source(
         self, xs: jax.Array, memory: KeyValues, mask: jax.Array, rngs: nnx.Rngs | None
     ) -> tuple[jax.Array, jax.Array]:
-        """A stretch with its attention to the source added, and the weights ``[B, T, S]``.
+        """A section with its attention to the source added, and the weights ``[B, T, S]``.
 
         Args:
-          xs: the stretch, ``[B, T, features]``.
+          xs: the section, ``[B, T, features]``.
           memory: from :meth:`memory`.
-          mask: which source tokens there are, booleans ``[B, S]``.
-          rngs: its stream ``dropout`` is used in training; the module's own streams if None.
+          mask: whether each source token is valid, booleans ``[B, S]``.
+          rngs: the stream ``dropout`` is used in training; the module's own streams if None.
         """
         queries = self.source_attention.query(self.source_norm(xs))
         ys = nnx.dot_product_attention(
@@ -123,22 +123,21 @@ class TransformerSeq2Seq(EncoderDecoder):
     E is one matrix for source, target and output.  Positions enter by rotation of queries and keys
     within the source and within the target (:func:`lstm_jax.models.transformer.rotated`).
 
-    The carry holds the keys and values of the last C = 2 S target positions.  A target of at most
-    C tokens that is read in any parts, down to single tokens, has the same logits as read at once.
-    Of a longer target that is read in parts, a part attends to itself and to the C positions before
-    it.
+    The carry holds the keys and values of the last C = 2 S target positions.  A target of at most C
+    tokens that is read in parts, even token by token, gets the same logits as in one call. If a
+    longer target is read in parts, each part attends to itself and to the C previous positions.
 
-    The output ``attention`` is that of the last block to the source, the mean over heads.
+    The output ``attention`` is the attention of the last block to the source, averaged over heads.
 
     Args:
-      num_tokens: V, the number of different tokens, source and target together.
+      num_tokens: V, the vocabulary size, source and target together.
       features: d, features of an embedding and of each layer, a multiple of ``2 * num_heads``.
       num_layers: blocks of the encoder, and of the decoder.
       num_heads: heads of each attention.
       input_dropout: dropout rate of the embeddings.
-      dropout: dropout rate of what each part of a block adds, and of attention weights.
+      dropout: dropout rate of the residual branches and of attention weights.
       dtype: type of the products.
-      rngs: its stream ``params`` initialises the parameters; ``dropout`` is kept for training.
+      rngs: the stream ``params`` initialises the parameters; ``dropout`` is stored for training.
 
     Raises:
       ValueError: ``features`` is not a multiple of ``2 * num_heads``.
@@ -213,7 +212,7 @@ class TransformerSeq2Seq(EncoderDecoder):
         Args:
           carry: from :meth:`encode`, or from an earlier part of the targets.
           tokens: int32 ``[B, T]``.
-          rngs: its stream ``dropout`` is used in training; the module's own streams if None.
+          rngs: the stream ``dropout`` is used in training; the module's own streams if None.
 
         Returns:
           ``(carry, {"logits": [B, T, V], "attention": [B, T, S]})``.

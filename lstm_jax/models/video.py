@@ -14,7 +14,7 @@ from lstm_jax.nnx import LSTM
 
 
 def space_to_depth(frames: jax.Array, patch: int) -> jax.Array:
-    """Frames with each square of ``patch`` times ``patch`` pixels as the channels of one place.
+    """Moves each square of ``patch`` times ``patch`` pixels into the channels of one position.
 
     Args:
       frames: ``[..., height, width, C]``, sides divisible by ``patch``.
@@ -46,7 +46,7 @@ def depth_to_space(places: jax.Array, patch: int) -> jax.Array:
 
 
 class VideoForecaster(Model):
-    """Forecasts the next frames of a video: an LSTM reads it, another writes what follows.
+    """Forecasts the next frames of a video with an encoder LSTM and a decoder LSTM.
 
     ::
 
@@ -54,17 +54,17 @@ class VideoForecaster(Model):
         y_1, ..., y_F = forecaster(x_T, ..., x_T), which starts from these states
         logits of frame T + k = W y_k + b
 
-    The encoder's states are the carry: a video can be read in parts, and each call forecasts from
-    its last frame.
+    The states of the encoder are the carry, so a video can be read in parts. Each call forecasts
+    from its last frame.
 
-    Subclasses say in which form frames are read and written.
+    Subclasses define the representation of frames.
 
     Args:
       frame_shape: height, width and channels of a frame.
       horizon: F.
-      encoder, forecaster: layers of the same sizes.
-      out_features: features of a step that is written.
-      rngs: its stream ``params`` initialises the readout.
+      encoder, forecaster: layers with the same sizes.
+      out_features: the features of an output step.
+      rngs: the stream ``params`` initialises the readout.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class VideoForecaster(Model):
     def __call__(
         self, carry: Carry, *, frames: jax.Array, rngs: nnx.Rngs | None = None
     ) -> tuple[Carry, Outputs]:
-        """Forecasts what follows the given frames.
+        """Forecasts the frames that follow the given ones.
 
         Args:
           carry: as from :meth:`initial_carry`, or from an earlier part of the videos.
@@ -122,8 +122,8 @@ class VideoForecaster(Model):
 class ConvForecaster(VideoForecaster):
     """An encoder and a forecaster of convolutional LSTMs.
 
-    Squares of ``patch`` times ``patch`` pixels are the channels of one place, so that the layers
-    work on smaller grids.
+    Squares of ``patch`` times ``patch`` pixels become the channels of one position, so that the
+    layers work on smaller grids.
 
     Args:
       frame_shape: height, width and channels of a frame; sides divisible by ``patch``.
@@ -133,7 +133,7 @@ class ConvForecaster(VideoForecaster):
       kernel_size: side of the convolutions' kernels, odd.
       patch: pixels of a square's side.
       dtype: type of the products.
-      rngs: its stream ``params`` initialises the parameters.
+      rngs: the stream ``params`` initialises the parameters.
 
     Example:
       >>> model = ConvForecaster((8, 8, 1), 3, hidden_features=4, rngs=nnx.Rngs(0))
@@ -144,7 +144,7 @@ class ConvForecaster(VideoForecaster):
 
     References:
       Xingjian Shi et al., "Convolutional LSTM Network: A Machine Learning Approach for
-      Precipitation Nowcasting", NeurIPS 2015 (whose forecaster reads nothing).
+      Precipitation Nowcasting", NeurIPS 2015 (where the forecaster has no inputs).
     """
 
     def __init__(
@@ -184,7 +184,7 @@ class FullyConnectedForecaster(VideoForecaster):
       num_layers: stacked layers of the encoder, and as many of the forecaster.
       cell: the kind of cell, as in :class:`lstm_jax.nnx.LSTM`.
       dtype: type of the products.
-      rngs: its stream ``params`` initialises the parameters.
+      rngs: the stream ``params`` initialises the parameters.
 
     Example:
       >>> model = FullyConnectedForecaster((8, 8, 1), 3, hidden_features=4, rngs=nnx.Rngs(0))
