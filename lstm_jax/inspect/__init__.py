@@ -1,6 +1,6 @@
-"""Looking inside: gates, gradients and memory of any cell, stack or Flax module of ours.
+"""Inspects the gates, gradients and memory of any lstm_jax cell, stack or Flax module.
 
-Data first: functions return NamedTuples of arrays, and ``plot_...`` functions draw them.
+Most functions return NamedTuples of arrays, which the ``plot_...`` functions draw.
 """
 
 from lstm_jax.inspect.gates import MemoryHorizon, Saturation, memory_horizon, saturation

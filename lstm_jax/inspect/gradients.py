@@ -1,4 +1,4 @@
-"""How gradients travel through time: derivatives by states, their spectrum, their growth."""
+"""Gradients through time: derivatives with respect to states, their spectrum and growth."""
 
 import dataclasses
 import math
@@ -17,21 +17,21 @@ from lstm_jax.sequence import Bidirectional, BidirectionalState, initial_state, 
 from lstm_jax.sequence.fused.graph import StepGraph, bind
 from lstm_jax.sequence.protocol import Around, num_feature_axes
 
-Probes = dict[str, list[jax.Array]]  # by place, for each array of the state [T, ..., n]
+Probes = dict[str, list[jax.Array]]  # by cell path, [T, ..., n] for each array of the state
 
 
-# ---- derivatives of a loss by the states of all steps ----
+# ---- derivatives of a loss with respect to the states of all steps ----
 
 
 class GradientFlow(NamedTuple):
-    """How far a loss depends on what a model knew and read at each step.
+    """How strongly a loss depends on the state and input of each step.
 
     Attributes:
-      state: norm of the loss's derivative with respect to the whole state that step t hands on,
-        that of all layers, ``[T, ...]``.
-      x: norm of its derivative with respect to the input of step t, ``[T, ...]``.
-      fields: the part of ``state`` that is due to each array of each layer's state, by layer
-        and by field, ``[T, ...]`` each.
+      state: the norm of the loss's derivative with respect to the whole state after step t, over
+        all layers, ``[T, ...]``.
+      x: the norm of its derivative with respect to the input of step t, ``[T, ...]``.
+      fields: the contribution of each array of each layer's state to ``state``, by layer and
+        field, ``[T, ...]`` each.
     """
 
     state: jax.Array
@@ -51,26 +51,25 @@ def gradient_flow(
     reverse: bool = False,
     engine: str = "auto",
 ) -> GradientFlow:
-    """Norms of the derivative of a loss with respect to state and input at every step.
+    """Computes norms of the derivative of a loss with respect to state and input at every step.
 
-    With s_t the state that step t hands on to the next (an LSTM's h_t and c_t, of every layer)
-    and y_t the output::
+    Let s_t be the state after step t (h_t and c_t of every LSTM layer), and y_t the output::
 
         state_t = ‖ dL / ds_t ‖        x_t = ‖ dL / dx_t ‖        L = loss(y_1, ..., y_T)
 
-    s_t also stands for the output that is read off it, y_t = h_t, so that a derivative is that
-    of everything which the loss is told later.  It is exact, by one backward pass: zeros are
-    added to every state, and L is differentiated with respect to them.
+    A change of s_t also changes the output y_t = h_t.  The derivative therefore covers everything
+    that the loss reads from step t on.  It is exact and needs one backward pass: zeros are added
+    to every state, and L is differentiated with respect to them.
 
     Args:
       model: a cell, a layer or a Flax module, as in :func:`trace`.
       params: its parameters, as in :func:`trace`.
       xs: the inputs, as in :func:`trace`.
-      loss: a function of the outputs ``[T, ..., H]`` (time in front) to a number; None for the
-        sum of each row's last output, at T or the row's length, or at t = 0 where time runs
-        backwards.  Rows that it adds up have each their own derivative.
+      loss: a function from the outputs ``[T, ..., H]`` (time first) to a number.  By default, the
+        sum of each row's last output: at T or the row's length, or at t = 0 if time runs
+        backwards.  If the loss is a sum over rows, each row has its own derivative.
       state: the state before the first step; the initial one if None.
-      lengths: as in :func:`lstm_jax.unroll`; derivatives past a row's length are zero.
+      lengths: as in :func:`lstm_jax.unroll`; derivatives beyond a row's length are zero.
       resets: as in the model's own call.
       reverse: whether time runs backwards, for a cell.
       engine: for a cell, as in :func:`trace`.
@@ -79,7 +78,7 @@ def gradient_flow(
       A :class:`GradientFlow`.
 
     Raises:
-      TypeError, ValueError: as in :func:`trace`, or ``loss`` gives no number.
+      TypeError, ValueError: as in :func:`trace`, or ``loss`` does not return a number.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -110,14 +109,14 @@ def gradient_flow(
         ys, fields = _probed(layer, params, xs, state, probes, how, lengths, resets)
         total = _last_outputs(ys, lengths, backwards).sum() if loss is None else loss(ys)
         if jnp.shape(total) != ():
-            raise ValueError(f"loss must give a number, got shape {jnp.shape(total)}")
+            raise ValueError(f"loss must return a number, got shape {jnp.shape(total)}")
         return total, fields
 
     _, like = jax.eval_shape(lambda: of_probes(xs, None))
     probes = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
     d_xs, d_probes = jax.grad(lambda *args: of_probes(*args)[0], (0, 1))(xs, probes)
 
-    batch = xs.ndim - num_feature_axes(layer)  # axes of time and batch
+    batch = xs.ndim - num_feature_axes(layer)  # the number of time and batch axes
     fields = jax.tree.map(lambda leaf: _norm(leaf, batch), d_probes)
     every = jnp.stack(jax.tree.leaves(fields), -1)
     return GradientFlow(state=_norm(every, batch), x=_norm(d_xs, batch), fields=fields)
@@ -133,38 +132,38 @@ def _probed(
     lengths: jax.Array | None,
     resets: jax.Array | None,
 ) -> tuple[jax.Array, Any]:
-    """Outputs, with probes added to the states of all steps, and the shapes of such probes.
+    """Computes outputs, with probes added to the states of all steps, and the shapes of probes.
 
-    A cell reads its probes beside its input, since these are what ``unroll`` hands to each step.
+    The probes are concatenated to a cell's input, which ``unroll`` passes to each step.
     """
     shapes: dict[str, dict[str, Any]] = OrderedDict()
 
     def run(
         path: str, part: Any, how: Any, params: Params, xs: Any, start: Any, **rows: Any
     ) -> Any:
-        # As of these inputs: those with probes beside them may be wider.
+        # The type of the state follows from these inputs; with probes, the inputs may be wider.
         start = _started(part, params, xs, start)
         begins = start if isinstance(part, Bidirectional) else [start]
         parts, inputs, position = [], [xs], xs.shape[-1]
-        for (place, cell), begin in zip(directions(part, path).items(), begins, strict=True):
-            shapes[place] = OrderedDict(
-                (name, jax.ShapeDtypeStruct((len(xs), *leaf.shape), leaf.dtype))
-                for name, leaf in zip(field_names(begin), jax.tree.leaves(begin), strict=True)
+        for (name, cell), begin in zip(directions(part, path).items(), begins, strict=True):
+            shapes[name] = OrderedDict(
+                (field, jax.ShapeDtypeStruct((len(xs), *leaf.shape), leaf.dtype))
+                for field, leaf in zip(field_names(begin), jax.tree.leaves(begin), strict=True)
                 if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
             )
-            given = shapes[place] if probes is None else probes[place]
+            given = shapes[name] if probes is None else probes[name]
             given = [jnp.zeros(p.shape, p.dtype) if probes is None else p for p in given.values()]
             flat = [probe.reshape(*xs.shape[:-1], -1) for probe in given]
             inputs += flat
             parts.append(_Probed(cell, xs.dtype, xs.shape[-1], position))
             position += sum(probe.shape[-1] for probe in flat)
         dtype = jnp.result_type(*inputs)
-        beside = jnp.concatenate([array.astype(dtype) for array in inputs], -1)
+        with_probes = jnp.concatenate([array.astype(dtype) for array in inputs], -1)
         if not isinstance(part, Bidirectional):
-            return unroll(parts[0], params, beside, start, **rows, **how)
+            return unroll(parts[0], params, with_probes, start, **rows, **how)
         engine = stepwise(part.engine)
         both = dataclasses.replace(part, forward=parts[0], backward=parts[1], engine=engine)
-        return both.apply(params, beside, start, **rows)
+        return both.apply(params, with_probes, start, **rows)
 
     _, ys = run_by(layer, run, **how).apply(params, xs, state, lengths=lengths, resets=resets)
     return ys, shapes
@@ -172,13 +171,13 @@ def _probed(
 
 @dataclasses.dataclass(frozen=True)
 class _Probed(Around):
-    """A cell that adds to its new state what stands beside its input.
+    """A cell that adds probes to its new state, which follow its input on the last axis.
 
     Attributes:
       cell: the cell.
-      dtype: type of its input.
+      dtype: the type of its input.
       size: D.
-      position: where its probes begin.
+      position: the index of its first probe.
     """
 
     dtype: Any
@@ -186,12 +185,12 @@ class _Probed(Around):
     position: int
 
     def __getattr__(self, name: str) -> Any:
-        if name == "input_size":  # it reads more than its cell
+        if name == "input_size":  # its input is wider than the cell's
             raise AttributeError(name)
         return super().__getattr__(name)
 
     def step(self, params: Params, state: State, x: jax.Array) -> tuple[State, jax.Array]:
-        beside, x = x, x[..., : self.size].astype(self.dtype)
+        with_probes, x = x, x[..., : self.size].astype(self.dtype)
         graph = StepGraph(self.cell.step, params, state, x)
         known = bind(graph.inputs, (params, state, x))
         names, y = graph.outputs
@@ -199,8 +198,8 @@ class _Probed(Around):
         position = self.position
         for n, leaf in enumerate(leaves):
             if jnp.issubdtype(leaf.dtype, jnp.floating):
-                size = math.prod(leaf.shape) // math.prod(beside.shape[:-1])
-                probe = beside[..., position : position + size]
+                size = math.prod(leaf.shape) // math.prod(with_probes.shape[:-1])
+                probe = with_probes[..., position : position + size]
                 leaves[n] = leaf + probe.reshape(leaf.shape).astype(leaf.dtype)
                 position += size
         state = structure.unflatten(leaves)
@@ -208,7 +207,7 @@ class _Probed(Around):
 
 
 def _started(part: Any, params: Params, xs: jax.Array, state: Any) -> Any:
-    """The state of a cell or of two before the first step, the initial one where it is None."""
+    """The state of a cell or :class:`Bidirectional` before the first step; None means initial."""
     if not isinstance(part, Bidirectional):
         return initial_state(part, params, xs.shape[1:-1], xs) if state is None else state
     return BidirectionalState(
@@ -220,18 +219,18 @@ def _started(part: Any, params: Params, xs: jax.Array, state: Any) -> Any:
 
 
 def _last_outputs(ys: jax.Array, lengths: jax.Array | None, backwards: bool) -> jax.Array:
-    """Of each row, the output of the step that is run last."""
+    """The output of the last step that each row computes."""
     if backwards:
         return ys[0]
     if lengths is None:
         return ys[-1]
     last = jnp.maximum(jnp.asarray(lengths) - 1, 0)
     last = last.reshape(1, *last.shape, *[1] * (ys.ndim - 1 - last.ndim))
-    return jnp.take_along_axis(ys, last, 0)  # zero in rows of no steps
+    return jnp.take_along_axis(ys, last, 0)  # zero in rows of length zero
 
 
 def _norm(array: jax.Array, axes: int) -> jax.Array:
-    """The norm over all but the first ``axes`` axes, of numbers whose squares may underflow."""
+    """The norm over all but the first ``axes`` axes, safe if squares underflow."""
     array = jnp.abs(array).reshape(*array.shape[:axes], -1)
     array = array.astype(jnp.promote_types(array.dtype, "float32"))
     largest = array.max(-1, keepdims=True, initial=0.0)
@@ -239,18 +238,18 @@ def _norm(array: jax.Array, axes: int) -> jax.Array:
     return largest[..., 0] * jnp.sqrt(jnp.square(scaled).sum(-1))
 
 
-# ---- the map from state to state ----
+# ---- derivatives of states with respect to earlier states ----
 
 
 class JacobianSpectrum(NamedTuple):
-    """What a stretch of steps does to small changes of the state.
+    """How consecutive steps change small perturbations of the state.
 
     Attributes:
-      singular_values: of d s_{t+w} / d s_t for consecutive windows of w steps, the largest
-        first, ``[windows, ..., n]`` with n numbers in a state.
-      exponent: the largest Lyapunov exponent, in nats a step, ``[...]``: the mean growth.
-      growth: the logarithm by which a change, turned by all steps before into the direction
-        that grows most, grows in each step, ``[T, ...]``.
+      singular_values: the singular values of d s_{t+w} / d s_t for consecutive windows of w
+        steps, the largest first, ``[windows, ..., n]`` with n numbers in a state.
+      exponent: the largest Lyapunov exponent, in nats per step, ``[...]``: the mean growth.
+      growth: the logarithm of the growth of a perturbation in each step, ``[T, ...]``.  Previous
+        steps have turned the perturbation to the direction that grows most.
     """
 
     singular_values: jax.Array
@@ -268,29 +267,30 @@ def jacobian_spectrum(
     burn_in: int = 0,
     key: jax.Array | None = None,
 ) -> JacobianSpectrum:
-    """Singular values of the derivative of state by state, and the largest Lyapunov exponent.
+    """Computes singular values of the state's Jacobian, and the largest Lyapunov exponent.
 
-    With s_t the state after step t, of all layers and as one vector, for each of the T // w
+    Let s_t be the state of all layers after step t, as one vector.  For each of the T // w
     consecutive windows of ``xs``::
 
         J = d s_{t+w} / d s_t = J_{t+w} ... J_{t+1}        singular_values = svd(J)
 
-    A change of the state along a singular vector with value 1 passes the window unchanged, with
-    0 it is forgotten.  The exponent is that of a change v that is carried along the trajectory::
+    A perturbation of the state along a singular vector with value 1 keeps its norm over the
+    window; with value 0 it is forgotten.  The exponent is the mean growth of a perturbation v that
+    is carried along the trajectory::
 
         growth_t = log ‖ J_t v_{t-1} ‖        v_t = J_t v_{t-1} / ‖ J_t v_{t-1} ‖
 
-    and is the mean growth: above 0 where trajectories part (chaos), below where the state
-    forgets its beginning.
+    It is positive if trajectories diverge (chaos), and negative if the state forgets its initial
+    value.
 
     Args:
       model: a cell, a layer or a Flax module that runs forwards in time.
       params: its parameters, as in :func:`trace`.
       xs: the inputs, as in :func:`trace`.
       state: the state before the first step; the initial one if None.
-      window: w, steps of a window, from 1 to T.
-      burn_in: how many steps are left out of the mean at the beginning, while v turns.
-      key: random key that draws each row's first v; None for a fixed one.
+      window: w, the number of steps in a window, from 1 to T.
+      burn_in: the number of initial steps that the mean excludes, in which v turns.
+      key: random key that samples each row's first v; None for a fixed one.
 
     Returns:
       A :class:`JacobianSpectrum`.
@@ -358,7 +358,7 @@ def jacobian_spectrum(
                 return jax.lax.scan(lambda s, x: (step(s, x), None), s, xs)[0]
 
             jacobian = jax.jacfwd(through)(s)
-            wide = jnp.promote_types(jacobian.dtype, "float32")  # of bfloat16 there is no svd
+            wide = jnp.promote_types(jacobian.dtype, "float32")  # svd does not support bfloat16
             return jnp.linalg.svd(jacobian.astype(wide), compute_uv=False)
 
         count = num_steps // window

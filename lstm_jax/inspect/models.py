@@ -1,4 +1,4 @@
-"""What the functions of this part take: any cell, layer or Flax module of ours."""
+"""Converts the models that this package accepts: any lstm_jax cell, layer or Flax module."""
 
 import functools
 import sys
@@ -15,19 +15,19 @@ from lstm_jax.sequence.regularizers import without_regularizers
 from lstm_jax.sequence.stack import Stacked
 
 ALONE = "cell"
-"""The name of a cell that stands in no stack."""
+"""The name of a cell that is not part of a stack."""
 
 NO_PARAMS: dict[str, Any] = {"params": {}}
-"""Parameters, where a model is asked for its cells alone."""
+"""Parameters for functions that only need a model's cells."""
 
 
 class Model(NamedTuple):
-    """A functional cell or layer with its parameters, and how its inputs are laid out.
+    """A functional cell or layer with its parameters, and the layout of its inputs.
 
     Attributes:
       layer: the cell or layer.
       params: its parameters.
-      time_major: whether time leads in inputs.
+      time_major: whether time is the first axis of inputs.
     """
 
     layer: Any
@@ -35,7 +35,7 @@ class Model(NamedTuple):
     time_major: bool
 
     def time_leading(self, xs: Any, resets: Any) -> tuple[jax.Array, Any]:
-        """Inputs and resets with time as their first axis."""
+        """Moves the time axis of inputs and resets to the front."""
         xs = jnp.asarray(xs)
         if self.time_major:
             return xs, resets
@@ -45,18 +45,18 @@ class Model(NamedTuple):
 
 
 def functional(model: Any, params: Params, name: str = "model") -> Model:
-    """The functional cell or layer that a model is, or that a Flax module holds.
+    """The functional cell or layer of a model, which may be a Flax module.
 
     Args:
       model: a cell, a layer, or a module of ``lstm_jax.nnx`` or ``lstm_jax.linen``.
       params: its parameters; None for an nnx module, which holds them; for a linen module its
-        variables (None where it is bound).
-      name: what an error calls the model.
+        variables (None if it is bound).
+      name: the model's name in error messages.
 
     Raises:
-      TypeError: it is none of these.
+      TypeError: ``model`` is of another type.
     """
-    if "flax" in sys.modules:  # which no one has a module of without importing it
+    if "flax" in sys.modules:  # otherwise the model cannot be a Flax module
         from flax import linen as flax_linen
         from flax import nnx as flax_nnx
 
@@ -96,7 +96,7 @@ Run = Callable[..., tuple[State, jax.Array]]
 
 
 class _Part:
-    """A cell or a pair of directions, run over time by a function of one's own."""
+    """A cell or :class:`Bidirectional` that a custom function runs over time."""
 
     def __init__(self, part: Any, run: Run):
         self.part, self.run = part, run
@@ -116,23 +116,23 @@ def run_by(
     reverse: bool = False,
     engine: str = "auto",
 ) -> Any:
-    """The same layer, each cell (and each pair of directions) of which ``run`` runs.
+    """The same layer, with ``run`` executing each cell and each :class:`Bidirectional`.
 
     Args:
       layer: a cell, a :class:`Bidirectional`, or a stack of these and of stacks.
       run: called as ``run(path, part, options, params, xs, state, lengths=, mask=, resets=)``
-        with the part's place in the model and the options ``reverse`` and ``engine`` of
-        :func:`lstm_jax.unroll` (for a cell); returns ``(state, ys)``.
-      path: the place of the layer.
+        with the part's path in the model and (for a cell) the options ``reverse`` and ``engine``
+        of :func:`lstm_jax.unroll`; returns ``(state, ys)``.
+      path: the path of the layer.
       reverse: whether time runs backwards, for a cell.
-      engine: for a cell.
+      engine: the engine, for a cell.
 
     Returns:
       A layer, with ``apply``.
 
     Raises:
-      TypeError: there is a layer of another kind in it.
-      ValueError: ``reverse`` or ``engine`` are given for a layer, which has its own.
+      TypeError: it contains a layer of another kind.
+      ValueError: ``reverse`` or ``engine`` is given for a layer, which has its own.
     """
     if is_layer(layer) and (reverse or engine != "auto"):
         name = "reverse" if reverse else "engine"
@@ -140,7 +140,7 @@ def run_by(
     if isinstance(layer, Stacked):
         how: dict[str, Any] = {"reverse": layer.reverse, "engine": layer.engine}
         parts = {
-            name: run_by(part, run, place(path, name), **({} if is_layer(part) else how))
+            name: run_by(part, run, join_path(path, name), **({} if is_layer(part) else how))
             for name, part in dict(layer.layers).items()
         }
         return Stack(parts, dropout=layer.dropout, connections=layer.connections)
@@ -148,15 +148,15 @@ def run_by(
         how = {"reverse": reverse, "engine": stepwise(engine)}
         return _Part(layer, functools.partial(run, path, layer, how))
     raise TypeError(
-        f"model must be of cells, Stack, LSTM and Bidirectional, got {type(layer).__name__}"
+        f"model must consist of cells, Stack, LSTM and Bidirectional, got {type(layer).__name__}"
     )
 
 
-def cells_of(layer: Any, path: str = "") -> dict[str, Any]:
-    """The cells of a model by their place in it, regularisers off.
+def cells_by_path(layer: Any, path: str = "") -> dict[str, Any]:
+    """The cells of a model by their path, without regularisers.
 
     >>> from lstm_jax.cells import GRUCell, LSTMCell
-    >>> list(cells_of(Stack([LSTMCell(3), Bidirectional(GRUCell(2))])))
+    >>> list(cells_by_path(Stack([LSTMCell(3), Bidirectional(GRUCell(2))])))
     ['layer_0', 'layer_1.forward', 'layer_1.backward']
     """
     if not isinstance(layer, Stacked):
@@ -164,12 +164,12 @@ def cells_of(layer: Any, path: str = "") -> dict[str, Any]:
         return {where: without_regularizers(cell) for where, cell in cells.items()}
     found: dict[str, Any] = {}
     for name, part in dict(layer.layers).items():
-        found |= cells_of(part, place(path, name))
+        found |= cells_by_path(part, join_path(path, name))
     return found
 
 
 def directions(part: Any, path: str) -> dict[str, Any]:
-    """The cell of a part, or its two, by their places.
+    """The cell of a part, or the two cells of a :class:`Bidirectional`, by path.
 
     >>> from lstm_jax.cells import GRUCell
     >>> list(directions(Bidirectional(GRUCell(2)), "layer_1"))
@@ -177,20 +177,20 @@ def directions(part: Any, path: str) -> dict[str, Any]:
     """
     if not isinstance(part, Bidirectional):
         return {path or ALONE: part}
-    return {place(path, "forward"): part.forward, place(path, "backward"): part.backward}
+    return {join_path(path, "forward"): part.forward, join_path(path, "backward"): part.backward}
 
 
-def place(path: str, name: str) -> str:
-    """The place of what is called ``name`` within the place ``path``.
+def join_path(path: str, name: str) -> str:
+    """The path of the part ``name`` of the layer at ``path``.
 
-    >>> place("", "layer_0"), place("layer_0", "forward")
+    >>> join_path("", "layer_0"), join_path("layer_0", "forward")
     ('layer_0', 'layer_0.forward')
     """
     return f"{path}.{name}".lstrip(".")
 
 
 def stepwise(engine: str) -> str:
-    """An engine that runs step by step: others cannot be looked at on the way.
+    """Replaces engines that do not run step by step, whose intermediate values are not available.
 
     >>> stepwise("fused"), stepwise("associative")
     ('fused', 'auto')

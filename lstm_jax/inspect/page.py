@@ -1,4 +1,4 @@
-"""What a model does while it reads, as one page of HTML that holds all its pictures."""
+"""A self-contained HTML page, with embedded plots, on what a model computes from its input."""
 
 import base64
 import html
@@ -12,7 +12,7 @@ import numpy as np
 from lstm_jax.cells.base import Params
 from lstm_jax.inspect.gates import GATES, memory_horizon, saturation
 from lstm_jax.inspect.gradients import gradient_flow, jacobian_spectrum
-from lstm_jax.inspect.models import cells_of
+from lstm_jax.inspect.models import cells_by_path
 from lstm_jax.inspect.plots import (
     plot_gradient_flow,
     plot_jacobian_spectrum,
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 STEPS_SHOWN, UNITS_SHOWN = 60, 24  # in a heat map
-TEXT_SHOWN = 1200  # characters, in colours
-WINDOW, WINDOWS = 32, 3  # steps, of a Jacobian
-LARGEST_JACOBIAN = 2048  # numbers in a state, for seconds and not minutes
+TEXT_SHOWN = 1200  # characters of the coloured text
+WINDOW, WINDOWS = 32, 3  # steps per Jacobian, and the number of Jacobians
+LARGEST_JACOBIAN = 2048  # numbers in a state; a larger Jacobian takes minutes
 
 STYLE = """
 :root { color-scheme: light dark; }
@@ -59,10 +59,10 @@ div.side-by-side { display: grid; gap: 1rem; align-items: start;
 
 
 class Section(NamedTuple):
-    """A part of the page.
+    """A section of the page.
 
     Attributes:
-      title: its heading.
+      title: the heading.
       body: HTML.
     """
 
@@ -71,7 +71,7 @@ class Section(NamedTuple):
 
 
 def page(title: str, sections: Sequence[Section], style: str = "") -> str:
-    """The sections as one self-contained HTML document, with some more CSS of their own.
+    """Returns the sections as one self-contained HTML document; ``style`` is additional CSS.
 
     >>> page("<a run>", [Section("Layers", "<p>one</p>")]).count("&lt;a run&gt;")
     2
@@ -99,7 +99,7 @@ def paragraph(text: str) -> str:
 
 
 def image(svg: str, alt: str) -> str:
-    """An SVG as an image that lies in the page itself.
+    """An SVG as an embedded image.
 
     >>> image("<svg/>", "nothing")
     '<img alt="nothing" src="data:image/svg+xml;base64,PHN2Zy8+">'
@@ -108,15 +108,15 @@ def image(svg: str, alt: str) -> str:
     return f'<img alt="{html.escape(alt)}" src="data:image/svg+xml;base64,{data}">'
 
 
-def picture(figure: "Figure", alt: str) -> str:
-    """A matplotlib figure as such an image."""
+def figure_image(figure: "Figure", alt: str) -> str:
+    """A matplotlib figure as an embedded image."""
     svg = io.StringIO()
     figure.savefig(svg, format="svg", metadata={"Date": None})
     return image(svg.getvalue(), alt)
 
 
 def side_by_side(parts: Iterable[str]) -> str:
-    """Parts of the page in columns, as many as there is room for."""
+    """Parts of the page in as many columns as fit."""
     return f'<div class="side-by-side">{"".join(parts)}</div>'
 
 
@@ -133,7 +133,7 @@ def facts(table: dict[str, str]) -> str:
     return f"<table>{''.join(rows)}</table>"
 
 
-def look_into(
+def layer_sections(
     layer: Any,
     params: Params,
     xs: Any,
@@ -141,15 +141,15 @@ def look_into(
     lengths: Any = None,
     text: str | None = None,
 ) -> list[Section]:
-    """Sections on what recurrent layers do while they read.
+    """Sections on what recurrent layers compute from an input.
 
     Args:
       layer: a functional cell or layer that runs forwards in time.
       params: its parameters.
-      xs: what it reads, ``[T, B, D]``, or ``[T, B, *space, D]``: then the place in the middle is
-        shown, without gradients through time and the Jacobian.
-      lengths: of its rows; None for all T steps.
-      text: the characters that row 0 reads, where these are what it reads.
+      xs: the input, ``[T, B, D]``.  For ``[T, B, *space, D]``, the sections show the position in
+        the middle, without gradients through time and the Jacobian.
+      lengths: the lengths of its rows; None for all T steps.
+      text: the characters that row 0 reads, if the input is text.
     """
     read = trace(layer, params, xs, lengths=lengths)
     first = len(xs) if lengths is None else int(lengths[0])
@@ -170,101 +170,103 @@ def look_into(
 
 
 def _in_the_middle(read: Trace, space: tuple[int, ...]) -> Trace:
-    """What happens at the middle of a grid, ``[T, B, H]``."""
+    """The values at the middle of a grid, ``[T, B, H]``."""
     middle = (slice(None), slice(None), *(size // 2 for size in space))
     values = {
-        place: {name: array[middle] for name, array in arrays.items()}
-        for place, arrays in read.values.items()
+        layer: {name: array[middle] for name, array in arrays.items()}
+        for layer, arrays in read.values.items()
     }
     return read._replace(values=values)
 
 
 def _layers(table: Summary) -> Section:
-    said = paragraph(
-        "State is the memory of one sequence. Training stores, of each step of each sequence, what "
-        "is named there. A multiplication with an addition counts as two operations."
+    caption = paragraph(
+        "State is the memory of one sequence. The training column is the memory that training "
+        "needs for each step of each sequence. A multiplication with an addition counts as two "
+        "operations."
     )
-    return Section("Layers", f'<div class="wide">{table._repr_html_()}</div>{said}')
+    return Section("Layers", f'<div class="wide">{table._repr_html_()}</div>{caption}')
 
 
 def _drawings(layer: Any) -> Section:
-    kinds = {type(cell).__name__: cell for cell in cells_of(layer).values()}
-    said = paragraph(
-        "One step, drawn from the cell's own equations: the state comes in on the left and goes "
-        "out on the right, the input comes from below."
+    kinds = {type(cell).__name__: cell for cell in cells_by_path(layer).values()}
+    caption = paragraph(
+        "One step, drawn from the cell's own equations: the state enters on the left and leaves on "
+        "the right, and the input enters from below."
     )
     drawn = (image(str(draw_cell(cell)), f"data flow of {kind}") for kind, cell in kinds.items())
-    return Section("The cell", said + side_by_side(drawn))
+    return Section("The cell", caption + side_by_side(drawn))
 
 
 def _maps(shown: Trace, text: str | None) -> Section:
-    said = paragraph(
-        f"The first {STEPS_SHOWN} steps of the first sequence, and {UNITS_SHOWN} units of each "
-        "layer, or as many as there are."
+    caption = paragraph(
+        f"At most {STEPS_SHOWN} steps of the first sequence and {UNITS_SHOWN} units of each layer."
     )
-    pictures = (
-        picture(plot_trace(shown, place, text=text), f"gates and states of {place} over time")
-        for place in shown.values
+    plots = (
+        figure_image(plot_trace(shown, layer, text=text), f"gates and states of {layer} over time")
+        for layer in shown.values
     )
-    return Section("Gates and states over time", said + side_by_side(pictures))
+    return Section("Gates and states over time", caption + side_by_side(plots))
 
 
 def _first_units(traced: Trace) -> Trace:
     values = {
-        place: {name: array[..., :UNITS_SHOWN] for name, array in arrays.items()}
-        for place, arrays in traced.values.items()
+        layer: {name: array[..., :UNITS_SHOWN] for name, array in arrays.items()}
+        for layer, arrays in traced.values.items()
     }
     return traced._replace(values=values)
 
 
 def _first_steps(traced: Trace, steps: int) -> Trace:
     values = {
-        place: {name: array[:steps] for name, array in arrays.items()}
-        for place, arrays in traced.values.items()
+        layer: {name: array[:steps] for name, array in arrays.items()}
+        for layer, arrays in traced.values.items()
     }
     return traced._replace(values=values)
 
 
 def _units(read: Trace, first: int) -> Section:
-    """Of each layer the unit whose state moves most."""
-    said = paragraph("Of each layer the unit whose state moves most, in the first sequence.")
-    pictures = []
+    """The unit of each layer whose state varies most."""
+    caption = paragraph("The unit of each layer whose state varies most, in the first sequence.")
+    plots = []
     shown = _first_steps(read, first)
-    for place, values in shown.values.items():
+    for layer, values in shown.values.items():
         states = np.asarray(values["c" if "c" in values else "h"], np.float64)
         unit = int(states.reshape(-1, states.shape[-1]).std(0).argmax())
-        pictures.append(picture(plot_unit(shown, unit, place), f"{place}, unit {unit} over time"))
-    return Section("One unit over time", said + side_by_side(pictures))
+        figure = plot_unit(shown, unit, layer)
+        plots.append(figure_image(figure, f"{layer}, unit {unit} over time"))
+    return Section("One unit over time", caption + side_by_side(plots))
 
 
 def _text(read: Trace, text: str) -> list[Section]:
-    """Units by what of the text they follow, and the text in their colours."""
+    """Units by the properties of the text that they follow, and the text in their colours."""
     bars, coloured, lines = [], [], []
     for name, property_of in PROPERTIES.items():
         followed = property_of(text)
         if (followed == followed[0]).all():  # no quotes, no brackets
             continue
         found = find_units(read, followed)
-        place, unit, correlation = found.layer[0], int(found.unit[0]), found.correlation[0]
-        values = read.values[place]
+        layer, unit, correlation = found.layer[0], int(found.unit[0]), found.correlation[0]
+        values = read.values[layer]
         state = np.asarray(values["c" if "c" in values else "h"], np.float64)[:, 0, unit]
         state = (state - state.mean()) / (state.std() or 1.0)
         shown = len(text[:TEXT_SHOWN])
-        title = f"{name}: {place}, unit {unit}, correlation {correlation:+.2f}"
-        bars.append(picture(plot_units(found, title=name), f"units that follow: {name}"))
+        title = f"{name}: {layer}, unit {unit}, correlation {correlation:+.2f}"
+        bars.append(figure_image(plot_units(found, title=name), f"units that follow: {name}"))
         coloured.append(text_html(text[:shown], state[:shown], title=title, limit=2.0))
-        figure = plot_unit(_first_steps(read, STEPS_SHOWN), unit, place, text=text[:STEPS_SHOWN])
-        lines.append(picture(figure, f"{place}, unit {unit} over time"))
-    said = paragraph(
-        f"Correlation of each unit's state with what it may follow, over {len(text):,} characters."
+        figure = plot_unit(_first_steps(read, STEPS_SHOWN), unit, layer, text=text[:STEPS_SHOWN])
+        lines.append(figure_image(figure, f"{layer}, unit {unit} over time"))
+    caption = paragraph(
+        f"Correlation of each unit's state with a property of the text, over {len(text):,} "
+        "characters."
     )
     colours = paragraph(
-        "The text on the colour of a unit's state once it has read the character: blue below the "
-        "unit's mean, orange above, in its standard deviations. It is the unit that follows the "
-        "property best; how well, the correlation tells."
+        "The background colour of each character is the state of a unit after it has read the "
+        "character: blue below the unit's mean, orange above, in standard deviations. The unit is "
+        "the one that follows the property best, with the correlation in the title."
     )
     return [
-        Section("What units follow", said + side_by_side(bars)),
+        Section("What units follow", caption + side_by_side(bars)),
         Section("The text in the colours of units", colours + "".join(coloured)),
         Section("These units over time", side_by_side(dict.fromkeys(lines))),
     ]
@@ -275,53 +277,58 @@ def _gates(read: Trace) -> list[Section]:
         return []
     shares = saturation(read)
     rows = "".join(
-        f'<tr><th scope="row">{html.escape(place)}</th><td>{gate}</td>'
+        f'<tr><th scope="row">{html.escape(layer)}</th><td>{gate}</td>'
         f"<td>{100 * left.mean():.1f} %</td>"
-        f"<td>{100 * shares.right[place][gate].mean():.1f} %</td></tr>"
-        for place, gates in shares.left.items()
+        f"<td>{100 * shares.right[layer][gate].mean():.1f} %</td></tr>"
+        for layer, gates in shares.left.items()
         for gate, left in gates.items()
     )
-    said = paragraph(
-        "A gate is shut below 0.1 and open above 0.9. Each point is a unit: far right its gate is "
-        "open most of the time, far up it is shut."
+    caption = paragraph(
+        "A gate is shut below 0.1 and open above 0.9. Each point is a unit: on the right, its gate "
+        "is open most of the time; at the top, it is shut."
     )
     head = "<tr><th>layer</th><th>gate</th><th>shut</th><th>open</th></tr>"
-    drawn = picture(plot_saturation(shares), "shares of time for which gates are open and shut")
-    return [Section("Saturation of gates", f"{said}{drawn}<table>{head}{rows}</table>")]
+    drawn = figure_image(
+        plot_saturation(shares), "shares of time for which gates are open and shut"
+    )
+    return [Section("Saturation of gates", f"{caption}{drawn}<table>{head}{rows}</table>")]
 
 
 def _horizon(read: Trace, layer: Any) -> list[Section]:
     try:
         horizon = memory_horizon(read, layer)
-    except ValueError:  # a cell without a gate that keeps
+    except ValueError:  # a cell without a gate that retains its state
         return []
-    said = paragraph(
-        "How many steps it takes until 1/e of what a unit holds is left, by its gate that keeps."
+    caption = paragraph(
+        "The number of steps after which a unit's content has decayed to 1/e, computed from the "
+        "gate that retains its state."
     )
-    drawn = picture(plot_memory_horizon(horizon), "memory horizons of units")
-    return [Section("Memory horizon", said + drawn)]
+    drawn = figure_image(plot_memory_horizon(horizon), "memory horizons of units")
+    return [Section("Memory horizon", caption + drawn)]
 
 
 def _flow(layer: Any, params: Params, xs: Any, lengths: Any) -> Section:
-    if lengths is not None:  # rows that end together, so that a mean over them means something
+    if lengths is not None:  # cut rows to equal lengths, so that their mean is meaningful
         xs = xs[: int(np.min(lengths))]
     flow = gradient_flow(layer, params, xs)
-    said = paragraph(
-        "Norm of the derivative of the sum of the last outputs by state and by input of each step "
-        "before, the mean over the sequences."
+    caption = paragraph(
+        "Norm of the derivative of the sum of the last outputs with respect to the state and the "
+        "input of each earlier step, averaged over the sequences."
     )
     drawn = (
-        picture(plot_gradient_flow(flow, of=of), f"norm of the derivative by {name} over steps")
+        figure_image(
+            plot_gradient_flow(flow, of=of), f"norm of the derivative by {name} over steps"
+        )
         for of, name in (("state", "the state"), ("x", "the input"))
     )
-    return Section("Gradient through time", said + side_by_side(drawn))
+    return Section("Gradient through time", caption + side_by_side(drawn))
 
 
 def _spectrum(layer: Any, params: Params, row: Any) -> Section:
     title = "Jacobian of the state"
     parts = dict(getattr(layer, "layers", {"": layer})).values()
     if any(isinstance(part, Bidirectional) for part in parts):
-        why = "Left out: a layer that reads in both directions has no state that steps forward."
+        why = "Left out: a bidirectional layer has no state that is carried forwards only."
         return Section(title, paragraph(why))
     size = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(layer.zero_state)))
     if size > LARGEST_JACOBIAN:
@@ -330,10 +337,11 @@ def _spectrum(layer: Any, params: Params, row: Any) -> Section:
     row = row[: WINDOW * WINDOWS]
     window = min(WINDOW, len(row))
     spectrum = jacobian_spectrum(layer, params, row, window=window)
-    said = paragraph(
-        f"Singular values of the derivative of the state by the state {window} steps before: 1 is "
-        "what passes unchanged. The largest Lyapunov exponent tells by how much, in nats a step, a "
-        "small change grows, or shrinks below zero."
+    caption = paragraph(
+        f"Singular values of the derivative of the state with respect to the state {window} steps "
+        "before; a perturbation with value 1 keeps its size. The largest Lyapunov exponent is the "
+        "growth rate of a small perturbation in nats per step; below zero, the perturbation "
+        "shrinks."
     )
-    drawn = picture(plot_jacobian_spectrum(spectrum), "singular values by rank")
-    return Section(title, said + drawn)
+    drawn = figure_image(plot_jacobian_spectrum(spectrum), "singular values by rank")
+    return Section(title, caption + drawn)

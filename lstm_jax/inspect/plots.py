@@ -1,7 +1,7 @@
-"""Pictures of what the functions of this part return; each a matplotlib figure, never shown.
+"""Plots the results of this package's functions, as matplotlib figures that are not shown.
 
-Colours are those of Okabe & Ito (2008), and maps are ``cividis`` and ``PuOr``, which colour-blind
-readers tell apart, too.
+Colours are those of Okabe & Ito (2008), and colour maps are ``cividis`` and ``PuOr``.  Colour-blind
+readers can distinguish them.
 """
 
 import math
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 LINES = ("-", "--", "-.", ":")
 SIZE = (6.0, 4.0)  # inches
-SMALLEST = float(np.finfo(np.float32).tiny)  # a gradient of normal precision
+SMALLEST = float(np.finfo(np.float32).tiny)  # the smallest gradient with full precision
 GATE, VALUE = "gate (0 shut, 1 open)", "value (dimensionless)"
 
 
@@ -34,20 +34,20 @@ def plot_trace(
     row: int = 0,
     text: str | None = None,
 ) -> "Figure":
-    """Heat maps of a layer's gates and states: units from top to bottom, time to the right.
+    """Plots heat maps of a layer's gates and states: units from top to bottom, time to the right.
 
     Args:
-      trace: a trace, of some tens of units and steps if they are to be told apart.
+      trace: a trace; units and steps are only distinguishable up to some tens of them.
       layer: which layer; the first if None.
       names: which values; all if None.
-      row: which row of the batch (of all batch axes, counted through).
-      text: what was read, a character a step, to stand under the last maps where there is room.
+      row: which row of the batch (the index in all batch axes flattened).
+      text: the text that was read, one character per step, shown below the last maps if it fits.
 
     Returns:
-      A figure with a map for each name: gates from 0 to 1, all else around 0.
+      A figure with a map for each name: gates from 0 to 1, all other values around 0.
 
     Raises:
-      ValueError: the trace has no such layer, name or row, or no steps, or ``text`` is shorter.
+      ValueError: the trace has no such layer, name or row, or no steps, or ``text`` is too short.
 
     >>> traced = Trace({"layer_0": {"f": np.full((9, 4), 0.5), "c": np.ones((9, 4))}}, state=())
     >>> [panel.get_title(loc="left") for panel in plot_trace(traced).axes[:2]]
@@ -98,17 +98,17 @@ def plot_unit(
     row: int = 0,
     text: str | None = None,
 ) -> "Figure":
-    """One unit over time: its gates above, its candidate and states below.
+    """Plots one unit over time: its gates at the top, its candidate and states below.
 
     Args:
-      trace: a trace that has the unit.
-      unit: its number in the layer.
+      trace: a trace that contains the unit.
+      unit: its index in the layer.
       layer: which layer; the first if None.
-      row: which row of the batch (of all batch axes, counted through).
-      text: what was read, a character a step, to stand under the lines where there is room.
+      row: which row of the batch (the index in all batch axes flattened).
+      text: the text that was read, one character per step, shown below the lines if it fits.
 
     Raises:
-      ValueError: the trace has no such layer, unit or row, or no steps, or ``text`` is shorter.
+      ValueError: the trace has no such layer, unit or row, or no steps, or ``text`` is too short.
 
     >>> traced = Trace({"layer_0": {"f": np.full((9, 4), 0.5), "c": np.ones((9, 4))}}, state=())
     >>> len(plot_unit(traced, unit=3).axes)
@@ -117,9 +117,9 @@ def plot_unit(
     from matplotlib.figure import Figure
 
     layer, values = _of_layer(trace, layer)
-    place = _place(trace, unit, layer)
+    column = _column(trace, unit, layer)
     lines = {name: _of_row(values, name, layer, row) for name in values}
-    lines = {name: array[:, place] for name, array in lines.items() if place < array.shape[1]}
+    lines = {name: array[:, column] for name, array in lines.items() if column < array.shape[1]}
     gates = {name: line for name, line in lines.items() if name in GATES}
     others = {name: line for name, line in lines.items() if name not in GATES}
     groups = [(group, unit) for group, unit in ((gates, GATE), (others, VALUE)) if group]
@@ -149,10 +149,10 @@ def plot_unit(
 def plot_gradient_flow(
     flows: GradientFlow | Mapping[str, GradientFlow], *, of: str = "state"
 ) -> "Figure":
-    """Norms of derivatives over the steps before the last one, on a logarithmic axis.
+    """Plots norms of derivatives over the steps before the last one, on a logarithmic axis.
 
     Args:
-      flows: of one model, or of several by their names.
+      flows: the flow of one model, or of several models by name.
       of: ``"state"`` or ``"x"``.
 
     Returns:
@@ -175,7 +175,7 @@ def plot_gradient_flow(
     for n, (name, flow) in enumerate(by_name.items()):
         norms = np.asarray(getattr(flow, of), np.float64)
         mean = norms.reshape(len(norms), -1).mean(1)[::-1]
-        mean = np.where(mean > 0, mean, np.nan)  # which no logarithmic axis can show
+        mean = np.where(mean > 0, mean, np.nan)  # a logarithmic axis cannot show zeros
         style = {"color": COLOURS[n % len(COLOURS)], "linestyle": LINES[n % len(LINES)]}
         marker = _marker(mean)
         axes.plot(np.arange(len(mean)), mean, label=name, linewidth=1.6, marker=marker, **style)
@@ -196,13 +196,13 @@ def plot_gradient_flow(
 def plot_jacobian_spectrum(
     spectra: JacobianSpectrum | Mapping[str, JacobianSpectrum],
 ) -> "Figure":
-    """Singular values by rank on a logarithmic axis, with the exponent of each model.
+    """Plots singular values by rank on a logarithmic axis, with the exponent of each model.
 
     Args:
-      spectra: of one model, or of several by their names.
+      spectra: the spectrum of one model, or of several models by name.
 
     Returns:
-      A figure with a line for each model, the median over windows and rows, in a band from the
+      A figure with a line for each model, the median over windows and rows, and a band from the
       10th to the 90th percentile.
 
     >>> spectrum = JacobianSpectrum(np.array([[2.0, 0.5]]), np.array(0.1), np.zeros(3))
@@ -225,7 +225,7 @@ def plot_jacobian_spectrum(
         style = {"color": COLOURS[n % len(COLOURS)], "linestyle": LINES[n % len(LINES)]}
         axes.plot(rank, np.where(middle > 0, middle, np.nan), label=words, linewidth=1.6, **style)
         axes.fill_between(rank, low, high, color=style["color"], alpha=0.2, linewidth=0)
-        # How small the smallest are is told by rounding alone.
+        # The smallest values are rounding errors.
         smallest = max(middle.min(), 1e-8 * middle.max())
         lowest, last = min(lowest, smallest), max(last, int((middle >= smallest).sum()))
     axes.axhline(1.0, color="0.6", linewidth=0.8, zorder=0)
@@ -241,13 +241,13 @@ def plot_jacobian_spectrum(
 
 
 def plot_saturation(shares: Saturation) -> "Figure":
-    """Each unit's gate by the share of time it is open and shut, a panel a gate.
+    """Plots the shares of time for which each unit's gate is open and shut, one panel per gate.
 
-    A unit in the lower right corner has an open gate, one in the upper left corner a shut one; at
-    the origin it is never saturated.  No unit can lie above the diagonal.
+    A unit in the lower right corner has an open gate, one in the upper left corner a shut gate; at
+    the origin the gate is never saturated.  All units are on or below the diagonal.
 
     Args:
-      shares: as from :func:`lstm_jax.inspect.saturation`.
+      shares: the result of :func:`lstm_jax.inspect.saturation`.
 
     >>> shares = Saturation(left={"a": {"f": np.zeros(3)}}, right={"a": {"f": np.ones(3)}})
     >>> plot_saturation(shares).axes[0].get_title()
@@ -301,10 +301,10 @@ def plot_saturation(shares: Saturation) -> "Figure":
 
 
 def plot_memory_horizon(horizon: MemoryHorizon) -> "Figure":
-    """The horizons of each layer's units, from the shortest to the longest.
+    """Plots the horizons of each layer's units, from the shortest to the longest.
 
     Args:
-      horizon: as from :func:`lstm_jax.inspect.memory_horizon`.
+      horizon: the result of :func:`lstm_jax.inspect.memory_horizon`.
 
     >>> horizon = MemoryHorizon({"layer_0": np.array([20.0, 1.0, np.inf])})
     >>> plot_memory_horizon(horizon).axes[0].get_legend().get_texts()[0].get_text()
@@ -338,12 +338,12 @@ def plot_memory_horizon(horizon: MemoryHorizon) -> "Figure":
 
 
 def plot_units(found: FoundUnits, *, count: int = 10, title: str = "") -> "Figure":
-    """The correlations of the closest units as bars.
+    """Plots the correlations of the units that follow a property most closely, as bars.
 
     Args:
-      found: as from :func:`lstm_jax.inspect.find_units`.
-      count: how many of them.
-      title: what stands above, such as the property's name.
+      found: the result of :func:`lstm_jax.inspect.find_units`.
+      count: the number of units.
+      title: the title, such as the property's name.
 
     >>> found = FoundUnits(np.array(["layer_0"]), np.array([7]), np.array([0.9]))
     >>> plot_units(found).axes[0].get_yticklabels()[0].get_text()
@@ -357,10 +357,10 @@ def plot_units(found: FoundUnits, *, count: int = 10, title: str = "") -> "Figur
     labels = [
         label(f"{layer}, {unit}") for layer, unit in zip(found.layer, found.unit, strict=True)
     ]
-    place = np.arange(len(correlation))
+    positions = np.arange(len(correlation))
     colours = [COLOURS[0] if value < 0 else COLOURS[1] for value in correlation]
-    axes.barh(place, correlation, color=colours, height=0.7)
-    axes.set_yticks(place, labels[:count])
+    axes.barh(positions, correlation, color=colours, height=0.7)
+    axes.set_yticks(positions, labels[:count])
     axes.invert_yaxis()
     axes.set_xlim(-1, 1)
     axes.axvline(0.0, color="0.3", linewidth=0.8)
@@ -371,20 +371,20 @@ def plot_units(found: FoundUnits, *, count: int = 10, title: str = "") -> "Figur
     return figure
 
 
-# ---- parts of pictures ----
+# ---- parts of plots ----
 
 
 def _of_layer(trace: Trace, layer: str | None) -> tuple[str, Any]:
     layer = next(iter(trace.values)) if layer is None else layer
     if layer not in trace.values:
-        raise ValueError(f"layer must be of {', '.join(trace.values)}, got {layer!r}")
+        raise ValueError(f"layer must be one of {', '.join(trace.values)}, got {layer!r}")
     return layer, trace.values[layer]
 
 
 def _of_row(values: Mapping[str, Any], name: str, layer: str, row: int) -> np.ndarray:
     """One row of a value, ``[T, units]``."""
     if name not in values:
-        raise ValueError(f"names must be of {', '.join(values)} (in {layer}), got {name!r}")
+        raise ValueError(f"names must be among {', '.join(values)} (in {layer}), got {name!r}")
     array = np.asarray(values[name], np.float64)
     if not len(array):
         raise ValueError("trace must have at least one step, got none")
@@ -394,33 +394,33 @@ def _of_row(values: Mapping[str, Any], name: str, layer: str, row: int) -> np.nd
     return array[:, row]
 
 
-def _place(trace: Trace, unit: int, layer: str) -> int:
-    """Where in the trace's values a unit stands."""
+def _column(trace: Trace, unit: int, layer: str) -> int:
+    """The index of a unit in the trace's values."""
     if trace.units is not None:
-        there = np.asarray(trace.units).tolist()
+        traced = np.asarray(trace.units).tolist()
     else:
-        there = list(range(max(array.shape[-1] for array in trace.values[layer].values())))
-    if unit not in there:
-        known = f"0 to {there[-1]}" if trace.units is None else ", ".join(map(str, there))
-        raise ValueError(f"unit must be of {known}, got {unit}")
-    return there.index(unit)
+        traced = list(range(max(array.shape[-1] for array in trace.values[layer].values())))
+    if unit not in traced:
+        known = f"0 to {traced[-1]}" if trace.units is None else ", ".join(map(str, traced))
+        raise ValueError(f"unit must be in {known}, got {unit}")
+    return traced.index(unit)
 
 
 def _unit_ticks(panel: Any, count: int, units: Any) -> None:
-    """Numbers of units, as many as there is room for."""
+    """Labels as many units as fit."""
     step = max(1, math.ceil(count / 4))
-    places = np.arange(0, count, step)
-    labels = places if units is None else np.asarray(units)[places]
-    panel.set_yticks(places, [str(each) for each in labels])
+    positions = np.arange(0, count, step)
+    labels = positions if units is None else np.asarray(units)[positions]
+    panel.set_yticks(positions, [str(each) for each in labels])
 
 
 def _marker(line: np.ndarray) -> str | None:
-    """A point for a single step, of which a line shows nothing."""
+    """A point for a single step, for which a line is invisible."""
     return "o" if len(line) == 1 else None
 
 
 def _whole_numbers(panel: Any) -> None:
-    """Ticks of the horizontal axis at whole numbers alone, were it the only one."""
+    """Sets the horizontal axis' ticks to whole numbers, even if only one fits."""
     from matplotlib.ticker import MaxNLocator
 
     whole = MaxNLocator(6, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1)
@@ -428,13 +428,13 @@ def _whole_numbers(panel: Any) -> None:
 
 
 MOST_CHARACTERS = 70
-"""How many characters stand side by side under six inches."""
+"""The number of characters that fit below a plot six inches wide."""
 
 
 def _time_axis(panel: Any, num_steps: int, text: str | None) -> None:
-    """The axis of time: the characters that are read where there are few, or else steps."""
+    """Labels the time axis with the characters that are read if they fit, otherwise with steps."""
     if text is not None and len(text) < num_steps:
-        raise ValueError(f"text must have a character a step, {num_steps}, got {len(text)}")
+        raise ValueError(f"text must have one character per step, {num_steps}, got {len(text)}")
     if text is None or num_steps > MOST_CHARACTERS:
         panel.set_xlabel("time (steps)")
         _whole_numbers(panel)

@@ -1,4 +1,4 @@
-"""What a model consists of, layer by layer, and what a step of it costs."""
+"""Summarises a model: its layers, and the memory and operations of a step."""
 
 import functools
 import html
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.extend.core import jaxprs_in_params
 
 from lstm_jax.cells.base import check_size
-from lstm_jax.inspect.models import NO_PARAMS, directions, functional, place
+from lstm_jax.inspect.models import NO_PARAMS, directions, functional, join_path
 from lstm_jax.sequence.fused.scan import stored_values
 from lstm_jax.sequence.protocol import output_size
 from lstm_jax.sequence.stack import Stacked
@@ -22,23 +22,23 @@ FREE = frozenset((
     "stop_gradient", "transpose",
 ))
 # fmt: on
-"""Primitives that move numbers and compute none."""
+"""Primitives that move numbers without computing any."""
 
 
 class LayerSummary(NamedTuple):
     """One layer, or one direction of it.
 
     Attributes:
-      name: its place in the model.
+      name: its path in the model.
       cell: the kind of cell.
-      input_shape: of one step of one row.
-      output_shape: the same.
-      parameters: how many numbers it has.
-      state_bytes: of the state of one row.
-      step_bytes: what training stores of each step of each row: the state, and what the
-        derivative needs of the gates.
-      step_flops: floating-point operations of a step of a row, forwards; a multiplication with an
-        addition counts two, any function of an element one.
+      input_shape: the shape of one row's input in one step.
+      output_shape: the shape of one row's output in one step.
+      parameters: the number of parameters.
+      state_bytes: the size of one row's state.
+      step_bytes: the size of the residuals that training stores for each step of each row: the
+        state, and the values of the gates that the derivative needs.
+      step_flops: floating-point operations of one row's step in the forward pass.  A multiplication
+        with an addition counts as two, any function of an element as one.
     """
 
     name: str
@@ -52,7 +52,7 @@ class LayerSummary(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """A model as a table; ``print`` and notebooks show it as one.
+    """A model as a table, which ``print`` and notebooks show.
 
     Attributes:
       layers: the rows.
@@ -62,28 +62,28 @@ class Summary(NamedTuple):
 
     @property
     def parameters(self) -> int:
-        """How many numbers the whole model has."""
+        """The number of parameters of the whole model."""
         return sum(layer.parameters for layer in self.layers)
 
     def __str__(self) -> str:
-        head, *rows = _texts(self)
+        head, *rows = _table(self)
         widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
         rule = "  ".join("-" * width for width in widths)
         lines = [_aligned(row, widths) for row in (head, *rows)]
         return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
 
     def _repr_html_(self) -> str:
-        head, *rows = _texts(self)
+        head, *rows = _table(self)
 
-        def row(kind: str, texts: list[str]) -> str:
+        def row(kind: str, strings: list[str]) -> str:
             cells = (
                 f'<{kind} style="text-align:{"left" if n < LEFT else "right"};padding:0.2em 0.7em">'
-                f"{html.escape(text)}</{kind}>"
-                for n, text in enumerate(texts)
+                f"{html.escape(string)}</{kind}>"
+                for n, string in enumerate(strings)
             )
             return f"<tr>{''.join(cells)}</tr>"
 
-        body = "".join(row("td", texts) for texts in rows)
+        body = "".join(row("td", strings) for strings in rows)
         return (
             '<table style="border-collapse:collapse">'
             f"<thead>{row('th', head)}</thead><tbody>{body}</tbody></table>"
@@ -91,20 +91,20 @@ class Summary(NamedTuple):
 
 
 def summary(model: Any, input_size: int | tuple[int, ...] | None = None) -> Summary:
-    """Layers, shapes, numbers of parameters, and what a step costs in memory and operations.
+    """Summarises layers, shapes and parameters, and the memory and operations of a step.
 
-    Nothing is computed: all is told by the equations.
+    The model is only traced, not run.
 
     Args:
       model: a cell, a layer or a Flax module, as in :func:`lstm_jax.inspect.trace`.
-      input_size: D; for a cell that reads grids their shape, too, ``(*space, D)``; None for an
-        nnx module, which knows it.
+      input_size: D, or ``(*space, D)`` for a convolutional cell; None for an nnx module, which
+        stores it.
 
     Returns:
       A :class:`Summary`, whose ``str()`` is a table.
 
     Raises:
-      ValueError: ``input_size`` is needed and not given.
+      ValueError: ``input_size`` is needed but missing.
       TypeError: ``model`` is not such a model, or has layers of another kind.
 
     Example:
@@ -129,14 +129,14 @@ def summary(model: Any, input_size: int | tuple[int, ...] | None = None) -> Summ
 
 
 def _layers(layer: Any, shape: tuple[int, ...], path: str) -> list[LayerSummary]:
-    """The rows of a layer that reads steps of a shape."""
+    """The rows of a layer with this input shape."""
     if not isinstance(layer, Stacked):
         return [_of_cell(cell, shape, name) for name, cell in directions(layer, path).items()]
     rows, reads = [], shape
     for name, part in dict(layer.layers).items():
-        rows += _layers(part, reads, place(path, name))
-        beside = shape[-1] if layer.connections == "skip" else 0
-        reads = (*shape[:-1], output_size(part) + beside)
+        rows += _layers(part, reads, join_path(path, name))
+        skipped = shape[-1] if layer.connections == "skip" else 0
+        reads = (*shape[:-1], output_size(part) + skipped)
     return rows
 
 
@@ -159,7 +159,7 @@ def _of_cell(cell: Any, shape: tuple[int, ...], name: str) -> LayerSummary:
 
 
 def _stored(cell: Any, params: Any, state: Any, x: Any) -> Any:
-    """Shapes of what the engine ``"fused"`` stores for a step, with ``memory="full"``."""
+    """The residuals that the engine ``"fused"`` stores for a step with ``memory="full"``."""
 
     def stored(params: Any, state: Any, x: Any) -> Any:
         return stored_values(functools.partial(cell.step, params), state, x)
@@ -172,7 +172,7 @@ def _bytes(tree: Any) -> int:
 
 
 def _operations(jaxpr: Any) -> int:
-    """Floating-point operations of a program; a loop's body counts as often as it is run."""
+    """The floating-point operations of a program; a loop's body counts once per iteration."""
     total = 0
     for eqn in jaxpr.eqns:
         name, out = eqn.primitive.name, eqn.outvars[0].aval
@@ -182,7 +182,7 @@ def _operations(jaxpr: Any) -> int:
             lhs = eqn.invars[0].aval.shape
             total += 2 * out.size * math.prod(lhs[axis] for axis in left)
         elif name == "conv_general_dilated":
-            # Each output is a sum over the kernel and the channels that it reads.
+            # Each output is a sum over the kernel and the input channels.
             kernel = eqn.invars[1].aval
             channels = eqn.params["dimension_numbers"].rhs_spec[0]
             total += 2 * out.size * (kernel.size // kernel.shape[channels])
@@ -200,11 +200,11 @@ def _operations(jaxpr: Any) -> int:
 
 NAMES = ("layer", "cell", "input", "output")
 HEAD = (*NAMES, "parameters", "state", "training, a step", "operations, a step")
-LEFT = len(NAMES)  # columns of texts
+LEFT = len(NAMES)  # the number of left-aligned columns
 
 
-def _texts(table: Summary) -> list[list[str]]:
-    """Heading, layers and total as texts."""
+def _table(table: Summary) -> list[list[str]]:
+    """The heading, the layers and the total as rows of strings."""
     rows = [list(HEAD)]
     for layer in table.layers:
         shapes = (" x ".join(map(str, shape)) for shape in (layer.input_shape, layer.output_shape))
@@ -221,7 +221,7 @@ def _numbers(layers: Any) -> list[str]:
 
 
 def _size(count: int) -> str:
-    """Bytes in the unit that suits.
+    """Formats a number of bytes with a suitable unit.
 
     >>> _size(512), _size(1536), _size(3 * 2**20)
     ('512 B', '1.5 KiB', '3 MiB')
@@ -232,9 +232,9 @@ def _size(count: int) -> str:
     return f"{count} B"
 
 
-def _aligned(texts: list[str], widths: list[int]) -> str:
+def _aligned(strings: list[str], widths: list[int]) -> str:
     cells = [
-        text.ljust(width) if n < LEFT else text.rjust(width)
-        for n, (text, width) in enumerate(zip(texts, widths, strict=True))
+        string.ljust(width) if n < LEFT else string.rjust(width)
+        for n, (string, width) in enumerate(zip(strings, widths, strict=True))
     ]
     return "  ".join(cells).rstrip()

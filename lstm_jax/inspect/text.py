@@ -1,4 +1,4 @@
-"""What units do while a text is read: the text in a unit's colours, units by what they follow."""
+"""Text coloured by a unit's state, and a search for units that follow a property of the text."""
 
 import html
 import itertools
@@ -11,16 +11,17 @@ from numpy.typing import ArrayLike
 
 from lstm_jax.inspect.trace import Trace, valid
 
-# ---- a text in colours ----
+# ---- coloured text ----
 
 NEGATIVE, NEUTRAL, POSITIVE = (0x56, 0xB4, 0xE9), (0xFF, 0xFF, 0xFF), (0xE6, 0x9F, 0x00)
-"""Sky blue, white and orange (Okabe & Ito 2008): told apart by all readers, light under black."""
+"""Sky blue, white and orange (Okabe & Ito 2008): light enough for black text, and distinguishable
+for colour-blind readers."""
 
-SHADES = 16  # on either side of zero
+SHADES = 16  # on each side of zero
 
 
 class Html(str):
-    """HTML that a notebook shows, and :meth:`save` writes for a browser.
+    """HTML that a notebook displays, and that :meth:`save` writes to a file.
 
     >>> Html("<b>1</b>")._repr_html_()
     '<b>1</b>'
@@ -32,7 +33,7 @@ class Html(str):
         return str(self)
 
     def save(self, path: str | pathlib.Path) -> None:
-        """Writes a whole page, which a browser opens."""
+        """Writes a complete HTML page."""
         page = f'<!DOCTYPE html>\n<meta charset="utf-8">\n<title>lstm_jax</title>\n{self}\n'
         pathlib.Path(path).write_text(page, "utf-8")
 
@@ -44,20 +45,20 @@ def text_html(
     title: str = "",
     limit: float | None = None,
 ) -> Html:
-    """A text, each character on the colour of a value: blue below zero, orange above.
+    """Colours the background of each character by a value: blue below zero, orange above.
 
     Args:
       text: N characters.
-      values: a number for each, ``[N]``: of a unit, say, after it has read the character.
-      title: what stands above, such as the unit's name.
-      limit: the size of a value whose colour is full; the largest there is if None.
+      values: a number for each character, ``[N]``, such as a unit's state after reading it.
+      title: the title, such as the unit's name.
+      limit: the absolute value that has the full colour; by default, the largest one.
 
     Returns:
-      An :class:`Html`, which shows itself in a notebook.
+      An :class:`Html`, which a notebook displays.
 
     Raises:
-      ValueError: there is not one value a character, a value is not finite, or ``limit`` is
-        not positive.
+      ValueError: the number of values is not N, a value is not finite, or ``limit`` is not
+        positive.
 
     Example:
       >>> page = text_html("a <b>", [0.0, 0.5, 1.0, -1.0, -0.2])
@@ -71,7 +72,8 @@ def text_html(
     values = np.asarray(values, np.float64)
     if values.shape != (len(text),):
         raise ValueError(
-            f"values must be one a character, shape ({len(text)},), got shape {values.shape}"
+            f"values must have one number per character, shape ({len(text)},), got shape "
+            f"{values.shape}"
         )
     if not np.isfinite(values).all():
         raise ValueError("values must be finite, got NaN or infinity")
@@ -109,16 +111,16 @@ def _legend(limit: float) -> str:
     return f'<div style="font-size:85%">−{limit:.3g}{bar}+{limit:.3g}</div>'
 
 
-# ---- what units follow ----
+# ---- the properties that units follow ----
 
 
 class FoundUnits(NamedTuple):
-    """Units by how closely they follow a property, the closest first.
+    """Units sorted by how closely they follow a property, the closest first.
 
     Attributes:
-      layer: the unit's layer, ``[N]`` texts.
-      unit: its place in that layer, ``[N]`` integers.
-      correlation: Pearson's, from -1 to 1, over all steps and rows, ``[N]``.
+      layer: the unit's layer, ``[N]`` strings.
+      unit: its index in that layer, ``[N]`` integers.
+      correlation: Pearson's correlation, from -1 to 1, over all steps and rows, ``[N]``.
     """
 
     layer: np.ndarray
@@ -127,18 +129,18 @@ class FoundUnits(NamedTuple):
 
 
 def find_units(trace: Trace, followed: ArrayLike, *, name: str | None = None) -> FoundUnits:
-    """The units whose state is most correlated with a property of what was read.
+    """Finds the units whose state is most correlated with a property of the input.
 
     Args:
-      trace: of the states, as from ``trace(model, params, xs, names="c")``.
-      followed: the property at each step, numbers or booleans ``[T]`` or ``[T, ...]`` with the
-        batch axes: :func:`inside_quotes`, :func:`line_position`, :func:`line_length` and
-        :func:`nesting_depth` of a text, or any other.
-      name: which value of the trace is compared; ``c`` if None, and ``h`` where there is no c.
+      trace: a trace of the states, as from ``trace(model, params, xs, names="c")``.
+      followed: the property at each step, numbers or booleans ``[T]``, or ``[T, ...]`` with the
+        batch axes; for instance :func:`inside_quotes`, :func:`line_position`,
+        :func:`line_length` or :func:`nesting_depth` of a text.
+      name: the value of the trace to compare; by default ``c``, or ``h`` if there is no c.
 
     Returns:
-      :class:`FoundUnits`, of all layers in the trace, sorted by the size of the correlation;
-      that of a unit (or of a property) that never changes is 0.
+      :class:`FoundUnits` of all layers in the trace, sorted by the absolute correlation.  The
+      correlation of a constant unit or property is 0.
 
     Raises:
       ValueError: ``followed`` has another shape than the steps or is not finite, or the trace
@@ -156,7 +158,7 @@ def find_units(trace: Trace, followed: ArrayLike, *, name: str | None = None) ->
         wanted = name or next((known for known in ("c", "h") if known in values), None)
         if wanted is None or wanted not in values:
             raise ValueError(
-                f"name must be of {', '.join(values)} (in {layer} of the trace), got {name!r}"
+                f"name must be one of {', '.join(values)} (in {layer} of the trace), got {name!r}"
             )
         states = np.asarray(values[wanted], np.float64)
         steps = states.shape[:-1]
@@ -181,7 +183,7 @@ def find_units(trace: Trace, followed: ArrayLike, *, name: str | None = None) ->
 
 
 def _spread(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The array in a shape whose first axes it has."""
+    """Broadcasts an array to a shape that begins with the array's own."""
     return np.broadcast_to(array.reshape(*array.shape, *[1] * (len(shape) - array.ndim)), shape)
 
 
@@ -192,11 +194,11 @@ def _correlations(states: np.ndarray, target: np.ndarray) -> np.ndarray:
     return np.divide(target @ states, scale, out=np.zeros(states.shape[1]), where=scale > 0)
 
 
-# ---- properties of a text, a number for each character ----
+# ---- properties of a text: one number per character ----
 
 
 def inside_quotes(text: str, quote: str = '"') -> np.ndarray:
-    """Whether a quotation is open once a character is read; booleans ``[N]``.
+    """Whether a quotation is open after each character; booleans ``[N]``.
 
     >>> inside_quotes('a "b" c').astype(int).tolist()
     [0, 0, 1, 1, 0, 0, 0]
@@ -205,7 +207,7 @@ def inside_quotes(text: str, quote: str = '"') -> np.ndarray:
 
 
 def line_position(text: str) -> np.ndarray:
-    """How many characters of its line have been read; a line's end counts to it; ``[N]``.
+    """The number of characters of the line up to each character; newlines count; ``[N]``.
 
     >>> line_position("ab\\nc").tolist()
     [1, 2, 3, 1]
@@ -214,7 +216,7 @@ def line_position(text: str) -> np.ndarray:
 
 
 def line_length(text: str) -> np.ndarray:
-    """How long a character's line is, its end included; ``[N]``.
+    """The length of each character's line, including the newline; ``[N]``.
 
     >>> line_length("ab\\nc").tolist()
     [3, 3, 3, 1]
@@ -223,7 +225,7 @@ def line_length(text: str) -> np.ndarray:
 
 
 def nesting_depth(text: str, pairs: str = "()[]{}") -> np.ndarray:
-    """How many brackets are open once a character is read, never below 0; ``[N]``.
+    """The number of open brackets after each character, at least 0; ``[N]``.
 
     >>> nesting_depth("f(x[1])").tolist()
     [0, 1, 1, 2, 2, 1, 0]
@@ -242,4 +244,4 @@ PROPERTIES: dict[str, Callable[[str], np.ndarray]] = {
     "length of the line": line_length,
     "nesting depth": nesting_depth,
 }
-"""Properties of a text by their names in pictures."""
+"""Properties of a text by their names in plots."""

@@ -1,4 +1,4 @@
-"""Every gate, candidate, state and output of every step, by its name in the equations."""
+"""Records every gate, candidate, state and output of every step, by its name in the equations."""
 
 import dataclasses
 import functools
@@ -22,13 +22,13 @@ Values = dict[str, dict[str, jax.Array]]  # both keep their order as pytrees
 
 
 class Trace(NamedTuple):
-    """What a model computed, step by step.
+    """The values that a model computed, step by step.
 
     Attributes:
-      values: by layer and by name, each ``[T, ..., units]``; zero past a row's length.
-      state: the state after each row's last step, as :func:`lstm_jax.unroll` has it: what the
-        next stretch of a long sequence begins with.
-      units: which units ``values`` hold, integers; None for all.
+      values: values by layer and name, each ``[T, ..., units]``; zero beyond a row's length.
+      state: the state after each row's last step, as from :func:`lstm_jax.unroll`; pass it on to
+        trace the next chunk of a long sequence.
+      units: the indices of the units in ``values``; None for all.
       lengths: the lengths of the rows; None for all T steps.
     """
 
@@ -52,41 +52,41 @@ def trace(
     names: str | Sequence[str] | None = None,
     units: int | Sequence[int] | None = None,
 ) -> Trace:
-    """What a model computes on the way: gates, candidates, states and outputs of every step.
+    """Records the gates, candidates, states and outputs of every step of a model.
 
-    The model runs as it always does (in evaluation, without dropout), and each cell hands out,
-    beside its output, what is asked for; nothing else is stored.  Values are those of
-    :func:`lstm_jax.unroll`, to the last bit unless XLA fuses the step otherwise since its gates
-    are asked for, which rounds some products once and not twice.  Names are those of the
-    cell's equations, ``i``, ``f``, ``g``, ``o``, ``c``, ``h`` for :class:`lstm_jax.LSTMCell`, and
-    ``y`` for an output that is not part of the state.  A cell of your own shows its state, and
-    whatever its equations mark with :func:`lstm_jax.cells.named`.
+    The model runs as usual (in evaluation, without dropout).  Each cell returns the requested
+    values in addition to its output; nothing else is stored.  Values equal those of
+    :func:`lstm_jax.unroll` bit for bit, unless the additional outputs make XLA fuse the step
+    differently, which rounds some products once instead of twice.  Names are those of the cell's
+    equations, ``i``, ``f``, ``g``, ``o``, ``c``, ``h`` for :class:`lstm_jax.LSTMCell`, and ``y``
+    for an output that is not part of the state.  A custom cell provides its state, and the values
+    that its equations mark with :func:`lstm_jax.cells.named`.
 
     Args:
       model: a cell, a :class:`lstm_jax.LSTM`, :class:`lstm_jax.Stack` or
         :class:`lstm_jax.Bidirectional`, or a module of ``lstm_jax.nnx`` or ``lstm_jax.linen``.
       params: its parameters; None for an nnx module; the variables of a linen module.
-      xs: the inputs as the model takes them: ``[T, ..., D]``, and ``[..., T, D]`` for a Flax
-        module that is not ``time_major``.  Values have time in front in any case.
+      xs: the inputs as the model takes them: ``[T, ..., D]``, or ``[..., T, D]`` for a Flax
+        module that is not ``time_major``.  In the trace, time is always the first axis.
       state: the state before the first step; the initial one if None.
       lengths: as in :func:`lstm_jax.unroll`.
       resets: as in the model's own call.
-      reverse: whether time runs backwards, for a cell; a stack has it itself.
-      engine: for a cell, as in :func:`lstm_jax.unroll`; a stack has it itself.  ``"associative"``
-        and ``"cudnn"`` compute all steps at once; a trace is then taken step by step, and
-        equal but for rounding.
-      layers: which layers are wanted: ``"layer_0"``, or one direction ``"layer_0.forward"``; a
-        cell by itself is ``"cell"``.  None for all.
-      names: which values; None for all.
-      units: which places of the values' last axis.  Values without such a unit (a gate that is
-        shared by a block of cells, say) are left out unless they are asked for by name.
+      reverse: whether time runs backwards, for a cell; a stack has its own option.
+      engine: for a cell, as in :func:`lstm_jax.unroll`; a stack has its own option.
+        ``"associative"`` and ``"cudnn"`` compute all steps at once; the trace then runs step by
+        step and differs by rounding.
+      layers: the layers to record: ``"layer_0"``, or one direction ``"layer_0.forward"``; a single
+        cell is ``"cell"``.  None for all.
+      names: the values to record; None for all.
+      units: the indices of the values' last axis to record.  Values without such a unit (for
+        instance a gate that a block of cells shares) are skipped unless requested by name.
 
     Returns:
       A :class:`Trace`.
 
     Raises:
       ValueError: there is no such layer, name or unit; or as in :func:`lstm_jax.unroll`.
-      TypeError: ``model`` is none of these, or units are not integers.
+      TypeError: ``model`` is of another type, or units are not integers.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -109,7 +109,7 @@ def trace(
         return _run(layer, params, xs, state, select, units, how, **rows)
 
     known, _ = jax.eval_shape(functools.partial(run, None), xs)
-    select = _selected(known, _texts(layers), _texts(names), units)
+    select = _selected(known, _strings(layers), _strings(names), units)
     values, state = run(select, xs, state, lengths=lengths, resets=resets)
     return Trace(
         values=values,
@@ -130,15 +130,15 @@ def _run(
     lengths: jax.Array | None = None,
     resets: jax.Array | None = None,
 ) -> tuple[Values, State]:
-    """Values of the selected names of each place, and the last state; everything if None."""
+    """The selected values of each cell by path (all if None), and the last state."""
     values: Values = OrderedDict()
 
-    def handing_out(path: str, cell: Any) -> Any:
+    def traced(path: str, cell: Any) -> Any:
         if select is None:
             return _Traced(cell, None, None)
         return _Traced(cell, tuple(select.get(path, ())), units)
 
-    def noted(path: str, out: Any) -> jax.Array:
+    def record(path: str, out: Any) -> jax.Array:
         y, shown = out
         if select is None or path in select:
             values[path] = shown
@@ -149,15 +149,15 @@ def _run(
     ) -> Any:
         if not isinstance(part, Bidirectional):
             ((where, _),) = directions(part, path).items()
-            state, out = unroll(handing_out(where, part), params, xs, state, **rows, **how)
-            return state, noted(where, out)
+            state, out = unroll(traced(where, part), params, xs, state, **rows, **how)
+            return state, record(where, out)
 
         forward, backward = directions(part, path)
         merge = MERGES[part.merge] if isinstance(part.merge, str) else part.merge
         both = Bidirectional(
-            handing_out(forward, part.forward),
-            handing_out(backward, part.backward),
-            merge=lambda ys, zs: merge(noted(forward, ys), noted(backward, zs)),
+            traced(forward, part.forward),
+            traced(backward, part.backward),
+            merge=lambda ys, zs: merge(record(forward, ys), record(backward, zs)),
             engine=stepwise(part.engine),
         )
         return both.apply(params, xs, state, **rows)
@@ -168,7 +168,7 @@ def _run(
 
 @dataclasses.dataclass(frozen=True)
 class _Traced(Around):
-    """A cell whose output is the pair of its output and what was asked for, by name."""
+    """A cell that returns a pair: its output, and the requested values by name."""
 
     names: tuple[str, ...] | None
     units: tuple[int, ...] | None
@@ -178,7 +178,7 @@ class _Traced(Around):
         shown = equation_names(graph)
         if self.names is not None:
             shown = {name: shown[name] for name in self.names}
-        shown = OrderedDict(shown)  # which keeps its order as a pytree
+        shown = OrderedDict(shown)  # as a pytree, this preserves the order
         known = bind(graph.inputs, (params, state, x))
         state, y = graph.outputs
         state, y, shown = graph.evaluate((state, y, shown), known)
@@ -188,17 +188,17 @@ class _Traced(Around):
 
 
 def equation_names(graph: StepGraph) -> dict[str, Var]:
-    """The values of a cell's step by their names in the equations, in their order.
+    """The values of a cell's step by their names in the equations, in the order of computation.
 
     Args:
-      graph: of ``cell.step(params, state, x)``.
+      graph: the graph of ``cell.step(params, state, x)``.
     """
     state, y = graph.outputs
     fields = dict(zip(field_names(state), jax.tree.leaves(state), strict=True))
     shown = {**graph.labels, **fields}
     if y not in fields.values():
         shown["y"] = y
-    return dict(sorted(shown.items(), key=lambda item: item[1]))  # as they are computed
+    return dict(sorted(shown.items(), key=lambda item: item[1]))
 
 
 def field_names(state: Any) -> list[str]:
@@ -213,7 +213,7 @@ def field_names(state: Any) -> list[str]:
 
 
 def valid(trace: Trace) -> np.ndarray:
-    """Which steps are before the end of their row; booleans ``[T]`` or ``[T, ...]``.
+    """Whether each step is before the end of its row; booleans ``[T]`` or ``[T, ...]``.
 
     >>> valid(Trace({"cell": {"h": jnp.ones((3, 2, 4))}}, (), lengths=jnp.array([3, 1]))).tolist()
     [[True, True], [True, False], [True, False]]
@@ -224,7 +224,7 @@ def valid(trace: Trace) -> np.ndarray:
     return np.asarray(valid_steps(num_steps, trace.lengths))
 
 
-def _texts(given: Any) -> tuple[str, ...] | None:
+def _strings(given: Any) -> tuple[str, ...] | None:
     if given is None:
         return None
     return tuple(given) if isinstance(given, Sequence) and not isinstance(given, str) else (given,)
@@ -234,8 +234,8 @@ def _integers(given: Any) -> tuple[int, ...] | None:
     if given is None:
         return None
     array = np.asarray(given)
-    if array.ndim > 1 or (array.size and array.dtype.kind not in "iu"):  # masks, say
-        raise TypeError(f"units must be an integer or some in a row, got {given!r}")
+    if array.ndim > 1 or (array.size and array.dtype.kind not in "iu"):  # for instance a mask
+        raise TypeError(f"units must be an integer or a sequence of integers, got {given!r}")
     return tuple(array.ravel().tolist())
 
 
@@ -245,44 +245,44 @@ def _selected(
     names: tuple[str, ...] | None,
     units: tuple[int, ...] | None,
 ) -> dict[str, list[str]]:
-    """The names wanted of each place, of those that there are."""
-    places = list(known)
+    """The requested names of each cell by path, out of the known ones."""
+    paths = list(known)
     for what, wanted in (("layers", layers), ("names", names)):
         if wanted == ():
             raise ValueError(f"{what} must be at least one, or None for all, got none")
     if layers is not None:
         for layer in layers:
-            if not any(_is_in(place, layer) for place in known):
-                raise ValueError(f"layers must be of {', '.join(known)}, got {layer!r}")
-        places = [place for place in known if any(_is_in(place, layer) for layer in layers)]
+            if not any(_is_in(path, layer) for path in known):
+                raise ValueError(f"layers must be among {', '.join(known)}, got {layer!r}")
+        paths = [path for path in known if any(_is_in(path, layer) for layer in layers)]
     if units is not None and (not units or min(units) < 0):
         raise ValueError(f"units must be integers of at least 0, got {units}")
 
-    there = {name for place in places for name in known[place]}
+    available = _ordered(known, paths)
     for name in names or ():
-        if name not in there:
-            raise ValueError(f"names must be of {', '.join(_ordered(known, places))}, got {name!r}")
+        if name not in available:
+            raise ValueError(f"names must be among {', '.join(available)}, got {name!r}")
     select: dict[str, list[str]] = {}
-    for place in places:
-        select[place] = []
-        for name, value in known[place].items():
+    for path in paths:
+        select[path] = []
+        for name, value in known[path].items():
             fits = units is None or max(units) < value.shape[-1]
             if names is not None and name in names and not fits:
                 raise ValueError(
-                    f"units must be below {value.shape[-1]} for {name} of {place}, "
+                    f"units must be below {value.shape[-1]} for {name} of {path}, "
                     f"got {max(units or ())}"
                 )
             if fits and (names is None or name in names):
-                select[place].append(name)
+                select[path].append(name)
     if not any(select.values()):
-        widest = max(value.shape[-1] for place in places for value in known[place].values())
+        widest = max(value.shape[-1] for path in paths for value in known[path].values())
         raise ValueError(f"units must be below {widest}, got {max(units or ())}")
-    return {place: chosen for place, chosen in select.items() if chosen}
+    return {path: chosen for path, chosen in select.items() if chosen}
 
 
-def _ordered(known: Mapping[str, Mapping[str, Any]], places: Sequence[str]) -> list[str]:
-    return list(dict.fromkeys(name for place in places for name in known[place]))
+def _ordered(known: Mapping[str, Mapping[str, Any]], paths: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(name for path in paths for name in known[path]))
 
 
-def _is_in(place: str, layer: str) -> bool:
-    return place == layer or place.startswith(f"{layer}.")
+def _is_in(path: str, layer: str) -> bool:
+    return path == layer or path.startswith(f"{layer}.")

@@ -13,7 +13,7 @@ from flax import nnx
 from lstm_jax._files import write_content
 from lstm_jax.config import Config
 from lstm_jax.errors import UserError
-from lstm_jax.inspect.page import Section, facts, look_into, page, picture
+from lstm_jax.inspect.page import Section, facts, figure_image, layer_sections, page
 from lstm_jax.nnx import Stack
 from lstm_jax.tasks.base import Task
 from lstm_jax.tasks.protocols import Predicts
@@ -69,8 +69,8 @@ def inspect_run(
     written = html.escape((workdir / CONFIG_FILE).read_text("utf-8"))
     sections = [
         Section("The run", facts(rows)),
-        Section("Loss", picture(curve, "training and validation loss over training steps")),
-        *look_into(seen.layer, seen.params, seen.xs, lengths=seen.lengths, text=seen.text),
+        Section("Loss", figure_image(curve, "training and validation loss over training steps")),
+        *layer_sections(seen.layer, seen.params, seen.xs, lengths=seen.lengths, text=seen.text),
         Section("Config", f"<pre>{written}</pre>"),
     ]
     path = workdir / REPORT_FILE

@@ -227,11 +227,11 @@ def test_a_text_of_ones_own(folder, monkeypatch):
     (folder / "mine.txt").write_text(text, "utf-8")
     shown = {}
 
-    def look_into(layer, params, xs, **what):
+    def layer_sections(layer, params, xs, **what):
         shown.update(what, steps=len(xs))
         return [Section("Looked into", "")]
 
-    monkeypatch.setattr("lstm_jax.train.inspection.look_into", look_into)
+    monkeypatch.setattr("lstm_jax.train.inspection.layer_sections", layer_sections)
     with in_folder(folder):
         status, out, err = run("inspect", "next_character", "--text", "mine.txt")
     assert (status, out, err) == (0, "wrote next_character/inspect.html\n", "")

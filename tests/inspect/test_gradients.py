@@ -124,7 +124,7 @@ def test_a_loss_of_ones_own():
         assert (flow.state[4:] == 0).all()
         expected = jax.grad(lambda xs: loss(unroll(cell, params, xs, engine="scan")[1]))(xs)
         np.testing.assert_allclose(flow.x, np.linalg.norm(expected, axis=-1), **EXACT)
-        with pytest.raises(ValueError, match=r"loss must give a number, got shape \(2, 4\)"):
+        with pytest.raises(ValueError, match=r"loss must return a number, got shape \(2, 4\)"):
             flow_of(cell, params, xs, lambda ys: ys[0])
     with pytest.raises(TypeError, match="xs must be floating, got int32"):
         flow_of(cell, params, jnp.ones((T, B, D), int))

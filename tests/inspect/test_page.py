@@ -15,7 +15,7 @@ def test_long_rows_large_states_and_texts_without_quotes(monkeypatch):
     params = lstm.init(jax.random.key(0), 2)
     xs = jax.random.normal(jax.random.key(1), (90, 1, 2))
     monkeypatch.setattr(page, "LARGEST_JACOBIAN", 5)
-    sections = {s.title: s.body for s in page.look_into(lstm, params, xs, text="ab c\n" * 18)}
+    sections = {s.title: s.body for s in page.layer_sections(lstm, params, xs, text="ab c\n" * 18)}
     assert sections["Jacobian of the state"] == (
         "<p>Left out: the state has 6 numbers, more than 5.</p>"
     )
@@ -38,6 +38,6 @@ def test_padding_is_not_shown():
     lstm = LSTM(3, cell="gru")
     params = lstm.init(jax.random.key(0), 2)
     xs = jax.random.normal(jax.random.key(1), (9, 3, 2)).at[4:, 0].set(jnp.nan)
-    sections = page.look_into(lstm, params, xs, lengths=jnp.array([4, 9, 6]))
+    sections = page.layer_sections(lstm, params, xs, lengths=jnp.array([4, 9, 6]))
     assert [section.title for section in sections][3] == "One unit over time"
     assert "4 steps before" in sections[-1].body  # the window of row 0

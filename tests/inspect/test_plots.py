@@ -113,7 +113,7 @@ def test_chosen_units_keep_their_numbers():
     _, below = drawn(plot_unit(some, 2))
     expected = np.asarray(some.values["layer_0"]["c"])[:, 0, 1]
     np.testing.assert_allclose(lines_of(below)["c"][:, 1], expected)
-    with pytest.raises(ValueError, match="unit must be of 7, 2, got 3"):
+    with pytest.raises(ValueError, match="unit must be in 7, 2, got 3"):
         plot_unit(some, 3)
 
 
@@ -221,11 +221,11 @@ def test_bars_of_units():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"layer": "top"}, "layer must be of layer_0, layer_1, got 'top'"),
-        ({"names": ["z"]}, r"names must be of i, f, g, o, c, h \(in layer_0\), got 'z'"),
+        ({"layer": "top"}, "layer must be one of layer_0, layer_1, got 'top'"),
+        ({"names": ["z"]}, r"names must be among i, f, g, o, c, h \(in layer_0\), got 'z'"),
         ({"row": 2}, "row must be at least 0 and below 2, got 2"),
         ({"names": []}, "names must be at least one, or None for all, got none"),
-        ({"names": "f", "text": "too short"}, "text must have a character a step, 30, got 9"),
+        ({"names": "f", "text": "too short"}, "text must have one character per step, 30, got 9"),
     ],
 )
 def test_impossible_maps(traced, options, message):

@@ -45,7 +45,7 @@ def test_gates_of_ones_own_and_mistakes():
     assert saturation(traced, gates="leak").left["cell"]["leak"].tolist() == [0.5]
     with pytest.raises(ValueError, match=r"trace must have gates, i, f, o, .*, got leak"):
         saturation(traced)
-    with pytest.raises(ValueError, match=r"must be 0 < low < high < 1, got 0\.9 and 0\.1"):
+    with pytest.raises(ValueError, match=r"must satisfy 0 < low < high < 1, got 0\.9 and 0\.1"):
         saturation(traced, low=0.9, high=0.1)
 
 
@@ -111,7 +111,7 @@ def test_horizons_of_a_stack_and_of_a_gate_that_is_named():
 def test_cells_without_a_gate_that_keeps():
     cell = RNNCell(H)
     params, xs = made(cell)
-    message = "trace must have the gate that keeps the state, f of cell .RNNCell., got h; a cell"
+    message = "trace must have the gate that retains the state, f of cell .RNNCell., got h; a cell"
     with pytest.raises(ValueError, match=message):
         memory_horizon(trace(cell, params, xs), cell)
     with pytest.raises(ValueError, match="model or gate must be given"):

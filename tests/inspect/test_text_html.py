@@ -93,7 +93,7 @@ def test_a_page_for_a_browser(tmp_path):
 @pytest.mark.parametrize(
     ("values", "limit", "message"),
     [
-        ([1.0], None, r"values must be one a character, shape \(2,\), got shape \(1,\)"),
+        ([1.0], None, r"values must have one number per character, shape \(2,\), got shape \(1,\)"),
         ([1.0, np.nan], None, "values must be finite, got NaN"),
         ([1.0, 1.0], 0.0, "limit must be above 0, got 0.0"),
     ],
@@ -154,7 +154,9 @@ def test_impossible_comparisons():
     traced = Trace({"cell": {"h": jnp.ones((4, 2, 3))}}, ())
     with pytest.raises(ValueError, match=r"shape \(4,\) or \(4, 2\), got shape \(5,\)"):
         find_units(traced, np.ones(5))
-    with pytest.raises(ValueError, match=r"name must be of h \(in cell of the trace\), got 'c'"):
+    with pytest.raises(
+        ValueError, match=r"name must be one of h \(in cell of the trace\), got 'c'"
+    ):
         find_units(traced, np.ones(4), name="c")
     with pytest.raises(ValueError, match="followed must be finite, got NaN or infinity"):
         find_units(traced, [0.0, 1.0, np.nan, 0.0])

@@ -13,7 +13,7 @@ import pytest
 from lstm_jax import CELLS, LSTM, Bidirectional, LSTMCell, Stack, unroll
 from lstm_jax.cells import BaseCell, GRUCell, Parameter, RNNCell, named
 from lstm_jax.inspect import trace
-from lstm_jax.inspect.models import cells_of
+from lstm_jax.inspect.models import cells_by_path
 from lstm_jax.sequence import Zoneout, engines
 from lstm_jax.sequence.rows import valid_steps
 from tests import oracle
@@ -206,7 +206,7 @@ def assert_like_apply(model, params, xs, **rows):
     state, ys = model.apply(params, xs, **rows)
     traced = trace(model, params, xs, **rows)
     chex.assert_trees_all_equal(traced.state, state)
-    assert list(traced.values) == list(cells_of(model))
+    assert list(traced.values) == list(cells_by_path(model))
     return traced.values, ys
 
 
@@ -392,12 +392,12 @@ def test_units_that_a_value_lacks():
 @pytest.mark.parametrize(
     ("select", "message"),
     [
-        ({"layers": "layer_2"}, "layers must be of layer_0, layer_1, got 'layer_2'"),
-        ({"names": "z"}, "names must be of i, f, g, o, c, h, got 'z'"),
+        ({"layers": "layer_2"}, "layers must be among layer_0, layer_1, got 'layer_2'"),
+        ({"names": "z"}, "names must be among i, f, g, o, c, h, got 'z'"),
         ({"units": -1}, r"units must be integers of at least 0, got \(-1,\)"),
         ({"units": []}, r"units must be integers of at least 0, got \(\)"),
         ({"units": H}, "units must be below 4, got 4"),
-        ({"layers": 0}, "layers must be of layer_0, layer_1, got 0"),
+        ({"layers": 0}, "layers must be among layer_0, layer_1, got 0"),
         ({"layers": []}, "layers must be at least one, or None for all, got none"),
         ({"names": ()}, "names must be at least one, or None for all, got none"),
         ({"reverse": True}, "reverse is for a cell; LSTM has its own"),
@@ -417,7 +417,9 @@ def test_units_are_integers_of_any_kind():
     for units in (np.int64(2), [2], np.array([2]), jnp.array([2]), range(2, 3)):
         assert trace(cell, params, xs, units=units).units.tolist() == [2]
     for units in (1.5, [0.5, 2], "2", slice(0, 2), [False, True, True, False], [[1]]):
-        with pytest.raises(TypeError, match="units must be an integer or some in a row, got"):
+        with pytest.raises(
+            TypeError, match="units must be an integer or a sequence of integers, got"
+        ):
             trace(cell, params, xs, units=units)
 
 
@@ -428,7 +430,9 @@ def test_models_that_cannot_be_traced():
         output_size = H
         init = zero_state = apply = lambda self, *args: None
 
-    with pytest.raises(TypeError, match=r"model must be of cells, Stack, LSTM and .*, got Other"):
+    with pytest.raises(
+        TypeError, match=r"model must consist of cells, Stack, LSTM and .*, got Other"
+    ):
         trace(Other(), None, xs)
     with pytest.raises(TypeError, match="model must be a cell"):
         trace(LSTMCell, None, xs)
