@@ -1,4 +1,4 @@
-"""What the nnx and the linen modules share: drawing with metadata, first carries, layouts."""
+"""Common code of the nnx and linen modules: parameters with metadata, carries and layouts."""
 
 import copy
 import dataclasses
@@ -28,9 +28,9 @@ from lstm_jax.sequence.stack import Stack, Stacked
 from lstm_jax.sequence.unroll import initial_state
 
 NewKey = Callable[[], jax.Array]
-Unbox = Callable[[Any], tuple[jax.Array, Any]]  # what an initialiser returns to (array, box)
+Unbox = Callable[[Any], tuple[jax.Array, Any]]  # from an initialiser's result to (array, box)
 
-# ---- drawing ----
+# ---- initialisation ----
 
 
 class Drawn(NamedTuple):
@@ -38,8 +38,8 @@ class Drawn(NamedTuple):
 
     Attributes:
       value: the array.
-      source: the field of the cell that initialised it, such as ``"kernel_init"``; None for none.
-      box: what the initialiser returned the array (of one gate) in, for its metadata; None
+      source: the field of the cell that initialised it, such as ``"kernel_init"``, or None.
+      box: the box with metadata in which the initialiser returned the array (of one gate); None
         for a bare array.
     """
 
@@ -49,22 +49,22 @@ class Drawn(NamedTuple):
 
 
 def draw(thing: Any, input_size: int, new_key: NewKey, unbox: Unbox) -> dict[str, Any]:
-    """The parameters of a cell or layer as a nested dict of :class:`Drawn`.
+    """Initialises the parameters of a cell or layer, as a nested dict of :class:`Drawn`.
 
-    An initialiser may return its array in a box of metadata.  Cells draw each gate by itself
-    and lay the arrays side by side, so gates are drawn unboxed; whoever calls this puts the
-    whole parameter in the box of its first gate.
+    An initialiser may return its array in a box with metadata.  Cells initialise each gate
+    separately and concatenate the arrays, so the arrays of the gates are unboxed.  The caller puts
+    the whole parameter into the box of its first gate.
 
     Args:
       thing: a cell or layer.
       input_size: D.
-      new_key: a random key, for each cell one.
+      new_key: returns a new random key, called once per cell.
       unbox: takes the array out of its box.
 
     Raises:
-      TypeError: the parameters are no (nested) dict of arrays.
+      TypeError: the parameters are not a (nested) dict of arrays.
     """
-    # The drawing cells bring their own keys.
+    # The wrapped cells create their own keys.
     return _drawing(thing, new_key, unbox).init(jax.random.key(0), input_size)
 
 
@@ -74,14 +74,14 @@ def values(drawn: dict[str, Any]) -> Params:
 
 
 def map_drawn(function: Callable[[Drawn], Any], drawn: Any) -> Any:
-    """``function`` of each :class:`Drawn` of a nested dict."""
+    """Applies ``function`` to each :class:`Drawn` of a nested dict."""
     if isinstance(drawn, Drawn):
         return function(drawn)
     return {name: map_drawn(function, one) for name, one in drawn.items()}
 
 
 def _drawing(thing: Any, new_key: NewKey, unbox: Unbox) -> Any:
-    """The cell or layer, with cells whose ``init`` also returns the initialisers."""
+    """The cell or layer, with cells whose ``init`` also returns the fields and boxes."""
     if isinstance(thing, Stacked):
         layers = dict(thing.layers)
         layers = {name: _drawing(layer, new_key, unbox) for name, layer in layers.items()}
@@ -93,7 +93,7 @@ def _drawing(thing: Any, new_key: NewKey, unbox: Unbox) -> Any:
 
 
 class _Drawing:
-    """A cell whose ``init`` gives a dict of :class:`Drawn`, from a key of its own."""
+    """A cell whose ``init`` creates its own key and returns a dict of :class:`Drawn`."""
 
     def __init__(self, cell: Any, new_key: NewKey, unbox: Unbox):
         self.cell, self.new_key, self.unbox = cell, new_key, unbox
@@ -103,25 +103,25 @@ class _Drawing:
 
     def init(self, _: jax.Array, input_size: int) -> dict[str, Any]:
         key, seen = self.new_key(), []
-        cell = self._noting(seen)
+        cell = self._recording(seen)
         params = cell.init(key, input_size)
         if not hasattr(cell, "all_parameters"):
             return self._checked(params, nested=is_layer(cell))
         drawn = self._checked(params, nested=False)
         for name, parameter in cell.all_parameters(input_size).items():
-            seen.clear()  # notes the initialiser of this parameter, without computing it again
+            seen.clear()  # record the initialiser of this parameter, without computing it again
             jax.eval_shape(lambda k, p=parameter: draw_parameter(p, k, cell.param_dtype), key)
             if seen:
                 drawn[name] = Drawn(params[name], *seen[0])
         return drawn
 
-    def _noting(self, seen: list[tuple[str, Any]]) -> Any:
-        """The cell, with initialisers that unbox and note their field and the box in ``seen``."""
-        cell = without_regularizers(self.cell)  # which have no parameters of their own
+    def _recording(self, seen: list[tuple[str, Any]]) -> Any:
+        """The cell, with initialisers that unbox and record their field and the box in ``seen``."""
+        cell = without_regularizers(self.cell)  # regularisers have no parameters
         if not hasattr(cell, "all_parameters"):
             return cell
 
-        def noting(source: str, init: Initializer) -> Initializer:
+        def recording(source: str, init: Initializer) -> Initializer:
             def unboxed(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
                 value, box = self.unbox(init(key, shape, dtype))
                 seen.append((source, box))
@@ -129,12 +129,12 @@ class _Drawing:
 
             return Joint(unboxed) if isinstance(init, Joint) else unboxed
 
-        noted = copy.copy(cell)  # not replace, whose checks may know their own initialisers
+        copied = copy.copy(cell)  # dataclasses.replace would check the initialisers
         for field in dataclasses.fields(cell):
             if field.name.endswith("_init"):
-                init = noting(field.name, getattr(cell, field.name))
-                object.__setattr__(noted, field.name, init)
-        return noted
+                init = recording(field.name, getattr(cell, field.name))
+                object.__setattr__(copied, field.name, init)
+        return copied
 
     def _checked(self, params: Any, nested: bool) -> Any:
         if isinstance(params, dict):
@@ -156,7 +156,7 @@ class _Drawing:
 
 @functools.cache
 def options(functional: Any) -> tuple[tuple[str, Any, Any], ...]:
-    """Name, type and default of each option of a functional cell, except its size.
+    """The name, type and default of each option of a functional cell, except its size.
 
     Those without a default, ``inspect.Parameter.empty``, come first.
     """
@@ -183,7 +183,7 @@ def drawn_carry(
     carry_init: Initializer,
     new_key: NewKey,
 ) -> State:
-    """A state whose arrays are initialised by ``carry_init``, each with its own key."""
+    """A state whose arrays ``carry_init`` initialises, each with its own key."""
     zeros = jax.eval_shape(
         lambda: initial_state(cell, params, batch_shape) if params else cell.zero_state(batch_shape)
     )
@@ -191,7 +191,7 @@ def drawn_carry(
 
 
 def check_carry_init(cell: Cell, carry_init: Initializer | None) -> None:
-    """Raises where the first carry is to be both learned and drawn."""
+    """Raises if ``carry_init`` is given for a cell that learns its initial state."""
     if carry_init is not None and getattr(cell, "learn_initial_state", False):
         raise ValueError("carry_init must be None where learn_initial_state is true")
 
@@ -217,13 +217,13 @@ Back = Callable[[State], Any]
 
 
 def state_of(carry: Any, layer: Any) -> tuple[State, Back]:
-    """The state of a layer that a carry stands for, and a function back to carries of its form.
+    """Converts a carry to the state of a layer; also returns a function for the inverse.
 
-    A stack of one layer accepts that layer's carry; :class:`Bidirectional` a pair of carries, and
-    a cell a carry of Flax's: ``(c, h)`` for states of h and c, an array for states of h alone.
+    A stack of one layer accepts that layer's carry, and :class:`Bidirectional` a pair of carries.
+    A cell accepts a carry of Flax: ``(c, h)`` for a state of h and c, or an array for a state of h.
 
     Args:
-      carry: the state itself, or one of these; None stays None.
+      carry: the state itself, or one of these forms; None stays None.
       layer: a cell or layer.
 
     Raises:
@@ -275,7 +275,7 @@ def _directions_state(carry: Any, layer: Bidirectional) -> tuple[State, Back]:
     kind = type(carry)
     if kind is not BidirectionalState and not (kind is tuple and len(carry) == 2):
         raise TypeError(
-            "initial_carry of a layer with two directions must be BidirectionalState(forward, "
+            "initial_carry of a bidirectional layer must be BidirectionalState(forward, "
             f"backward) or the pair of their carries, got {kind.__name__}"
         )
     forward, forward_back = state_of(carry[0], layer.forward)
@@ -307,14 +307,14 @@ def _layer_state(carry: Any, cell: Any) -> tuple[State, Back]:
 def lstm(
     widths: dict[str, Any], num_layers: int, *, cell: Any, options: dict[str, Any], **rest: Any
 ) -> Stack:
-    """The stack of :class:`lstm_jax.LSTM`; a stack, since equal ones of these compare equal.
+    """The stack of an :class:`lstm_jax.LSTM`; unlike these, equal stacks compare equal.
 
     Args:
       widths: the hidden sizes, by the name of the argument.
-      num_layers: as there.
-      cell: as there.
-      options: for every cell; those that are None are left to it.
-      rest: as there.
+      num_layers: as in :class:`lstm_jax.LSTM`.
+      cell: as in :class:`lstm_jax.LSTM`.
+      options: options of every cell; for those that are None, the cell's default applies.
+      rest: further arguments of :class:`lstm_jax.LSTM`.
     """
     ((name, width),) = widths.items()
     for size in width if isinstance(width, tuple | list) else [width]:
@@ -330,19 +330,19 @@ def lstm(
 
 
 def as_layer(thing: Any) -> Any:
-    """A layer as it is, and a cell as a stack of one."""
+    """Returns a layer unchanged, and a cell as a stack of one layer."""
     check_cell_or_layer("layer", thing)
     return thing if is_layer(thing) else Stack([thing])
 
 
 def checked_inputs(layer: Any, params: Params | None, xs: Any, time_major: bool) -> jax.Array:
-    """The inputs as an array; raises if axes are missing or the feature size differs.
+    """Converts inputs to an array; raises if axes are missing or the feature size differs.
 
     Args:
       layer: a functional layer.
-      params: its parameters; None where they are not known yet.
-      xs: ``[..., T, D]``, or ``[T, ..., D]`` where ``time_major``.
-      time_major: whether time leads.
+      params: its parameters; None if they are not known yet.
+      xs: ``[..., T, D]``, or ``[T, ..., D]`` if ``time_major``.
+      time_major: whether time is the first axis.
     """
     xs = jnp.asarray(xs)
     size = None if params is None else input_size(layer, params)
@@ -366,7 +366,7 @@ def over_sequence(
     keep_order: bool,
     return_carry: bool,
 ) -> Any:
-    """A functional layer over a sequence laid out, and given back, as Flax does.
+    """Applies a functional layer to a sequence, with inputs and outputs in Flax's layout.
 
     Args:
       layer: a functional layer.
@@ -375,14 +375,14 @@ def over_sequence(
       initial_carry: the layer's state before the first step, in one of the forms that
         :func:`state_of` accepts; the last state is returned in the same form.
       seq_lengths: integers of the batch shape.
-      mask: booleans with the axes of ``xs`` but the features; false steps are skipped.
-      resets: booleans with the axes of ``xs`` but the features.
+      mask: booleans with the axes of ``xs`` except the features; false steps are skipped.
+      resets: booleans with the axes of ``xs`` except the features.
       key: random key for dropout and regularisers.
-      time_major: whether time leads.
-      reverse: whether time runs backwards; None as the layer has it.
-      keep_order: whether outputs of a reversed run stay at the times of their inputs, and do
-        not come in the order in which they were computed.
-      return_carry: whether the last state is returned, too.
+      time_major: whether time is the first axis.
+      reverse: whether time runs backwards; None for the layer's own option.
+      keep_order: whether outputs of a reversed run are in the order of their inputs; otherwise,
+        they are in the order of computation.
+      return_carry: whether the last state is also returned.
 
     Returns:
       The outputs, or the pair ``(carry, outputs)``.

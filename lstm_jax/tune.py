@@ -1,4 +1,4 @@
-"""Switches of the process that make a CPU faster; nothing here happens by itself."""
+"""Process-wide settings that speed up CPUs; they only take effect when called explicitly."""
 
 import ctypes
 import os
@@ -20,11 +20,11 @@ CACHE_BYTES = 2**30
 
 
 class Tuned(NamedTuple):
-    """What :func:`tune_cpu` did, in words; ``str()`` of it is one line each.
+    """A description of what :func:`tune_cpu` did; ``str()`` has one line for each setting.
 
     Attributes:
-      devices: of the number of JAX's CPU devices.
-      allocator: of the C library's memory allocator.
+      devices: the number of JAX's CPU devices.
+      allocator: the settings of the C library's memory allocator.
 
     >>> print(Tuned("devices: 2", "allocator: as it was"))
     devices: 2
@@ -39,25 +39,26 @@ class Tuned(NamedTuple):
 
 
 def tune_cpu(num_devices: int | None = None) -> Tuned:
-    """Sets this process up for fast training on a CPU.
+    """Configures this process for fast training on a CPU.
 
-    Two switches, both of the whole process, so that it is the user who turns them:
+    It changes two settings.  Both affect the whole process, so they are not changed by default:
 
-    - One JAX CPU device a physical core.  One device runs the small element-wise work of each
-      step on one core alone; several devices each take their share of a batch (a mesh of
-      ``jax.devices()``, as the command line makes it).  It must come before JAX is first used.
-    - The allocator of glibc keeps memory that is freed and gives it out again, instead of
-      handing large blocks back to the kernel, which fills them with zeros for each new call.
-      The process then stays as large as it once was.  Its threads share one arena: others, of
-      64 MiB heaps, are handed back whatever the threshold.
+    - One JAX CPU device per physical core.  A single device runs the small elementwise operations
+      of each step on only one core.  With several devices, each computes a part of the batch (use
+      a mesh of ``jax.devices()``, as the command line does).  Call this before JAX is first used.
+    - The allocator of glibc retains freed memory and reuses it.  By default it returns large blocks
+      to the kernel, which fills them with zeros at the next allocation.  The process therefore
+      stays at its peak size.  All threads share one arena, because other arenas, with heaps of
+      64 MiB, return memory regardless of the threshold.
 
-    Elsewhere than on Linux with glibc the second is left alone; nothing is done to GPUs or TPUs.
+    The second setting only applies to Linux with glibc.  Neither affects GPUs or TPUs.
 
     Args:
-      num_devices: how many CPU devices; None for one a physical core that the process may use.
+      num_devices: the number of CPU devices; None for one per physical core that the process may
+        use.
 
     Returns:
-      A :class:`Tuned`, to be printed.
+      A :class:`Tuned`, which can be printed.
 
     Raises:
       ValueError: ``num_devices`` is not at least 1.
@@ -85,7 +86,7 @@ def _set_devices(num_devices: int | None) -> str:
 
 
 def _physical_cores() -> int:
-    """Cores that this process may run on, two threads of one core counted once."""
+    """The number of cores that this process may run on; threads of one core count once."""
     if not hasattr(os, "sched_getaffinity"):
         return os.cpu_count() or 1
     allowed = os.sched_getaffinity(0)
@@ -103,7 +104,7 @@ def _set_allocator() -> str:
     if platform.libc_ver()[0] != "glibc":
         return "as it was, since it is not glibc's"
     mallopt = ctypes.CDLL("libc.so.6").mallopt
-    # Each succeeds with 1.  A threshold is a C int.
+    # mallopt returns 1 on success.  A threshold is a C int.
     switches = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_ARENA_MAX, 1))
     if all([mallopt(switch, value) for switch, value in switches]):
         return "keeps freed memory for the next call"
@@ -113,21 +114,21 @@ def _set_allocator() -> str:
 def cache_compiled(
     folder: str | os.PathLike | None = None, max_bytes: int = CACHE_BYTES
 ) -> pathlib.Path | None:
-    """Keeps compiled programs in a folder, where later processes find them.
+    """Caches compiled programs in a folder, for use by later processes.
 
-    This is JAX's persistent compilation cache, for programs of any size.  A program is compiled
-    again on another processor, with another version of JAX or with other flags of XLA; the
-    results are those of the compiled program, bit for bit.  A folder that the user has given to
-    JAX (``JAX_COMPILATION_CACHE_DIR``) stays, and so do its settings.
+    This enables JAX's persistent compilation cache, for programs of any size.  A program is
+    recompiled on another processor, with another version of JAX or with other XLA flags.  Results
+    of a cached program are equal bit for bit.  If the user has already configured a folder
+    (``JAX_COMPILATION_CACHE_DIR``), that folder and its settings are not changed.
 
     Args:
-      folder: where programs are kept, by default ``lstm_jax/compiled`` in the user's cache folder
-        (found by ``platformdirs``, of the extra ``[train]``).  Whoever can write there can run
-        code in processes that read it.
-      max_bytes: the programs used least recently are removed until the others fit in.
+      folder: the cache folder, by default ``lstm_jax/compiled`` in the user's cache folder
+        (determined by ``platformdirs``, of the extra ``[train]``).  Anyone who can write to it can
+        run code in the processes that read it.
+      max_bytes: the maximum size; the least recently used programs are removed first.
 
     Returns:
-      The folder that is used; None where it cannot be written, and nothing is kept.
+      The folder that is used; None if it cannot be written, in which case nothing is cached.
 
     >>> import tempfile
     >>> cache_compiled(tempfile.mkdtemp()) is not None
@@ -150,9 +151,9 @@ def cache_compiled(
     if not os.access(own, os.W_OK):
         return None
     jax.config.update("jax_compilation_cache_dir", str(own))
-    # By default programs that compile within a second are left out, which is nearly all of them.
+    # By default, JAX does not cache programs that compile within a second, which most do.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    # A program that cannot be read or written, on a full disk for one, is compiled again.
+    # A program that cannot be read or written, for instance on a full disk, is recompiled.
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
     return own

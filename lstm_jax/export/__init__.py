@@ -1,4 +1,4 @@
-"""Export of models that run without this library: StableHLO, ONNX, and the script run.py."""
+"""Exports models that run without this library: as StableHLO or ONNX, with the script run.py."""
 
 from lstm_jax.export.encoder_decoder import export_encoder_decoder
 from lstm_jax.export.runner import Model as ExportedModel

@@ -1,10 +1,10 @@
-"""Encoder-decoders for use without this library: a folder that translates by itself.
+"""Exports encoder-decoders to a folder that translates without this library.
 
-It holds the programs ``encode`` (from a batch of sources to the decoder's first carry), ``step``
-(one target token) and ``sequence`` (any number of given ones) in StableHLO, the weights, the
-metadata with the tokenizer and the digests of these files (``manifest.json``), and a script that
-translates (``run.py``, :mod:`lstm_jax.export.translator`, which checks files and inputs with
-``runner.py``, :mod:`lstm_jax.export.runner`).
+The folder contains the weights and three StableHLO programs: ``encode`` (from a batch of sources to
+the decoder's initial carry), ``step`` (one target token) and ``sequence`` (any number of target
+tokens).  ``manifest.json`` contains the metadata, the tokenizer and the digests of the files.
+``run.py`` (:mod:`lstm_jax.export.translator`) translates; it checks files and inputs with
+``runner.py`` (:mod:`lstm_jax.export.runner`).
 """
 
 import inspect
@@ -40,21 +40,21 @@ def export_encoder_decoder(
     metadata: Mapping[str, Any],
     platforms: tuple[str, ...] = PLATFORMS,
 ) -> translator.Translator:
-    """An encoder-decoder in StableHLO, through ``jax.export``.
+    """Exports an encoder-decoder to StableHLO, through ``jax.export``.
 
     Args:
       model: the model; it is exported in evaluation mode.
-      folder: where to write it; created where missing.
-      dtype: how matrices are stored: ``"float32"``, ``"bfloat16"`` or ``"int8"``.
-      metadata: entries of ``manifest.json``.  To translate text it needs ``tokenizer``, JSON of the
-        tokenizers library; ``max_tokens``, the longest sentence; and ``search``, a dict with
-        ``beam``, ``length_penalty`` and ``coverage_penalty``.
-      platforms: what each program is for.
+      folder: the folder to write; created if missing.
+      dtype: the storage type of matrices: ``"float32"``, ``"bfloat16"`` or ``"int8"``.
+      metadata: entries of ``manifest.json``.  Translation of text requires ``tokenizer``, the JSON
+        of the tokenizers library; ``max_tokens``, the length of the longest sentence; and
+        ``search``, a dict with ``beam``, ``length_penalty`` and ``coverage_penalty``.
+      platforms: the platforms that each program supports.
 
     Returns:
       The model, read back.
 
-    An export that is there already is replaced once the new one is complete.
+    An existing export is replaced once the new one is complete.
 
     Raises:
       ValueError: ``dtype`` is unknown.
@@ -125,7 +125,7 @@ def export_encoder_decoder(
 
 
 def _stand_alone(source: str) -> str:
-    """The source of a script that finds ``runner.py`` beside it.
+    """The source of a script that imports ``runner.py`` from its own folder.
 
     >>> _stand_alone("from lstm_jax.export import runner\\n")
     'import runner\\n'

@@ -1,17 +1,17 @@
-"""Runs an exported model without the library that made it; this is its `run.py`.
+"""Runs an exported model, without the library that exported it; this is its `run.py`.
 
     python run.py generate --prompt "The " --length 400 --temperature 0.8 --seed 0
     python run.py apply inputs.npz outputs.npz
 
-It needs NumPy and, for a model in StableHLO, jax and flatbuffers, for one in ONNX, onnxruntime.
+It needs NumPy; a StableHLO model also needs jax and flatbuffers, and an ONNX model onnxruntime.
 In Python::
 
     model = Model(folder)
     carry = model.initial_carry(rows)
-    carry, outputs = model(carry, tokens=...)  # any number of steps, also a single one
+    carry, outputs = model(carry, tokens=...)  # one or more steps
 
-A file that has changed since the export, and an input of another kind, shape or range than
-`manifest.json` states, are errors.
+A file that has changed since the export is an error, and so is an input whose kind, shape or range
+differs from `manifest.json`.
 """
 
 import argparse
@@ -29,12 +29,12 @@ from typing import Any
 import numpy as np
 
 Carry = dict[str, Any]  # arrays [rows, ...]
-NOISE_BLOCK = 256  # characters for which noise is computed at once
-LONGEST = 10_000_000  # characters of a text
+NOISE_BLOCK = 256  # the number of characters for which noise is computed at once
+LONGEST = 10_000_000  # the maximum number of characters to generate
 
 
 class Model:
-    """An exported model, called as the trained one.
+    """An exported model, called like the trained one.
 
     Attributes:
       metadata: its ``manifest.json``.
@@ -50,36 +50,36 @@ class Model:
             self.runtime = runtime(folder, self.metadata["programs"])
         except ImportError:
             raise
-        except Exception as error:  # each runtime has errors of its own
+        except Exception as error:  # each runtime has its own errors
             raise ValueError(f"{folder}: the model cannot be loaded: {brief(error)}") from error
 
     def initial_carry(self, rows: int) -> Carry:
-        """The carry before the first step of ``rows`` sequences."""
+        """The initial carry of ``rows`` sequences."""
         return {name: np.repeat(row, rows, axis=0) for name, row in self.runtime.first.items()}
 
     def __call__(self, carry: Carry, **inputs: Any) -> tuple[Carry, dict[str, Any]]:
-        """The carry after a stretch of each sequence, and the outputs by name.
+        """Runs one or more steps; returns the new carry, and the outputs by name.
 
         Raises:
-          ValueError: an input, or the carry, has another name, type, shape or range than the
-            model's, or a number in it is not finite.
+          ValueError: the name, type, shape or range of an input or of the carry is not the
+            model's, or a number is not finite.
         """
         specs = self.metadata["inputs"]
         given = checked(inputs, specs)
         wanted = {name: tuple(shape) for name, shape in self.metadata["carry"].items()}
         found = {name: np.shape(array)[1:] for name, array in carry.items()}
         if found != wanted:
-            raise ValueError(f"the model's carry has the shapes {wanted} a row, got {found}")
+            raise ValueError(f"the model's carry has the shapes {wanted} per row, got {found}")
         one_step = all(is_one_step(given[name].shape, specs[name]["shape"]) for name in specs)
         step = one_step and "step" in self.metadata["programs"]
         return self.runtime.call("step" if step else "sequence", carry, given)
 
     def apply(self, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
-        """The outputs of whole sequences, in the units of the data: ``metadata["scaling"]``.
+        """The outputs of whole sequences, scaled to the units of the data, ``metadata["scaling"]``.
 
         Raises:
-          ValueError: an input does not fit, as for a call of the model; or an output is not
-            finite, since inputs are far from those of the training data.
+          ValueError: an input does not fit, as in :meth:`__call__`; or an output is not finite,
+            because inputs are far from those of the training data.
         """
         scaling = self.metadata.get("scaling", {})
         scaled = checked(inputs, self.metadata["inputs"])
@@ -97,7 +97,7 @@ class Model:
         return outputs
 
     def generate(self, prompt: str, length: int, temperature: float, seed: int) -> Iterator[str]:
-        """The prompt, then ``length`` more characters, as ``lstm-jax generate`` writes them."""
+        """Yields the prompt and ``length`` more characters, like ``lstm-jax generate``."""
         vocabulary = self.metadata["vocabulary"]
         unknown = sorted(set(prompt) - set(vocabulary))
         if unknown:
@@ -107,18 +107,18 @@ class Model:
         carry, outputs = self(self.initial_carry(1), tokens=[given])
         for noise in self.runtime.noise(seed, length, len(vocabulary)):
             scores = np.asarray(outputs["logits"])[0, -1]
-            if temperature > 0:  # the largest of logits and Gumbel noise is a random choice
+            if temperature > 0:  # the argmax of logits plus Gumbel noise samples from the softmax
                 scores = scores / np.float32(max(temperature, 1e-6)) + noise
             token = int(scores.argmax())
             yield vocabulary[token]
             carry, outputs = self(carry, tokens=[[token]])
 
 
-# ---- what is checked ----
+# ---- checks ----
 
 
 def brief(error: BaseException) -> str:
-    """An error as one printable line.
+    """Formats an error as one printable line.
 
     >>> brief(KeyError("a\\nb"))
     "KeyError: 'a b'"
@@ -128,11 +128,11 @@ def brief(error: BaseException) -> str:
 
 
 def read_manifest(folder: pathlib.Path, needed: Collection[str] = ("carry.npz",)) -> dict[str, Any]:
-    """``manifest.json``, whose digest is checked, and the digest of each file that it names.
+    """Reads ``manifest.json``; checks its digest and those of the files that it lists.
 
     Args:
-      folder: of the export.
-      needed: files that it must name besides the programs.
+      folder: the folder of the export.
+      needed: files that the manifest must list besides the programs.
 
     Raises:
       ValueError: a file is missing or has changed since the export.
@@ -165,7 +165,7 @@ def read_manifest(folder: pathlib.Path, needed: Collection[str] = ("carry.npz",)
 
 
 def digest_of(manifest: dict[str, Any]) -> str:
-    """SHA-256 of a manifest without its own digest, ``manifest["sha256"]``.
+    """The SHA-256 of a manifest without its own digest, ``manifest["sha256"]``.
 
     >>> digest_of({"a": 1, "sha256": "?"}) == digest_of({"a": 1})
     True
@@ -175,7 +175,7 @@ def digest_of(manifest: dict[str, Any]) -> str:
 
 
 def program_file(format: str, name: str) -> str:
-    """The file of a program.
+    """The file name of a program.
 
     >>> program_file("onnx", "step")
     'step.onnx'
@@ -186,12 +186,12 @@ def program_file(format: str, name: str) -> str:
 
 
 def checked(inputs: dict[str, Any], specs: dict[str, Any]) -> dict[str, np.ndarray]:
-    """The inputs as arrays of the types that the model reads.
+    """Checks inputs, and converts them to arrays of the model's types.
 
     Args:
       inputs: arrays by name.
-      specs: of each input its ``shape`` (``"b, t, 3"``), ``dtype`` and, for some integers,
-        ``range``: the least and the largest, which can be a size of a shape, ``"4*t"``.
+      specs: each input's ``shape`` (``"b, t, 3"``), ``dtype`` and, for some integers, ``range``:
+        the minimum and the maximum, which can be a size from the shape, ``"4*t"``.
 
     Raises:
       ValueError: an input does not fit; the message names it.
@@ -223,7 +223,7 @@ def checked(inputs: dict[str, Any], specs: dict[str, Any]) -> dict[str, np.ndarr
 
 
 def as_array(name: str, value: Any, dtype: str) -> np.ndarray:
-    """An input as an array of a type that can be converted to ``dtype``."""
+    """Converts an input to an array, whose type must be convertible to ``dtype``."""
     try:
         array = np.asarray(value)
     except ValueError as error:  # lists of different lengths
@@ -236,14 +236,14 @@ def as_array(name: str, value: Any, dtype: str) -> np.ndarray:
 
 
 def check_shape(name: str, shape: tuple[int, ...], symbolic: str, sizes: dict[str, int]) -> None:
-    """Raises where a shape does not fit ``"b, 4*t, 7"``; adds its letters to ``sizes``.
+    """Raises if a shape does not fit ``"b, 4*t, 7"``; adds the values of its letters to ``sizes``.
 
     >>> check_shape("xs", (3, 8, 7), "b, 4*t, 7", sizes := {})
     >>> sizes
     {'b': 3, 't': 2}
     >>> check_shape("lengths", (0,), "b", {})
     Traceback (most recent call last):
-    ValueError: lengths: expected shape [b], letters at least 1 and alike in all inputs, got (0,)
+    ValueError: lengths: expected shape [b], letters at least 1 and equal in all inputs, got (0,)
     """
     axes = [axis.strip().split("*") for axis in symbolic.split(",")]
     fits = len(shape) == len(axes)
@@ -251,30 +251,30 @@ def check_shape(name: str, shape: tuple[int, ...], symbolic: str, sizes: dict[st
         number = math.prod(int(factor) for factor in factors if factor.isdigit())
         letters = [factor for factor in factors if not factor.isdigit()]
         count, rest = divmod(size, number)
-        alike = all(sizes.setdefault(letter, count) == count for letter in letters)
-        fits = fits and rest == 0 and count >= 1 and alike and (letters != [] or count == 1)
+        equal = all(sizes.setdefault(letter, count) == count for letter in letters)
+        fits = fits and rest == 0 and count >= 1 and equal and (letters != [] or count == 1)
     if not fits:
         raise ValueError(
-            f"{name}: expected shape [{symbolic}], letters at least 1 and alike in all inputs, "
+            f"{name}: expected shape [{symbolic}], letters at least 1 and equal in all inputs, "
             f"got {tuple(shape)}"
         )
 
 
 def check_range(name: str, array: np.ndarray, least: int, largest: int) -> None:
-    """Raises where an integer is outside a range."""
+    """Raises if an integer is outside a range."""
     for position in np.argwhere((array < least) | (array > largest))[:1]:
-        place = ", ".join(map(str, position))
+        index = ", ".join(map(str, position))
         raise ValueError(
-            f"{name}[{place}]: expected an integer from {least} to {largest}, got "
+            f"{name}[{index}]: expected an integer from {least} to {largest}, got "
             f"{array[tuple(position)]}"
         )
 
 
 def check_finite(name: str, array: np.ndarray, what: str) -> None:
-    """Raises where a number is infinite or not a number."""
+    """Raises if a number is infinite or NaN."""
     for position in np.argwhere(~np.isfinite(array))[:1]:
-        place = ", ".join(map(str, position))
-        raise ValueError(f"{name}[{place}]: expected a finite {what}, got {array[tuple(position)]}")
+        index = ", ".join(map(str, position))
+        raise ValueError(f"{name}[{index}]: expected a finite {what}, got {array[tuple(position)]}")
 
 
 def is_one_step(shape: tuple[int, ...], symbolic: str) -> bool:
@@ -289,7 +289,7 @@ def is_one_step(shape: tuple[int, ...], symbolic: str) -> bool:
 
 
 class StableHLO:
-    """Programs as ``jax.export`` has written them, and their weights."""
+    """Programs that ``jax.export`` has written, and their weights."""
 
     def __init__(self, folder: pathlib.Path, programs: list[str]):
         import jax
@@ -311,7 +311,7 @@ class StableHLO:
         return self.programs[name](self.weights, carry, inputs)
 
     def noise(self, seed: int, length: int, size: int) -> Iterator[np.ndarray]:
-        """Gumbel noise for ``length`` choices, float32 ``[size]`` each, from jax.random."""
+        """Yields Gumbel noise for ``length`` samples, float32 ``[size]`` each, from jax.random."""
         random = self.jax.random
         draw = self.jax.jit(self.jax.vmap(lambda key: random.gumbel(key, (size,))))
         keys = random.split(random.key(seed), length)
@@ -320,7 +320,7 @@ class StableHLO:
 
 
 class ONNX:
-    """Graphs that hold their weights."""
+    """ONNX graphs, which contain their weights."""
 
     def __init__(self, folder: pathlib.Path, programs: list[str]):
         import onnxruntime
@@ -340,7 +340,7 @@ class ONNX:
         return new, outputs
 
     def noise(self, seed: int, length: int, size: int) -> Iterator[np.ndarray]:
-        """What ``jax.random`` draws, in NumPy: the same bits, and logarithms to a rounding."""
+        """The noise of ``jax.random`` in NumPy: equal bits, and logarithms equal up to rounding."""
         root = np.array([[seed >> 32, seed & 0xFFFFFFFF]], np.uint32)
         for start in range(0, length, NOISE_BLOCK):
             numbers = np.arange(start, min(start + NOISE_BLOCK, length))
@@ -349,9 +349,9 @@ class ONNX:
 
 
 def arrays(path: pathlib.Path) -> Iterator[tuple[str, np.ndarray]]:
-    """The arrays of a .npz file by name.
+    """Reads the arrays of a .npz file by name.
 
-    NumPy stores of bfloat16 only that it has two bytes.
+    NumPy stores bfloat16 as a type of two bytes, which is converted back.
 
     Raises:
       ValueError: the file is missing, damaged or of another kind; nothing is unpickled.
@@ -360,22 +360,22 @@ def arrays(path: pathlib.Path) -> Iterator[tuple[str, np.ndarray]]:
         with np.load(path) as file:
             found = {name: file[name] for name in file.files}
         for name, array in found.items():
-            if not isinstance(array, np.ndarray):  # NumPy returns other members as they are
+            if not isinstance(array, np.ndarray):  # NumPy returns other members unchanged
                 raise ValueError(f"{name} is not an array")
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except Exception as error:  # zipfile, zlib and NumPy have errors of their own
+    except Exception as error:  # zipfile, zlib and NumPy have their own errors
         raise ValueError(f"{path}: expected a .npz file of numbers ({brief(error)})") from error
     for name, array in found.items():
         if array.dtype == "V2":
-            import ml_dtypes  # comes with jax
+            import ml_dtypes  # a dependency of jax
 
             array = array.view(ml_dtypes.bfloat16)
         yield name, array
 
 
 def write_arrays(path: pathlib.Path, outputs: dict[str, Any]) -> None:
-    """Writes a .npz file; until it is complete, what was there before stays.
+    """Writes a .npz file; an existing file is replaced once the new one is complete.
 
     Raises:
       ValueError: the file cannot be written.
@@ -395,7 +395,7 @@ def write_arrays(path: pathlib.Path, outputs: dict[str, Any]) -> None:
 
 
 def threefry(keys: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The two random words of each count below 2**32 under each key.
+    """The two random words of each count below 2**32 for each key.
 
     Args:
       keys: uint32 ``[N, 2]``.
@@ -421,20 +421,20 @@ def threefry(keys: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def gumbel(bits: np.ndarray) -> np.ndarray:
-    """-log(-log u), float32, with u uniform in [0, 1) but not 0, of 23 of the random bits."""
+    """-log(-log u), float32, with u uniform in (0, 1), from 23 of the random bits."""
     uniform = (bits >> np.uint32(9) | np.uint32(0x3F800000)).view(np.float32) - np.float32(1)
     return -np.log(-np.log(np.maximum(uniform, np.finfo(np.float32).tiny)))
 
 
 def integer(text: str) -> int:
-    """A whole number in ASCII digits; ``int`` reads ``1_000`` and other alphabets' digits, too."""
+    """Parses an integer in ASCII digits; ``int`` would also accept ``1_000`` and other digits."""
     if not re.fullmatch(r"[+-]?[0-9]{1,30}", text):
         raise ValueError
     return int(text)
 
 
 def number(text: str) -> float:
-    """A number in ASCII digits."""
+    """Parses a number in ASCII digits."""
     if not re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", text):
         raise ValueError
     return float(text)
@@ -442,35 +442,37 @@ def number(text: str) -> float:
 
 def main() -> int:
     """The command line; returns its exit status."""
-    parser = argparse.ArgumentParser(description="Runs the exported model beside this file.")
+    parser = argparse.ArgumentParser(description="Runs the exported model in this folder.")
     commands = parser.add_subparsers(dest="command", required=True)
-    generate = commands.add_parser("generate", help="write text")
-    generate.add_argument("--prompt", default="", help="what the text begins with")
+    generate = commands.add_parser("generate", help="generate text")
+    generate.add_argument("--prompt", default="", help="the beginning of the text")
     generate.add_argument("--length", type=integer, default=400, help="characters after the prompt")
-    generate.add_argument("--temperature", type=number, default=0.8, help="0: always the likeliest")
-    generate.add_argument("--seed", type=integer, default=0, help="decides the random choices")
-    apply = commands.add_parser("apply", help="outputs of whole sequences")
-    apply.add_argument("inputs", help=".npz file with the arrays that manifest.json names")
+    generate.add_argument(
+        "--temperature", type=number, default=0.8, help="0: always the most likely character"
+    )
+    generate.add_argument("--seed", type=integer, default=0, help="random seed of the samples")
+    apply = commands.add_parser("apply", help="compute the outputs of whole sequences")
+    apply.add_argument("inputs", help=".npz file with the input arrays that manifest.json lists")
     apply.add_argument("outputs", help=".npz file to write")
     args = parser.parse_args()
     return reported(lambda: run(args))
 
 
 def reported(command: Callable[[], None]) -> int:
-    """Runs a command; returns its exit status.  An error is one line."""
+    """Runs a command, prints an error as one line, and returns the exit status."""
     try:
         command()
     except KeyboardInterrupt:
         return fail("interrupted", 130)
-    except BrokenPipeError:  # whoever read the output has closed it
+    except BrokenPipeError:  # the reader of the output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (ImportError, ValueError) as error:
         return fail(f"error: {error}", 1)
-    except OSError as error:  # the output's disk is full; the interpreter flushes it once more
+    except OSError as error:  # for instance a full disk; the interpreter flushes stdout at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return fail(f"error: the text cannot be written ({error.strerror or error})", 1)
-    except Exception as error:  # a runtime's own, for lack of memory, say
+    except Exception as error:  # a runtime's own error, for instance out of memory
         return fail(f"error: {brief(error)}", 1)
     return 0
 
@@ -495,13 +497,13 @@ def run(args: argparse.Namespace) -> None:
 
 
 def fail(message: str, status: int) -> int:
-    """Prints a message of one line; returns an exit status."""
+    """Prints a one-line message, and returns an exit status."""
     print(f"run.py: {message}", file=sys.stderr)
     return status
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raises where an option of ``generate`` is out of its range."""
+    """Raises if an option of ``generate`` is out of range."""
     ranges = {
         "length": (0 <= args.length <= LONGEST, f"from 0 to {LONGEST}"),
         "temperature": (0 <= args.temperature < float("inf"), "at least 0"),

@@ -1,4 +1,4 @@
-"""A trained run as files with which another process runs its model by itself."""
+"""Exports the model of a trained run to files that run without this library."""
 
 import math
 import pathlib
@@ -20,36 +20,37 @@ from lstm_jax.tasks.base import Metrics, Task
 from lstm_jax.train import Report, best_model
 
 FORMATS = {"stablehlo": "flatbuffers", "onnx": "onnx and onnxruntime"}
-"""The formats, and the packages that each needs."""
+"""The formats, and the packages that each requires."""
 
 DYNAMIC = "dynamic-int8"
 STEPS_TIMED = 64
-SENTENCE = "A dog runs."  # the one whose translation is timed
+SENTENCE = "A dog runs."  # translated to measure the time
 
 
 def export_run(
     config: Config, task: Task, workdir: pathlib.Path, report: Report, format: str, dtype: str
 ) -> pathlib.Path:
-    """Writes a run's best checkpoint as a model that runs alone, and reports how good it is.
+    """Exports a run's best checkpoint to a standalone model, and reports its quality.
 
-    The exported model, read back, is evaluated beside the run's own; then come sizes and times.
+    The exported model is read back and evaluated, and its metrics are compared with those of the
+    run's model.  The report also contains file sizes and times.
 
     Args:
-      config: the run.
+      config: the run's config.
       task: its task.
-      workdir: its folder; the model goes to ``export/FORMAT-DTYPE`` in it.
+      workdir: its folder; the export is written to ``export/FORMAT-DTYPE`` in it.
       report: receives the tables.
       format: ``"stablehlo"`` or ``"onnx"``.
-      dtype: how matrices are stored, ``"float32"``, ``"bfloat16"`` or ``"int8"``; or, with
+      dtype: the storage type of matrices, ``"float32"``, ``"bfloat16"`` or ``"int8"``; or, with
         ONNX, ``"dynamic-int8"``, onnxruntime's own dynamic quantisation.
 
     Returns:
       The folder.
 
     Raises:
-      UserError: there is no checkpoint, ``dtype`` does not go with ``format``, the model does not
-        name its inputs, a library that ``format`` needs is not installed, or the folder cannot be
-        written.
+      UserError: there is no checkpoint, ``format`` does not support ``dtype``, the model does not
+        name its inputs, a library that ``format`` requires is not installed, or the folder cannot
+        be written.
     """
     if dtype == DYNAMIC and format != "onnx":
         raise UserError(f"--dtype {DYNAMIC} is onnxruntime's: expected --format onnx, got {format}")
@@ -100,7 +101,7 @@ def export_run(
 
 
 def _seconds(model: Model | Translator) -> str:
-    """How long one row takes, in one step and in many, in words."""
+    """The time that one row takes, for one step and for many, as text."""
     parts = []
     if isinstance(model, Translator):
         for _ in range(2):
@@ -118,9 +119,9 @@ def _seconds(model: Model | Translator) -> str:
 
 
 def _times(model: Model, steps: int, count: int) -> list[float]:
-    """The seconds that each of some calls took, one after the other."""
+    """The seconds that each of several consecutive calls took."""
     inputs = {
-        # Zeros are valid tokens, too, but not lengths.
+        # Zeros are valid tokens, but not valid lengths.
         key: np.full(_sizes(spec["shape"], steps), steps if key == "lengths" else 0, spec["dtype"])
         for key, spec in model.metadata["inputs"].items()
     }

@@ -1,15 +1,15 @@
-"""Translates with an exported model without the library that made it; this is its `run.py`.
+"""Translates with an exported model, without the library that exported it; this is its `run.py`.
 
     python run.py --text "A dog runs."
     python run.py sentences.txt > translations.txt
 
-It needs NumPy, jax, flatbuffers and tokenizers, and `runner.py` beside it.  In Python::
+It needs NumPy, jax, flatbuffers and tokenizers, and `runner.py` in the same folder.  In Python::
 
     translator = Translator(folder)
-    translator.translate(["A dog runs."])  # of each sentence the hypotheses with their scores
+    translator.translate(["A dog runs."])  # the hypotheses of each sentence, with scores
 
-A file that has changed since the export, and an input of another kind, shape or range than
-`manifest.json` states, are errors.
+A file that has changed since the export is an error, and so is an input whose kind, shape or range
+differs from `manifest.json`.
 """
 
 import argparse
@@ -25,18 +25,18 @@ from lstm_jax.export import runner
 Carry = dict[str, Any]  # arrays [rows, ...] by name; those of the source begin with "memory."
 PROGRAMS = ("encode", "step", "sequence")
 START, END = 2, 3
-ROWS = 64  # sentences translated at once
-SHORTEST = 8  # lengths are rounded up to it or a larger power of two: few programs are compiled
+ROWS = 64  # sentences per batch
+SHORTEST = 8  # lengths are rounded up to this or a larger power of two, so few programs compile
 
 
 class Found(NamedTuple):
-    """What a search has found for a batch of sources, the best first.
+    """The hypotheses that a search has found for a batch of sources, the best first.
 
     Attributes:
-      tokens: int32 ``[B, K, T]``, each up to and with the end, which is then repeated.
-      lengths: int32 ``[B, K]``, the end included.
-      scores: ``[B, K]``; -inf where there are fewer than K.
-      finished: whether each has come to its end; booleans ``[B, K]``.
+      tokens: int32 ``[B, K, T]``; each hypothesis is padded with the end token.
+      lengths: int32 ``[B, K]``, including the end token.
+      scores: ``[B, K]``; -inf if there are fewer than K hypotheses.
+      finished: whether each hypothesis has reached the end token; booleans ``[B, K]``.
     """
 
     tokens: np.ndarray
@@ -75,17 +75,17 @@ class Translator:
             ) from error
 
     def encode(self, *, source: np.ndarray, lengths: np.ndarray) -> Carry:
-        """The carry before the first target token, of sources ``[B, S]``.
+        """Encodes sources ``[B, S]``, and returns the carry before the first target token.
 
         Raises:
-          ValueError: an input has another type, shape or range than the model's.
+          ValueError: an input's type, shape or range is not the model's.
         """
         inputs = {"source": source, "lengths": lengths}
         specs = {name: self.metadata["inputs"][name] for name in inputs}
         return self.programs["encode"](self.weights, runner.checked(inputs, specs))
 
     def __call__(self, carry: Carry, *, tokens: np.ndarray) -> tuple[Carry, dict[str, Any]]:
-        """The carry after some target tokens ``[B, T]``, and ``logits`` and ``attention``.
+        """Returns the carry after target tokens ``[B, T]``, and ``logits`` and ``attention``.
 
         Raises:
           ValueError: the tokens, or the carry, have another type, shape or range than the model's.
@@ -132,9 +132,9 @@ class Translator:
             values, token = largest(log_softmax(logits), 2 * beam)
             values = values.reshape(rows, beam, -1) + log_probs[..., None]
             width = values.shape[-1]
-            values, place = largest(values.reshape(rows, -1), 2 * beam)
-            parent = place // width
-            token = np.take_along_axis(token.reshape(rows, -1), place, 1)
+            values, index = largest(values.reshape(rows, -1), 2 * beam)
+            parent = index // width
+            token = np.take_along_axis(token.reshape(rows, -1), index, 1)
             candidates = np.take_along_axis(live, parent[..., None], 1)
             candidates[:, :, t] = token
             ends, searching = token == END, np.isinf(scores).any(-1, keepdims=True)
@@ -149,24 +149,24 @@ class Translator:
 
             log_probs, best = largest(np.where(ends, -np.inf, values), beam)
             live = np.take_along_axis(candidates, best[..., None], 1)
-            place = (first + np.take_along_axis(parent, best, 1)).reshape(-1)
-            coverage = coverage[place]
+            index = (first + np.take_along_axis(parent, best, 1)).reshape(-1)
+            coverage = coverage[index]
             carry = {
-                name: array if name.startswith("memory.") else np.asarray(array)[place]
+                name: array if name.startswith("memory.") else np.asarray(array)[index]
                 for name, array in carry.items()
             }
             t += 1
         cut, best = largest(log_probs / ((5.0 + t) / 6.0) ** alpha + bonus(coverage), beam)
         live = np.take_along_axis(live, best[..., None], 1)
         finished = np.isfinite(scores)
-        place = np.cumsum(~finished, -1) - 1  # the finished ones stand first
-        live = np.take_along_axis(live, place[..., None], 1)
+        index = np.cumsum(~finished, -1) - 1  # finished hypotheses come first
+        live = np.take_along_axis(live, index[..., None], 1)
         tokens = np.where(finished[..., None], ended, live)
-        scores = np.where(finished, scores, np.take_along_axis(cut, place, 1))
+        scores = np.where(finished, scores, np.take_along_axis(cut, index, 1))
         return Found(tokens, np.minimum((tokens != END).sum(-1) + 1, steps), scores, finished)
 
     def translate(self, lines: Sequence[str]) -> Iterator[list[tuple[str, float]]]:
-        """Of each sentence the translations that the search has found with their scores.
+        """Translates sentences; yields each sentence's hypotheses with their scores.
 
         Raises:
           ValueError: a sentence is empty or longer than those of the training data, or the model
@@ -177,7 +177,7 @@ class Translator:
         if "tokenizer" not in self.metadata:
             raise ValueError("this model does not translate text: it has no tokenizer")
         library = Tokenizer.from_str(self.metadata["tokenizer"])
-        library.encode_special_tokens = True  # "</s>" in a sentence is ordinary text
+        library.encode_special_tokens = True  # treats "</s>" in a sentence as ordinary text
         limit, how = self.metadata["max_tokens"], self.metadata["search"]
         rows = [[*library.encode(valid(line)).ids, END] for line in lines]
         for number, (line, row) in enumerate(zip(lines, rows, strict=True), 1):
@@ -203,7 +203,7 @@ class Translator:
 
 
 def valid(text: str) -> str:
-    r"""The text without lone surrogates, which stand for bytes that are not UTF-8.
+    r"""Replaces lone surrogates, which represent bytes that are not UTF-8.
 
     >>> valid("a\udcff") == "a\ufffd"
     True
@@ -218,23 +218,23 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def largest(values: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The largest values of each row in falling order, and where they stand.
+    """The largest values of each row in descending order, and their indices.
 
     >>> [part.tolist() for part in largest(np.array([[1.0, 3.0, 2.0]]), 2)]
     [[[3.0, 2.0]], [[1, 2]]]
     """
     count = min(count, values.shape[-1])
-    place = np.argpartition(-values, count - 1, -1)[..., :count]
-    order = np.argsort(-np.take_along_axis(values, place, -1), -1, kind="stable")
-    place = np.take_along_axis(place, order, -1)
-    return np.take_along_axis(values, place, -1), place
+    index = np.argpartition(-values, count - 1, -1)[..., :count]
+    order = np.argsort(-np.take_along_axis(values, index, -1), -1, kind="stable")
+    index = np.take_along_axis(index, order, -1)
+    return np.take_along_axis(values, index, -1), index
 
 
 def sentences(content: bytes, name: str) -> list[str]:
-    """The lines of a text in UTF-8.
+    """Splits UTF-8 text into lines.
 
     Raises:
-      ValueError: there are none, or a byte is not UTF-8.
+      ValueError: the text is empty, or a byte is not UTF-8.
 
     >>> sentences(b"A dog runs.\\r\\nTwo dogs.\\n", "lines.txt")
     ['A dog runs.', 'Two dogs.']
@@ -245,15 +245,17 @@ def sentences(content: bytes, name: str) -> list[str]:
         byte = f"0x{content[error.start]:02x} at position {error.start}"
         raise ValueError(f"{name}: expected UTF-8 text, got byte {byte}") from error
     if not text.strip():
-        raise ValueError(f"{name}: expected sentences, a line each, got an empty file")
+        raise ValueError(f"{name}: expected one sentence per line, got an empty file")
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
 
 
 def main() -> int:
     """The command line; returns its exit status."""
-    parser = argparse.ArgumentParser(description="Translates with the model beside this file.")
-    parser.add_argument("file", nargs="?", help="sentences, a line each (default: standard input)")
-    parser.add_argument("--text", action="append", help="a sentence; shows the beam with scores")
+    parser = argparse.ArgumentParser(description="Translates with the model in this folder.")
+    parser.add_argument(
+        "file", nargs="?", help="file with one sentence per line (default: standard input)"
+    )
+    parser.add_argument("--text", action="append", help="a sentence; prints the beam with scores")
     args = parser.parse_args()
     if args.text and args.file:
         parser.error("expected a file or --text, got both")

@@ -1,11 +1,10 @@
-"""Models for use without this library: a folder with which another process runs one.
+"""Exports models to a folder that runs without this library.
 
-It holds the model's programs, ``sequence`` for any number of steps and, where a state passes from
-one call to the next, ``step`` for a single one: in StableHLO (``*.jaxexport``, with the weights
-beside them in ``weights.npz``) or in ONNX (``*.onnx``, weights within).  With them come the initial
-carry of one sequence (``carry.npz``), the metadata and the digests of these files
-(``manifest.json``), and a script that runs the model with jax or onnxruntime alone (``run.py``,
-:mod:`lstm_jax.export.runner`).
+The folder contains the model's programs: ``sequence`` for any number of steps and, for a model with
+a state, ``step`` for a single one.  They are in StableHLO (``*.jaxexport``, with the weights in
+``weights.npz``) or in ONNX (``*.onnx``, which include the weights).  ``carry.npz`` contains the
+initial carry of one sequence, and ``manifest.json`` the metadata and the digests of the files.
+The script ``run.py`` (:mod:`lstm_jax.export.runner`) runs the model with only jax or onnxruntime.
 """
 
 import contextlib
@@ -35,7 +34,7 @@ from lstm_jax.models import Compiled, Model
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 DTYPES = ("float32", "bfloat16", "int8")
-"""How weights can be stored: matrices in this type, all else in its own."""
+"""The storage types of matrices; all other arrays keep their type."""
 
 Weights = dict[str, Any]  # arrays by name
 
@@ -47,9 +46,9 @@ class _Parts(NamedTuple):
       apply: called as ``apply(weights, carry, inputs)``; returns the new carry and the outputs.
       weights: parameters and other variables, a nested dict.
       first: the initial carry of one sequence, arrays ``[1, ...]``.
-      inputs: shape and type of each input of ``sequence``, as :attr:`Model.inputs`.
-      ranges: of integer inputs, as :attr:`Model.ranges`.
-      programs: shape and type of each input, by program.
+      inputs: the shape and type of each input of ``sequence``, as :attr:`Model.inputs`.
+      ranges: the ranges of integer inputs, as :attr:`Model.ranges`.
+      programs: the shape and type of each input, by program.
     """
 
     apply: Callable[..., tuple[Any, dict[str, jax.Array]]]
@@ -90,7 +89,7 @@ def _one_step(shape: str) -> str:
 
 
 def is_matrix(array: Any) -> bool:
-    """Whether an array has two axes or more of more than one element, of floating numbers.
+    """Whether an array is of floating type and has at least two axes of more than one element.
 
     >>> is_matrix(np.zeros((3, 2))), is_matrix(np.zeros((1, 3)))
     (True, False)
@@ -100,13 +99,13 @@ def is_matrix(array: Any) -> bool:
 
 
 def quantized(w: np.ndarray, axis: int = -2) -> tuple[np.ndarray, np.ndarray]:
-    """A matrix as int8, with one scale for each channel: ``w ≈ q * scale``.
+    """Quantises a matrix to int8, with one scale per channel: ``w ≈ q * scale``.
 
-    Symmetric: scale = max |w| / 127 over ``axis``, the axis that a product sums over, so that
-    each output has a scale of its own; q = round(w / scale).
+    The quantisation is symmetric: q = round(w / scale) with scale = max |w| / 127 over ``axis``.
+    ``axis`` is the one that a product sums over, so each output has its own scale.
 
     Returns:
-      ``(q, scale)``: int8 as ``w``, and float32 with one element along ``axis``.
+      ``(q, scale)``: int8 in the shape of ``w``, and float32 with size 1 along ``axis``.
 
     >>> q, scale = quantized(np.array([[1.27, 0.0], [-0.5, 2.54]]))
     >>> q.tolist(), scale.tolist()
@@ -118,12 +117,12 @@ def quantized(w: np.ndarray, axis: int = -2) -> tuple[np.ndarray, np.ndarray]:
 
 
 def stored(params: Params, dtype: str) -> Weights:
-    """Parameters as flat arrays by name, matrices in ``dtype``.
+    """Converts parameters to flat arrays by name, with matrices in ``dtype``.
 
     Args:
       params: a pytree of arrays.
-      dtype: ``"float32"``, as they are; ``"bfloat16"``; ``"int8"``, :func:`quantized`, with the
-        scales of ``name`` as ``name:scale``.
+      dtype: ``"float32"`` for unchanged matrices; ``"bfloat16"``; or ``"int8"`` for matrices from
+        :func:`quantized`, with the scales of ``name`` as ``name:scale``.
 
     >>> {name: a.dtype.name for name, a in stored({"w": np.ones((2, 3))}, "int8").items()}
     {'w': 'int8', 'w:scale': 'float32'}
@@ -141,7 +140,7 @@ def stored(params: Params, dtype: str) -> Weights:
 
 
 def restored(weights: Mapping[str, Any], like: Params) -> Params:
-    """The parameters that :func:`stored` has stored, in structure and types of ``like``.
+    """The inverse of :func:`stored`, with the structure and types of ``like``.
 
     >>> params = {"w": np.array([[1.27, 0.0], [-0.503, 2.54]])}
     >>> restored(stored(params, "int8"), params)["w"].round(5).tolist()
@@ -167,7 +166,7 @@ def flat(tree: Any) -> dict[str, Any]:
 
 
 def name_of(path: Any) -> str:
-    """A path in a pytree as a name."""
+    """The name of a path in a pytree."""
     return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
@@ -182,20 +181,20 @@ def export_stablehlo(
     metadata: Mapping[str, Any] | None = None,
     platforms: tuple[str, ...] = PLATFORMS,
 ) -> runner.Model:
-    """A model in StableHLO, through ``jax.export``.
+    """Exports a model to StableHLO, through ``jax.export``.
 
     Args:
       model: the model; it is exported in evaluation mode.
-      folder: where to write it; created where missing.
-      dtype: how matrices are stored: ``"float32"``, ``"bfloat16"`` or ``"int8"``.  Computation
-        has their own type.
+      folder: the folder to write; created if missing.
+      dtype: the storage type of matrices: ``"float32"``, ``"bfloat16"`` or ``"int8"``.  The
+        computation uses their original type.
       metadata: further entries of ``manifest.json``.
-      platforms: what each program is for.
+      platforms: the platforms that each program supports.
 
     Returns:
       The model, read back.
 
-    An export that is there already is replaced once the new one is complete.
+    An existing export is replaced once the new one is complete.
 
     Raises:
       ValueError: ``dtype`` is unknown.
@@ -244,11 +243,11 @@ def export_onnx(
     metadata: Mapping[str, Any] | None = None,
     dynamic: bool = False,
 ) -> runner.Model:
-    """A model in ONNX, for onnxruntime; arguments and result as :func:`export_stablehlo`.
+    """Exports a model to ONNX, for onnxruntime; arguments and result as :func:`export_stablehlo`.
 
     Args:
-      dynamic: whether onnxruntime's own dynamic quantisation replaces products by ones of int8,
-        whose inputs are quantised, too, at run time.  ``dtype`` is float32 then.
+      dynamic: whether to apply onnxruntime's dynamic quantisation, which replaces matrix products
+        by int8 products and quantises their inputs at run time.  ``dtype`` must then be float32.
 
     Raises:
       ValueError: ``dtype`` is unknown, or the model has an operation without a translation.
@@ -282,7 +281,7 @@ def export_onnx(
 
 
 def quantize_dynamically(path: pathlib.Path) -> None:
-    """Replaces an ONNX file by what onnxruntime's dynamic quantisation makes of it."""
+    """Applies onnxruntime's dynamic quantisation to an ONNX file, in place."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     level = logging.root.manager.disable
@@ -294,20 +293,20 @@ def quantize_dynamically(path: pathlib.Path) -> None:
 
 
 def with_matrices_in(graph: Any, dtype: str) -> Any:
-    """An ONNX model whose matrices are stored in ``dtype``, and computed with as before."""
+    """An ONNX model that stores its matrices in ``dtype`` and computes in the original type."""
     import onnx
     from onnx import helper, numpy_helper
 
-    kept, nodes = [], []
+    constants, nodes = [], []
     for constant in graph.graph.initializer:
         array, name = numpy_helper.to_array(constant), constant.name
         factors = exact_factors(array, dtype) if is_matrix(array) else [array]
         if len(factors) == 1 and factors[0].dtype == array.dtype:
-            kept.append(constant)
+            constants.append(constant)
             continue
         names = [f"{name}:{dtype}", f"{name}:scale"][: len(factors)]
-        kept += map(numpy_helper.from_array, factors, names)
-        # Not DequantizeLinear, which onnxruntime merges with products to ones of int8.
+        constants += map(numpy_helper.from_array, factors, names)
+        # onnxruntime would merge DequantizeLinear with products to int8 products.
         wide = name if len(factors) == 1 else f"{name}:wide"
         to = helper.np_dtype_to_tensor_dtype(array.dtype)
         nodes.append(helper.make_node("Cast", names[:1], [wide], to=to))
@@ -317,15 +316,15 @@ def with_matrices_in(graph: Any, dtype: str) -> Any:
     changed.CopyFrom(graph)
     before = list(changed.graph.node)
     del changed.graph.initializer[:], changed.graph.node[:]
-    changed.graph.initializer.extend(kept)
+    changed.graph.initializer.extend(constants)
     changed.graph.node.extend([*nodes, *before])
     return changed
 
 
 def exact_factors(w: np.ndarray, dtype: str) -> list[np.ndarray]:
-    """A matrix that was rounded to ``dtype`` as what it is the product of, be it transposed since.
+    """The factors of a matrix that was rounded to ``dtype`` and possibly transposed since.
 
-    It is itself the only factor where it was not so rounded.
+    If it was not rounded to ``dtype``, the matrix itself is the only factor.
 
     >>> q, scale = quantized(np.array([[1.0, 0.3], [0.2, 0.1]], np.float32))
     >>> [factor.shape for factor in exact_factors((q * scale).T, "int8")]
@@ -339,13 +338,13 @@ def exact_factors(w: np.ndarray, dtype: str) -> list[np.ndarray]:
         options = [list(quantized(w, axis)) for axis in axes]
     for factors in options:
         product = math.prod(factor.astype(w.dtype) for factor in factors)
-        if np.allclose(product, w, rtol=1e-6, atol=0):  # scales are found again to a rounding
+        if np.allclose(product, w, rtol=1e-6, atol=0):  # recomputed scales may differ by rounding
             return factors
     return [w]
 
 
 def symbolic(inputs: dict[str, tuple[str, str]], first: Any) -> tuple[Any, dict[str, Any]]:
-    """Shapes and types of a program's carry and inputs, for any number of rows and steps."""
+    """The shapes and types of a program's carry and inputs, with symbolic rows and steps."""
     scope = jax.export.SymbolicScope()
 
     def spec(shape: str, dtype: Any) -> jax.ShapeDtypeStruct:
@@ -359,10 +358,10 @@ def symbolic(inputs: dict[str, tuple[str, str]], first: Any) -> tuple[Any, dict[
 
 @contextlib.contextmanager
 def replaced(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A new folder, whose files are moved into ``folder`` once all of them are written.
+    """Yields a temporary folder, whose files move into ``folder`` once all of them are written.
 
     Raises:
-      UserError: ``folder`` cannot be written; what was there before stays.
+      UserError: ``folder`` cannot be written; its previous files stay.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -379,7 +378,7 @@ def replaced(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 def write_rest(
     folder: pathlib.Path, parts: _Parts, metadata: Mapping[str, Any], made_with: tuple[str, ...]
 ) -> None:
-    """Writes the files beside the programs and their weights."""
+    """Writes all files except the programs and their weights."""
     first: Weights = {
         name: np.asarray(array, np.float32 if metadata["format"] == "onnx" else None)
         if jnp.issubdtype(array.dtype, jnp.floating)
@@ -400,7 +399,7 @@ def write_rest(
 def described(
     inputs: Mapping[str, tuple[str, str]], ranges: Mapping[str, tuple[int, int | str]]
 ) -> dict[str, dict[str, Any]]:
-    """A model's inputs as its manifest states them.
+    """A model's inputs in the form of its manifest.
 
     >>> described({"tokens": ("b, t", "int32")}, {"tokens": (0, 9)})
     {'tokens': {'shape': 'b, t', 'dtype': 'int32', 'range': [0, 9]}}
@@ -415,7 +414,7 @@ def described(
 def write_manifest_of(
     folder: pathlib.Path, manifest: Mapping[str, Any], made_with: tuple[str, ...]
 ) -> None:
-    """Writes ``manifest.json`` with the versions of some libraries and the digests of all files."""
+    """Writes ``manifest.json`` with the versions of libraries and the digests of all files."""
     rest = {
         "made_with": {name: importlib.metadata.version(name) for name in made_with},
         "files": {
@@ -430,7 +429,7 @@ def write_manifest(folder: pathlib.Path, manifest: Mapping[str, Any]) -> None:
     """Writes ``manifest.json`` with its own digest.
 
     Raises:
-      UserError: it cannot be written; what was there before stays.
+      UserError: the file cannot be written; the previous file stays.
     """
     content = {name: value for name, value in manifest.items() if name != "sha256"}
     content["sha256"] = runner.digest_of(content)
@@ -439,7 +438,7 @@ def write_manifest(folder: pathlib.Path, manifest: Mapping[str, Any]) -> None:
 
 
 def checked_dtype(dtype: str) -> str:
-    """``dtype``, or an error where it is unknown."""
+    """Returns ``dtype``, or raises if it is unknown."""
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     return dtype

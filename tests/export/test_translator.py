@@ -206,8 +206,8 @@ def test_weights_that_are_none_but_fit_their_digest(folder, command, tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "lines.txt: expected sentences, a line each, got an empty file"),
-        (b"\xef\xbb\xbf\n \n", "lines.txt: expected sentences, a line each, got an empty file"),
+        (b"", "lines.txt: expected one sentence per line, got an empty file"),
+        (b"\xef\xbb\xbf\n \n", "lines.txt: expected one sentence per line, got an empty file"),
         (b"a dog\n\n", "sentence 2: expected 1 to 20 subwords, got none"),
         (b"a dog\nd\xf6g\n", "lines.txt: expected UTF-8 text, got byte 0xf6 at position 7"),
         (b"dog " * 30, "sentence 1: expected 1 to 20 subwords, got 3"),

@@ -420,7 +420,7 @@ ARRAYS = {name: np.zeros(shape) for name, shape in {"W": (1, 12, 2), "R": (1, 12
         ("LSTM", ARRAYS, {"hidden_size": 4}, "hidden_size must be 3, the last size of R, got 4"),
         ("GRU", ARRAYS, {"input_forget": 1}, "GRU of ONNX has no attribute 'input_forget'"),
         ("LSTM", {**ARRAYS, "W": np.zeros((12, 2))}, {}, "W must be [directions, gates * H, in]"),
-        ("LSTM", ARRAYS, {"activations": ["Tanh"]}, "activations must name 3 functions a direc"),
+        ("LSTM", ARRAYS, {"activations": ["Tanh"]}, "activations must name 3 functions per direc"),
         ("LSTM", ARRAYS, {"activations": ["Tanh", "Tanh", "Swish"]}, "must be of Affine, Elu,"),
         ("LSTM", ARRAYS, {"clip": -1.0}, "preactivation_clip must be above 0, got -1.0"),
     ],
