@@ -1,4 +1,4 @@
-"""Drawings of cells: a step's equations become a dataflow graph, which is laid out as an SVG."""
+"""Draws cells: converts a step's equations to a dataflow graph, and lays it out as an SVG."""
 
 from lstm_jax.inspect.schematic.draw import CellDrawing, draw_cell
 

@@ -1,4 +1,4 @@
-"""A cell's step as the few nodes that a person would draw of it."""
+"""Reduces a cell's step to the few nodes of a textbook diagram."""
 
 import dataclasses
 import functools
@@ -14,7 +14,7 @@ import numpy as np
 from lstm_jax.cells.activations import ACTIVATIONS
 from lstm_jax.sequence.fused.graph import Equation, StepGraph, Var
 
-ARGUMENT = "□"  # what a function is of, in its text
+ARGUMENT = "□"  # the argument in a function's text
 
 # fmt: off
 TRANSPARENT = frozenset((
@@ -22,7 +22,7 @@ TRANSPARENT = frozenset((
     "optimization_barrier", "pcast", "pvary", "reduce_precision", "reshape", "squeeze",
     "stop_gradient", "transpose",
 ))
-"""Primitives that change how a value is stored and not what it is."""
+"""Primitives that change the layout or type of a value but not its meaning."""
 
 CURVES = {
     "abs": "|□|", "acos": "acos(□)", "acosh": "acosh(□)", "asin": "asin(□)", "asinh": "asinh(□)",
@@ -32,7 +32,7 @@ CURVES = {
     "not": "not(□)", "round": "round(□)", "rsqrt": "1/√□", "sign": "sign(□)", "sin": "sin(□)",
     "sinh": "sinh(□)", "sqrt": "√□", "square": "□²", "tan": "tan(□)", "tanh": "tanh(□)",
 }
-"""Functions of single elements."""
+"""Elementwise functions of one value."""
 
 OPERATORS = {
     "add": "+", "add_any": "+", "and": "and", "atan2": "atan2", "clamp": "clip", "div": "÷",
@@ -40,44 +40,44 @@ OPERATORS = {
     "ne": "≠", "nextafter": "nextafter", "or": "or", "pow": "pow", "rem": "rem",
     "select_n": "select", "sub": "−", "xor": "xor",
 }
-"""Functions of the elements of several values."""
+"""Elementwise functions of several values."""
 # fmt: on
 
 PRODUCTS = {"dot_general": "", "conv_general_dilated": "conv"}
-"""Linear maps, and what is written beside a layer that has them."""
+"""Linear maps, and the note next to a layer that contains them."""
 
 REDUCTIONS = {"reduce_sum": "Σ", "reduce_max": "max", "reduce_min": "min", "reduce_prod": "Π"}
 OTHERS = {**REDUCTIONS, "dot_general": "matmul", "conv_general_dilated": "conv"}
-"""Functions of several elements at once."""
+"""Functions that combine several elements of a value."""
 
 NORMALISING = frozenset(
     (*REDUCTIONS, "abs", "add", "div", "exp", "integer_pow", "max", "mul", "rsqrt", "sqrt")
 ) | {"square", "sub"}
-"""Primitives of which normalisations are made."""
+"""Primitives that normalisations consist of."""
 
 SHORT = {"sigmoid": "σ", "log_sigmoid": "log σ"}
 FUNCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "log_sigmoid": jax.nn.log_sigmoid,
     **ACTIVATIONS,
 }
-"""Functions that are known by their values, however they are computed."""
+"""Functions that are recognised by their values, regardless of how they are computed."""
 
 POINTS = np.linspace(-7.0, 7.0, 57, dtype=np.float32)
-"""Where functions are compared."""
+"""The points at which functions are compared."""
 
 WITH_WEIGHTS = ("matrix", "weighted")
-"""Kinds of values that are weights times another value: a matrix, or a number for each unit."""
+"""Kinds of products of weights and another value: by a matrix, or by one number per unit."""
 
 LONGEST = 12
-"""Characters of the longest text that is written into one node."""
+"""The maximum number of characters in the text of a node."""
 
 
 class Edge(NamedTuple):
     """An arrow into a node.
 
     Attributes:
-      source: the node that it comes from, an index.
-      weighted: whether it is multiplied by a parameter, unit by unit, on its way.
+      source: the index of the source node.
+      weighted: whether the value is multiplied by a parameter, unit by unit.
     """
 
     source: int
@@ -85,18 +85,18 @@ class Edge(NamedTuple):
 
 
 class Node(NamedTuple):
-    """What is drawn as one thing.
+    """A node of the drawing.
 
     Attributes:
-      kind: ``"state"`` (of the step before), ``"input"``, ``"layer"`` (a function of weights
-        times its inputs, plus a bias), ``"operation"`` (element by element), ``"function"`` (any
-        other), ``"part"`` (some features), ``"join"`` (inputs side by side), ``"new state"``
-        or ``"output"``.
-      text: the function, such as ``"σ"`` or ``"×"``; of states and inputs the name.
-      names: what the equations call the value.
-      inputs: in the order of the operands.
-      note: what else is to be known of a layer, ``"conv"``.
-      value: where the cell's :class:`StepGraph` has the value, and which part of its last axis.
+      kind: ``"state"`` (of the previous step), ``"input"``, ``"layer"`` (a function of weights
+        times its inputs, plus a bias), ``"operation"`` (elementwise), ``"function"`` (any other),
+        ``"part"`` (some features), ``"join"`` (concatenated inputs), ``"new state"`` or
+        ``"output"``.
+      text: the function, such as ``"σ"`` or ``"×"``; for states and inputs, the name.
+      names: the names of the value in the equations.
+      inputs: the edges into the node, in the order of the operands.
+      note: a note on a layer, ``"conv"``.
+      value: the value's variable in the cell's :class:`StepGraph`, and the part of its last axis.
     """
 
     kind: str
@@ -108,10 +108,10 @@ class Node(NamedTuple):
 
 
 class Dataflow(NamedTuple):
-    """A step as it is drawn.
+    """A step as a graph to draw.
 
     Attributes:
-      nodes: each after its inputs.
+      nodes: the nodes, each after its inputs.
       graph: the step's equations.
     """
 
@@ -120,10 +120,10 @@ class Dataflow(NamedTuple):
 
 
 def dataflow(step: Callable[..., Any], params: Any, state: Any, x: Any) -> Dataflow:
-    """What a person would draw of ``step(params, state, x)``, arrays or shapes of them.
+    """The graph of ``step(params, state, x)``; arguments are arrays or their shapes.
 
-    Casts, reshapes and the splitting of gates computed side by side are left out.  Sums of
-    products with weights are one layer, together with the function of them.
+    The graph omits casts, reshapes and the splitting of concatenated gates.  A sum of products
+    with weights is one layer, together with the function applied to it.
 
     >>> import jax, jax.numpy as jnp
     >>> def step(params, state, x):
@@ -143,10 +143,10 @@ def dataflow(step: Callable[..., Any], params: Any, state: Any, x: Any) -> Dataf
 
 @dataclasses.dataclass
 class _Value:
-    """A value on the way from the equations to what is drawn.
+    """An intermediate value between the equations and the nodes.
 
-    ``terms`` are its arguments, each with a sign: the power of a product's factor, the sign of
-    a sum's summand.
+    ``terms`` are its arguments, each with a sign: the exponent of a factor in a product, or the
+    sign of a summand in a sum.
     """
 
     kind: str
@@ -156,11 +156,11 @@ class _Value:
     where: tuple[Var, tuple[int, int] | None] | None = None
 
 
-Span = tuple[int, int] | None  # a part of the last axis; all of it
+Span = tuple[int, int] | None  # a part of the last axis; None for all of it
 
 
 class _Reader:
-    """Reads values of a graph, each part of a split one by itself."""
+    """Reads the values of a graph, and each part of a split value separately."""
 
     def __init__(self, graph: StepGraph, examples: tuple[Any, Any, Any]):
         params, state, x = graph.inputs
@@ -191,7 +191,7 @@ class _Reader:
                 self.read(name)
 
     def read(self, name: Var, span: Span = None) -> int:
-        """The value's place in ``values``."""
+        """The value's index in ``values``."""
         shape = self._shapes[name]
         if shape and span == (0, shape[-1]):
             span = None
@@ -208,7 +208,7 @@ class _Reader:
         signed = [term if isinstance(term, tuple) else (1, term) for term in terms]
         new = len(self.values)
         if kind in ("curve", "product", "sum", "operation", "function") and text != "bias":
-            same = self._computed.setdefault((kind, text, *signed), new)  # written twice
+            same = self._computed.setdefault((kind, text, *signed), new)  # computed twice
             if same != new:
                 return same
         self.values.append(_Value(kind, signed, text, where=where))
@@ -247,7 +247,7 @@ class _Reader:
         return self._new("function", arguments, where, text)
 
     def _argument(self, equation: Equation, argument: Var, span: Span) -> int:
-        """An argument of a function of single elements, the part of it that is needed."""
+        """The required part of the argument of an elementwise function."""
         width = self._shapes[argument][-1:]
         return self.read(
             argument, span if width == self._shapes[equation.outputs[0]][-1:] else None
@@ -290,7 +290,7 @@ class _Reader:
             return self._new("operation", [argument], where, "select")
         number = float(numbers[0])
         size, minus = f"{abs(number):.3g}", "−" if number < 0 else ""
-        first = equation.inputs[0] not in self.data  # the number is
+        first = equation.inputs[0] not in self.data  # the number is the first operand
         same = {"add": 0.0, "add_any": 0.0, "mul": 1.0}
         if not first:
             same |= {"sub": 0.0, "div": 1.0, "pow": 1.0}
@@ -321,7 +321,7 @@ class _Reader:
     # ---- parts of values ----
 
     def _layout(self, equation: Equation, name: Var, span: Span) -> int | None:
-        """What a value that is only laid out otherwise is a part of; None if it is more."""
+        """The value behind an equation that only changes the layout; None for other equations."""
         shape, primitive = self._shapes[name], equation.primitive
         if primitive == "split":
             n, axis = equation.outputs.index(name), equation.params["axis"]
@@ -345,13 +345,13 @@ class _Reader:
             inside = self._shapes[equation.inputs[n]]
             if span is None or self._keeps_last_axis(equation, inside, shape):
                 return self.read(equation.inputs[n], span)
-            # Parts of a product laid out otherwise have weights of their own all the same.
+            # Even if the layout of a product changes, its parts have separate weights.
             whole = self.values[self.read(equation.inputs[n])]
             return self._new("matrix", whole.terms, (name, span), whole.text)
         return None
 
     def _joined(self, equation: Equation, name: Var, span: Span) -> int:
-        """Values side by side, or the one of them that the part is in."""
+        """Concatenated values, or the one that contains the part."""
         start, stop = span or (0, self._shapes[name][-1])
         pieces, at = [], 0
         for piece in equation.inputs:
@@ -364,7 +364,7 @@ class _Reader:
         return found[0] if len(found) == 1 else self._new("join", found, (name, span))
 
     def _splits_up(self, name: Var) -> bool:
-        """Whether a part of a value can be had from parts of what it is made of."""
+        """Whether a part of a value can be computed from parts of its inputs."""
         if name not in self._splits:
             self._splits[name] = self._can_split(name)
         return self._splits[name]
@@ -398,7 +398,7 @@ class _Reader:
         return inside[-1:] == shape[-1:]
 
     def _part_text(self, name: Var, span: tuple[int, int]) -> str:
-        """A part of a last axis as Python has it, counted from the nearer end."""
+        """A part of the last axis as a Python slice, counted from the nearer end."""
         size = self._shapes[name][-1]
         start, stop = (n if 2 * n <= size else n - size for n in span)
         return f"[{start or ''}:{stop or ''}]"
@@ -409,29 +409,29 @@ class _Reader:
         return name in self._weights
 
     def constant(self, name: Var) -> Any:
-        """A constant's value, a number if all its elements are one; None of what is none."""
+        """A constant's value, as a number if all its elements are equal; None if not constant."""
         if name in self.data or self._is_weight(name):
             return None
         value = np.asarray(self.graph.evaluate(name, {}))
         same = value.size and (value == value.flat[0]).all()
         return value.flat[0] if same else value
 
-    # ---- functions known by their values, normalisation ----
+    # ---- recognised functions, normalisation ----
 
     def _fused(self) -> dict[Var, Equation]:
-        """The equation of each value, those that compute one known function together as one."""
+        """The equation of each value; equations that form a recognised function are merged."""
         equations = [e for e in self.graph.equations if not self.data.isdisjoint(e.outputs)]
-        kept = set(jax.tree.leaves(self.graph.outputs)) | set(self._called)
+        required = set(jax.tree.leaves(self.graph.outputs)) | set(self._called)
         for find in (self._known_function, self._normalisation):
             for name in [*self._sources, *(out for e in equations for out in e.outputs)]:
-                while found := next(self._found(find, name, equations, kept), None):
+                while found := next(self._found(find, name, equations, required), None):
                     region, label = found
                     *inner, last = region
                     fused = Equation(label, last.function, (name,), last.outputs)
                     equations = [
                         fused if e is last else e
                         for e in equations
-                        if not any(e is gone for gone in inner)
+                        if not any(e is merged for merged in inner)
                     ]
         return {out: equation for equation in equations for out in equation.outputs}
 
@@ -440,16 +440,16 @@ class _Reader:
         find: Callable[..., str | None],
         name: Var,
         equations: list[Equation],
-        kept: set[Var],
+        required: set[Var],
     ) -> Iterator[tuple[list[Equation], str]]:
-        """Equations that are one function of a value, and the function's label."""
-        for region in _regions(equations, name, self.data, kept):
+        """Equations that form one function of a value, and the function's label."""
+        for region in _regions(equations, name, self.data, required):
             label = find(region, name)
             if label is not None:
                 yield region, label
 
     def _known_function(self, region: list[Equation], name: Var) -> str | None:
-        """The known function of single elements that equations are together."""
+        """The label of the elementwise function that equations form; None if unknown."""
         primitives = [e.primitive for e in region if e.primitive not in TRANSPARENT]
         allowed = {*CURVES, *OPERATORS, "integer_pow", "custom_jvp_call"}
         plain = len(primitives) == 1 and primitives[0] in (*CURVES, "integer_pow")
@@ -475,7 +475,7 @@ class _Reader:
         return None
 
     def _normalisation(self, region: list[Equation], name: Var) -> str | None:
-        """What equations are together that subtract a mean, divide by a norm or a sum."""
+        """The label of the normalisation (by a mean, norm or sum) that equations form, or None."""
         primitives = {e.primitive for e in region} - TRANSPARENT
         if not primitives & set(REDUCTIONS) or not primitives <= NORMALISING:
             return None
@@ -500,7 +500,7 @@ def _values_of_functions(dtype: Any) -> dict[str, np.ndarray]:
 
 
 def labels(tree: Any, otherwise: str) -> list[tuple[str, Var]]:
-    """The leaves of a tree with the names that their places give them."""
+    """The leaves of a tree, named by their paths."""
     found = []
     for path, name in jax.tree_util.tree_flatten_with_path(tree)[0]:
         keys = [str(getattr(k, "name", getattr(k, "key", getattr(k, "idx", k)))) for k in path]
@@ -525,11 +525,11 @@ def _shifted(span: Span, start: int, size: int) -> tuple[int, int]:
 
 
 def _regions(
-    equations: list[Equation], name: Var, data: set[Var], kept: set[Var]
+    equations: list[Equation], name: Var, data: set[Var], required: set[Var]
 ) -> Iterator[list[Equation]]:
-    """Equations that together compute one value of another alone, the longest lists first.
+    """Lists of equations that compute a value from only one other value, the longest first.
 
-    Nothing else reads what they compute on the way, and no product is among them.
+    No other equation reads their intermediate values, and they contain no product with weights.
     """
     inside: list[Equation] = []
     reached = {name}
@@ -537,7 +537,7 @@ def _regions(
         arguments = [n for n in e.inputs if n in data]
         if arguments and set(arguments) <= reached and e.primitive not in PRODUCTS:
             inside.append(e)
-            if kept.isdisjoint(e.outputs):
+            if required.isdisjoint(e.outputs):
                 reached.update(e.outputs)
     uses: dict[Var, list[Equation]] = {}
     for e in equations:
@@ -561,11 +561,11 @@ def _regions(
             yield region
 
 
-# ---- from values to what is drawn ----
+# ---- from values to nodes ----
 
 
 class _Drawing:
-    """Chooses what of a reader's values is drawn as one node."""
+    """Groups a reader's values into nodes."""
 
     def __init__(self, reader: _Reader):
         self.values = reader.values
@@ -592,10 +592,10 @@ class _Drawing:
             self._nodes.append(Node(kind, label, (), (edge,), "", self.values[n].where))
         return _in_order(_with_joins(self._nodes))
 
-    # ---- which values there are ----
+    # ---- required values ----
 
     def _reached(self) -> list[int]:
-        """Values that outputs or names need, in their order."""
+        """The values that outputs or named values depend on, in order."""
         reached = {value for _, _, value in self.outputs}
         reached |= {n for n, value in enumerate(self.values) if value.names}
         reached |= {n for n, value in enumerate(self.values) if value.kind in ("state", "input")}
@@ -608,7 +608,7 @@ class _Drawing:
         return sorted(reached)
 
     def _count_uses(self) -> dict[int, int]:
-        """How often each value is read, by those that are drawn in the end."""
+        """The number of times that required values and outputs read each value."""
         uses: dict[int, int] = {}
         for argument in (t for n in self._reached() for t in self._terms(n)):
             uses[argument] = uses.get(argument, 0) + 1
@@ -623,7 +623,7 @@ class _Drawing:
         return [self.values[n].kind for n in terms]
 
     def _hide_parts(self) -> None:
-        """A part of what is computed side by side is drawn as the whole, and a bias not at all."""
+        """Replaces parts of concatenated values by the whole value, and removes biases."""
 
         def whole(n: int) -> int:
             value = self.values[n]
@@ -640,43 +640,43 @@ class _Drawing:
         self.outputs = [(kind, label, whole(n)) for kind, label, n in self.outputs]
 
     def _flatten(self) -> None:
-        """Sums of sums are one sum, and products of products one product."""
+        """Merges sums of sums into one sum, and products of products into one product."""
         changed = True
         while changed:
             uses = self._count_uses()
-            changed = any([self._take_in(self.values[n], uses) for n in self._reached()])
+            changed = any([self._merge(self.values[n], uses) for n in self._reached()])
 
-    def _take_in(self, value: _Value, uses: dict[int, int]) -> bool:
-        """Writes one sum within a sum, or product within a product, out; whether there was one."""
+    def _merge(self, value: _Value, uses: dict[int, int]) -> bool:
+        """Merges one sum within a sum, or product within a product; returns whether it did."""
         if value.kind not in ("sum", "product"):
             return False
-        for place, (sign, argument) in enumerate(value.terms):
+        for index, (sign, argument) in enumerate(value.terms):
             inner = self.values[argument]
             if inner.kind != value.kind or inner.names or uses.get(argument, 0) != 1:
                 continue
             if value.kind == "product" and -1 in (s for s, _ in value.terms + inner.terms):
-                continue  # a quotient has two parts
+                continue  # a quotient has exactly two operands
             terms = [(sign * s, t) for s, t in inner.terms]
-            merged = value.terms[:place] + terms + value.terms[place + 1 :]
+            merged = value.terms[:index] + terms + value.terms[index + 1 :]
             plain = [k for k in self._kinds(t for _, t in merged) if k not in WITH_WEIGHTS]
             if len(plain) <= 3:
                 value.terms = merged
                 return True
         return False
 
-    # ---- what is one node ----
+    # ---- nodes ----
 
     def _alone(self, n: int) -> bool:
-        """Whether a value can be drawn as part of what reads it."""
+        """Whether a value can be drawn as part of the only value that reads it."""
         return self._uses.get(n, 0) == 1 and not self.values[n].names
 
     def _absorbed(self, n: int) -> list[int]:
-        """The terms of a sum that are weights times something and nothing more."""
+        """The terms of a sum that are only weights times a value."""
         terms = self._terms(n)
         return [t for t in terms if self.values[t].kind in WITH_WEIGHTS and self._alone(t)]
 
     def _is_layer(self, n: int) -> bool:
-        """Whether a value is weights times other values, and nothing more."""
+        """Whether a value is only a sum of weights times other values."""
         if self.values[n].kind != "sum":
             return self.values[n].kind == "matrix"
         absorbed = self._absorbed(n)
@@ -717,13 +717,13 @@ class _Drawing:
     def _add(
         self, kind: str, text: str, edges: Iterable[Edge], n: int | None = None, note: str = ""
     ) -> int:
-        """A new node, for a value or for a part of one."""
+        """Adds a node for a value or a part of one, and returns its index."""
         names, where = ((), None) if n is None else (self.values[n].names, self.values[n].where)
         self._nodes.append(Node(kind, text, names, tuple(edges), note, where))
         return len(self._nodes) - 1
 
     def _curve(self, n: int) -> int:
-        """A function of single elements; functions of functions are one as long as it is short."""
+        """Adds an elementwise function; nested functions are one node while their text is short."""
         text, (inside,) = self.values[n].text, self._terms(n)
         while self._alone(inside) and self.values[inside].kind == "curve":
             both = nested(text, self.values[inside].text)
@@ -735,7 +735,7 @@ class _Drawing:
         return self._add("operation", shown(text), self._edges([inside]), n)
 
     def _layer(self, n: int, text: str, top: int | None) -> int:
-        """A function of the terms of value n that have weights; its own value is ``top``."""
+        """Adds a layer for the weighted terms of value ``n``; the node's value is ``top``."""
         terms = self._absorbed(n) if self.values[n].kind == "sum" else [n]
         matrices = [t for t in terms if self.values[t].kind == "matrix"]
         dense = [source for t in matrices for source in self._side_by_side(self._terms(t)[0])]
@@ -745,13 +745,13 @@ class _Drawing:
         return self._add("layer", text, edges, top, note)
 
     def _side_by_side(self, n: int) -> list[int]:
-        """What a matrix is multiplied with: one value, or several."""
+        """The values that a matrix is multiplied by: one, or several concatenated ones."""
         if self.values[n].kind == "join" and not self.values[n].names:
             return [source for t in self._terms(n) for source in self._side_by_side(t)]
         return [n]
 
     def _sum(self, n: int) -> int:
-        """A sum in which there is more than weights times something."""
+        """Adds a sum that has terms without weights."""
         absorbed = self._absorbed(n)
         plus, minus = (
             self._edges(t for s, t in self.values[n].terms if s == sign and t not in absorbed)
@@ -782,7 +782,7 @@ def nested(outer: str, inner: str) -> str:
 
 
 def shown(text: str) -> str:
-    """The text of a function, its argument left out where it can be.
+    """The text of a function, without its argument if possible.
 
     >>> shown("2tanh(□)"), shown("tanh(□/2)"), shown("1−□"), shown("□²"), shown("0.1□")
     ('2tanh', 'tanh(·/2)', '1−', '(·)²', '×0.1')
@@ -796,7 +796,7 @@ def shown(text: str) -> str:
 
 
 def _with_joins(nodes: list[Node]) -> list[Node]:
-    """The nodes, where inputs that several layers share are joined once."""
+    """Joins inputs that several layers share once, in nodes of their own."""
     nodes = list(nodes)
 
     def dense(node: Node) -> frozenset[int]:
@@ -830,17 +830,17 @@ def _with_joins(nodes: list[Node]) -> list[Node]:
 
 
 def _in_order(nodes: list[Node]) -> tuple[Node, ...]:
-    """Each node after its inputs, and otherwise as they were."""
-    place: dict[int, int] = {}
+    """Sorts nodes so that each follows its inputs, and otherwise preserves their order."""
+    position: dict[int, int] = {}
     ordered: list[Node] = []
 
     def visit(n: int) -> None:
-        if n in place:
+        if n in position:
             return
         for edge in nodes[n].inputs:
             visit(edge.source)
-        edges = tuple(edge._replace(source=place[edge.source]) for edge in nodes[n].inputs)
-        place[n] = len(ordered)
+        edges = tuple(edge._replace(source=position[edge.source]) for edge in nodes[n].inputs)
+        position[n] = len(ordered)
         ordered.append(nodes[n]._replace(inputs=edges))
 
     first, last = ("state", "input"), ("new state", "output")

@@ -1,4 +1,4 @@
-"""A schematic of a cell, drawn from its equations as SVG."""
+"""Draws a schematic of a cell from its equations, as an SVG."""
 
 import dataclasses
 import functools
@@ -15,7 +15,7 @@ from lstm_jax.inspect.models import NO_PARAMS, functional
 from lstm_jax.inspect.schematic.dataflow import Node, dataflow
 from lstm_jax.inspect.schematic.layout import Layout, Link, Point, Shape, lay_out
 
-# Blue and orange are told apart by colour-blind readers, and by their shapes and lightness.
+# Colour-blind readers can distinguish blue and orange; shapes and lightness differ as well.
 PAPER, INK, SOFT, BODY = "#ffffff", "#1b2733", "#5d6b78", "#f4f7f9"
 COLOURS = {
     "layer": ("#ffe2ad", "#9a6400"),
@@ -24,25 +24,25 @@ COLOURS = {
     "part": (PAPER, SOFT),
     "join": (INK, INK),
 }
-"""Inside and edge."""
+"""The fill and edge colours of each kind of node."""
 
 ORDERED = ("−", "÷", "pow", "select", "rem", "atan2", ">", "<", "≥", "≤")
-"""Operations whose first operand is told apart from the others."""
+"""Operations for which the order of the operands matters."""
 
-SIZE = 16.0  # of letters, in pixels
+SIZE = 16.0  # the font size, in pixels
 SMALL = 12.0
 ITALIC = f'font-family="serif" font-style="italic" font-size="{SIZE + 1:.0f}"'
 MARGIN = 12.0
-ROUND = 6.0  # radius of corners
+ROUND = 6.0  # the radius of corners
 
 
 @dataclasses.dataclass(frozen=True)
 class CellDrawing:
-    """A cell's schematic; a notebook shows it, and ``str`` of it is the SVG.
+    """A cell's schematic, which notebooks display; ``str`` returns the SVG.
 
     Attributes:
-      svg: the picture's text.
-      nodes: what is drawn, each after its inputs.
+      svg: the SVG.
+      nodes: the drawn nodes, each after its inputs.
     """
 
     svg: str
@@ -59,18 +59,18 @@ class CellDrawing:
 
 
 def draw_cell(cell: Any, input_size: int = 3) -> CellDrawing:
-    """Draws how a cell's values depend on each other in one step, as SVG.
+    """Draws how a cell's values depend on each other in one step, as an SVG.
 
-    Time goes from left to right: the state of the step before comes in on the left and the new
-    one goes out on the right; x_t comes from below, y_t goes up.  Boxes are layers, functions of
-    weights times what comes in, plus a bias; circles are operations element by element.  Dashed
-    wires are multiplied by a parameter unit by unit (peepholes), thick ones carry a state on to
-    the next step through operations alone.  Values have the names that
+    Time runs from left to right: the previous state enters on the left, and the new one leaves on
+    the right.  x_t enters from below, and y_t leaves at the top.  Boxes are layers: functions of
+    weights times the inputs, plus a bias.  Circles are elementwise operations.  A dashed wire is
+    multiplied by a parameter, unit by unit (peepholes).  A thick wire carries a state to the next
+    step through elementwise operations only.  Values have the names that
     :func:`lstm_jax.cells.named` gives them.
 
     Args:
-      cell: any cell, with ``init``, ``zero_state`` and ``step``; a stack of them, too, or a module
-        of ``lstm_jax.nnx`` or ``lstm_jax.linen``.
+      cell: any cell with ``init``, ``zero_state`` and ``step``, a stack of cells, or a module of
+        ``lstm_jax.nnx`` or ``lstm_jax.linen``.
       input_size: D, for cells whose equations depend on it.
 
     Raises:
@@ -97,25 +97,25 @@ def draw_cell(cell: Any, input_size: int = 3) -> CellDrawing:
     return CellDrawing(_svg(flow.nodes, type(cell).__name__), flow.nodes)
 
 
-# ---- from nodes to places ----
+# ---- from nodes to positions ----
 
 
 def _spines(nodes: Sequence[Node]) -> list[list[int]]:
-    """For each state the nodes by which it comes to the next step with operations alone."""
+    """For each state, its path to the next step through elementwise operations only."""
     news = [n for n, node in enumerate(nodes) if node.kind == "new state"]
     spines = []
     olds = [n for n, node in enumerate(nodes) if node.kind == "state"]
     for old, new in zip(olds, news, strict=True):
-        ways: dict[int, list[int]] = {old: [old]}
+        paths: dict[int, list[int]] = {old: [old]}
         for n, node in enumerate(nodes):
             if n != new and node.kind != "operation":
                 continue
             found = [
-                ways[e.source] for e in node.inputs if e.source in ways and not e.weighted
-            ] or [ways[e.source] for e in node.inputs if e.source in ways]
+                paths[e.source] for e in node.inputs if e.source in paths and not e.weighted
+            ] or [paths[e.source] for e in node.inputs if e.source in paths]
             if found:
-                ways[n] = [*min(found, key=len), n]
-        spines.append(ways.get(new, []))
+                paths[n] = [*min(found, key=len), n]
+        spines.append(paths.get(new, []))
     return spines
 
 
@@ -125,7 +125,7 @@ def _memory(spines: list[list[int]]) -> set[tuple[int, int]]:
 
 
 def _links(nodes: Sequence[Node], spines: list[list[int]]) -> list[list[Link]]:
-    """The edges into each node; memory is kept straight first of all, then what comes and goes."""
+    """The edges into each node; memory has the highest weight for straightness, then the ends."""
     strong = _memory(spines)
     links = []
     for n, node in enumerate(nodes):
@@ -141,7 +141,7 @@ def _links(nodes: Sequence[Node], spines: list[list[int]]) -> list[list[Link]]:
 
 
 def _orders(nodes: Sequence[Node], spines: list[list[int]]) -> list[tuple[int, ...]]:
-    """Orders of the states: memories on top, and at the bottom the state that is put out."""
+    """Candidate orders of the states: memories at the top, the output state at the bottom."""
     states = [n for n, node in enumerate(nodes) if node.kind == "state"]
     news = [node for node in nodes if node.kind == "new state"]
     outputs = {e.source for node in nodes if node.kind == "output" for e in node.inputs}
@@ -161,7 +161,7 @@ def _orders(nodes: Sequence[Node], spines: list[list[int]]) -> list[tuple[int, .
 
 @functools.lru_cache(maxsize=64)
 def placed(nodes: tuple[Node, ...]) -> tuple[list[Shape], Layout]:
-    """The room that each node takes, and where everything is."""
+    """The size of each node, and the layout."""
     spines = _spines(nodes)
     ordered = [n for n, node in enumerate(nodes) if node.text in ORDERED]
     shapes = [_shape(node) for node in nodes]
@@ -196,11 +196,11 @@ def _name_width(node: Node) -> float:
     return sum(label_width(name, "t") + 6 for name in node.names)
 
 
-# ---- letters ----
+# ---- text ----
 
 
 def text_width(text: str, size: float) -> float:
-    """About how wide a text is, in pixels; on the wide side, as fonts differ."""
+    """The approximate width of a string in pixels; rather too large, since fonts differ."""
     narrow, wide = "iljft.,:·'[]()|/ ", "mwMW−+=∘×"
     em = sum(0.36 if c in narrow else 0.85 if c in wide else 0.6 for c in text)
     return em * size
@@ -212,13 +212,13 @@ def _split(name: str) -> tuple[str, str]:
 
 
 def label_width(name: str, time: str) -> float:
-    """The width of a name with its index and time below the line."""
+    """The width of a name with its index and time as subscripts."""
     base, index = _split(name)
     return text_width(base, SIZE) + text_width(",".join(filter(None, (index, time))), SMALL)
 
 
 def _label(name: str, time: str, x: float, y: float, anchor: str = "start") -> str:
-    """A name as in equations: x_t, c_{t-1}."""
+    """A name in mathematical notation: x_t, c_{t-1}."""
     base, index = _split(name)
     below = ",".join(filter(None, (index, time)))
     return (
@@ -263,8 +263,8 @@ def _svg(nodes: tuple[Node, ...], title: str) -> str:
         f'height="{_n(bottom - top)}" rx="14" fill="{BODY}" stroke="#c3ced6"/>',
     ]
     out += _wires(nodes, layout)
-    for node, shape, place in zip(nodes, shapes, layout.centres, strict=True):
-        out += _node(node, shape, place)
+    for node, shape, centre in zip(nodes, shapes, layout.centres, strict=True):
+        out += _node(node, shape, centre)
     out.append("</g>")
     out.append(f'<g transform="translate({_n(MARGIN)} {_n(y1 - y0 - legend_height - 6)})">')
     out += keys
@@ -305,7 +305,7 @@ def _wires(nodes: Sequence[Node], layout: Layout) -> Iterator[str]:
 
 
 def _head(points: list[Point]) -> tuple[Point, str]:
-    """Where a line ends when its head is put on, and the head."""
+    """The end of a line that leaves room for the arrow head, and the head."""
     (x, y), (a, b) = points[-1], points[-2]
     size = math.dist((x, y), (a, b))
     dx, dy = (x - a) / size, (y - b) / size
@@ -315,7 +315,7 @@ def _head(points: list[Point]) -> tuple[Point, str]:
 
 
 def _path(points: Sequence[Point], sharp: Sequence[Point]) -> str:
-    """A line with round corners, but for those where another line goes on."""
+    """A line with round corners, except where another line branches off."""
     steps = [f"M{_n(points[0][0])} {_n(points[0][1])}"]
     for i in range(1, len(points) - 1):
         at = points[i]
@@ -333,8 +333,8 @@ def _path(points: Sequence[Point], sharp: Sequence[Point]) -> str:
     return "".join(steps)
 
 
-def _node(node: Node, shape: Shape, place: Point) -> Iterator[str]:
-    x, y = place
+def _node(node: Node, shape: Shape, centre: Point) -> Iterator[str]:
+    x, y = centre
     if node.kind == "state":
         yield _label(node.text, "t−1", x - 1, y + 5, "end")
     elif node.kind == "new state":
@@ -362,7 +362,7 @@ def _node(node: Node, shape: Shape, place: Point) -> Iterator[str]:
 
 
 def _legend(nodes: Sequence[Node]) -> Iterator[tuple[str, str]]:
-    """What kinds of things there are: a sign for each, and a text."""
+    """A sign and a text for each kind of node and wire."""
     kinds = {node.kind for node in nodes}
     if "layer" in kinds:
         yield _sign("layer", 3), "layer: f(W · inputs + b)"
@@ -395,7 +395,7 @@ def _sign(kind: str, corner: int) -> str:
 def _place_legend(
     legend: Sequence[tuple[str, str]], width: float
 ) -> tuple[list[str], float, float]:
-    """The legend in as many lines as it needs, its height and its width."""
+    """The legend in as many lines as necessary, its height and its width."""
     x, y, widest, out = 0.0, 14.0, 0.0, []
     for sign, text in legend:
         long = text_width(text, SMALL)
@@ -412,7 +412,7 @@ def _place_legend(
 
 
 def _description(nodes: Sequence[Node]) -> str:
-    """The picture in words, an equation for each node."""
+    """The drawing as text, with an equation for each node."""
 
     def called(n: int) -> str:
         node = nodes[n]

@@ -1,4 +1,4 @@
-"""Places for the nodes of a graph, in columns from left to right, and wires between them."""
+"""Lays out the nodes of a graph in columns from left to right, with wires between them."""
 
 import collections
 import itertools
@@ -8,27 +8,30 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-GAP = 9.0  # between things one below another
-PITCH = 14.0  # between wires that enter side by side
-TRACK = 10.0  # between wires that go up and down side by side
-BEFORE, AFTER = 9.0, 17.0  # from a column to the first such wire, and from the last to a column
+GAP = 9.0  # the vertical distance between items
+PITCH = 14.0  # the vertical distance between wires that enter a node from the left
+TRACK = 10.0  # the horizontal distance between vertical wires
+BEFORE, AFTER = (
+    9.0,
+    17.0,
+)  # the distances from a column to vertical wires, and from them to the next
 STUB = 15.0  # the shortest wire into a node from above or below
-JOG = 18.0  # a wire that goes up or down by less looks crooked
-NEAR = 7.0  # wires closer than this would be read as one
+JOG = 18.0  # a smaller vertical offset of a wire looks crooked
+NEAR = 7.0  # closer wires would look like one
 
 Point = tuple[float, float]
 
 
 class Shape(NamedTuple):
-    """The room that a node takes, all sizes from its centre.
+    """The size of a node; all distances are from its centre.
 
     Attributes:
-      kind: where wires come in: ``"side"``, from the left; ``"round"``, from the left, above
-        and below; or the ends of wires: ``"left"``, ``"right"``, ``"bottom"``, ``"top"``.
-      width: to the left and right edges, where wires end and begin.
-      height: to the upper and lower edges.
-      left: as far as anything is written on the left.
-      right: as far as anything is written on the right.
+      kind: where wires enter: ``"side"``, from the left; ``"round"``, from the left, above and
+        below; or one of the ends of wires, ``"left"``, ``"right"``, ``"bottom"``, ``"top"``.
+      width: the distance to the left and right edges, where wires end and begin.
+      height: the distance to the upper and lower edges.
+      left: the extent to the left, including text.
+      right: the extent to the right, including text.
     """
 
     kind: str
@@ -42,8 +45,8 @@ class Link(NamedTuple):
     """An edge into a node.
 
     Attributes:
-      source: index of the node that it comes from.
-      straight: how much a straight wire is worth; the strongest ones stay in one row.
+      source: the index of the source node.
+      straight: the weight of a straight wire; the strongest wires stay in one row.
     """
 
     source: int
@@ -51,12 +54,12 @@ class Link(NamedTuple):
 
 
 class Wire(NamedTuple):
-    """What is drawn of an edge.
+    """The line of an edge.
 
     Attributes:
-      target: the node it goes to.
-      number: which of its inputs it is.
-      points: corners from where it leaves wires of the same source that are drawn already.
+      target: the index of the target node.
+      number: the index among the target's inputs.
+      points: its corners; if it branches off a wire of the same source, from there on.
     """
 
     target: int
@@ -65,13 +68,13 @@ class Wire(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """Where everything is.
+    """The positions of nodes and wires.
 
     Attributes:
-      centres: of each node.
-      wires: one for each edge.
-      dots: where wires of one source part.
-      inside: left, top, right and bottom of what is between the ends.
+      centres: the centre of each node.
+      wires: one wire for each edge.
+      dots: the points at which wires of one source branch.
+      inside: the left, top, right and bottom of the area between the ends.
     """
 
     centres: list[Point]
@@ -88,24 +91,23 @@ def lay_out(
 ) -> Layout:
     """Places nodes so that few wires cross and many are straight.
 
-    Columns and rows are each the solution of a linear programme, wires as short as they can be
-    (Gansner, Koutsofios, North & Vo, "A Technique for Drawing Directed Graphs", 1993); the
-    order within columns comes from moving one node after another to its best place.
+    Linear programmes determine the columns and the rows, with the shortest possible wires
+    (Gansner, Koutsofios, North & Vo, "A Technique for Drawing Directed Graphs", 1993).  To order
+    the nodes within columns, each node in turn moves to its best position.
 
     Args:
-      shapes: of each node.
-      links: of each node, the edges into it, from nodes before it.
-      ordered: round nodes whose first input is to come from the left.
-      orders: choices of the order of the ``"left"`` nodes from top to bottom, of which the one
-        with fewest crossings is taken; the n-th ``"right"`` node stands where the n-th left one
-        does.
+      shapes: the size of each node.
+      links: the edges into each node, from previous nodes.
+      ordered: round nodes whose first input must enter from the left.
+      orders: candidate orders of the ``"left"`` nodes from top to bottom; the one with the fewest
+        crossings is used.  The n-th ``"right"`` node has the position of the n-th left one.
     """
     found = [_Order(shapes, links, set(ordered), order) for order in orders]
     for order in found[1:] and found:
         order.improve(1)
     best = min(found, key=lambda order: round(order.total(), 6))
     best.improve(STARTS, thorough=True)
-    return _Places(best).layout()
+    return _Placement(best).layout()
 
 
 # ---- linear programmes ----
@@ -116,12 +118,12 @@ def shortest(
     pulls: Sequence[tuple[int, int, float, float]],
     gaps: Sequence[tuple[int, int, float]],
 ) -> np.ndarray:
-    """Numbers x that minimise the sum of w |x_a - x_b + d| with x_b - x_a at least a gap.
+    """Minimises the sum of w |x_a - x_b + d| over x, with x_b - x_a at least a gap.
 
     Args:
-      size: how many numbers.
-      pulls: a, b, w and d.
-      gaps: a, b and the gap.
+      size: the number of variables x.
+      pulls: tuples of a, b, w and d.
+      gaps: tuples of a, b and the gap.
 
     >>> shortest(3, [(0, 1, 1.0, 0.0), (1, 2, 1.0, 0.0)], [(0, 2, 4.0), (0, 1, 1.0)]).tolist()
     [0.0, 1.0, 4.0]
@@ -130,8 +132,7 @@ def shortest(
     from scipy.sparse import coo_array
 
     count = len(pulls)
-    # Irregular weights leave one solution where there would be several, so that pictures do
-    # not depend on the solver.
+    # Irregular weights make the solution unique, so that drawings do not depend on the solver.
     uneven = np.modf(np.arange(1, size + count + 1) * 0.6180339887)[0]
     cost = np.zeros(size + count)
     cost[:size] = 1e-3 * (1 + uneven[:size])
@@ -151,9 +152,9 @@ def shortest(
 
 
 def columns_of(shapes: Sequence[Shape], links: Sequence[Sequence[Link]]) -> list[int]:
-    """The column of each node: after its inputs, wires (one for all targets) short."""
+    """The column of each node, after its inputs, so that wires (one per source) are short."""
     count = len(shapes)
-    begin, last = 2 * count, 2 * count + 1  # numbers n, then where the wire of n ends
+    begin, last = 2 * count, 2 * count + 1  # variables: columns of nodes, then ends of their wires
     pulls, gaps = [], []
     for n, shape in enumerate(shapes):
         pulls.append((n, count + n, 1.0, 0.0))
@@ -179,20 +180,20 @@ def columns_of(shapes: Sequence[Shape], links: Sequence[Sequence[Link]]) -> list
 
 
 class Item(NamedTuple):
-    """What takes a place in a column: a node, or the lane of a node's wire passing by."""
+    """An item of a column: a node, or the lane of a node's wire that passes through."""
 
     kind: str
     node: int
 
 
 OUTSIDE = 1e3
-STARTS = 4  # orders to begin from
-CLASHES = 40  # wires to be kept apart at most
-STRONG = 10.0  # wires that are worth more than this are kept in one row
+STARTS = 4  # the number of initial orders
+CLASHES = 40  # the maximum number of separations between wires
+STRONG = 10.0  # wires with a larger weight stay in one row
 
 
 class _Order:
-    """Items of each column from top to bottom, and where wires enter round nodes."""
+    """The items of each column from top to bottom, and the sides where wires enter round nodes."""
 
     def __init__(
         self,
@@ -232,7 +233,7 @@ class _Order:
         self._known: dict[Any, Any] = {}
 
     def improve(self, starts: int, thorough: bool = False) -> None:
-        """Takes the best order that can be come to from one of several to begin with."""
+        """Improves several initial orders, and uses the best result."""
         found = []
         for start in range(starts):
             self.ports = [choices[0] for choices in self.choices]
@@ -243,7 +244,7 @@ class _Order:
         _, _, self.columns, self.ports = min(found, key=lambda one: one[:2])
 
     def _choices(self, n: int, ordered: bool) -> list[str]:
-        """The sides from which wires can come into a node, a letter for each input."""
+        """The sides from which wires can enter a node, one letter for each input."""
         count = len(self.links[n])
         if self.shapes[n].kind != "round" or count > 3:
             return ["W" * count]
@@ -256,7 +257,7 @@ class _Order:
         return found
 
     def _begin(self, start: int) -> None:
-        """Each item in the row of the mean of its inputs, or somewhere else for other starts."""
+        """Sorts items by the mean row of their inputs, or scatters them if ``start`` is not 0."""
         for k in range(1, self.last):
             rows = {item.node: i for i, item in enumerate(self.columns[k - 1])}
 
@@ -283,27 +284,27 @@ class _Order:
                     self._move_with_lanes(n)
 
     def _move(self, k: int, item: Item) -> None:
-        """Moves an item, and the wires into it, to where they cost least."""
+        """Moves an item, and the wires into it, to the position with the lowest cost."""
         column, n = self.columns[k], item.node
         at = column.index(item)
         choices = self.choices[n] if item.kind == "node" else [self.ports[n]]
-        kept = self.ports[n]
-        best = (self.cost(k), at, kept)
+        saved = self.ports[n]
+        best = (self.cost(k), at, saved)
         column.pop(at)
-        for place in range(len(column) + 1):
-            column.insert(place, item)
+        for position in range(len(column) + 1):
+            column.insert(position, item)
             for choice in choices:
                 self.ports[n] = choice
                 cost = self.cost(k)
                 if cost < best[0] - 1e-9:
-                    best = (cost, place, choice)
-            self.ports[n] = kept
-            column.pop(place)
+                    best = (cost, position, choice)
+            self.ports[n] = saved
+            column.pop(position)
         column.insert(best[1], item)
         self.ports[n] = best[2]
 
     def _move_with_lanes(self, n: int) -> None:
-        """Moves a node to where it costs least once its wire, and where that goes, follow."""
+        """Moves a node, with its wire and its targets, to the position with the lowest cost."""
         k = self.column[n]
         follow = [(i, Item("lane", n)) for i, c in enumerate(self.columns) if Item("lane", n) in c]
         follow += [
@@ -312,10 +313,10 @@ class _Order:
             if self.column[t] < self.last and self.shapes[t].kind in ("side", "round")
         ]
         best = self.total()
-        for place in range(len(self.columns[k])):
-            kept = [list(column) for column in self.columns], list(self.ports)
+        for position in range(len(self.columns[k])):
+            saved = [list(column) for column in self.columns], list(self.ports)
             self.columns[k].remove(Item("node", n))
-            self.columns[k].insert(place, Item("node", n))
+            self.columns[k].insert(position, Item("node", n))
             for column, item in follow:
                 self._move(column, item)
             self._move(k, Item("node", n))
@@ -323,32 +324,33 @@ class _Order:
             if now < best - 1e-9:
                 best = now
             else:
-                self.columns, self.ports = kept
+                self.columns, self.ports = saved
 
     def total(self) -> float:
-        """What the whole order costs."""
+        """The cost of the whole order."""
         return sum(self.channel(k) for k in range(self.last)) + sum(
             map(self.inside, range(1, self.last))
         )
 
     def cost(self, k: int) -> float:
-        """What the order of one column costs."""
+        """The cost of the order of one column."""
         key = self._key(k - 1), self._key(k), self._key(k + 1)
         if (k, key) not in self._known:
             self._known[k, key] = self.channel(k - 1) + self.channel(k) + self.inside(k)
         return self._known[k, key]
 
     def inside(self, k: int) -> float:
-        """A little for what is above the strongest wires, and for wires with one more bend."""
+        """A small cost for items above the strongest wires, and for wires with an extra bend."""
         above = [i for i, item in enumerate(self.columns[k]) if item in self.strong]
         corners = [kind for kind, _ in self.slots(k)]
         return 0.15 * min(above, default=0) + 0.03 * corners.count("N") + 0.04 * corners.count("S")
 
     def slots(self, k: int) -> list[tuple[str, int]]:
-        """Everything in a column that has a height of its own, from top to bottom.
+        """Everything in a column that occupies a separate row, from top to bottom.
 
-        Beside items these are corners, ``"N"`` and ``"S"``: where a wire turns down or up into
-        a round node.  Beside a lane of the same wire there is none, the lane is tapped.
+        These are the items and the corners, ``"N"`` and ``"S"``, at which a wire turns down or up
+        into a round node.  There is no corner next to a lane of the same wire; the wire then
+        branches off the lane.
         """
         key = ("slots", k, self._key(k))
         if key in self._known:
@@ -365,13 +367,13 @@ class _Order:
                 found.append(("S", item.node))
         return found
 
-    def _taps(self, column: list[Item], beside: int, node: int, side: str) -> bool:
-        if not 0 <= beside < len(column) or column[beside].kind != "lane":
+    def _taps(self, column: list[Item], neighbour: int, node: int, side: str) -> bool:
+        if not 0 <= neighbour < len(column) or column[neighbour].kind != "lane":
             return False
-        return column[beside].node == self.links[node][self.ports[node].index(side)].source
+        return column[neighbour].node == self.links[node][self.ports[node].index(side)].source
 
     def arrivals(self, k: int) -> list[tuple[int, tuple[str, int], float]]:
-        """Wires that come into a column: the source, the slot, what being straight is worth."""
+        """The wires into a column: source, slot, and weight of being straight."""
         found = []
         slots = set(self.slots(k))
         for kind, n in self.slots(k):
@@ -390,7 +392,7 @@ class _Order:
         return found
 
     def channel(self, k: int) -> float:
-        """Crossings between a column and the next, and a little for wires that are not level."""
+        """The crossings between a column and the next, and a small cost for wires with bends."""
         key = (k, self._key(k), self._key(k + 1))
         if key not in self._known:
             self._known[key] = self._channel(k)
@@ -415,28 +417,28 @@ class _Order:
                 if n != m and (a - c) * (b - d) < 0:
                     cost += 1.0
             if abs(a) < OUTSIDE and abs(b) < OUTSIDE:
-                # Rows are counted from the top or from the bottom.
+                # Rows are counted from the top or from the bottom, whichever is closer.
                 cost += 0.02 * min(straight, 2.0) * min(abs(a - b), abs(a - b - more))
         return cost
 
 
-# ---- places ----
+# ---- placement ----
 
 
-class _Places:
-    """Rows, columns and wires of an order."""
+class _Placement:
+    """Computes the rows, columns and wires of an order."""
 
     def __init__(self, order: _Order):
         self.order, self.shapes, self.links = order, order.shapes, order.links
         self.slots = [(k, *slot) for k in range(order.last + 1) for slot in order.slots(k)]
         self.index = {slot: i for i, slot in enumerate(self.slots)}
         self.port: dict[tuple[int, int], float] = collections.defaultdict(float)
-        self.apart: list[tuple[int, int, float]] = []
+        self.separations: list[tuple[int, int, float]] = []
         self.y = self._rows()
         self._sort_ports()
         self.y = self._rows()
-        while (clash := self._tracks()) and len(self.apart) < CLASHES:
-            if not self._keeps(clash):
+        while (clash := self._tracks()) and len(self.separations) < CLASHES:
+            if not self._separate(clash):
                 break
         self._straighten()
         self._tracks(strict=False)
@@ -444,32 +446,32 @@ class _Places:
     # ---- rows ----
 
     def _straighten(self) -> None:
-        """Makes wires level that are nearly so, as far as no others become crooked for it."""
+        """Straightens wires that are nearly level, unless that makes others crooked."""
         tried: set[tuple[int, int]] = set()
         jogs = self._jogs()
         while left := [jog for jog in jogs if jog[:2] not in tried]:
-            a, b, apart = left[0]
+            a, b, distance = left[0]
             tried.add((a, b))
-            kept = self.apart, self.y
-            if self._keeps((a, b, apart), (b, a, -apart)):
+            saved = self.separations, self.y
+            if self._separate((a, b, distance), (b, a, -distance)):
                 after = self._jogs()
                 if len(after) < len(jogs) and self._tracks() is None:
                     jogs = after
                 else:
-                    self.apart, self.y = kept
+                    self.separations, self.y = saved
 
-    def _keeps(self, *gaps: tuple[int, int, float]) -> bool:
-        """Chooses rows with some more gaps, if there are any."""
-        kept, self.apart = self.apart, [*self.apart, *gaps]
+    def _separate(self, *gaps: tuple[int, int, float]) -> bool:
+        """Recomputes the rows with additional gaps; returns whether that was possible."""
+        saved, self.separations = self.separations, [*self.separations, *gaps]
         try:
             self.y = self._rows()
         except ValueError:
-            self.apart = kept
+            self.separations = saved
             return False
         return True
 
     def _jogs(self) -> list[tuple[int, int, float]]:
-        """Wires that are nearly level: from where, to where, and how far apart they should be."""
+        """Wires that are nearly level: their start and end, and the distance that levels them."""
         found = []
         for k in range(self.order.last):
             for source, slot, _ in self.order.arrivals(k + 1):
@@ -485,7 +487,7 @@ class _Places:
         return self.shapes[n].height if kind == "node" else 2.0
 
     def _rows(self) -> np.ndarray:
-        pulls, gaps = [], list(self.apart)
+        pulls, gaps = [], list(self.separations)
         for k in range(self.order.last + 1):
             column = [slot for slot in self.slots if slot[0] == k]
             for a, b in itertools.pairwise(column):
@@ -506,7 +508,7 @@ class _Places:
         return shortest(len(self.slots), pulls, gaps)
 
     def _tapped(self, a: tuple[int, str, int], b: tuple[int, str, int]) -> bool:
-        """Whether node b takes its wire from lane a beside it."""
+        """Whether the wire of node b branches off the neighbouring lane a."""
         if a[1] != "lane" or b[1] != "node":
             return False
         return any(
@@ -530,7 +532,7 @@ class _Places:
         )
 
     def _sort_ports(self) -> None:
-        """Wires that come in side by side do so in the order of where they come from."""
+        """Sorts wires that enter a node from the left by the height of their sources."""
         for n, edges in enumerate(self.links):
             side = [i for i in range(len(edges)) if self.order.ports[n][i] == "W"]
             if self.shapes[n].kind not in ("side", "round") or len(side) < 2:
@@ -541,20 +543,20 @@ class _Places:
                 slot = self._from(k - 1, self.links[n][i].source)
                 return math.inf if slot is None else self.y[slot]
 
-            for place, i in enumerate(sorted(side, key=height)):
-                self.port[n, i] = PITCH * (place - (len(side) - 1) / 2)
+            for position, i in enumerate(sorted(side, key=height)):
+                self.port[n, i] = PITCH * (position - (len(side) - 1) / 2)
 
     # ---- tracks ----
 
     def _ends(self, k: int) -> dict[int, tuple[float, list[float]]]:
-        """For each wire between column k and the next, its heights on the left and right."""
+        """The heights of each wire between column k and the next, on the left and right."""
         found: dict[int, tuple[float, list[float]]] = {}
         for source, slot, _ in self.order.arrivals(k + 1):
             a, b = self._from(k, source), self.index.get((k + 1, *slot))
             left = math.inf if a is None else float(self.y[a])
             right = -math.inf if b is None else float(self.y[b]) + self._offset(source, slot)
             found.setdefault(source, (left, []))[1].append(right)
-        # One source may come into a node at two places.
+        # One source may enter a node at two ports.
         for n in (item.node for item in self.order.columns[k + 1] if item.kind == "node"):
             for i, link in enumerate(self.links[n]):
                 if self.order.ports[n][i] == "W":
@@ -564,7 +566,7 @@ class _Places:
         return found
 
     def _tracks(self, strict: bool = True) -> tuple[int, int, float] | None:
-        """Chooses where wires go up and down; two heights to be kept apart if none will do."""
+        """Chooses the tracks of vertical wires; returns two rows to separate if it cannot."""
         self.track: list[dict[int, int]] = []
         for k in range(self.order.last):
             ends = self._ends(k)
@@ -575,7 +577,7 @@ class _Places:
                 return clash
             tracks: dict[int, int] = {}
             for n in order:
-                taken = [tracks[m] + 1 for m in tracks if self._beside(ends, m, n)]
+                taken = [tracks[m] + 1 for m in tracks if self._overlap(ends, m, n)]
                 tracks[n] = max(taken, default=0)
             self.track.append(tracks)
         return None
@@ -585,16 +587,17 @@ class _Places:
         return min(a, *bs), max(a, *bs)
 
     def _must_precede(self, ends: Any, a: int, b: int) -> bool:
-        """Whether a must go up or down left of b, as it begins at a height where b ends."""
+        """Whether a must turn to the left of b, because it begins at a height where b ends."""
         return any(abs(ends[a][0] - right) < NEAR for right in ends[b][1])
 
-    def _beside(self, ends: Any, a: int, b: int) -> bool:
+    def _overlap(self, ends: Any, a: int, b: int) -> bool:
+        """Whether the vertical parts of two wires need different tracks."""
         (low, high), (bottom, top) = self._reach(ends, a), self._reach(ends, b)
         overlap = low < top + NEAR and bottom < high + NEAR
         return overlap or self._must_precede(ends, a, b)
 
     def _clash(self, k: int, ends: Any, order: Sequence[int]) -> tuple[int, int, float] | None:
-        """Rows to be kept apart where a wire ends on its right at the height of one it precedes."""
+        """Rows to separate, because a wire ends at the height of a wire that it precedes."""
         for a, b in itertools.combinations(order, 2):
             if not self._must_precede(ends, b, a):
                 continue
@@ -609,10 +612,10 @@ class _Places:
         return None
 
     def _sequence(self, ends: Any, bent: list[int]) -> list[int]:
-        """The wires from left to right, so that few cross."""
+        """The order of wires from left to right with few crossings."""
 
         def price(a: int, b: int) -> float:
-            """Of a being left of b."""
+            """The cost of a being to the left of b."""
             (low, high), (bottom, top) = self._reach(ends, a), self._reach(ends, b)
             crossings = sum(bottom < right < top for right in ends[a][1])
             crossings += low < ends[b][0] < high
@@ -627,20 +630,20 @@ class _Places:
             return list(min(itertools.permutations(bent), key=total, default=()))
         order: list[int] = []
         for n in bent:
-            places = [[*order[:i], n, *order[i:]] for i in range(len(order) + 1)]
-            order = min(places, key=total)
+            candidates = [[*order[:i], n, *order[i:]] for i in range(len(order) + 1)]
+            order = min(candidates, key=total)
         return order
 
     # ---- wires ----
 
     def layout(self) -> Layout:
         order = self.order
-        x, starts = 0.0, []  # where the first track after each column is
-        centre = [0.0] * (order.last + 1)
+        x, starts = 0.0, []  # the position of the first track after each column
+        column_x = [0.0] * (order.last + 1)
         for k in range(order.last + 1):
             nodes = [self.shapes[i.node] for i in order.columns[k] if i.kind == "node"]
             x += max((shape.left for shape in nodes), default=0.0)
-            centre[k] = x
+            column_x[k] = x
             x += max((shape.right for shape in nodes), default=0.0)
             starts.append(x + BEFORE)
             if k < order.last:
@@ -655,39 +658,41 @@ class _Places:
             for i, slot in enumerate(self.slots)
         ]
         top, bottom = min(a for a, _ in heights) - GAP, max(b for _, b in heights) + GAP
-        places: list[Point] = []
+        centres: list[Point] = []
         for n, shape in enumerate(self.shapes):
             k = order.column[n]
             if shape.kind == "bottom":
                 track = self.track[0].get(n, 0)
-                places.append((starts[0] + TRACK * track, bottom))
+                centres.append((starts[0] + TRACK * track, bottom))
             elif shape.kind == "top":
                 track = self.track[-1].get(self.links[n][0].source, 0)
-                places.append((starts[order.last - 1] + TRACK * track, top))
+                centres.append((starts[order.last - 1] + TRACK * track, top))
             else:
-                places.append((centre[k], float(self.y[self.index[k, "node", n]])))
+                centres.append((column_x[k], float(self.y[self.index[k, "node", n]])))
         drawn: dict[int, list[tuple[Point, Point]]] = collections.defaultdict(list)
         wires, dots = [], []
         edges = [(n, i) for n in range(len(self.shapes)) for i in range(len(self.links[n]))]
-        # The longest first, from which the others part.
+        # The wires with the largest weight come first, and the others branch off them.
         edges.sort(key=lambda edge: -self.links[edge[0]][edge[1]].straight)
         for n, i in edges:
             source = self.links[n][i].source
-            points = self._points(n, i, starts, places)
+            points = self._points(n, i, starts, centres)
             rest = _after(points, drawn[source])
             if rest[0] != points[0]:
                 dots.append(rest[0])
             drawn[source] += itertools.pairwise(points)
             wires.append(Wire(n, i, rest))
         left = starts[0] - BEFORE
-        right = centre[-1] - max((self.shapes[i.node].left for i in order.columns[-1]), default=0.0)
-        return Layout(places, wires, sorted(set(dots)), (left, top, right, bottom))
+        right = column_x[-1] - max(
+            (self.shapes[i.node].left for i in order.columns[-1]), default=0.0
+        )
+        return Layout(centres, wires, sorted(set(dots)), (left, top, right, bottom))
 
-    def _points(self, n: int, i: int, starts: list[float], places: list[Point]) -> list[Point]:
+    def _points(self, n: int, i: int, starts: list[float], centres: list[Point]) -> list[Point]:
         """The corners of a wire from its source to an input of node n."""
         order, source = self.order, self.links[n][i].source
         begin, end = order.column[source], order.column[n]
-        x, y = places[source]
+        x, y = centres[source]
         points = [(x, y)]
         if self.shapes[source].kind != "bottom":
             points = [(x + self.shapes[source].width, y)]
@@ -697,9 +702,9 @@ class _Places:
             if k + 1 < end:
                 to = self.y[self.index[k + 1, "lane", source]]
             elif shape.kind == "top":
-                to = places[n][1]
+                to = centres[n][1]
             elif side == "W":
-                to = places[n][1] + self.port[n, i]
+                to = centres[n][1] + self.port[n, i]
             else:
                 slot = self.index.get((end, side, n), self.index.get((end, "lane", source)))
                 assert slot is not None
@@ -711,15 +716,15 @@ class _Places:
         if shape.kind == "top":
             return _without_repeats(points)
         if side == "W":
-            points.append((places[n][0] - shape.width, y))
+            points.append((centres[n][0] - shape.width, y))
         else:
             edge = shape.height * (-1 if side == "N" else 1)
-            points += [(places[n][0], y), (places[n][0], places[n][1] + edge)]
+            points += [(centres[n][0], y), (centres[n][0], centres[n][1] + edge)]
         return _without_repeats(points)
 
 
 def _without_repeats(points: list[Point]) -> list[Point]:
-    """A line's corners alone."""
+    """Reduces a line to its corners."""
     found: list[Point] = []
     for point in points:
         if found and math.dist(found[-1], point) < 0.01:
@@ -733,7 +738,7 @@ def _without_repeats(points: list[Point]) -> list[Point]:
 
 
 def _after(points: list[Point], drawn: list[tuple[Point, Point]]) -> list[Point]:
-    """The rest of a line, from where it leaves what is drawn.
+    """The rest of a line, from the point at which it leaves the drawn segments.
 
     >>> _after([(0, 0), (5, 0), (5, 9)], [((0, 0), (8, 0))])
     [(5, 0), (5, 9)]
@@ -752,7 +757,7 @@ def _after(points: list[Point], drawn: list[tuple[Point, Point]]) -> list[Point]
 
 
 def _shared(at: Point, to: Point, a: Point, b: Point) -> Point:
-    """How far from ``at`` towards ``to`` a segment goes along."""
+    """The farthest point from ``at`` towards ``to`` that a segment covers."""
     for axis in (0, 1):
         across = 1 - axis
         if at[across] == to[across] == a[across] == b[across]:
