@@ -796,7 +796,7 @@ def shown(text: str) -> str:
 
 
 def _with_joins(nodes: list[Node]) -> list[Node]:
-    """Joins inputs that several layers share once, in nodes of their own."""
+    """Adds a join node for each set of inputs that several layers share."""
     nodes = list(nodes)
 
     def dense(node: Node) -> frozenset[int]:

@@ -587,7 +587,7 @@ class _Placement:
         return min(a, *bs), max(a, *bs)
 
     def _must_precede(self, ends: Any, a: int, b: int) -> bool:
-        """Whether a must turn to the left of b, because it begins at a height where b ends."""
+        """Whether the track of a must be left of that of b: a begins at a height where b ends."""
         return any(abs(ends[a][0] - right) < NEAR for right in ends[b][1])
 
     def _overlap(self, ends: Any, a: int, b: int) -> bool:

@@ -485,7 +485,7 @@ def _uncoupled(cell: Any, of: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def both_directions(forward: Operator, backward: Operator) -> Operator:
-    """Joins two directions into one operator; both must lack the attribute ``direction``."""
+    """Joins two directions with equal attributes into one operator."""
     lists = ("activations", "activation_alpha", "activation_beta")
     plain = [
         {name: value for name, value in one.attributes.items() if name not in lists}
