@@ -5,12 +5,14 @@
 
 Both read the same rows, train on the same part, choose their best parameters on the same
 validation rows, and forecast the same test origins; the metrics of both are those of
-:mod:`lstm_jax.tasks.backtest`.  The peer trains for ``SECONDS`` of processor
-time, compilation and validation included.  The forecaster has its config with the steps of
-``SHORT``, and the processor time that they took is printed.  The peer has its own defaults (two layers of 128, a robust scaler, direct
-forecasts), the same window, batch, quantile levels, covariates, calendar and static columns, a
-validation every ``CHECK`` steps, and gets back the parameters of its best one.  A gap in a
-covariate is filled with the last value before it for the peer; a missing target is masked.
+:mod:`lstm_jax.tasks.backtest`.  The peer trains for ``SECONDS`` of processor time, validation
+included.  The forecaster has its config with the steps of ``SHORT``, and the processor time that
+they took is printed.
+
+The peer has its own defaults (two layers of 128, a robust scaler, direct forecasts), the same
+window, batch, quantile levels, covariates, calendar and static columns, a validation every
+``CHECK`` steps, and gets back the parameters of its best one.  A gap in a covariate is filled with
+the last value before it for the peer; a missing target is masked.
 """
 
 import json
