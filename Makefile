@@ -40,7 +40,7 @@ test: setup
 CORE := cells/test_lstm.py cells/test_published.py cells/test_ways.py sequence/fused \
   sequence/test_unroll.py sequence/test_stack.py sequence/test_bidirectional.py \
   sequence/test_shardings.py test_nnx.py test_linen.py models \
-  train/test_loop.py::test_what_a_run_leaves
+  train/test_loop.py::test_run_folder_contents
 DECLARED = import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"])
 
 test-oldest test-newest: test-%:

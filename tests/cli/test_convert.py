@@ -24,7 +24,7 @@ def source(tmp_path):
     return tmp_path / "model.npz"
 
 
-def test_there_and_back_over_every_library_that_has_stacks(source, tmp_path, capsys):
+def test_round_trip_through_every_library_with_stacks(source, tmp_path, capsys):
     steps = [
         ("torch", source),
         *((name, tmp_path / f"{name}.npz") for name in ("keras", "lstm_jax")),
@@ -43,7 +43,7 @@ def test_there_and_back_over_every_library_that_has_stacks(source, tmp_path, cap
 
 
 @pytest.mark.parametrize("library", ["equinox", "flax", "haiku", "cudnn"])
-def test_one_layer_goes_through_libraries_of_cells(library, tmp_path):
+def test_round_trip_of_one_layer_through_cell_libraries(library, tmp_path):
     lstm = LSTM(4)
     arrays = to_torch(lstm, lstm.init(jax.random.key(0), 3))
     write_arrays(tmp_path / "a.npz", arrays)
@@ -57,7 +57,7 @@ def test_one_layer_goes_through_libraries_of_cells(library, tmp_path):
         np.testing.assert_array_equal(back[name.removesuffix("_l0") + end], array, strict=True)
 
 
-def test_keras_files_tell_whose_they_are(source, tmp_path):
+def test_library_of_keras_files_is_detected(source, tmp_path):
     pytest.importorskip("h5py")
     h5, back = str(tmp_path / "a.weights.h5"), str(tmp_path / "b.npz")
     assert main(["convert", str(source), h5, "--from", "torch", "--prefix", "lstm"]) == 0
@@ -66,7 +66,7 @@ def test_keras_files_tell_whose_they_are(source, tmp_path):
     assert layer == LAYER.stack
 
 
-def test_a_model_of_onnx_is_a_file_too(tmp_path, capsys):
+def test_onnx_model_is_converted(tmp_path, capsys):
     pytest.importorskip("onnx")
     lstm = LSTM(4, 2, cell=("lstm", "gru"))
     params = lstm.init(jax.random.key(0), 3)
@@ -84,7 +84,7 @@ def test_a_model_of_onnx_is_a_file_too(tmp_path, capsys):
     assert capsys.readouterr().err.startswith("lstm-jax: error: none.onnx: ")
 
 
-def test_both_directions_go_through_onnx(tmp_path):
+def test_bidirectional_layers_round_trip_through_onnx(tmp_path):
     pytest.importorskip("onnx")
     lstm = LSTM(4, 2, bidirectional=True)
     arrays = to_torch(lstm, lstm.init(jax.random.key(0), 3))
@@ -97,7 +97,7 @@ def test_both_directions_go_through_onnx(tmp_path):
         np.testing.assert_array_equal(back[name], array, strict=True)
 
 
-def test_directions_apart_are_no_stack(tmp_path, capsys):
+def test_separate_directions_do_not_form_a_stack(tmp_path, capsys):
     pytest.importorskip("onnx")
     both = LSTM(4, bidirectional=True, merge="sum")  # an operator a direction
     write_layer(tmp_path / "b.onnx", "onnx", both, both.init(jax.random.key(0), 3))
@@ -109,7 +109,7 @@ def test_directions_apart_are_no_stack(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", ["a.npz", "a.weights.h5"])
-def test_a_cell_goes_where_layers_are_held(name, tmp_path):
+def test_cell_is_written_to_a_library_of_layers(name, tmp_path):
     pytest.importorskip("h5py")
     lstm = LSTM(4)
     params = lstm.init(jax.random.key(0), 3)
@@ -169,13 +169,13 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("flags", "message"), WRONG)
-def test_mistakes_are_told_in_one_line(flags, message, source, tmp_path, capsys):
+def test_mistakes_give_one_line(flags, message, source, tmp_path, capsys):
     assert main(["convert", str(source), str(tmp_path / "b.npz"), *flags]) == 1
     told = capsys.readouterr().err
     assert message in told and told.count("\n") == 1, told
 
 
-def test_pickles_and_unknown_libraries_are_refused(tmp_path, capsys):
+def test_pickles_and_unknown_libraries_are_rejected(tmp_path, capsys):
     target = str(tmp_path / "b.npz")
     assert main(["convert", "a.pt", target, "--from", "torch", "--to", "keras"]) == 1
     assert "pickles, which run code" in capsys.readouterr().err
@@ -183,7 +183,7 @@ def test_pickles_and_unknown_libraries_are_refused(tmp_path, capsys):
     assert "theano" in capsys.readouterr().err
 
 
-def test_a_runs_layers_go_out(workdir, tmp_path, capsys):
+def test_layers_of_a_run_are_converted(workdir, tmp_path, capsys):
     out = tmp_path / "out.npz"
     assert main(["convert", str(workdir), str(out), "--to", "torch"]) == 0
     trained = load_run(workdir).model.module.lstm.params
@@ -244,7 +244,7 @@ def test_hostile_files_give_one_line_and_no_output(name, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", ["a.npz", "a.safetensors", "a.weights.h5", "a.onnx"])
-def test_a_folder_that_is_not_there_is_named(name, tmp_path, capsys):
+def test_missing_folder_is_named(name, tmp_path, capsys):
     lstm = LSTM(4)
     write_arrays(tmp_path / "s.npz", to_torch(lstm, lstm.init(jax.random.key(0), 3)))
     target = tmp_path / "none" / name

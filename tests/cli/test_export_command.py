@@ -7,7 +7,7 @@ import pytest
 from lstm_jax.cli import main
 
 
-def test_figures_size_and_times_are_printed(workdir, capsys, monkeypatch):
+def test_metrics_sizes_and_times_are_printed(workdir, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     capsys.readouterr()
     assert main(["export", str(workdir), "--dtype", "int8"]) == 0
@@ -35,7 +35,7 @@ def test_figures_size_and_times_are_printed(workdir, capsys, monkeypatch):
 
 
 @pytest.mark.peers
-def test_onnx_and_its_runtimes_own_quantisation(workdir, capsys):
+def test_onnx_with_dynamic_int8_quantisation(workdir, capsys):
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     assert main(["export", str(workdir), "--format", "onnx", "--dtype", "dynamic-int8"]) == 0
@@ -54,7 +54,7 @@ def test_onnx_and_its_runtimes_own_quantisation(workdir, capsys):
         (["--dtypo", "int8"], 2, ["--dtypo: unknown option", "--dtype"]),
     ],
 )
-def test_mistakes_get_one_line(workdir, words, code, said, capsys):
+def test_mistakes_give_one_line(workdir, words, code, said, capsys):
     assert main(["export", str(workdir), *words]) == code
     err = capsys.readouterr().err
     assert err.startswith("lstm-jax: error: ") and err.count("\n") == 1

@@ -125,7 +125,7 @@ SECTIONS = {
 
 
 @pytest.mark.parametrize("task", list(CONFIGS))
-def test_a_page_has_everything_in_itself(pages, folder, task):
+def test_page_is_self_contained(pages, folder, task):
     page = pages[task]
     assert re.findall("<h2>(.*?)</h2>", page) == SECTIONS[task]
     outside = re.findall(r'(?:src|href)="(?!data:)([^"]*)', page)
@@ -222,7 +222,7 @@ def test_the_browser_test_notices_broken_images_and_errors(browser, tmp_path):
 # ---- text of one's own ----
 
 
-def test_a_text_of_ones_own(folder, monkeypatch):
+def test_report_on_a_given_text(folder, monkeypatch):
     text = 'fox (a "quick fox) the\n' * 20
     (folder / "mine.txt").write_text(text, "utf-8")
     shown = {}
@@ -275,7 +275,7 @@ def test_a_text_of_ones_own(folder, monkeypatch):
         ),
     ],
 )  # fmt: skip
-def test_mistakes_get_one_line(folder, args, files, message):
+def test_mistakes_give_one_line(folder, args, files, message):
     for name, text in files.items():
         (folder / name).write_text(text, "utf-8")
     with in_folder(folder):

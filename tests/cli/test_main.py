@@ -147,7 +147,7 @@ def test_train_prints_plain_lines(run):
     assert any(x.startswith("the ") and len(x) <= 14 for x in lines)
 
 
-def test_evaluate_prints_figures_beside_the_ngram_model(run, capsys):
+def test_evaluate_prints_metrics_next_to_the_ngram_model(run, capsys):
     assert call("evaluate", run.workdir) == 0
     told = capsys.readouterr()
     assert told.err == ""
@@ -160,7 +160,7 @@ def test_evaluate_prints_figures_beside_the_ngram_model(run, capsys):
     assert re.search(r"\d\.\d{4}", ngram)
 
 
-def test_the_quickstart_takes_a_text_in_any_alphabet(tmp_path, capsys):
+def test_quickstart_accepts_text_in_any_alphabet(tmp_path, capsys):
     (tmp_path / "text.txt").write_text("Съешь ещё этих мягких булок\n" * 40, "utf-8-sig")
     small = (
         "--data.lanes",
@@ -184,7 +184,7 @@ def generate(run, capsys, *args) -> str:
     return told.out.removesuffix("\n")
 
 
-def test_generate_is_decided_by_its_seed_and_temperature(run, capsys):
+def test_generate_depends_on_seed_and_temperature(run, capsys):
     args = ("--prompt", "the fox", "--length", 80)
     text = generate(run, capsys, *args, "--seed", 1)
     assert text.startswith("the fox") and len(text) == 7 + 80
@@ -220,7 +220,7 @@ def test_generate_prints_each_character_as_soon_as_it_is_known(run, capsys, monk
     assert [text[:n] for n in range(7, 13)] == list(dict.fromkeys(sys.stdout.seen))[:6]
 
 
-def test_generate_keeps_brackets_and_takes_small_lengths(run, capsys):
+def test_generate_prints_brackets_and_accepts_small_lengths(run, capsys):
     assert generate(run, capsys, "--prompt", "[dög]", "--length", 0) == "[dög]"
     assert len(generate(run, capsys, "--prompt", "[dög] a", "--length", 1)) == 8
     assert generate(run, capsys, "--length", 0) == ""
@@ -231,7 +231,7 @@ def test_generate_prints_tabs_and_line_ends_as_they_are(run, capsys):
     assert generate(run, capsys, "--prompt", prompt, "--length", 0) == prompt
 
 
-def test_going_on_with_a_finished_run(run, capsys):
+def test_extending_a_finished_run(run, capsys):
     assert call("train", run.workdir) == 0
     out = capsys.readouterr().out
     assert "resuming from step 6" in out and "this run, step" in out
@@ -577,7 +577,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_told_in_one_line(name, folder, capsys):
+def test_mistake_gives_one_line(name, folder, capsys):
     change, args, words = MISTAKES[name]
     if change is not None:
         change(folder)
@@ -609,7 +609,7 @@ def test_a_mistake_is_told_in_one_line(name, folder, capsys):
     ],
     ids=str,
 )
-def test_a_mistake_in_generate_is_told_in_one_line(args, words, run, capsys):
+def test_mistake_in_generate_gives_one_line(args, words, run, capsys):
     code = call("generate", run.workdir, *args)
     told = capsys.readouterr()
     assert code in (1, 2)
@@ -619,7 +619,7 @@ def test_a_mistake_in_generate_is_told_in_one_line(args, words, run, capsys):
         assert word in told.err
 
 
-def test_going_on_with_other_values_is_refused(run, capsys):
+def test_resuming_with_other_values_is_rejected(run, capsys):
     assert call("train", run.workdir, "--train.seed", 5) == 1
     told = capsys.readouterr().err
     assert "train.seed (0 there, 5 asked)" in told and told.count("\n") == 1
@@ -627,7 +627,7 @@ def test_going_on_with_other_values_is_refused(run, capsys):
     assert "--workdir" in capsys.readouterr().err
 
 
-def test_no_command_is_a_mistake(capsys):
+def test_missing_command_is_a_mistake(capsys):
     assert call() == 2
     assert capsys.readouterr() == (
         "",
@@ -651,7 +651,7 @@ LOWER = "lower the sizes in [model] and [data] of the config"
     ],
     ids=["interrupt", "exit", "pipe", "disk", "folder", "memory", "runtime"],
 )
-def test_other_endings_of_a_command(ending, status, message, monkeypatch, capfd):
+def test_exit_status_of_other_failures(ending, status, message, monkeypatch, capfd):
     def run(options):
         raise ending
 
@@ -662,7 +662,7 @@ def test_other_endings_of_a_command(ending, status, message, monkeypatch, capfd)
 
 
 @pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="needs /dev/full")
-def test_output_to_a_full_disk_is_one_line():
+def test_output_to_a_full_disk_gives_one_line():
     with open("/dev/full", "w") as full:
         done = subprocess.run(
             [sys.executable, "-m", "lstm_jax", "--version"],
@@ -691,7 +691,7 @@ def test_a_custom_module_that_ends_the_program_is_an_error(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("words", [("--help",), ("train", "classification.toml")])
-def test_output_that_nobody_reads_ends_a_command_quietly(words, folder):
+def test_broken_pipe_ends_a_command_quietly(words, folder):
     """As in ``lstm-jax ... | head -1``."""
     command = subprocess.Popen(
         [sys.executable, "-m", "lstm_jax", *words],
@@ -731,7 +731,7 @@ def test_help_imports_nothing_heavy_and_takes_less_than_a_second(words):
 
 
 @pytest.mark.slow
-def test_the_module_is_the_command():
+def test_python_m_runs_the_command():
     done = subprocess.run(
         [sys.executable, "-m", "lstm_jax", "evaluate", "/no/such/run"],
         capture_output=True,
@@ -742,7 +742,7 @@ def test_the_module_is_the_command():
     assert done.stderr == ("lstm-jax: error: /no/such/run: no run here (expected a config.toml)\n")
 
 
-def test_two_dashes_as_a_value_are_one_line(tmp_path, capsys):
+def test_two_dashes_as_a_value_give_one_line(tmp_path, capsys):
     """Some versions of argparse drop them."""
     (tmp_path / "a.toml").write_text('task = "next_character"\n', "utf-8")
     assert main(["train", str(tmp_path / "a.toml"), "--data.text=--"]) == 1

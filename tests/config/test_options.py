@@ -72,26 +72,26 @@ class Unbounded(Section):
 
 
 @pytest.mark.parametrize("text", ["٣", "1_000", "1_0", "３", "9" * 5000, "0x10", "1e3", ""])
-def test_integers_are_in_plain_digits(text):
+def test_integers_need_ascii_digits(text):
     assert parse(FIELDS["count"], text) == text
     with pytest.raises(UserError, match="expected an integer of at least 1"):
         read(FIELDS["count"], text)
 
 
 @pytest.mark.parametrize("text", ["١٫٥", "1_0.5", "１", "nan", "inf", "1e999"])
-def test_numbers_are_finite_and_in_plain_digits(text):
+def test_numbers_are_finite_with_ascii_digits(text):
     with pytest.raises(UserError, match="expected a number"):
         read(FIELDS["scale"], text)
 
 
 @pytest.mark.parametrize(("key", "value"), GOOD)
-def test_a_value_in_range_is_kept(key, value):
+def test_value_in_range_is_accepted(key, value):
     assert getattr(Example(**{key: value}), key) == value
     assert getattr(section_from(Example, {key: value}, "example", "file"), key) == value
 
 
 @pytest.mark.parametrize(("key", "value", "wanted", "shown"), BAD)
-def test_a_section_made_in_python_refuses_a_wrong_value(key, value, wanted, shown):
+def test_section_created_in_python_rejects_a_wrong_value(key, value, wanted, shown):
     with pytest.raises(UserError) as caught:
         Example(**{key: value})
     assert str(caught.value) == f"{key}: expected {wanted}, got {shown}"
@@ -104,7 +104,7 @@ def test_a_section_from_a_file_names_file_and_dotted_key(key, value, wanted, sho
     assert str(caught.value) == f"run.toml: example.{key}: expected {wanted}, got {shown}"
 
 
-def test_an_integer_is_taken_as_a_number():
+def test_integer_is_accepted_as_a_number():
     for section in (Example(scale=2), section_from(Example, {"scale": 2}, "example", "file")):
         assert section.scale == 2.0
         assert type(section.scale) is float
@@ -143,7 +143,7 @@ def test_an_unknown_key_like_no_known_one_lists_them():
     assert str(caught.value) == (f"run.toml: unknown key example.qqqqqqqqqqqqqqqq; known: {known}")
 
 
-def test_the_sections_own_name_makes_no_key_look_near():
+def test_section_name_does_not_count_in_suggestions():
     with pytest.raises(UserError, match=r"; known: optimizer\.count, "):
         section_from(Example, {"zzz": 1}, "optimizer", "run.toml")
 
@@ -154,7 +154,7 @@ def test_nearest_prefers_the_closest_name():
 
 
 @pytest.mark.parametrize("name", ["text_classification", "time_series_classification"])
-def test_a_name_with_further_words_is_no_misspelling(name):
+def test_name_with_additional_words_is_not_a_misspelling(name):
     assert nearest(name, ["classification"]) == "; known: classification"
     assert nearest("clasification", ["classification"]) == "; did you mean classification?"
 
@@ -208,7 +208,7 @@ class Files(Section):
         ("/data.csv", "/data.csv"),
     ],
 )
-def test_a_relative_path_begins_at_the_folder_and_is_stored_as_absolute(value, expected):
+def test_relative_path_is_resolved_from_the_folder(value, expected):
     values = {"file": value, "words": "data.csv"}
     made = section_from(Files, values, "data", "run.toml", pathlib.Path("/runs/of/mine"))
     assert made == Files(expected, "data.csv")

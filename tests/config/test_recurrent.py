@@ -68,7 +68,7 @@ def task(cell, hidden_size=6, embedding_size=4):
     return NextCharacter(TextData(lanes=4, window=8), model)
 
 
-def test_a_class_of_ones_own_by_its_module(module):
+def test_custom_class_by_its_module(module):
     own = module(OWN, "my_own_cells")
     assert type(cell_factory(f"{own}.Mine")(hidden_size=4)).__name__ == "Mine"
     assert cell_factory(f"{own}.told")(hidden_size=4).forget_bias == 2.0
@@ -87,14 +87,14 @@ def test_a_class_of_ones_own_by_its_module(module):
         ("raise RuntimeError('two\\nlines')", r"RuntimeError: two lines\)$"),
     ],
 )
-def test_a_module_that_breaks_is_told_in_one_line(module, request, text, cause):
+def test_failing_module_is_reported_in_one_line(module, request, text, cause):
     own = module(text, f"broken_{request.node.callspec.indices['text']}")
     message = f"^{own}.Mine: module {own} cannot be imported .{cause}"
     with pytest.raises(UserError, match=message):
         cell_factory(f"{own}.Mine")
 
 
-def test_what_does_not_fit_the_sizes_of_a_task_is_told(module):
+def test_cell_that_does_not_fit_the_task_sizes_is_reported(module):
     own = module(OWN, "my_fitting_cells")
     assert task("slstm(num_heads=3)").model.hidden_size == 6
     assert task(f"{own}.Even").model.hidden_size == 6
@@ -108,7 +108,7 @@ def test_what_does_not_fit_the_sizes_of_a_task_is_told(module):
             task(cell)
 
 
-def test_a_learned_initial_state_learns_where_a_text_begins():
+def test_learned_initial_state_has_a_gradient_only_at_the_start():
     learning = task("lstm(learn_initial_state=True)")
     model = learning.build(nnx.Rngs(0))
     params = params_of(model)
@@ -197,7 +197,7 @@ def test_a_task_learns_with_another_cell(cell):
         ("conv_lstm", "expected a cell that reads features, got conv_lstm, which reads grids"),
     ],
 )
-def test_mistakes_are_told(text, message):
+def test_mistakes_are_reported(text, message):
     with pytest.raises(UserError, match=message):
         cell_factory(text)
     with pytest.raises(UserError, match=f"cell: .*{message}"):
@@ -208,7 +208,7 @@ def test_a_cell_string_is_parsed_once():
     assert cell_factory("lstm(forget_bias=2.5)") is cell_factory("lstm(forget_bias=2.5)")
 
 
-def test_a_number_of_thousands_of_digits_is_not_a_cell():
+def test_number_with_thousands_of_digits_is_not_a_cell():
     """Python does not write such an integer, and so not the message with it."""
     with pytest.raises(UserError, match="expected a cell such as lstm"):
         cell_factory("0x" + "f" * 5000)

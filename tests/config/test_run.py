@@ -43,7 +43,7 @@ def message(path, overrides=None) -> str:
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_shipped_configs_load_and_come_back_as_written(path, tmp_path):
+def test_shipped_configs_round_trip(path, tmp_path):
     config = load_config(path)
     write_config(config, tmp_path / "config.toml")
     assert load_config(tmp_path / "config.toml") == config
@@ -51,13 +51,13 @@ def test_shipped_configs_load_and_come_back_as_written(path, tmp_path):
 
 
 @pytest.mark.parametrize("task", sorted(TASKS))
-def test_defaults_of_every_task_come_back_as_written(task, toml, tmp_path):
+def test_defaults_of_every_task_round_trip(task, toml, tmp_path):
     config = load_config(toml("", task))
     write_config(config, tmp_path / "written.toml")
     assert load_config(tmp_path / "written.toml") == config
 
 
-def test_texts_with_quotes_and_line_ends_come_back_as_written(toml, tmp_path):
+def test_strings_with_quotes_and_line_ends_round_trip(toml, tmp_path):
     prompt = 'He said "no":\n\\ ß\t=>\x7f'
     config = load_config(toml(""), {"train.sample_prompt": prompt})
     write_config(config, tmp_path / "written.toml")
@@ -76,13 +76,13 @@ def test_the_base_class_is_not_a_task(toml):
     )
 
 
-def test_options_are_text_in_utf8(toml):
+def test_options_must_be_valid_utf8(toml):
     """A command line can hold other bytes, which Python passes on as lone surrogates."""
     said = message(toml(""), {"train.sample_prompt": "a\udcff"})
     assert said == "--train.sample-prompt: expected text in UTF-8, got 'a\\udcff'"
 
 
-def test_keys_left_out_take_their_defaults(toml):
+def test_missing_keys_take_their_defaults(toml):
     config = load_config(toml("[train]\nnum_steps = 7\n"))
     assert config.train == TrainConfig(num_steps=7)
     assert config.optimizer == OptimizerConfig()
@@ -101,7 +101,7 @@ def test_fixed_names():
         assert field in {f.name for f in dataclasses.fields(sections[section])}
 
 
-def test_integer_for_a_float_is_a_float(toml):
+def test_integer_given_for_a_float_becomes_a_float(toml):
     rate = load_config(toml("[optimizer]\nlearning_rate = 1\n")).optimizer.learning_rate
     assert rate == 1.0 and isinstance(rate, float)
 
@@ -299,7 +299,7 @@ def test_mistakes_in_overrides(key, value, words, toml):
     [{"learning_rate": 0}, {"learning_rate": -1}, {"alpha": 2}, {"decay_rate": 0}, {"b1": 1}],
     ids=str,
 )
-def test_ranges_hold_for_sections_made_in_python(values):
+def test_ranges_apply_to_sections_created_in_python(values):
     (key,) = values
     with pytest.raises(UserError, match=f"^{key}: expected a number .*, got {values[key]}"):
         OptimizerConfig(**values)
@@ -322,9 +322,7 @@ def test_every_key_has_a_meaning_of_one_line():
                 assert re.fullmatch(r"\S.{5,99}", meaning), f"{name}.{field.name}: {meaning!r}"
 
 
-def test_paths_begin_at_the_config_and_on_the_command_line_at_the_current_folder(
-    toml, tmp_path, monkeypatch
-):
+def test_relative_paths_are_resolved_from_config_or_current_folder(toml, tmp_path, monkeypatch):
     path = toml('[data]\ntext = "texts/a.txt"\n')
     other = tmp_path / "elsewhere"
     other.mkdir()

@@ -16,7 +16,7 @@ def tone(frequency, rate, seconds=0.5):
     )
 
 
-def test_wav_as_the_standard_library_wrote_it(tmp_path):
+def test_wav_written_by_the_standard_library(tmp_path):
     samples = np.array([0, 16384, -32768, 32767], "<i2")
     with wave.open(str(tmp_path / "a.wav"), "wb") as file:
         file.setnchannels(1)
@@ -35,7 +35,7 @@ def test_channels_are_averaged(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("rate", [8000, 11025, 48000])
-def test_any_rate(tmp_path, rate):
+def test_samples_are_resampled_to_any_rate(tmp_path, rate):
     """A tone stays a tone of the same frequency."""
     soundfile.write(tmp_path / "a.wav", tone(440, rate), rate, subtype="FLOAT")
     found = read_samples(tmp_path / "a.wav", 16000)
@@ -43,7 +43,7 @@ def test_any_rate(tmp_path, rate):
     np.testing.assert_allclose(found[inner], tone(440, 16000)[inner], atol=2e-3)
 
 
-def test_what_the_new_rate_cannot_hold_is_removed():
+def test_frequencies_above_the_new_nyquist_rate_are_removed():
     found = resampled(tone(6000, 16000), 16000, 8000)
     assert np.abs(found[100:-100]).max() < 0.01
 
@@ -62,7 +62,7 @@ def test_clipping():
     assert clipped_share(tone(100, 8000)) == 0
 
 
-def test_one_line_each(tmp_path):
+def test_mistakes_give_one_line(tmp_path):
     def message(path):
         with pytest.raises(UserError) as caught:
             read_samples(path, 8000)

@@ -75,21 +75,21 @@ def test_every_entry_can_be_fetched_and_checked():
         assert not name.startswith("/") and ".." not in name
 
 
-def test_the_cache_folder_is_that_of_the_variable(cache, monkeypatch):
+def test_cache_folder_follows_the_environment_variable(cache, monkeypatch):
     assert cache_folder() == cache
     monkeypatch.delenv(CACHE_VARIABLE)
     assert cache_folder().name == "lstm_jax"
     assert cache_folder().is_absolute()
 
 
-def test_a_file_in_the_cache_is_not_fetched(cache, register):
+def test_cached_file_is_not_downloaded(cache, register):
     register("a/b.txt", hashlib.sha256(CONTENT).hexdigest(), "https://0.0.0.0/never")
     (cache / "a").mkdir(parents=True)
     (cache / "a/b.txt").write_bytes(CONTENT)
     assert fetch("a/b.txt") == cache / "a/b.txt"
 
 
-def test_a_download_lands_in_the_cache_and_is_made_once(cache, register, server):
+def test_file_is_downloaded_once_into_the_cache(cache, register, server):
     address, asked = server
     register("a/b.txt", hashlib.sha256(CONTENT).hexdigest(), f"{address}/good.txt")
     path = fetch("a/b.txt")
@@ -100,14 +100,14 @@ def test_a_download_lands_in_the_cache_and_is_made_once(cache, register, server)
     assert [p.name for p in path.parent.iterdir()] == ["b.txt"]
 
 
-def test_a_download_with_another_digest_is_refused(cache, register, server):
+def test_download_with_a_wrong_digest_is_rejected(cache, register, server):
     address, _ = server
     register("b.txt", "0" * 64, f"{address}/good.txt")
     with pytest.raises(UserError, match="wrong SHA-256"):
         fetch("b.txt")
 
 
-def test_a_wrong_download_does_not_stay_in_the_cache(cache, register, server):
+def test_rejected_download_is_removed_from_the_cache(cache, register, server):
     """As where a network's login page answers: the next attempt downloads again."""
     address, asked = server
     register("b.txt", "0" * 64, f"{address}/good.txt")
@@ -119,7 +119,7 @@ def test_a_wrong_download_does_not_stay_in_the_cache(cache, register, server):
     assert asked == ["/good.txt"] * 2
 
 
-def test_what_a_killed_download_left_is_removed(cache, register, server):
+def test_remains_of_a_killed_download_are_removed(cache, register, server):
     """Not so the temporary file of a download that is still running, and thus locked."""
     register("b.txt", hashlib.sha256(CONTENT).hexdigest(), f"{server[0]}/good.txt")
     cache.mkdir()
@@ -132,7 +132,7 @@ def test_what_a_killed_download_left_is_removed(cache, register, server):
     assert names == ["b.txt", "b.txt.running.part", "other.txt.x.part"]
 
 
-def test_a_wrong_file_in_the_cache_is_replaced(cache, register, server):
+def test_cached_file_with_a_wrong_digest_is_replaced(cache, register, server):
     address, asked = server
     register("b.txt", hashlib.sha256(CONTENT).hexdigest(), f"{address}/good.txt")
     for wrong in (b"<html>Log in</html>", b"", CONTENT[:-1]):
@@ -142,7 +142,7 @@ def test_a_wrong_file_in_the_cache_is_replaced(cache, register, server):
     assert asked == ["/good.txt"] * 3 and [path.name for path in cache.iterdir()] == ["b.txt"]
 
 
-def test_a_wrong_file_stays_where_it_cannot_be_replaced(cache, register):
+def test_wrong_cached_file_stays_if_download_fails(cache, register):
     register("b.txt", "0" * 64, "http://127.0.0.1:1/never")
     cache.mkdir()
     (cache / "b.txt").write_bytes(CONTENT)
@@ -160,7 +160,7 @@ def test_a_wrong_file_stays_where_it_cannot_be_replaced(cache, register):
 
 
 @pytest.mark.parametrize("kind", ["not found", "no server"])
-def test_a_failed_download_says_what_to_do(cache, register, server, kind):
+def test_failed_download_gives_instructions(cache, register, server, kind):
     address = server[0] if kind == "not found" else "http://127.0.0.1:1"
     register("a/b.txt", "0" * 64, f"{address}/bad.txt")
     with pytest.raises(UserError) as caught:

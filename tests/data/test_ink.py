@@ -152,13 +152,13 @@ def test_a_unipen_file_without_segments_is_one_piece(tmp_path):
         ("a.png", "ink", "expected a .csv, .inkml, .dat"),
     ],
 )
-def test_broken_files_are_one_line(tmp_path, name, text, message):
+def test_damaged_files_give_one_line(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=message):
         read_inks(tmp_path / name)
 
 
-def test_a_file_can_include_only_what_was_given(tmp_path):
+def test_unipen_includes_stay_within_the_given_folder(tmp_path):
     (tmp_path / "secret").write_text(COMPONENTS)
     loop = FILES | {"include/set/set.doc": ".INCLUDE set/set.doc\n"}
     with pytest.raises(UserError, match="at most 8 files deep"):
@@ -174,7 +174,7 @@ def test_a_file_can_include_only_what_was_given(tmp_path):
         read_inks(tmp_path / "a.tar.xz")
 
 
-def test_no_writer_is_in_two_splits():
+def test_each_writer_is_in_one_split():
     inks = [Ink(f"{n}", (), text=f"{n % 7}", writer=f"{n % 24:02}") for n in range(240)]
     splits = split_inks(inks)
     writers = {split: {ink.writer for ink in part} for split, part in splits.items()}

@@ -70,7 +70,7 @@ def test_brackets_and_quotation_marks_are_ordinary(tmp_path):
     "line",
     ["", "words", "(5 (2 a) (2 b))", "(2 (2 a) (2 b)", "(2 (2 a) (2 b)))", "(2 )", "(2 a) (2 b)"],
 )
-def test_what_is_not_a_tree_is_named(tmp_path, line):
+def test_invalid_tree_is_reported(tmp_path, line):
     (tmp_path / "trees.txt").write_text(f"(2 a)\n{line}\n(2 b)\n")
     with pytest.raises(UserError, match=r"trees.txt: line 2: expected a tree such as"):
         read_trees(tmp_path / "trees.txt")
@@ -124,7 +124,7 @@ def test_quotation_marks_in_a_tsv_file_are_ordinary(tmp_path):
     assert found.classes == ("9", "10")  # whole numbers in their order
 
 
-def test_a_folder_has_a_folder_of_files_a_class(tmp_path):
+def test_folder_has_one_subfolder_per_class(tmp_path):
     for name, text in (("neg/1.txt", "bad é"), ("pos/7.txt", "good"), ("pos/12.txt", "fine")):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text, "latin-1")
@@ -133,7 +133,7 @@ def test_a_folder_has_a_folder_of_files_a_class(tmp_path):
     assert read_labelled_text(tmp_path / "pos", labelled=False).texts == ["fine", "good"]
 
 
-def test_a_text_file_to_predict_on_has_a_text_a_line(tmp_path):
+def test_text_file_to_predict_on_has_one_string_per_line(tmp_path):
     (tmp_path / "a.txt").write_bytes("one\u0085two\r\n\r\nthree".encode())
     found = read_labelled_text(tmp_path / "a.txt", labelled=False)
     assert found.texts == ["one\u0085two", "", "three"]
@@ -153,7 +153,7 @@ def test_a_text_file_to_predict_on_has_a_text_a_line(tmp_path):
         ("b.csv", None, "b.csv: no such file or folder"),
     ],
 )
-def test_mistakes_get_one_line(tmp_path, name, content, message):
+def test_mistakes_give_one_line(tmp_path, name, content, message):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError) as info:
@@ -170,7 +170,7 @@ def test_an_empty_folder_and_an_empty_file_in_one(tmp_path):
         read_labelled_text(tmp_path)
 
 
-def test_a_stratified_share_is_random_and_of_each_class():
+def test_stratified_subset_is_random_within_each_class():
     labels = np.array([0] * 40 + [1] * 10 + [2] * 3)
     chosen = stratified(labels, 0.2, seed=1)
     assert [int(chosen[labels == c].sum()) for c in range(3)] == [8, 2, 1]

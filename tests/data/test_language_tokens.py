@@ -21,7 +21,7 @@ def written(codec, tokens, given=()) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", ["characters", "subwords"])
-def test_decoding_gives_exactly_the_text(kind):
+def test_decoding_restores_the_text(kind):
     codec, text = made(kind), TEXT if kind == "characters" else TEXT + OTHER
     tokens = codec.encode(text)
     assert tokens.dtype == np.int32 and tokens.max() < len(codec)
@@ -33,7 +33,7 @@ def test_decoding_gives_exactly_the_text(kind):
 
 @pytest.mark.parametrize("kind", CODECS)
 @pytest.mark.parametrize("cut", [1, 2, 5])
-def test_text_after_a_prompt_is_the_rest_of_the_text(kind, cut):
+def test_decoding_after_a_prompt_gives_the_rest_of_the_text(kind, cut):
     """Cut between words, where each kind of token ends."""
     codec = made(kind)
     text = "the cat sat on the mat the hat"
@@ -64,7 +64,7 @@ def test_ends_cover_the_text(kind):
             assert text[:end].endswith(piece.strip(" "))
 
 
-def test_a_character_of_several_tokens_is_written_whole():
+def test_character_of_several_tokens_is_decoded_at_once():
     codec = made("subwords")
     tokens = codec.encode("😀")
     assert len(tokens) > 2
@@ -74,7 +74,7 @@ def test_a_character_of_several_tokens_is_written_whole():
 
 
 @pytest.mark.parametrize("kind", CODECS)
-def test_nothing_is_no_token(kind):
+def test_empty_text_has_no_tokens(kind):
     assert len(made(kind).encode("")) == 0
 
 

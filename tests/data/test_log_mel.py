@@ -65,7 +65,7 @@ def test_features(rate, window, hop):
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
-def test_padding_changes_nothing():
+def test_padding_does_not_change_features():
     options = {"rate": 8000, "bands": 12, "window": 200, "hop": 80}
     several = log_mels([SAMPLES, SAMPLES[:1000], SAMPLES[:50]], **options)
     for found, count in zip(several, (3000, 1000, 50), strict=True):

@@ -44,13 +44,13 @@ def test_events_of_all_tracks_and_channels_are_read_on_the_grid(read):
     assert notes_of(roll) == [Note(0, 2, 39), Note(1, 3, 27), Note(2, 3, 41), Note(3, 4, 43)]
 
 
-def test_a_note_struck_again_or_never_ended_is_read(read):
+def test_repeated_and_unended_notes_are_read(read):
     track = bytes([0, 0x90, 60, 64, 48, 60, 64, 48, 0x80, 60, 0, 0, 0x90, 72, 64])
     track += b"\x30\xff\x01\x00"  # an empty text, 48 ticks later
     assert notes_of(read(midi(track))) == [Note(0, 2, 39), Note(2, 3, 51)]
 
 
-def test_the_bytes_written_are_those_of_the_standard():
+def test_written_bytes_follow_the_midi_standard():
     roll = np.zeros((3, 88), np.uint8)
     roll[:2, 39], roll[1:, 43] = 1, 1
     track = b"\x00\xff\x51\x03" + (666_667).to_bytes(3, "big") + bytes([0, 0xC0, 19])
@@ -58,7 +58,7 @@ def test_the_bytes_written_are_those_of_the_standard():
     assert midi_bytes(roll, 2, 90.0, 19) == midi(track, kind=0, division=240)
 
 
-def test_what_is_written_is_read_again(read):
+def test_written_file_reads_back_identically(read):
     roll = (np.random.default_rng(0).random((40, 88)) < 0.1).astype(np.uint8)
     roll[-1, 0] = 1
     for frames_per_beat in (1, 4):
@@ -86,14 +86,14 @@ NOTE = bytes([0, 0x90, 60, 64, 96, 60, 0])
         (midi(bytes([0, 0x90, 60, 64]) + b"\xff\xff\xff\x7f\x80\x3c\x00"), "at most 1,000,000"),
     ],
 )
-def test_a_wrong_file_is_one_line(read, content, message):
+def test_invalid_file_gives_one_line(read, content, message):
     with pytest.raises(UserError) as error:
         read(content)
     assert message in str(error.value) and "tune.mid" in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_a_damaged_file_is_a_message_or_music(read, fuzz_budget):
+def test_damaged_file_gives_an_error_or_music(read, fuzz_budget):
     whole = midi_bytes(np.eye(6, 88, k=40, dtype=np.uint8), 1, 90.0)
     rng = np.random.default_rng(0)
     for _ in range(fuzz_budget):
@@ -132,7 +132,7 @@ def test_silence_is_silent():
         assert not any(file.readframes(file.getnframes()))
 
 
-def test_an_enormous_time_and_a_track_too_many(read):
+def test_enormous_times_and_surplus_tracks_are_rejected(read):
     with pytest.raises(UserError, match=r"tune\.mid: expected at most 1,000,000 frames, got"):
         read(midi(b"\x00\x90\x3c\x40" + b"\xff" * 400 + b"\x00\x80\x3c\x40"))
     one = b"\x00\x90\x3c\x40\x60\x80\x3c\x40"

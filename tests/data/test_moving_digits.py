@@ -14,7 +14,7 @@ def corners(frames: np.ndarray) -> np.ndarray:
     return np.array([np.argwhere(frame[..., 0])[0] for frame in frames])
 
 
-def test_a_digit_moves_steadily_and_bounces():
+def test_digit_moves_at_constant_speed_and_bounces():
     videos = moving_digits(DIGITS, np.random.default_rng(0), 20, 40, num_digits=1, speed=5.0)
     assert videos.frames.shape == (20, 40, 64, 64, 1) and videos.frames.dtype == np.uint8
     bounced = 0

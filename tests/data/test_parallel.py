@@ -31,7 +31,7 @@ def test_lines_of_plain_and_compressed_files(tmp_path):
     ],
     ids=["empty", "another encoding", "cut off", "no gzip"],
 )
-def test_files_that_are_rejected(tmp_path, content, message):
+def test_invalid_files_are_rejected(tmp_path, content, message):
     path = tmp_path / "a.txt"
     path.write_bytes(content)
     with pytest.raises(UserError, match=message) as error:
@@ -39,7 +39,7 @@ def test_files_that_are_rejected(tmp_path, content, message):
     assert "\n" not in str(error.value) and str(path) in str(error.value)
 
 
-def test_files_that_do_not_fit_each_other(tmp_path):
+def test_mismatched_files_are_rejected(tmp_path):
     one, other = tmp_path / "a.en", tmp_path / "a.de"
     one.write_text("a dog\na cat\n\n")
     other.write_text("ein Hund\neine Katze\n\n")
@@ -77,7 +77,7 @@ def test_batches_have_a_few_shapes_and_every_pair():
     assert len(shapes) == 4
 
 
-def test_no_other_bounds_pad_less():
+def test_bucket_bounds_minimise_padding():
     rng = np.random.default_rng(1)
     for buckets in (1, 2, 3, 9):
         lengths = rng.integers(1, 9, 30) ** 2

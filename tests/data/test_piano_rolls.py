@@ -80,7 +80,7 @@ def written(folder: pathlib.Path, pieces) -> list[str]:
     return [f"{n}.mid" for n in range(len(pieces))]
 
 
-def test_a_folder_is_dealt_out_always_in_the_same_way(tmp_path):
+def test_folder_is_split_reproducibly(tmp_path):
     names = written(tmp_path / "tunes" / "deeper", rolls(0, 10))
     (tmp_path / "tunes" / "notes.txt").write_text("not music")
     found = read_collection(tmp_path / "tunes", 1, 0.2)
@@ -138,7 +138,7 @@ def test_subfolders_are_the_splits_of_a_folder(tmp_path):
         ("none.mat", None, "no such file"),
     ],
 )
-def test_a_wrong_collection_is_one_line(tmp_path, name, content, message):
+def test_invalid_collection_gives_one_line(tmp_path, name, content, message):
     path = tmp_path / name
     if isinstance(content, dict):
         scipy.io.savemat(path, content)
@@ -150,7 +150,7 @@ def test_a_wrong_collection_is_one_line(tmp_path, name, content, message):
     assert "\n" not in str(error.value)
 
 
-def test_a_folder_without_enough_music_is_one_line(tmp_path):
+def test_folder_with_too_few_files_gives_one_line(tmp_path):
     with pytest.raises(UserError, match=r"expected a folder with \.mid or \.midi files, got none"):
         read_collection(tmp_path, 1, 0.1)
     (tmp_path / "a.mid").write_bytes(midi_bytes(GIVEN["train"][0], 1, 90.0))
@@ -159,7 +159,7 @@ def test_a_folder_without_enough_music_is_one_line(tmp_path):
 
 
 @pytest.mark.parametrize("transpose", [0, 3, 200])
-def test_each_lane_reads_every_piece_once_an_epoch_and_goes_on_in_the_next_batch(transpose):
+def test_each_lane_reads_every_piece_once_per_epoch(transpose):
     pieces = [*rolls(3, 7), np.zeros((3, 88), np.uint8)]
     total = sum(map(len, pieces))
     batches = roll_windows(pieces, 3, 5, transpose, seed=1)
@@ -218,7 +218,7 @@ def test_simple_models_count_frames():
         (144, b"\x05\x00\x00\x00", "expected matrices and cell arrays, got an array of class 5"),
     ],
 )
-def test_matlab_files_that_are_not_whole(tmp_path, place, value, message):
+def test_incomplete_matlab_files_are_rejected(tmp_path, place, value, message):
     """scipy's reader could crash on them."""
     cells, file = np.empty((1, 1), object), io.BytesIO()
     cells[0, 0] = np.eye(2, 88)

@@ -15,7 +15,7 @@ def counted(n: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("n", "lanes", "window"), [(61, 3, 4), (60, 3, 4), (24, 2, 12), (9, 9, 1)])
-def test_each_row_of_a_stream_goes_on_where_it_stopped(n, lanes, window):
+def test_each_stream_row_continues_the_previous_batch(n, lanes, window):
     batches = stream_windows(counted(n), lanes, window, seed=3)
     epoch = n // lanes // window
     for k in range(3 * epoch):
@@ -31,7 +31,7 @@ def test_each_row_of_a_stream_goes_on_where_it_stopped(n, lanes, window):
             np.testing.assert_array_equal(batch["inputs"][:, 0], before)
 
 
-def test_an_epoch_of_a_stream_reads_no_place_twice_and_nearly_all():
+def test_stream_epoch_reads_nearly_all_positions_once():
     n, lanes, window = 103, 4, 6
     batches = stream_windows(counted(n), lanes, window, seed=0)
     epoch = n // lanes // window
@@ -56,12 +56,12 @@ def test_a_stream_is_a_function_of_its_seed():
 
 
 @pytest.mark.parametrize("n", [11, 1, 0])
-def test_a_stream_needs_one_window_a_lane(n):
+def test_stream_needs_one_window_per_lane(n):
     with pytest.raises(ValueError, match=rf"at least lanes \* window = 12 tokens, got {n}"):
         stream_windows(counted(n), lanes=3, window=4, seed=0)
 
 
-def test_sliding_windows_give_each_stretch_once_an_epoch_in_another_order():
+def test_sliding_windows_occur_once_per_epoch_in_new_order():
     series = np.stack([counted(20), 100 + counted(20)], 1).astype(np.float32)
     batches = sliding_windows(series, 5, 3, batch_size=1, seed=0)
     stretches = 20 - 5 - 3 + 1
@@ -78,7 +78,7 @@ def test_sliding_windows_give_each_stretch_once_an_epoch_in_another_order():
     assert epochs[0] != sorted(epochs[0])
 
 
-def test_sliding_windows_of_a_batch_are_the_single_ones_in_order():
+def test_batched_sliding_windows_equal_single_ones():
     series = np.random.default_rng(0).normal(size=(30, 2)).astype(np.float32)
     single = sliding_windows(series, 4, 2, batch_size=1, seed=7)
     batches = sliding_windows(series, 4, 2, batch_size=10, seed=7)
@@ -88,18 +88,18 @@ def test_sliding_windows_of_a_batch_are_the_single_ones_in_order():
             np.testing.assert_array_equal(batches[k][name], rows)
 
 
-def test_sliding_windows_of_exactly_one_stretch_repeat_it():
+def test_sliding_windows_repeat_a_single_example():
     series = counted(6)[:, None]
     batch = sliding_windows(series, 4, 2, batch_size=3, seed=0)[5]
     np.testing.assert_array_equal(batch["past"][:, :, 0], [[0, 1, 2, 3]] * 3)
 
 
-def test_sliding_windows_need_one_stretch():
+def test_sliding_windows_need_one_example():
     with pytest.raises(ValueError, match=r"at least window \+ horizon = 7 rows, got 6"):
         sliding_windows(np.zeros((6, 1)), 4, 3, batch_size=1, seed=0)
 
 
-def test_shuffled_gives_each_row_once_an_epoch_in_another_order():
+def test_shuffled_gives_each_row_once_per_epoch_in_new_order():
     arrays = {"x": np.arange(12) ** 2, "y": np.stack([np.arange(12), -np.arange(12)], 1)}
     batches = shuffled(arrays, batch_size=4, seed=5)
     epochs = []
@@ -115,7 +115,7 @@ def test_shuffled_gives_each_row_once_an_epoch_in_another_order():
     assert shuffled(arrays, 4, seed=6)[0]["x"].tolist() != batches[0]["x"].tolist()
 
 
-def test_shuffled_refuses_arrays_of_different_lengths():
+def test_shuffled_rejects_arrays_of_different_lengths():
     with pytest.raises(ValueError):
         shuffled({"x": np.zeros(3), "y": np.zeros(4)}, batch_size=1, seed=0)
 
@@ -128,7 +128,7 @@ PIPELINES = {
 
 
 @pytest.mark.parametrize("name", PIPELINES)
-def test_an_iterators_state_as_json_finds_the_place_again(name):
+def test_iterator_resumes_from_its_json_state(name):
     """Also in a later epoch, and in a pipeline made anew, as after a restart."""
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
     batches = PIPELINES[name]()
@@ -153,7 +153,7 @@ def test_bounds_double_up_to_the_longest():
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 50])
-def test_a_bucketed_epoch_has_every_sequence_in_the_shortest_buffer_that_fits(batch_size):
+def test_bucketed_epoch_pads_every_sequence_to_its_shortest_bound(batch_size):
     lengths = np.random.default_rng(0).integers(1, 24, 50)
     bounds = length_bounds(23)
     batches = bucketed(lengths, bounds, batch_size, seed=3)
@@ -172,7 +172,7 @@ def test_a_bucketed_epoch_has_every_sequence_in_the_shortest_buffer_that_fits(ba
         assert sum(padded_more) <= (len(bounds) - 1) * (batch_size - 1) + batch_size
 
 
-def test_bucketed_batches_change_with_epoch_and_seed_but_their_lengths_not_with_the_seed():
+def test_bucketed_batch_lengths_do_not_depend_on_the_seed():
     lengths = np.random.default_rng(0).integers(1, 24, 60)
     one, other = (bucketed(lengths, length_bounds(23), 4, seed) for seed in (0, 1))
     shapes = [[batches[k][1] for k in range(30)] for batches in (one, other)]
@@ -181,7 +181,7 @@ def test_bucketed_batches_change_with_epoch_and_seed_but_their_lengths_not_with_
     np.testing.assert_array_equal(one[20][0], bucketed(lengths, length_bounds(23), 4, 0)[20][0])
 
 
-def test_bucketed_sequences_must_fit():
+def test_bucketed_sequences_longer_than_the_last_bound_are_rejected():
     with pytest.raises(ValueError, match="expected at least batch_size = 4 rows, got 3"):
         bucketed(np.array([1, 2, 3]), (8,), 4, seed=0)
     with pytest.raises(ValueError, match="expected lengths of at most 8, got 9"):

@@ -23,7 +23,7 @@ def test_one_huge_value_is_named(value, known):
         check(values, scaling_of(ORDINARY if known else values))
 
 
-def test_ordinary_values_of_any_scale_pass():
+def test_ordinary_values_of_any_scale_are_accepted():
     scaling = scaling_of(ORDINARY)
     check(ORDINARY, scaling)
     check(ORDINARY[:1], scaling)

@@ -41,7 +41,7 @@ def test_read_ts_gives_sequences_of_different_lengths(tmp_path):
     )
 
 
-def test_read_ts_takes_steps_without_any_value_at_the_end_as_padding(tmp_path):
+def test_read_ts_treats_final_steps_without_values_as_padding(tmp_path):
     plain = read_ts(written(tmp_path, HEADER + "1,2:4,5:two\n7,8,9:8,7,6:one\n"))
     padded = HEADER + "1,2,?,?:4,5,?,NaN:two\n7,8,9,?:8,7,6, ?:one\n"
     sequences = read_ts(written(tmp_path, padded))
@@ -77,7 +77,7 @@ def test_read_ts_takes_steps_without_any_value_at_the_end_as_padding(tmp_path):
         (HEADER + "1:2:one\x0b1:2:two\n3:one\n", "line 6: expected a number, got 'one\\x0b1'"),
     ],
 )
-def test_read_ts_says_what_is_wrong_and_where(tmp_path, content, message):
+def test_read_ts_reports_errors_with_their_location(tmp_path, content, message):
     path = written(tmp_path, content)
     with pytest.raises(UserError) as caught:
         read_ts(path)
@@ -127,7 +127,7 @@ def test_japanese_vowels_are_as_published(public_data):
         ),
     ],
 )
-def test_read_npz_says_what_is_wrong(tmp_path, arrays, message):
+def test_read_npz_reports_errors(tmp_path, arrays, message):
     """Objects, which would have to be unpickled, are not read."""
     path = tmp_path / "a.npz"
     np.savez(path, **arrays)
@@ -155,7 +155,7 @@ def with_member(name: str, content: bytes, compression: int = zipfile.ZIP_STORED
     ],
 )
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_read_npz_takes_no_member_for_another(tmp_path, arrays, change, message):
+def test_read_npz_rejects_invalid_members(tmp_path, arrays, change, message):
     path = tmp_path / "a.npz"
     held = {"xs": np.ones((2, 3, 1)), "labels": [0, 1], "length": [1, 2]}
     np.savez(path, **{name: held[name] for name in arrays})
@@ -174,7 +174,7 @@ def test_read_npz_takes_no_member_for_another(tmp_path, arrays, change, message)
         ("\u0661", "line 2: column 'v': expected a number, got '\u0661'"),
     ],
 )
-def test_a_column_of_numbers_in_another_spelling_is_not_left_out(tmp_path, fields, message):
+def test_column_of_numbers_in_another_notation_is_reported(tmp_path, fields, message):
     path = written(tmp_path, f"id,u,v,label\na,1,{fields},x\nb,1,{fields},y\n", "a.csv")
     with pytest.raises(UserError) as caught:
         read_sequences(path)
@@ -197,7 +197,7 @@ def test_labels_of_any_length_are_names(tmp_path):
     assert read_sequences(path).classes == ("3", label)
 
 
-def test_blank_lines_are_passed_at_once(tmp_path):
+def test_blank_lines_are_skipped_quickly(tmp_path):
     """In time that is quadratic in their number, these would take minutes."""
     with pytest.raises(UserError, match="line 300001: expected 0 fields"):
         read_sequences(written(tmp_path, "\n" * 300_000 + "x", "a.csv"))

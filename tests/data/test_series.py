@@ -39,7 +39,7 @@ def test_a_wide_table_holds_a_series_for_each_target(tmp_path):
     assert table.series[0].covariates["promo"].tolist() == [0, 1, 0, 1, 0, 1]
 
 
-def test_a_long_table_is_that_of_pandas_pivot(tmp_path):
+def test_long_table_matches_pandas_pivot(tmp_path):
     rng = np.random.default_rng(0)
     frame = pd.DataFrame(
         {"unique_id": np.repeat(["x", "y"], 6), "ds": DAYS * 2, "y": rng.normal(size=12)}
@@ -79,7 +79,7 @@ def test_parquet_semicolons_and_decimal_commas_are_read(tmp_path):
     ]  # fmt: skip
 
 
-def test_an_hour_that_occurs_twice_is_two_hours(tmp_path):
+def test_repeated_hour_at_the_end_of_daylight_saving_is_two_hours(tmp_path):
     """Summer time ends: 02:00+02:00 and 02:00+01:00."""
     times = pd.date_range("2023-10-28 22:00", periods=8, freq="h", tz="UTC").tz_convert(
         "Europe/Berlin"
@@ -92,7 +92,7 @@ def test_an_hour_that_occurs_twice_is_two_hours(tmp_path):
     assert there.series[0].times.hour.tolist() == [0, 1, 2, 2, 3, 4, 5, 6]
 
 
-def test_whole_numbers_are_steps_and_yyyymmdd_are_dates(tmp_path):
+def test_integers_are_steps_and_yyyymmdd_are_dates(tmp_path):
     steps = table_of(tmp_path, lines("t,y", "5,1", "6,2", "8,4"), time="t")
     assert steps.frequency == STEP and steps.series[0].times.tolist() == [5, 6, 7, 8]
     days = table_of(tmp_path, lines("ds,y", "20240130,1", "20240131,2", "20240201,3"))
@@ -151,7 +151,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("kind", WRONG)
-def test_a_mistake_is_one_line_with_its_place(tmp_path, kind):
+def test_mistake_gives_one_line_with_its_location(tmp_path, kind):
     rows, message = WRONG[kind]
     with pytest.raises(UserError) as raised:
         table_of(tmp_path, lines(*rows), time=rows[0].split(",")[0])
@@ -198,7 +198,7 @@ def test_calendar_features_are_points_on_circles():
     assert weekend.tolist() == [float(time.weekday() >= 5) for time in times]
 
 
-def test_windows_are_slices_and_skip_what_holds_nothing(tmp_path):
+def test_windows_are_slices_and_empty_ones_are_skipped(tmp_path):
     rng = np.random.default_rng(0)
     values = [rng.normal(size=n) for n in (20, 13)]
     values[0][4:9] = np.nan

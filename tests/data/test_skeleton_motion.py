@@ -40,7 +40,7 @@ def test_resampling_interpolates_each_coordinate():
 @pytest.mark.parametrize(
     ("option", "value"), [("rotate", 30.0), ("scale", 0.2), ("warp", 0.5), ("crop", 0.3)]
 )
-def test_each_variation_changes_what_it_should(option, value):
+def test_each_augmentation_changes_only_its_aspect(option, value):
     """Bones, the order of frames, or the ends stay as they are."""
     found = [varied(JOINTS, np.random.default_rng(seed), **{option: value}) for seed in range(9)]
     assert any(len(x) != 7 or np.abs(x - JOINTS).max() > 0.01 for x in found)
@@ -66,7 +66,7 @@ def test_time_runs_forwards_in_a_warp():
         assert (np.diff(times) >= 0).all() and times[0] == 0 and times[-1] == pytest.approx(29)
 
 
-def test_noise_has_the_deviation_that_is_asked_for():
+def test_noise_has_the_requested_deviation():
     still = np.zeros((400, 20, 3))
     found = varied(still, np.random.default_rng(0), noise=0.1)
     shift = found.mean(0)

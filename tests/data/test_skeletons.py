@@ -27,7 +27,7 @@ def image(points: np.ndarray) -> np.ndarray:
     return np.stack([160 + FOCAL_LENGTH * x / z, 120 - FOCAL_LENGTH * y / z, z], -1)
 
 
-def test_a_body_is_the_same_wherever_it_stands_and_whatever_its_size():
+def test_body_coordinates_do_not_depend_on_position_and_size():
     rng = np.random.default_rng(0)
     body = 100 * rng.normal(size=(6, 20, 3))
     near = image(body + np.array([0, 0, 1000]))
@@ -49,7 +49,7 @@ def test_lost_joints_are_interpolated_in_time():
     np.testing.assert_allclose(found[still], whole[still], atol=0.05)  # the scale is a median
 
 
-def test_files_are_read_from_folders_and_archives_alike(tmp_path):
+def test_files_are_read_from_folders_and_archives(tmp_path):
     folder = write_skeletons(tmp_path / "data", subjects=(1, 2), actions=(1, 20))
     (folder / f"{EMPTY_RECORDING}_skeleton.txt").write_text(content(np.zeros((3, 20, 3))))
     (folder / "readme.txt").write_text("not a skeleton")
@@ -85,7 +85,7 @@ def test_files_are_read_from_folders_and_archives_alike(tmp_path):
         (content(np.full((2, 20, 3), 9.0)), "expected a hip, a spine, a neck and a head apart"),
     ],
 )
-def test_a_broken_file_is_one_line(tmp_path, text, message):
+def test_damaged_file_gives_one_line(tmp_path, text, message):
     path = tmp_path / "a01_s01_e01_skeleton.txt"
     path.write_text(text)
     for read, source in ((read_skeleton, path), (read_recordings, tmp_path)):
@@ -101,7 +101,7 @@ def test_a_joint_that_is_never_seen_is_named(tmp_path):
         body_coordinates(joints)
 
 
-def test_broken_archives_and_folders_are_one_line(tmp_path):
+def test_damaged_archives_and_folders_give_one_line(tmp_path):
     (tmp_path / "a.tar").write_bytes(b"not an archive")
     with pytest.raises(UserError, match=r"a\.tar: expected a whole \.tar or \.zip archive"):
         read_recordings(tmp_path / "a.tar")
@@ -142,7 +142,7 @@ def test_the_public_recordings_are_those_of_the_literature():
     assert all(np.isfinite(x.joints).all() for x in found)
 
 
-def test_archives_with_links_and_numbers_in_other_spellings(tmp_path):
+def test_links_in_archives_and_numbers_in_other_notations_are_rejected(tmp_path):
     name, good = "a01_s01_e01_skeleton.txt", content(screen(1, 1, 4)).encode()
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         member = tarfile.TarInfo(name)

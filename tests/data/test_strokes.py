@@ -25,7 +25,7 @@ def pieces(seed: int = 0) -> list[list[np.ndarray]]:
     return [[rng.normal(size=(n, 2)).cumsum(0) + 10 for n in counts] for counts in sizes]
 
 
-def test_strokes_return_as_they_were():
+def test_strokes_round_trip():
     for one, other in zip(strokes_of(paths_of(pieces())), pieces(), strict=True):
         for a, b in zip(one, other, strict=True):
             np.testing.assert_array_equal(a, b)
@@ -51,7 +51,7 @@ def test_normalised_handwriting_is_upright_and_of_one_size():
         assert np.concatenate(piece)[:, 0].min() == pytest.approx(0, abs=EXACT)
 
 
-def test_size_and_place_have_no_influence():
+def test_size_and_position_have_no_influence():
     moved = [[stroke * 7 - 50 for stroke in piece] for piece in pieces()]
     one, other = normalised(paths_of(pieces())), normalised(paths_of(moved))
     np.testing.assert_allclose(other.points, one.points, atol=EXACT)
@@ -63,7 +63,7 @@ def test_a_dot_and_a_line_have_a_size():
     assert np.ptp(line[0][:, 0]) == pytest.approx(10) and np.ptp(line[0][:, 1]) == 0
 
 
-def test_points_are_equally_far_from_each_other():
+def test_resampled_points_are_equally_spaced():
     spacing = 0.3
     for piece, found in zip(
         pieces(), strokes_of(resampled(paths_of(pieces()), spacing)), strict=True
@@ -76,7 +76,7 @@ def test_points_are_equally_far_from_each_other():
             np.testing.assert_allclose(points, expected, atol=EXACT)
 
 
-def test_a_long_piece_has_as_many_points_as_there_is_room_for():
+def test_long_piece_has_at_most_the_allowed_points():
     counts = np.bincount(resampled(paths_of(pieces()), 0.01, longest=40).owner)
     assert (counts <= 40).all() and (counts > 30).all()
 
@@ -97,7 +97,7 @@ def test_features_are_directions_heights_and_jumps():
     np.testing.assert_allclose(found, rows, rtol=1e-6, atol=1e-6)  # stored in float32
 
 
-def test_distortions_are_affine_apart_from_the_warp():
+def test_distortions_without_warp_are_affine():
     paths = paths_of(pieces())
     options = {"slant": 0.3, "scale": 0.2, "turn": 0.1}
     moved = distorted(paths, np.random.default_rng(0), **options, warp=0.0)

@@ -22,7 +22,7 @@ def test_read_csv_gives_columns_and_values(tmp_path):
     np.testing.assert_array_equal(table.values, [[1.5, -2000.0], [7.0, 0.0]])
 
 
-def test_read_csv_gives_the_time_stamps_as_they_are(tmp_path):
+def test_read_csv_returns_time_stamps_unchanged(tmp_path):
     path = written(tmp_path, "time,a\n2016-07-01 00:00:00,1\nlater,2\n")
     assert read_csv(path).times == ("2016-07-01 00:00:00", "later")
 
@@ -60,14 +60,14 @@ def test_read_csv_reads_back_what_numpy_wrote(tmp_path):
         ("t,a\n1,\xff".encode("latin-1"), "expected UTF-8 text, got byte 0xff at position 6"),
     ],
 )
-def test_read_csv_says_what_is_wrong_and_where(tmp_path, content, message):
+def test_read_csv_reports_errors_with_their_location(tmp_path, content, message):
     path = written(tmp_path, content)
     with pytest.raises(UserError) as caught:
         read_csv(path)
     assert str(caught.value) == f"{path}: {message}"
 
 
-def test_read_csv_of_no_csv_file_is_an_error_for_the_user(tmp_path):
+def test_read_csv_reports_a_file_that_is_not_csv(tmp_path):
     """An open quote makes one field of the rest of the file, too long for Python's reader."""
     with pytest.raises(UserError, match="file"):
         read_csv(written(tmp_path, 't,a\n1,"' + "x" * 200_000))
@@ -113,14 +113,14 @@ def test_read_csv_recognises_separators_and_decimal_commas(tmp_path, content):
         ("t,a\n1,1e400\n", "line 2: column 'a': expected a number, got '1e400'"),
     ],
 )
-def test_read_csv_rejects_what_it_would_read_wrongly(tmp_path, content, message):
+def test_read_csv_rejects_ambiguous_content(tmp_path, content, message):
     path = written(tmp_path, content)
     with pytest.raises(UserError) as caught:
         read_csv(path)
     assert str(caught.value).startswith(f"{path}: {message}")
 
 
-def test_long_fields_and_headers_are_read_at_once(tmp_path):
+def test_long_fields_and_headers_are_read_quickly(tmp_path):
     """In time that is quadratic in their length, these would take minutes."""
     digits = "1" * 100_000
     with pytest.raises(UserError, match="line 2: column 'a': expected a number, got '111"):

@@ -43,7 +43,7 @@ def witten_bell(train: list[int], held_out: list[int], vocabulary_size: int, ord
     spare=st.integers(0, 3),
     order=st.integers(1, 6),
 )
-def test_ngram_loss_is_that_of_a_brute_force_count(train, held_out, spare, order):
+def test_ngram_loss_matches_brute_force_counts(train, held_out, spare, order):
     """Also where the training text is shorter than an n-gram, and for tokens never seen."""
     size = 4 + spare
     loss = ngram_loss(np.array(train), np.array(held_out), size, order)
@@ -51,7 +51,7 @@ def test_ngram_loss_is_that_of_a_brute_force_count(train, held_out, spare, order
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 5, 8])
-def test_ngram_loss_of_a_real_text_is_that_of_a_brute_force_count(order):
+def test_ngram_loss_of_a_real_text_matches_brute_force_counts(order):
     text = "the cat sat on the mat; the rat that sat on the cat sat on that mat, too. " * 3
     tokens = np.array([ord(c) % 64 for c in text], np.int32)
     loss = ngram_loss(tokens[:150], tokens[150:], 64, order)
@@ -59,7 +59,7 @@ def test_ngram_loss_of_a_real_text_is_that_of_a_brute_force_count(order):
     assert loss == pytest.approx(expected, rel=1e-12)
 
 
-def test_ngram_loss_of_order_one_without_repetition_is_the_formula_by_hand():
+def test_ngram_loss_of_order_one_matches_the_formula():
     # Three kinds in three tokens: P(seen) = (1 + 3/4) / 6, P(unseen) = (0 + 3/4) / 6.
     train = np.array([0, 1, 2])
     assert ngram_loss(train, np.array([1]), 4, 1) == pytest.approx(-math.log(1.75 / 6))
@@ -83,7 +83,7 @@ def test_python_reference_has_no_paragraph_twice():
     assert repeated == []
 
 
-def test_python_reference_keeps_each_paragraph_where_it_first_stands(monkeypatch):
+def test_python_reference_keeps_the_first_occurrence_of_each_paragraph(monkeypatch):
     topics = {"b": "one\n\ntwo\n\n\n  four\n", "a": "\ntwo\n\nthree\n", "c": "three\n\n five"}
     monkeypatch.setattr("pydoc_data.topics.topics", topics)
     assert python_reference() == "two\n\nthree\n\none\n\n  four\n\n five"
@@ -95,14 +95,14 @@ def test_python_reference_is_the_same_each_time():
 
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40))
-def test_encode_gives_places_in_the_vocabulary(text):
+def test_encode_gives_positions_in_the_vocabulary(text):
     vocabulary = "".join(sorted(set(text)))
     tokens = encode(text, vocabulary)
     assert tokens.dtype == np.int32
     assert tokens.tolist() == [vocabulary.index(c) for c in text]
 
 
-def test_encode_takes_characters_beyond_the_basic_plane():
+def test_encode_accepts_characters_beyond_the_basic_plane():
     assert encode("a😀z\U0010ffff😀", "az😀\U0010ffff").tolist() == [0, 2, 1, 3, 2]
 
 
@@ -144,7 +144,7 @@ def test_a_byte_order_mark_is_not_part_of_the_text(tmp_path):
         ("é".encode("latin-1"), "expected UTF-8 text, got byte 0xe9 at position 0"),
     ],
 )
-def test_read_text_says_what_is_wrong(tmp_path, content, message):
+def test_read_text_reports_errors(tmp_path, content, message):
     path = tmp_path / "text.txt"
     path.write_bytes(content)
     with pytest.raises(UserError) as caught:

@@ -103,7 +103,7 @@ def test_words_are_split_at_spaces_clitics_and_marks(tokenizers):
     assert tokenizer.decode(tokenizer.encode(["the zebra"])[0]) == "the <unk>"
 
 
-def test_subwords_are_joined_as_by_counting():
+def test_subword_merges_match_brute_force_counts():
     lines = ["aab aabc aab ab", "caab aab aabc bc bc"]
     tokenizer = Tokenizer.train(lines, kind="subwords", vocabulary_size=260 + 3)
     merged = [first + second for first, second in byte_pairs(lines, 3)]
@@ -111,12 +111,12 @@ def test_subwords_are_joined_as_by_counting():
 
 
 @given(st.text(max_size=30))
-def test_subwords_give_exactly_the_text(text):
+def test_subwords_restore_the_text_exactly(text):
     tokenizer = Tokenizer.train(LINES, kind="subwords", vocabulary_size=290)
     assert tokenizer.decode(tokenizer.encode([text])[0]) == text
 
 
-def test_a_word_is_the_same_subword_at_the_start_and_later(tokenizers):
+def test_word_has_the_same_subword_at_the_start_and_later(tokenizers):
     first, later = tokenizers["subwords"].encode(["the", "the the"])
     assert later.tolist() == [*first, *first]
 
@@ -192,7 +192,7 @@ def test_messages(tokenizers):
         (["added_tokens", 1, "special"], False, "as Tokenizer.train makes it, got other rules"),
     ],
 )
-def test_other_numbers_and_rules_are_refused(path, value, message):
+def test_tokenizers_with_other_numbers_or_rules_are_rejected(path, value, message):
     tree = json.loads(Tokenizer.train(["a cat sat"], kind="words").to_json())
     *above, last = path
     place = tree

@@ -86,7 +86,7 @@ def test_without_speakers():
     assert [len(part) for part in parts.values()] == [7, 2, 1]
 
 
-def test_one_line_each(folder):
+def test_mistakes_give_one_line(folder):
     assert "expected a column 'path'" in message(folder, lambda t: t.replace("path,", "file,", 1))
 
 

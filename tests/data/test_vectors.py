@@ -11,7 +11,7 @@ WORDS = ["<pad>", "été", "the", "unheard", ". ."]
 
 
 @pytest.mark.parametrize("header", [[], ["4 3"]])
-def test_words_of_the_file_have_its_vectors(tmp_path, header):
+def test_words_in_the_file_get_its_vectors(tmp_path, header):
     path = tmp_path / "vectors.txt"
     path.write_text("\n".join([*header, *LINES]) + "\n", "utf-8")
     found, table = read_vectors(path, WORDS)
@@ -31,7 +31,7 @@ def test_words_of_the_file_have_its_vectors(tmp_path, header):
         (b"the 1\n\xff 2\n", ": expected UTF-8 text, got other bytes (invalid start byte)"),
     ],
 )
-def test_mistakes_get_one_line(tmp_path, content, message):
+def test_mistakes_give_one_line(tmp_path, content, message):
     (tmp_path / "vectors.txt").write_bytes(content)
     with pytest.raises(UserError) as info:
         read_vectors(tmp_path / "vectors.txt", WORDS)

@@ -50,7 +50,7 @@ def test_bytes_floats_lengths_and_labels(tmp_path):
         ),
     ],
 )
-def test_a_file_that_does_not_fit_is_one_line(tmp_path, arrays, message):
+def test_unsuitable_file_gives_one_line(tmp_path, arrays, message):
     path = tmp_path / "a.npz"
     np.savez(path, **arrays)
     with pytest.raises(UserError) as caught:
@@ -59,14 +59,14 @@ def test_a_file_that_does_not_fit_is_one_line(tmp_path, arrays, message):
 
 
 @pytest.mark.parametrize("content", [b"", b"GIF89a", b"PK\x03\x04 half"])
-def test_another_kind_of_file_is_one_line(tmp_path, content):
+def test_other_file_formats_give_one_line(tmp_path, content):
     path = tmp_path / "a.npz"
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"a\.npz: expected a \.npz file of frames \[N, T, height"):
         read_videos(path, labelled=False)
 
 
-def test_members_that_are_not_arrays(tmp_path):
+def test_members_that_are_not_arrays_are_rejected(tmp_path):
     path = tmp_path / "a.npz"
     np.savez(path, labels=np.array([0, 1]))
     with zipfile.ZipFile(path, "a") as file:

@@ -31,7 +31,7 @@ def looped(source, target, iterations):
     return t
 
 
-def test_the_likeliest_translations():
+def test_most_likely_translations():
     t = looped(SOURCE, TARGET, 5)
     words = word_translations(SOURCE, TARGET, 5)
     assert set(words) == {e for e, _ in t} - {""}
@@ -41,5 +41,5 @@ def test_the_likeliest_translations():
     assert (words["dog"], words["cat"], words["runs"]) == ("Hund", "Katze", "rennt")
 
 
-def test_unknown_words_stay():
+def test_unknown_words_are_unchanged():
     assert translated(["dog, moose."], {"dog": "Hund"}) == ["Hund , moose ."]

@@ -85,7 +85,7 @@ def bits(tree) -> list[tuple[str, str, bytes]]:
 
 
 @pytest.mark.parametrize("average", [True, False])
-def test_comes_back_bit_for_bit(average, tmp_path):
+def test_restored_state_is_identical(average, tmp_path):
     state = make_state(7, average=average)
     meta = {"data": {"next_index": 3}, "sums": {"loss": 0.1 + 0.2}, "fingerprint": "abc"}
     with opened(tmp_path / "checkpoints") as checkpoints:
@@ -99,7 +99,7 @@ def test_comes_back_bit_for_bit(average, tmp_path):
         assert a.sharding.is_equivalent_to(b.sharding, a.ndim)
 
 
-def test_digest_tells_names_types_shapes_and_bits():
+def test_digest_depends_on_names_types_shapes_and_bits():
     trees = [
         {"a": np.zeros(2, np.float32)},
         {"b": np.zeros(2, np.float32)},
@@ -113,7 +113,7 @@ def test_digest_tells_names_types_shapes_and_bits():
 
 
 @pytest.mark.parametrize("reopened", [False, True], ids=["one process", "a process for each"])
-def test_the_last_few_and_the_best_are_kept(reopened, tmp_path):
+def test_latest_and_best_checkpoints_are_kept(reopened, tmp_path):
     losses = {1: 0.9, 2: 0.3, 3: None, 4: 0.5, 5: 0.4, 6: None, 7: 0.35}
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(opened(tmp_path, keep=2))
@@ -134,7 +134,7 @@ def test_the_last_few_and_the_best_are_kept(reopened, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["my [runs]", "**", "*", "gs:", "a?b", "%20#|", "two\nlines", "ü"])
-def test_every_path_holds_checkpoints(name, tmp_path, monkeypatch):
+def test_paths_with_special_characters_work(name, tmp_path, monkeypatch):
     """Orbax takes some names as patterns or addresses."""
     links = tmp_path / "links"
     links.mkdir()
@@ -155,7 +155,7 @@ def test_every_path_holds_checkpoints(name, tmp_path, monkeypatch):
     assert list(links.iterdir()) == []
 
 
-def test_a_first_checkpoint_that_cannot_be_read_is_reported(tmp_path, monkeypatch):
+def test_unreadable_first_checkpoint_is_reported(tmp_path, monkeypatch):
     """Where a disk loses what is written; later ones cost no reading."""
     real_save = ocp.CheckpointManager.save
     reads: list[int] = []
@@ -207,7 +207,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(error, reason, folder, monk
         assert checkpoints.restore_latest(make_state(0), pytest.fail)[0].step == 3
 
 
-def test_best_is_the_latest_where_no_loss_was_taken(tmp_path):
+def test_best_is_the_latest_without_losses(tmp_path):
     with opened(tmp_path) as checkpoints:
         assert checkpoints.best_step() is None and checkpoints.latest_step() is None
         assert checkpoints.restore_latest(make_state(0), pytest.fail) is None
@@ -216,7 +216,7 @@ def test_best_is_the_latest_where_no_loss_was_taken(tmp_path):
         assert checkpoints.best_step() == 2
 
 
-def test_a_step_saved_again_takes_the_place_of_the_old(folder):
+def test_saving_a_step_again_replaces_its_checkpoint(folder):
     other = make_state(3)._replace(key=jnp.array([5, 6], jnp.uint32))
     with opened(folder) as checkpoints:
         checkpoints.save(other, {"data": "new"}, 0.25)
@@ -290,7 +290,7 @@ def test_a_damaged_latest_checkpoint_is_skipped(kind, folder):
 
 @pytest.mark.usefixtures("no_traceback")
 @pytest.mark.parametrize("harm", [empty, flip, pathlib.Path.unlink], ids=lambda f: f.__name__)
-def test_no_file_can_be_damaged_unseen(harm, saved, tmp_path):
+def test_damage_to_any_file_is_detected(harm, saved, tmp_path):
     """Whichever file it is, either the whole state is there or the one before is taken."""
     for number, path in enumerate(files_of(saved / "3")):
         folder = tmp_path / str(number)
@@ -310,7 +310,7 @@ def test_no_file_can_be_damaged_unseen(harm, saved, tmp_path):
 
 
 @pytest.mark.usefixtures("no_traceback")
-def test_losses_that_cannot_be_read_do_not_stop_training(folder):
+def test_unreadable_losses_do_not_stop_training(folder):
     """The best of the others is not taken for the best without a word."""
     for path in files_of(folder / "1"):
         if path.relative_to(folder / "1").parts[0] != "state":
@@ -328,7 +328,7 @@ def test_losses_that_cannot_be_read_do_not_stop_training(folder):
 
 
 @pytest.mark.usefixtures("no_traceback")
-def test_a_changed_loss_does_not_choose_the_best(folder):
+def test_edited_loss_cannot_select_the_best(folder):
     """A digit of a loss is changed, and the list of digests is missing or not."""
     path = folder / "1" / "meta" / "metadata"
     path.write_bytes(path.read_bytes().replace(b'"loss": 0.5', b'"loss": 0.9'))
@@ -339,7 +339,7 @@ def test_a_changed_loss_does_not_choose_the_best(folder):
             checkpoints.best_step()
 
 
-def test_checkpoints_that_changed_places_are_refused(folder):
+def test_swapped_checkpoints_are_rejected(folder):
     (folder / "1").rename(folder / "x")
     (folder / "2").rename(folder / "1")
     (folder / "x").rename(folder / "2")
@@ -368,7 +368,7 @@ def fail_to_read(monkeypatch, target: pathlib.Path, error: int) -> None:
 
 @pytest.mark.parametrize("error", [errno.EIO, errno.EACCES, errno.ESTALE], ids=errno.errorcode.get)
 @pytest.mark.parametrize("part", ["file", "folder"])
-def test_what_cannot_be_read_now_is_not_damage(part, error, folder, monkeypatch):
+def test_unreadable_file_is_not_damage(part, error, folder, monkeypatch):
     """One line, and nothing is deleted: the next attempt finds the checkpoint whole."""
     target = largest(folder / "3") if part == "file" else folder / "3" / "state"
     before = files_of(folder)
@@ -388,14 +388,14 @@ def test_what_cannot_be_read_now_is_not_damage(part, error, folder, monkeypatch)
         assert checkpoints.restore_latest(make_state(0), pytest.fail)[0].step == 3
 
 
-def test_a_loss_that_cannot_be_read_now_stops_the_run(folder, monkeypatch):
+def test_unreadable_loss_file_stops_the_run(folder, monkeypatch):
     """Otherwise the best checkpoint could be deleted."""
     fail_to_read(monkeypatch, folder / "1" / "meta" / "metadata", errno.EIO)
     with pytest.raises(UserError, match=r"cannot be read \(Input/output error\)"):
         Checkpoints(folder, 3)
 
 
-def test_a_state_of_another_shape_is_not_damage(folder):
+def test_state_of_another_shape_is_not_damage(folder):
     """As of a run whose config has changed."""
     like = make_state(0)
     like = like._replace(params={**like.params, "w": jnp.zeros((41, 30))})
@@ -407,7 +407,7 @@ def test_a_state_of_another_shape_is_not_damage(folder):
 
 
 @pytest.mark.parametrize("text", ["5", "[]", "{}", "null", "{", "[" * 10**5, '{"state/x": 1}'])
-def test_damaged_digests_are_damage(text, folder):
+def test_damaged_digest_file_is_damage(text, folder):
     (folder / "3" / "files.json").write_text(text, "utf-8")
     warnings: list[str] = []
     with opened(folder) as checkpoints:
@@ -416,7 +416,7 @@ def test_damaged_digests_are_damage(text, folder):
 
 
 @pytest.mark.usefixtures("no_traceback")
-def test_two_damaged_ones_are_skipped(folder):
+def test_two_damaged_checkpoints_are_skipped(folder):
     flip(largest(folder / "3"))
     halve(largest(folder / "2"))
     warnings: list[str] = []
@@ -427,7 +427,7 @@ def test_two_damaged_ones_are_skipped(folder):
 
 
 @pytest.mark.usefixtures("no_traceback")
-def test_all_damaged(folder):
+def test_all_checkpoints_damaged_is_an_error(folder):
     for step in "123":
         flip(largest(folder / step))
     warnings: list[str] = []
@@ -438,7 +438,7 @@ def test_all_damaged(folder):
     assert sorted(path.name for path in folder.iterdir()) == ["1", "2", "3"]
 
 
-def test_what_a_kill_leaves_of_a_save_is_no_checkpoint(folder):
+def test_interrupted_save_is_not_a_checkpoint(folder):
     """Orbax writes to a folder of another name and moves it."""
     (folder / "3").rename(folder / "3.orbax-checkpoint-tmp")
     with opened(folder) as checkpoints:

@@ -116,7 +116,7 @@ def test_sentences_that_are_classified(tmp_path):
     assert seen.xs.shape[2] == 4 and set(seen.lengths.tolist()) == {1, 3}
 
 
-def test_a_model_without_recurrent_layers_says_so(tmp_path):
+def test_model_without_recurrent_layers_is_an_error(tmp_path):
     model = Plain().build(nnx.Rngs(0))
     with pytest.raises(UserError, match=r"^Linear has no layers of lstm_jax\.nnx to inspect"):
         recurrent_inputs(Plain(), model)

@@ -236,7 +236,7 @@ def test_stopped_by_a_signal(number, config, whole, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_third_signal_kills_and_costs_only_steps(config, whole, tmp_path):
+def test_third_signal_kills_and_loses_only_steps(config, whole, tmp_path):
     workdir = tmp_path / "run"
     with process("train", config, "--workdir", workdir) as running:
         assert wait_for(running, lambda: newest(workdir) > 0)

@@ -123,7 +123,7 @@ def final_meta(workdir):
     return json.loads((workdir / "checkpoints" / "24" / "meta" / "metadata").read_text("utf-8"))
 
 
-def test_what_a_run_leaves(whole):
+def test_run_folder_contents(whole):
     config, workdir, report, results = whole
     assert load_config(workdir / "config.toml") == config
     lines = read_metrics(workdir / "metrics.jsonl")
@@ -144,7 +144,7 @@ def test_what_a_run_leaves(whole):
     assert {best["step"], 24} <= kept and len(kept) <= 3
 
 
-def test_training_has_a_pulse(whole):
+def test_training_reduces_the_loss(whole):
     losses = [
         x["train/loss"] for x in read_metrics(whole[1] / "metrics.jsonl") if "train/loss" in x
     ]
@@ -211,7 +211,7 @@ def test_a_run_is_the_same_with_and_without_a_compilation_cache(whole, tmp_path,
         assert final_meta(tmp_path / run) == final_meta(tmp_path / "run without")
 
 
-def test_stopped_often_is_never_stopped(whole, tmp_path):
+def test_often_interrupted_run_equals_an_uninterrupted_one(whole, tmp_path):
     """By both signals, before, at and after lines, evaluations and checkpoints."""
     config, workdir, _, _ = whole
     config = write_config(tmp_path, data__text=config.data.text)
@@ -300,7 +300,7 @@ def test_a_closed_terminal_does_not_stop_the_save():
     report.say("saved")
 
 
-def test_a_damaged_checkpoint_only_costs_time(whole, tmp_path):
+def test_damaged_checkpoint_only_costs_time(whole, tmp_path):
     config, workdir, _, _ = whole
     config = write_config(tmp_path, data__text=config.data.text)
     with pytest.raises(Stopped):
@@ -316,7 +316,7 @@ def test_a_damaged_checkpoint_only_costs_time(whole, tmp_path):
     assert final_meta(tmp_path / "run") == final_meta(workdir)
 
 
-def test_a_finished_run_says_its_results_again(whole):
+def test_finished_run_prints_its_results_again(whole):
     config, workdir, _, results = whole
     before = files(workdir)
     report = Listener()
@@ -329,7 +329,7 @@ def test_evaluate_gives_the_best_checkpoint(whole):
     assert evaluate(config, config.build_task(), workdir, Listener()) == results
 
 
-def test_a_second_process_is_refused(whole):
+def test_second_process_is_rejected(whole):
     config, workdir, _, _ = whole
     with (
         filelock.FileLock(workdir / ".lock", timeout=0),
@@ -339,7 +339,7 @@ def test_a_second_process_is_refused(whole):
     assert str(workdir) in str(caught.value)
 
 
-def test_the_folder_is_held_while_it_trains(whole, tmp_path):
+def test_folder_is_locked_during_training(whole, tmp_path):
     config = write_config(tmp_path, data__text=whole[0].data.text, train__num_steps=2)
     refused = []
 
@@ -354,7 +354,7 @@ def test_the_folder_is_held_while_it_trains(whole, tmp_path):
     assert train(config, tmp_path / "run", Listener())  # released at the end
 
 
-def test_another_config_is_refused(whole):
+def test_different_config_is_rejected(whole):
     workdir = whole[1]
     other = write_config(workdir.parent, train__num_steps=30, optimizer__name="adam")
     with pytest.raises(UserError) as caught:
@@ -407,7 +407,7 @@ def test_changed_metrics_are_reported(whole, tmp_path):
     assert report.warned == [f"{path}: differs from what this run wrote up to step 24"]
 
 
-def test_metadata_of_another_run_are_refused(whole, tmp_path):
+def test_metadata_of_another_run_are_rejected(whole, tmp_path):
     """The parameters of a checkpoint would be those of other characters."""
     shutil.copytree(whole[1], tmp_path / "run")
     path = tmp_path / "run" / "run.json"
@@ -423,7 +423,7 @@ def test_metadata_of_another_run_are_refused(whole, tmp_path):
 
 
 @pytest.mark.parametrize("end", ["q", "Ω"], ids=["known characters", "a new character"])
-def test_changed_data_are_refused(end, whole, tmp_path):
+def test_changed_data_are_rejected(end, whole, tmp_path):
     text = tmp_path / "text.txt"
     config = write_config(tmp_path, train__num_steps=2)
     train(config, tmp_path / "run", Listener())
@@ -439,14 +439,14 @@ def test_changed_data_are_refused(end, whole, tmp_path):
     assert (tmp_path / "run" / "checkpoints" / "2").is_dir()
 
 
-def test_a_run_that_could_not_begin_leaves_the_folder_free(tmp_path):
+def test_failed_start_leaves_the_folder_unclaimed(tmp_path):
     config = write_config(tmp_path, data__text=tmp_path / "missing.txt", train__num_steps=1)
     with pytest.raises(UserError, match=r"missing\.txt: no such file"):
         train(config, tmp_path / "run", Listener())
     train(write_config(tmp_path, train__num_steps=1), tmp_path / "run", Listener())
 
 
-def test_a_prompt_that_cannot_be_encoded_is_told_before_training(tmp_path):
+def test_unencodable_prompt_is_reported_before_training(tmp_path):
     config = write_config(tmp_path, train__sample_prompt="Ω", train__num_steps=1)
     report = Listener()
     with pytest.raises(UserError, match="Ω"):
@@ -454,7 +454,7 @@ def test_a_prompt_that_cannot_be_encoded_is_told_before_training(tmp_path):
     assert report.steps == []
 
 
-def test_devices_that_do_not_fit(tmp_path):
+def test_wrong_number_of_devices_is_reported(tmp_path):
     for overrides in ({"train__num_devices": 1000}, {"train__num_devices": 2, "data__lanes": 3}):
         with pytest.raises(UserError, match=r"^train\.num_devices: expected"):
             train(write_config(tmp_path, **overrides), tmp_path / "run", Listener())
@@ -483,7 +483,7 @@ class Diverging(NextCharacter):
         return jnp.where(taken[0] >= 12, jnp.nan, loss), (after[0], taken)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
+def test_nonfinite_loss_stops_the_run(tmp_path, monkeypatch):
     monkeypatch.setitem(TASKS, "next_character", f"{__name__}.Diverging")
     config = write_config(tmp_path)
     for attempt in range(2):
@@ -512,7 +512,7 @@ class Unsound(NextCharacter):
         return {**metrics, "loss": math.nan} if type(self).evaluations == 2 else metrics
 
 
-def test_a_validation_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
+def test_nonfinite_validation_loss_stops_the_run(tmp_path, monkeypatch):
     monkeypatch.setitem(TASKS, "next_character", f"{__name__}.Unsound")
     monkeypatch.setattr(Unsound, "evaluations", 0)
     config = write_config(tmp_path, train__checkpoint_every=8)
@@ -538,7 +538,7 @@ class Immeasurable(NextCharacter):
         ("test", "test split: accuracy: expected a finite number, got nan"),
     ],
 )
-def test_every_metric_of_every_split_is_finite(tmp_path, monkeypatch, split, message):
+def test_nonfinite_metrics_are_rejected(tmp_path, monkeypatch, split, message):
     monkeypatch.setitem(TASKS, "next_character", f"{__name__}.Immeasurable")
     monkeypatch.setattr(Immeasurable, "split", split)
     monkeypatch.setattr(Immeasurable, "splits", ("validation", "test"))
@@ -593,7 +593,7 @@ def last_state(workdir, step):
     return json.loads(meta)["digest"]
 
 
-def test_a_finished_run_becomes_longer(longer, tmp_path):
+def test_finished_run_can_be_extended(longer, tmp_path):
     """Its parameters are those of a run that was as long from the start, bit for bit."""
     config, workdir = longer
     changed = {"train": dataclasses.replace(config.train, num_steps=30)}
@@ -607,7 +607,7 @@ def test_a_finished_run_becomes_longer(longer, tmp_path):
     assert last_state(tmp_path / "extended", 30) == last_state(tmp_path / "whole", 30)
 
 
-def test_what_does_not_become_longer(longer, whole, tmp_path):
+def test_runs_that_cannot_be_extended(longer, whole, tmp_path):
     config, workdir, *_ = whole
     longer_train = dataclasses.replace(config.train, num_steps=30)
     with pytest.raises(UserError, match=r"^train.num_steps: expected 24, where the cosine") as got:
@@ -638,7 +638,7 @@ def test_training_starts_from_the_parameters_of_another_run(whole, tmp_path):
     assert train(config, tmp_path / "run", Listener()) == results
 
 
-def test_parameters_that_do_not_fit_are_listed(whole, tmp_path):
+def test_incompatible_parameters_are_listed(whole, tmp_path):
     _, workdir, *_ = whole
     report = Listener()
     config = write_config(
@@ -653,7 +653,7 @@ def test_parameters_that_do_not_fit_are_listed(whole, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
-def test_another_alphabet_is_reported(whole, tmp_path):
+def test_different_vocabulary_is_reported(whole, tmp_path):
     """Embeddings of as many characters fit in shape, though they stand for others."""
     _, workdir, *_ = whole
     text = (workdir.parent / "text.txt").read_text("utf-8")

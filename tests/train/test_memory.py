@@ -78,7 +78,7 @@ def need_of(chosen) -> Need:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_the_estimate_is_below_what_xla_takes(name, files):
+def test_estimate_is_below_the_memory_that_xla_uses(name, files):
     """XLA counts arguments, outputs and temporary buffers of the compiled step."""
     chosen = config(files, name)
     task = chosen.build_task()
@@ -103,7 +103,7 @@ def test_the_estimate_is_below_what_xla_takes(name, files):
         assert need.total >= 0.3 * taken
 
 
-def test_shapes_are_those_of_batches_and_a_step_is_traced_once(files, monkeypatch):
+def test_batch_shapes_match_and_step_is_traced_once(files, monkeypatch):
     chosen, traced = config(files, "characters"), []
     loss = NextCharacter.loss
     monkeypatch.setattr(NextCharacter, "loss", lambda *args: traced.append(1) or loss(*args))
@@ -125,7 +125,7 @@ def test_shapes_of_batches(name, files):
     assert {key: (a.shape, a.dtype) for key, a in task.batch_shapes().items()} == batch
 
 
-def test_values_that_no_order_of_equations_needs_at_once_are_not_added():
+def test_values_not_live_together_are_not_added():
     """Two loops one after the other; only the sums of the first are needed in the second."""
 
     def step(h, x):
@@ -163,7 +163,7 @@ TOO_LARGE = {
 
 
 @pytest.mark.parametrize("name", TOO_LARGE)
-def test_a_model_that_is_too_large_is_one_line_and_takes_no_folder(name, files, monkeypatch):
+def test_too_large_model_gives_one_line_and_claims_no_folder(name, files, monkeypatch):
     changed, part, keys = TOO_LARGE[name]
     most = 2**20 if name in ("embedding", "cell") else 2**34
     monkeypatch.setattr(memory, "available_bytes", lambda devices: (most, "a test's limit"))
@@ -176,7 +176,7 @@ def test_a_model_that_is_too_large_is_one_line_and_takes_no_folder(name, files, 
     assert not folder.exists()
 
 
-def test_a_batch_that_is_too_large_is_one_line(files):
+def test_too_large_batch_gives_one_line(files):
     """Found from shapes: no batch of 10**6 windows is made."""
     chosen = config(files, "forecasts", **{"data.batch_size": 10**6, "model.hidden_size": 2000})
     need = need_of(chosen)
@@ -278,7 +278,7 @@ sys.exit(lstm_jax.cli.main(sys.argv[1:]))
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
-def test_a_limit_of_the_shell_is_heeded(files):
+def test_ulimit_is_respected(files):
     """As ``ulimit -v`` sets it: one line, and the folder is left to another config."""
     (files / "run.toml").write_text('task = "next_character"\n[data]\ntext = "text.txt"\n', "utf-8")
     words = ["--model.hidden-size", "20000", "--data.lanes", "4", "--data.window", "8"]
@@ -298,7 +298,7 @@ def test_a_limit_of_the_shell_is_heeded(files):
 # ---- failures that still happen ----
 
 
-def test_failed_allocations_are_one_line(files, monkeypatch, capsys):
+def test_failed_allocations_give_one_line(files, monkeypatch, capsys):
     """Of XLA and of NumPy, while a command works."""
     sizes = "lanes = 4\nwindow = 8\n"
     (files / "small.toml").write_text(

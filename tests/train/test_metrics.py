@@ -16,7 +16,7 @@ def go_on(folder, step: int) -> MetricsLog:
     return MetricsLog(folder, step)
 
 
-def test_a_new_run_writes_one_object_a_line(tmp_path):
+def test_new_run_writes_one_object_per_line(tmp_path):
     log = go_on(tmp_path, 0)
     log.write(5, {"train/loss": 0.1 + 0.2, "learning_rate": 1e-3})
     log.write(5, {"validation/loss": 2.0})
@@ -43,7 +43,7 @@ def test_a_new_run_writes_one_object_a_line(tmp_path):
         pytest.param("", 3, "", id="empty"),
     ],
 )
-def test_lines_past_the_step_and_half_lines_go(found, step, left, tmp_path):
+def test_later_and_incomplete_lines_are_removed(found, step, left, tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text(found, "utf-8")
     log = go_on(tmp_path, step)
@@ -56,7 +56,7 @@ def test_lines_past_the_step_and_half_lines_go(found, step, left, tmp_path):
     assert [p.name for p in tmp_path.iterdir() if p.suffix == ".part"] == []
 
 
-def test_reading_a_file_with_half_a_line(tmp_path):
+def test_reading_a_file_with_an_incomplete_line(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text(lines(1, 2) + '{"step": 3, "tra', "utf-8")
     assert [line["step"] for line in read_metrics(path)] == [1, 2]
@@ -84,7 +84,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
-def test_a_broken_line_costs_only_itself(broken, tmp_path):
+def test_damaged_line_is_skipped_alone(broken, tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(lines(1, 2).encode() + broken + b"\n" + lines(4, 5).encode())
     assert [line["step"] for line in read_metrics(path)] == [1, 2, 4, 5]
@@ -122,6 +122,6 @@ def test_loss_curve_shows_both_losses_and_the_baselines(tmp_path):
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_loss_curve_of_a_run_without_figures(tmp_path):
+def test_loss_curve_of_a_run_without_metrics(tmp_path):
     loss_curve([], "nats", {}).savefig(tmp_path / "loss.png")
     assert (tmp_path / "loss.png").stat().st_size > 0

@@ -80,14 +80,14 @@ def first_update(config: OptimizerConfig, grads=GRADS):
 
 @pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "rmsprop"])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_every_rule_goes_down(name, momentum):
+def test_every_rule_decreases_the_loss(name, momentum):
     updates = first_update(OptimizerConfig(name=name, momentum=momentum, weight_decay=0.0))
     for update, grad in zip(jax.tree.leaves(updates), jax.tree.leaves(GRADS), strict=True):
         assert np.isfinite(update).all()
         np.testing.assert_array_equal(np.sign(update), -np.sign(grad))
 
 
-def test_adamw_by_its_formula():
+def test_adamw_matches_its_formula():
     config = OptimizerConfig(learning_rate=0.01, b1=0.8, b2=0.95, weight_decay=0.1, max_norm=0.0)
     rule = build_optimizer(config, optax.constant_schedule(0.01))
     params, state = PARAMS, rule.init(PARAMS)
@@ -112,7 +112,7 @@ def test_adamw_by_its_formula():
             np.testing.assert_allclose(params[name], expected[name], rtol=1e-6)
 
 
-def test_weight_decay_pulls_at_matrices_alone():
+def test_weight_decay_applies_to_matrices_only():
     zero = jax.tree.map(jnp.zeros_like, GRADS)
     updates = first_update(OptimizerConfig(learning_rate=0.1, weight_decay=0.5), zero)
     np.testing.assert_allclose(updates["w"], -0.1 * 0.5 * PARAMS["w"], rtol=1e-6)
@@ -120,7 +120,7 @@ def test_weight_decay_pulls_at_matrices_alone():
 
 
 @pytest.mark.parametrize("name", ["adam", "sgd", "rmsprop"])
-def test_weight_decay_belongs_to_adamw_alone(name):
+def test_weight_decay_applies_to_adamw_only(name):
     zero = jax.tree.map(jnp.zeros_like, GRADS)
     updates = first_update(OptimizerConfig(name=name, weight_decay=0.5), zero)
     for update in jax.tree.leaves(updates):

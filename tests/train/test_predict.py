@@ -155,7 +155,7 @@ def test_the_folder_holds_what_prediction_needs(folder):
         (("nothing", "new.csv"), "nothing: no run here (expected a config.toml)"),
     ],
 )
-def test_mistakes_get_one_line(folder, args, message, monkeypatch, capsys):
+def test_mistakes_give_one_line(folder, args, message, monkeypatch, capsys):
     monkeypatch.chdir(folder / "moved")
     for name in FILES.values():
         shutil.copy(folder / name, name)
@@ -171,7 +171,7 @@ COLUMNS = {
 }
 
 
-def test_each_format_holds_every_digit(tmp_path):
+def test_each_format_stores_full_precision(tmp_path):
     write_columns(COLUMNS, tmp_path / "a.csv")
     assert (tmp_path / "a.csv").read_text().split() == ["row,class,share", "1,a,0.1", "2,b,"]
     write_columns(COLUMNS, tmp_path / "a.json")

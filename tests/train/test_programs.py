@@ -70,7 +70,7 @@ def assert_same(one, other):
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
 
 
-def test_each_point_as_by_itself(points, shared):
+def test_each_point_equals_its_separate_run(points, shared):
     """Every number at once, on each device, and both points in lockstep by one program."""
     alone = [trained(point, own_programs(point, point.build_task())) for point in points]
     assert abs(float(alone[0][1].loss - alone[1][1].loss)) > 1e-3
@@ -120,7 +120,7 @@ class ScaledTask(NextCharacter):
         return Scaled(len(self.known["vocabulary"]), 3, 4, dropout=self.model.dropout, rngs=rngs)
 
 
-def test_a_number_is_used_in_evaluation_too(points):
+def test_shared_number_is_used_in_evaluation(points):
     """A point's model has its own numbers, not those of the config that was compiled."""
     name = f"{ScaledTask.__module__}.ScaledTask"
     one, other = (dataclasses.replace(point, task=name) for point in points)
@@ -153,7 +153,7 @@ def test_arithmetic_of_a_number():
     np.testing.assert_allclose(np.array(found), expected, rtol=1e-6)
 
 
-def test_lockstep_gives_each_caller_its_own_answer_and_survives_leaving():
+def test_lockstep_returns_each_callers_result_and_allows_leaving():
     widths = []
 
     def step(states, batches):

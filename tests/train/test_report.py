@@ -20,14 +20,14 @@ def printed(width: int) -> list[str]:
     return file.getvalue().splitlines()
 
 
-def test_metrics_are_one_table_where_they_fit():
+def test_metrics_form_one_table_if_they_fit():
     lines = printed(80)
     assert [line.strip() for line in lines].count("test split") == 1
     assert set(" ".join(lines).split()) >= NUMBERS
 
 
 @pytest.mark.parametrize("width", [40, 44, 50, 60])
-def test_metrics_of_a_narrow_console_are_several_tables_with_whole_numbers(width):
+def test_metrics_on_a_narrow_console_form_several_tables(width):
     lines = printed(width)
     assert [line.strip() for line in lines].count("test split") > 1
     assert max(map(len, lines)) <= width

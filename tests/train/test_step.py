@@ -162,7 +162,7 @@ def test_accumulated_gradients_are_the_mean_over_several_batches(name, num_devic
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_two_devices_give_what_one_gives(name, build):
+def test_two_devices_match_one_device(name, build):
     parts = build(TASKS[name])
     one, ones = run(*parts, num_devices=1)
     two, twos = run(*parts, num_devices=2)
@@ -177,7 +177,7 @@ def test_two_devices_give_what_one_gives(name, build):
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_step_is_one_update_by_the_tasks_own_gradient(name, build):
+def test_step_applies_one_update_with_the_tasks_gradient(name, build):
     task, optimizer, schedule = build(TASKS[name])
     mesh = data_mesh(task.batch_size, 2)
     take_step, state = begin(task, optimizer, schedule, mesh)
@@ -204,7 +204,7 @@ def test_step_is_one_update_by_the_tasks_own_gradient(name, build):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_dropout_of_each_device_and_step_is_its_own(build):
+def test_dropout_differs_by_device_and_step(build):
     # Dropout below the LSTM, so that its state tells.
     text = CHARACTERS.replace("dropout =", "input_dropout = 0.5\ndropout =")
     task, optimizer, schedule = build(text)
@@ -225,7 +225,7 @@ def test_dropout_of_each_device_and_step_is_its_own(build):
     assert not np.allclose(carries[0], carries[1])  # two steps from the same parameters
 
 
-def test_compiled_once_also_after_a_checkpoint(build, tmp_path):
+def test_restored_state_needs_no_recompilation(build, tmp_path):
     task, optimizer, schedule = build(CHARACTERS, dropout=0.5)
     mesh = data_mesh(task.batch_size, 2)
     take_step, state = begin(task, optimizer, schedule, mesh)
@@ -301,7 +301,7 @@ def test_average_is_the_moving_mean_of_parameters(build):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
-def test_no_average_where_none_is_asked_for(build):
+def test_no_average_unless_requested(build):
     task, optimizer, schedule = build(FORECASTING)
     mesh = data_mesh(task.batch_size, 2)
     graph, state = init_state(task, optimizer, False, seed=0)
@@ -311,7 +311,7 @@ def test_no_average_where_none_is_asked_for(build):
     assert state.average is None and state.evaluated is state.params
 
 
-def test_seed_decides_parameters_and_key(build):
+def test_seed_determines_parameters_and_key(build):
     task, optimizer, _ = build(FORECASTING)
     states = [init_state(task, optimizer, False, seed)[1] for seed in (0, 0, 1)]
     leaves = [jnp.concatenate([x.ravel() for x in jax.tree.leaves(s.params)]) for s in states]

@@ -87,7 +87,7 @@ def test_a_stopped_sweep_is_resumed(swept):
     assert not any("of 4 |" in line for line in again.said)  # nothing was trained again
 
 
-def test_each_point_is_the_run_of_its_config(swept, tmp_path):
+def test_each_point_equals_the_run_of_its_config(swept, tmp_path):
     """A point that was stopped, and one that was not started, against the run alone."""
     for point in (swept[1][0], swept[1][3]):
         results = train(point.config, tmp_path / point.folder.name, Listener())
@@ -141,14 +141,14 @@ def test_table_and_plot_show_mean_and_deviation_over_seeds(swept):
     assert axis.get_ylabel() == "validation/loss"
 
 
-def test_another_sweep_does_not_take_the_folder(swept, base):
+def test_different_sweep_cannot_use_the_folder(swept, base):
     with pytest.raises(UserError, match=r"holds another sweep \(the swept values differ\)"):
         sweep(base, {"train.seed": [0, 1]}, swept[0], Quiet())
     with pytest.raises(UserError, match="holds a run; take another --workdir"):
         sweep(base, AXES, swept[1][0].folder, Quiet())
 
 
-def test_a_point_that_diverges_is_a_result(base, tmp_path):
+def test_diverged_point_counts_as_finished(base, tmp_path):
     """One learning rate is too large: the other points are trained all the same."""
     axes = {"optimizer.learning_rate": [0.01, 1e30], "optimizer.max_norm": [0.0]}
     points = sweep(base, axes, tmp_path / "sweep", Quiet())
@@ -166,7 +166,7 @@ def test_points_in_groups(base):
     assert sorted(len(group.points) for group in groups) == [4, 4, 8, 8]
 
 
-def test_a_number_that_decides_what_is_computed_is_not_shared(base):
+def test_number_that_changes_the_program_is_not_shared(base):
     """The schedule compares the exponential decay's rate with no number between its values."""
     axes = {"model.dropout": [0.1, 0.2], "train.seed": [0, 1]}
 
@@ -196,7 +196,7 @@ def test_a_number_that_decides_what_is_computed_is_not_shared(base):
         ({"train.seed": "3"}, "expected a key with several values, such as --train.seed 0,1,2"),
     ],
 )
-def test_impossible_axes(base, texts, message):
+def test_invalid_axes_are_rejected(base, texts, message):
     with pytest.raises(UserError, match=message) as raised:
         swept_axes(base, texts)
     assert "\n" not in str(raised.value)

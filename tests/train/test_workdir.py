@@ -55,7 +55,7 @@ def edit(run, key, value):
         ("num_steps", "10", "train.num_steps (20 when the run began, 10 now)"),
     ],
 )
-def test_an_edited_config_is_refused(key, value, named, run):
+def test_edited_config_is_rejected(key, value, named, run):
     edit(run, key, value)
     with pytest.raises(UserError) as caught:
         load_workdir(run)
@@ -78,14 +78,14 @@ def test_all_edited_keys_are_named(run):
         load_workdir(run)
 
 
-def test_a_longer_run_is_not_an_edited_one(run):
+def test_extending_a_run_is_not_an_edit(run):
     longer = load_config(run / "config.toml", {"train.num_steps": "30"})
     with claimed(run, longer, {}):
         pass
     assert load_workdir(run) == longer
 
 
-def test_comments_and_order_do_not_count(run):
+def test_comments_and_order_are_not_edits(run):
     path = run / "config.toml"
     before = load_workdir(run)
     path.write_text("# mine\n" + path.read_text("utf-8").replace(" = ", "  =  "), "utf-8")
