@@ -1,9 +1,9 @@
-"""Plots of the tables of docs/benchmarks/: the time of each library relative to torch.
+"""Plots for the tables of docs/benchmarks/: the time of each library relative to torch.
 
     python benchmarks/plot.py docs/benchmarks/speed.md     # redraws its plots
 
-``speed.py`` calls it for the page it has written.  A library has the same colour in all plots;
-those of lstm_jax are blue.
+``speed.py`` calls this script for the page it has written.  A library has the same colour in all
+plots; those of lstm_jax are blue.
 """
 
 import argparse
@@ -31,7 +31,7 @@ WORDS = {"train": "training step", "infer": "forward pass"}
 
 
 def medians(page: str, section: str) -> dict[str, dict[str, float]]:
-    """The milliseconds of a section's table: by shape, then by library.
+    """The milliseconds in a section's table, by shape and library.
 
     Example:
       >>> lines = ["## Inference, milliseconds", "", "| (T, B, D, H) | lstm_jax | torch |"]
@@ -53,7 +53,7 @@ def medians(page: str, section: str) -> dict[str, dict[str, float]]:
 
 
 def plot(times: dict[str, dict[str, float]], what: str, path: pathlib.Path) -> None:
-    """Bars of each library's time relative to torch, or to lstm_jax if torch was not measured."""
+    """Plots each library's time relative to torch, or to lstm_jax if torch was not measured."""
     from matplotlib.figure import Figure
 
     measured = [name for name in COLOURS if any(name in row for row in times.values())]
@@ -76,7 +76,7 @@ def plot(times: dict[str, dict[str, float]], what: str, path: pathlib.Path) -> N
 
 
 def draw(page: pathlib.Path) -> None:
-    """Writes the plots of a page of tables next to that page."""
+    """Writes the plots for a page of tables next to that page."""
     text = page.read_text("utf-8")
     for what, section in SECTIONS.items():
         if times := medians(text, section):

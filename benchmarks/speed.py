@@ -1,7 +1,7 @@
-"""Speed of one LSTM layer (and of a bidirectional stack) beside that of other libraries.
+"""Speed of an LSTM layer and of a bidirectional stack, compared with other libraries.
 
-All of it runs in one process and takes turns, round by round, so that what else the machine does
-falls on everyone alike; a figure is the median over the rounds.  Times are of whole calls: the
+All libraries run in one process and take turns in each round, so that other load on the machine
+affects them equally. Results are medians over the rounds. Times are those of complete calls: the
 gradients of the parameters and the inputs of ``sum(ys * weights)`` (``train``), or outputs
 (``infer``), float32.
 
@@ -46,7 +46,7 @@ SHAPES = [
     (50, 128, 256, 256),
 ]
 STACK = (128, 32, 128, 256)  # two bidirectional layers
-NARROW = [(128, 32, 128, 256), (100, 64, 512, 512)]  # measured in bfloat16, too
+NARROW = [(128, 32, 128, 256), (100, 64, 512, 512)]  # also measured in bfloat16
 OTHER_CELLS = [(128, 32, 128, 256), (128, 32, 64, 64), (512, 1, 128, 256)]
 OUT = pathlib.Path(__file__).parent.parent / "docs" / "benchmarks"
 
@@ -55,7 +55,7 @@ Call = Callable[[], Any]
 
 @dataclasses.dataclass
 class Peer:
-    """Something that runs an LSTM: makes a call that trains, or infers, at a shape."""
+    """An LSTM implementation: creates a training or inference call for a shape."""
 
     name: str
     make: Callable[[tuple[int, int, int, int], bool, bool], Call]
@@ -63,11 +63,11 @@ class Peer:
     is_jax: bool = True
 
 
-# ---- what is measured ----
+# ---- the implementations ----
 
 
 def jax_call(run: Callable[[Any, jax.Array], jax.Array], params: Any, xs: Any, train: bool) -> Call:
-    """One compiled call: gradients by params and xs, or outputs."""
+    """A compiled call: gradients with respect to params and xs, or outputs."""
     ys = jax.eval_shape(run, params, xs)
     weights = jnp.asarray(np.random.default_rng(1).normal(size=ys.shape), jnp.float32)
     if train:
@@ -105,17 +105,17 @@ def ours(**how: Any) -> Callable[[Any, bool, bool], Call]:
 
 @dataclasses.dataclass(frozen=True)
 class Products(LSTMCell):
-    """The products of an LSTM with additions in place of gates: what they take by themselves."""
+    """The matrix products of an LSTM with additions instead of gates: a lower bound of the time."""
 
     def equations(self, params: Any, state: LSTMState, x: jax.Array) -> Any:
-        # The barrier holds four slices together, as the tanh of all gates does.
+        # The barrier keeps the four slices together, as the tanh of all gates does.
         z = jax.lax.optimization_barrier(affine(params, state.h, x))
         h = 0.2 * sum(jnp.split(z, 4, -1))
         return LSTMState(h=h, c=state.c), h
 
 
 def on_all_devices(**how: Any) -> Callable[[Any, bool, bool], Call]:
-    """As the command line runs it: each device has its share of the batch, gradients are summed."""
+    """As in the command line: each device has a part of the batch, and gradients are summed."""
 
     def make(shape: Any, train: bool, stacked: bool) -> Call:
         return shared(layers(shape, stacked, **how), shape, train)
@@ -154,7 +154,7 @@ def shared(layer: LSTM, shape: Any, train: bool) -> Call:
 
 
 def torch_lstm(shape: Any, train: bool, stacked: bool, dtype: str = "float32") -> Call:
-    """On JAX's device: the CPU, or the GPU, where torch calls cuDNN."""
+    """Runs on JAX's device: the CPU, or the GPU, where torch calls cuDNN."""
     import torch
 
     torch.set_num_threads(os.cpu_count() or 1)
@@ -358,7 +358,7 @@ PEERS = [
 
 
 def measured(calls: dict[str, Call], rounds: int, seconds: float) -> dict[str, list[float]]:
-    """Seconds of each call in each round; the order changes from round to round."""
+    """The seconds of each call in each round; the order changes between rounds."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         call()
@@ -367,8 +367,8 @@ def measured(calls: dict[str, Call], rounds: int, seconds: float) -> dict[str, l
     end = time.perf_counter() + seconds
     for n in range(rounds):
         for name in names[n % len(names) :] + names[: n % len(names)]:
-            # Threads of whoever came before wait actively for a while: they are let go; and the
-            # first call of a turn, which wakes one's own, is not counted.
+            # Threads of the previous library spin for a while, so wait until they sleep. The first
+            # call of a turn, which wakes the library's own threads, is not counted.
             time.sleep(0.02)
             calls[name]()
             start = time.perf_counter()
@@ -422,7 +422,7 @@ def table(results: dict[Any, dict[str, list[float]]], peers: list[Peer]) -> list
 
 
 def ratios(results: Any, of: str, to: list[str]) -> list[float]:
-    """At each shape, the time of ``of`` over that of the fastest of ``to``."""
+    """For each shape, the time of ``of`` divided by that of the fastest of ``to``."""
     return [
         statistics.median(times[of]) / min(statistics.median(times[n]) for n in to if n in times)
         for times in results.values()
@@ -465,7 +465,7 @@ def machine() -> str:
 
 
 def latency(rounds: int) -> str:
-    """One step of a stream, dispatch included."""
+    """The time of one streamed step, including dispatch."""
     cell = LSTMCell(256)
     step = stream(cell, cell.init(jax.random.key(0), 128), (1,))
     said = []
@@ -486,7 +486,7 @@ def latency(rounds: int) -> str:
 
 
 def memory() -> list[str]:
-    """Bytes beyond arguments and results, in H floats a step and row."""
+    """Temporary memory, in units of H floats per step and row."""
     lines = [
         "| memory= | T | H floats a step and row | MB | MB with products of bfloat16 |",
         "| --- | --- | --- | --- | --- |",
@@ -514,7 +514,7 @@ def memory() -> list[str]:
 
 
 def compile_times() -> list[str]:
-    """Median seconds to trace, lower and compile a training step, in turns."""
+    """Median seconds to trace, lower and compile a training step; the variants take turns."""
     from flax import nnx
 
     b, d, h = 32, 128, 256
@@ -549,7 +549,7 @@ def compile_times() -> list[str]:
 
 
 def variants(rounds: int, shapes: list[Any]) -> list[str]:
-    """Training steps of other cells, beside our lstm and beside a loop in torch."""
+    """Training steps of other cells, compared with our LSTM and with a loop in torch."""
     lines = [
         "| (T, B, D, H) | cell | ms | over our lstm | torch loop, ms | torch loop over ours |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -567,7 +567,7 @@ def variants(rounds: int, shapes: list[Any]) -> list[str]:
 
 
 def variants_at(rounds: int, shape: Any) -> dict[str, float]:
-    """Median seconds of every cell, and of its loop in torch."""
+    """Median seconds of every cell and of its torch loop."""
     from lstm_jax import CELLS
     from lstm_jax.sequence import Zoneout
 
@@ -592,7 +592,7 @@ def variants_at(rounds: int, shape: Any) -> dict[str, float]:
 
 
 def narrow(rounds: int, shapes: list[Any]) -> list[str]:
-    """Training steps with products of bfloat16, beside those of float32 in the same rounds."""
+    """Training steps with bfloat16 products, and with float32 in the same rounds."""
     lines = [
         "| (T, B, D, H) | | float32, ms | bfloat16, ms | bfloat16 over float32 |",
         "| --- | --- | --- | --- | --- |",
@@ -621,7 +621,7 @@ def narrow(rounds: int, shapes: list[Any]) -> list[str]:
 
 
 def torch_loop(name: str, shape: Any) -> Call:
-    """The same cell as a person writes it in torch: a Python loop over steps."""
+    """The same cell in plain torch: a Python loop over steps."""
     import torch
 
     t, b, d, h = shape
@@ -672,7 +672,7 @@ def torch_loop(name: str, shape: Any) -> Call:
 
 
 def scaling(rounds: int) -> list[str]:
-    """Time a step of a training step, as sequences grow."""
+    """The time per step of training on sequences of increasing length."""
     b, d, h = 4, 16, 32
     lines = ["| T | µs a step |", "| --- | --- |"]
     calls = {str(t): ours()((t, b, d, h), True, False) for t in (128, 1024, 8192, 131072)}

@@ -3,10 +3,10 @@
     python examples/ppo.py                       # half a minute on two cores
     python examples/ppo.py --plot recall.png     # also plots the learning curve
 
-An agent sees one of four cues, then nothing for 10 to 30 steps, and then has to name the cue.  The
+An agent sees one of four cues, then nothing for 10 to 30 steps, and must then name the cue. The
 environments are vmapped, a rollout is one ``lax.scan``, and an update replays whole rollouts from
-the carry in which they began.  The replay gives the log-probabilities of the rollout again because
-its resets are those of the rollout: ``resets_from_dones``.
+their initial carry. The replay reproduces the log-probabilities of the rollout because it uses the
+same resets: ``resets_from_dones``.
 
 References:
   John Schulman, Filip Wolski, Prafulla Dhariwal, Alec Radford, Oleg Klimov, "Proximal Policy
@@ -34,7 +34,7 @@ from lstm_jax.nnx import LSTM
 
 
 class RecallState(NamedTuple):
-    """One episode: the cue (int), the step within it (int), and how many steps it has (int)."""
+    """The state of an episode: the cue, the step within it, and its number of steps (all int)."""
 
     cue: jax.Array
     step: jax.Array
@@ -45,9 +45,9 @@ class RecallState(NamedTuple):
 class Recall:
     """Remember the cue of the first step, and name it when asked in the last one.
 
-    An observation is ``[num_cues + 1]``: the cue as one-hot in the first step, and a flag in the
-    last one.  The reward is 1 where the action of the last step is the cue, and 0 elsewhere, so an
-    agent without memory earns ``1 / num_cues`` per episode.
+    An observation is ``[num_cues + 1]``: the one-hot cue in the first step, and a flag in the last
+    one. The reward is 1 if the action of the last step is the cue, and 0 otherwise, so an agent
+    without memory earns ``1 / num_cues`` per episode.
     """
 
     num_cues: int = 4
@@ -74,7 +74,7 @@ class Recall:
         )
 
     def observe(self, state: RecallState) -> jax.Array:
-        """What the agent sees of a state, float32 ``[num_cues + 1]``."""
+        """The agent's observation of a state, float32 ``[num_cues + 1]``."""
         cue = jax.nn.one_hot(state.cue, self.num_cues) * (state.step == 0)
         asked = state.step == state.length - 1
         return jnp.append(cue, asked)
@@ -82,7 +82,7 @@ class Recall:
     def step(
         self, state: RecallState, action: jax.Array, key: jax.Array
     ) -> tuple[RecallState, jax.Array, jax.Array]:
-        """The next state (a new episode's after the last step), the reward, and the end's flag."""
+        """The next state (of a new episode after the last step), the reward, and the done flag."""
         done = state.step == state.length - 1
         reward = jnp.where(done & (action == state.cue), 1.0, 0.0)
         following = state._replace(step=state.step + 1)
@@ -94,7 +94,7 @@ class Recall:
 
 
 class Agent(nnx.Module):
-    """An LSTM with a policy and a value.  Time leads: xs ``[T, B, D]``, resets ``[T, B]``."""
+    """An LSTM with a policy and a value head. Time leads: xs ``[T, B, D]``, resets ``[T, B]``."""
 
     def __init__(self, num_features: int, num_actions: int, hidden: int, *, rngs: nnx.Rngs):
         self.lstm = LSTM(num_features, hidden, time_major=True, rngs=rngs)
@@ -135,7 +135,7 @@ class Rollout(NamedTuple):
 
 
 class Players(NamedTuple):
-    """B environments in the midst of their episodes, and what the agent remembers of each."""
+    """B environments during their episodes, and the agent's memory of each."""
 
     states: Any
     carry: Any
@@ -151,7 +151,7 @@ def start(env: Recall, agent: Agent, rows: int, key: jax.Array) -> Players:
 def play(
     env: Recall, agent: Agent, players: Players, key: jax.Array, num_steps: int
 ) -> tuple[Players, Rollout, jax.Array]:
-    """A rollout, the environments after it, and the value of what the agent sees then, ``[B]``."""
+    """A rollout, the environments after it, and the value of their next observations, ``[B]``."""
     rows = len(players.previous_done)
 
     def one(players: Players, key: jax.Array) -> tuple[Players, Rollout]:
@@ -203,7 +203,7 @@ class PPO:
     max_norm: float = 0.5
 
     def optimizer(self) -> optax.GradientTransformation:
-        """Adam, after the gradient's norm is clipped."""
+        """Adam with clipping of the gradient norm."""
         return optax.chain(optax.clip_by_global_norm(self.max_norm), optax.adam(self.learning_rate))
 
 
@@ -227,7 +227,7 @@ def advantages(rollout: Rollout, last_values: jax.Array, options: PPO) -> jax.Ar
 
 
 class Minibatch(NamedTuple):
-    """Whole rollouts of some environments, and what the update needs to replay them."""
+    """Whole rollouts of some environments, with the data needed to replay them."""
 
     carry: Any  # [B, ...], before the first step
     previous_done: jax.Array  # [B]
@@ -249,7 +249,7 @@ def ppo_loss(agent: Agent, batch: Minibatch, options: PPO, replay: Callable = re
 
 
 def split_rows(batch: Minibatch, key: jax.Array, parts: int) -> Minibatch:
-    """The environments in a random order, in parts that lead: ``[parts, ...]``."""
+    """Divides the environments at random into parts, with a leading axis: ``[parts, ...]``."""
     order = jax.random.permutation(key, len(batch.previous_done)).reshape(parts, -1)
     take_rows = functools.partial(jax.tree.map, lambda leaf: leaf[order])
     take_steps = functools.partial(jax.tree.map, lambda leaf: jnp.moveaxis(leaf[:, order], 1, 0))
@@ -268,7 +268,7 @@ def train(
     agent_class: type[Agent] = Agent,
     replay: Callable = replay,
 ) -> Iterator[tuple[Agent, float]]:
-    """Trains an agent; yields it and the mean reward per finished episode after each update."""
+    """Trains an agent; after each update yields it and the mean reward per finished episode."""
     agent = agent_class(env.num_features, env.num_actions, options.hidden, rngs=nnx.Rngs(seed))
     graph, params = nnx.split(agent)
     optimizer = options.optimizer()
@@ -306,7 +306,7 @@ def train(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Trains an agent with a memory.")
+    parser = argparse.ArgumentParser(description="Trains an agent on a memory task.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--plot", metavar="FILE", help="write a plot of the learning curve")
     arguments = parser.parse_args()

@@ -11,11 +11,11 @@ from lstm_jax.config import RecurrentConfig
 from lstm_jax.nnx import LSTM
 from lstm_jax.tasks import Section, Task, option
 
-EVALUATED = {"validation": 1, "test": 2}  # seeds; those of training begin with the run's
+EVALUATED = {"validation": 1, "test": 2}  # seeds; training uses the run's seed
 
 
 def sequences(seed, rows, steps):
-    """Random numbers of which one in each half is marked, and the sum of these two."""
+    """Random numbers with one marked number in each half, and the sum of these two."""
     rng = np.random.default_rng(seed)
     numbers, marks = rng.uniform(size=(rows, steps)), np.zeros((rows, steps))
     marks[np.arange(rows), rng.integers(0, steps // 2, rows)] = 1
@@ -25,7 +25,7 @@ def sequences(seed, rows, steps):
 
 
 class Adder(nnx.Module):
-    """Reads the sum off the last output; inputs are ``[B, T, 2]``, the sums ``[B]``."""
+    """Predicts the sum from the last output; inputs are ``[B, T, 2]``, sums are ``[B]``."""
 
     def __init__(self, hidden_size, cell, rngs):
         self.lstm = LSTM(2, hidden_size, cell=cell, rngs=rngs)
@@ -43,7 +43,7 @@ class AddingData(Section):
 
 @dataclasses.dataclass(frozen=True)
 class Adding(Task):
-    """Mean squared error of the sum; always answering 1 has 1/6."""
+    """Mean squared error of the sum; the constant answer 1 has an error of 1/6."""
 
     data: AddingData
     model: RecurrentConfig

@@ -1,8 +1,8 @@
-"""Compares how an LSTM begins here with how it begins in Flax, Keras and torch, on five tasks.
+"""Compares the LSTM initialisation of lstm_jax with Flax, Keras and torch, on five tasks.
 
     python experiments/initialisation/study.py runs/initialisation
 
-trains what is not trained yet, two sweeps for each task, and writes the table and the plot of
+trains the missing runs, two sweeps for each task, and writes the table and the plot of
 docs/initialisation.md.
 """
 
@@ -31,18 +31,19 @@ LIBRARIES = {
         'bias_init="torch_bias")'
     ),
 }
-"""Cells that begin as each library's LSTM does; Flax's is ``nnx.OptimizedLSTMCell``, and
-``nnx.LSTMCell`` begins as ours."""
+"""Cells with each library's LSTM initialisation; Flax's is that of ``nnx.OptimizedLSTMCell``, and
+``nnx.LSTMCell`` has the same as lstm_jax.
+"""
 
 VARIANTS = {
     "the former default": 'lstm(kernel_init="glorot_uniform", forget_bias=1.0)',
     "lstm_jax with forget bias 1": "lstm(forget_bias=1.0)",
 }
-"""Cells that differ from ours in one or two points."""
+"""Cells that differ from the default of lstm_jax in one or two points."""
 
-RATES = (1e-2,)  # of several, the best on the validation data counts
+RATES = (1e-2,)  # the best on the validation data is reported
 SEEDS = range(5)
-REPORTED = {  # the metric of each task that the table shows
+REPORTED = {  # the metric of each task in the table
     "adding": "test/loss",
     "japanese_vowels": "test/accuracy",
     "pen_digits": "test/accuracy",
@@ -52,7 +53,7 @@ REPORTED = {  # the metric of each task that the table shows
 
 
 def write_pen_digits():
-    """The published files, a line for each digit: eight points, then ten flags of the class."""
+    """Converts the published files: a line per digit with eight points and ten class flags."""
     for part, end in (("train", "tra"), ("test", "tes")):
         rows = np.loadtxt(fetch(f"pen_digits/pendigits.{end}"), str, delimiter=",")
         labels = [flags.index("1") for flags in rows[:, 16]]
@@ -61,7 +62,7 @@ def write_pen_digits():
 
 
 def trained(task, rate, folder):
-    """The points of a task with one learning rate, by the name of their cell."""
+    """The points of a task with one learning rate, by cell name."""
     config = load_config(HERE / f"{task}.toml", {"optimizer.learning_rate": str(rate)})
     groups = {}
     for name, cells in (("libraries", LIBRARIES), ("variants", VARIANTS)):
@@ -91,7 +92,7 @@ def main(folder):
     print(lstm_jax.tune_cpu())
     lstm_jax.tune.cache_compiled()
     write_pen_digits()
-    sys.path.insert(0, str(HERE))  # where adding.py is
+    sys.path.insert(0, str(HERE))  # contains adding.py
     studied = {(rate, task): trained(task, rate, folder) for rate in RATES for task in REPORTED}
 
     figure = Figure(figsize=(18, 3.6), layout="constrained")

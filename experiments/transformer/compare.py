@@ -5,12 +5,12 @@
     python experiments/transformer/compare.py streamed runs/transformer  # a minute
     python experiments/transformer/compare.py tables runs/transformer
 
-``train`` trains both kinds of model on both tasks at 1, 10 and 100 % of the training data, with
-every learning rate and every dropout rate of one grid; with names of runs behind the folder, those
-alone.  ``steps`` times training steps and asks the compiler for their memory.  ``streamed`` times a
-single step whose carry passes from one to the next, by the positions that it reads.  ``tables``
-prints what is there as Markdown, for docs/transformer.md, and plots transformer.png into the
-folder; the grid's point that is best on the validation split counts.
+``train`` trains both kinds of model on both tasks with 1, 10 and 100 % of the training data, for
+every learning rate and dropout rate of a grid. Names of runs after the folder restrict it to these
+runs. ``steps`` times training steps and asks the compiler for their memory. ``streamed`` times a
+single streamed step as a function of the number of positions that it reads. ``tables`` prints the
+available results as Markdown, for docs/transformer.md, and plots transformer.png into the folder.
+It reports the point of the grid that is best on the validation split.
 """
 
 import itertools
@@ -34,7 +34,7 @@ KINDS = {
     "characters": {"LSTM": "tiny_shakespeare", "Transformer": "tiny_shakespeare_transformer"},
 }
 SHARES = (0.01, 0.1, 1.0)
-STEPS = {  # of both kinds at a share; the best checkpoint counts
+STEPS = {  # for each fraction of the data; the best checkpoint is used
     "translation": {0.01: 200, 0.1: 400, 1.0: 9000},
     "characters": {0.01: 40, 0.1: 300, 1.0: 2450},
 }
@@ -45,7 +45,7 @@ SIDES = {"source": "en", "target": "de"}
 
 
 class Run(NamedTuple):
-    """One training."""
+    """A point of the grid."""
 
     task: str
     kind: str
@@ -69,7 +69,7 @@ RUNS = [Run(*point) for point in GRID]
 
 
 def data_of(folder: pathlib.Path, task: str, share: float) -> dict[str, object]:
-    """The first ``share`` of the training data and all validation data, as config values."""
+    """Config values for the first ``share`` of the training data and all validation data."""
     folder.mkdir(parents=True, exist_ok=True)
     if task == "characters":
         training, validation = cut_text(read_text(fetch("tiny_shakespeare/input.txt")), 0.1)

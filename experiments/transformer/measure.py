@@ -1,4 +1,4 @@
-"""Times and memory of training steps and of streamed steps, on the machine that runs this."""
+"""Time and memory of training steps and of streamed steps on this machine."""
 
 import collections
 import itertools
@@ -29,7 +29,7 @@ ConfigOf = Callable[[str, str, dict[str, object]], Config]
 def write(
     command: str, folder: pathlib.Path, kinds: dict[str, dict[str, str]], config_of: ConfigOf
 ) -> None:
-    """Measures what ``command`` says of each kind of model, and writes FOLDER/COMMAND.json."""
+    """Runs the measurement ``command`` for each kind of model and writes FOLDER/COMMAND.json."""
     folder.mkdir(parents=True, exist_ok=True)
     measured = {"steps": steps, "streamed": streamed}[command]
     found = {
@@ -40,7 +40,7 @@ def write(
 
 
 def seconds(function: Callable[[], Any], count: int) -> float:
-    """The median time of a call, without the first."""
+    """The median time of a call, excluding the first."""
     times = []
     for _ in range(1 + count):
         began = time.perf_counter()
@@ -50,9 +50,9 @@ def seconds(function: Callable[[], Any], count: int) -> float:
 
 
 def steps(task_name: str, kind: str, config_of: ConfigOf) -> dict[str, float]:
-    """Parameters, and time and memory of an epoch's training steps, shape by shape.
+    """Number of parameters, and time and memory of an epoch's training steps, shape by shape.
 
-    Pairs of sentences are padded to two shapes instead of six, which compiles faster.
+    Sentence pairs are padded to two shapes instead of six, to compile faster.
     """
     buckets: dict[str, object] = {"data.buckets": 2} if task_name == "translation" else {}
     config = config_of(task_name, kind, buckets)
@@ -91,7 +91,7 @@ def steps_of_an_epoch(task: Any) -> int:
 
 
 def streamed(task_name: str, kind: str, config_of: ConfigOf) -> dict[str, dict[str, float]]:
-    """Time of a streamed step of one row, and bytes of what it reads, by the positions."""
+    """Time of a streamed step of one row, and bytes of its carry, by number of positions."""
     result = {}
     for length, model in streaming_models(task_name, kind, config_of):
         token = np.full((1, 1), 5, np.int32)
@@ -115,7 +115,7 @@ def streamed(task_name: str, kind: str, config_of: ConfigOf) -> dict[str, dict[s
 def streaming_models(
     task_name: str, kind: str, config_of: ConfigOf
 ) -> Iterator[tuple[int, Compiled]]:
-    """Untrained models with the sizes of the configs, and the positions that a step reads."""
+    """Untrained models with the sizes of the configs, and the numbers of positions a step reads."""
     for length in LENGTHS[task_name]:
         context = task_name == "characters" and kind == "Transformer"
         values: dict[str, object] = {"model.context": length} if context else {}

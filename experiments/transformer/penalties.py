@@ -1,9 +1,9 @@
-"""The penalties of the beam search of trained translators, chosen on the validation split.
+"""Chooses the beam search penalties of trained translators on the validation split.
 
     python experiments/transformer/penalties.py runs/multi30k...
 
-prints the validation BLEU of each pair of length penalty and coverage penalty, and the test BLEU of
-the config's own pair and of the best one.
+prints the validation BLEU for each pair of length penalty and coverage penalty, and the test BLEU
+for the config's pair and for the best pair.
 """
 
 import itertools

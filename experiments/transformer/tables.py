@@ -1,4 +1,4 @@
-"""Tables and the plot of what compare.py has trained and measured."""
+"""Tables and a plot of the results of compare.py."""
 
 import json
 import pathlib
@@ -12,7 +12,7 @@ COLOURS = {"LSTM": "C1", "Transformer": "C0"}
 
 
 def write(folder: pathlib.Path, runs: list[Any]) -> None:
-    """Prints the tables of what is in a folder, and writes FOLDER/transformer.png."""
+    """Prints tables of the results in a folder, and writes FOLDER/transformer.png."""
     trained = {run: json.loads(file.read_text("utf-8")) for run, file in finished(folder, runs)}
     quality = best_points(trained)
     if quality:
@@ -52,7 +52,7 @@ def write(folder: pathlib.Path, runs: list[Any]) -> None:
 
 
 def finished(folder: pathlib.Path, runs: list[Any]) -> list[tuple[Any, pathlib.Path]]:
-    """The runs of the grid with results, each with its other seeds behind it."""
+    """The finished runs of the grid, each followed by its other seeds."""
     files = []
     for run in runs:
         for seed in range(3):
@@ -63,10 +63,10 @@ def finished(folder: pathlib.Path, runs: list[Any]) -> list[tuple[Any, pathlib.P
 
 
 def best_points(trained: dict[Any, Any]) -> dict[tuple[str, float, str], tuple]:
-    """By task, share and kind: the point with the best validation of seed 0, and its metrics.
+    """The point with the best validation metric of seed 0, by task, share and kind.
 
-    Each value is the run, the number of points that were tried, and the metrics on the validation
-    and the test split of all seeds of the best one.
+    Each value is the run, the number of points tried, and the validation and test metrics of all
+    seeds of the best point.
     """
     groups: dict[tuple[str, float, str], list[Any]] = {}
     for run in trained:
@@ -102,7 +102,7 @@ def print_table(*rows: list[str]) -> None:
 
 
 def plot(quality: dict, streamed: dict, path: pathlib.Path) -> None:
-    """Time of a streamed step by the positions it reads, above it quality by the share of data."""
+    """Plots quality by share of the data, and below it the time of a streamed step by positions."""
     from matplotlib.figure import Figure
 
     rows = 2 if quality else 1

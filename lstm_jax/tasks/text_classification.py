@@ -56,7 +56,8 @@ class TextClassification(Task):
         texts = f"at most the {rows} training texts"
         expect(rows >= data.batch_size, "data.batch_size", texts, data.batch_size)
         for split in self.splits:
-            some, share = "a share that holds out a text", getattr(data, f"{split}_fraction")
+            some = "a share that holds out at least one string"
+            share = getattr(data, f"{split}_fraction")
             expect(self._texts[split].texts, f"data.{split}_fraction", some, share)
         size, found = self.model.embedding_size, self.model.vectors and self._vectors.table.shape[1]
         expect(not found or found == size, "model.vectors", f"vectors of {size} numbers", found)

@@ -298,6 +298,6 @@ def test_without_matplotlib(folder, monkeypatch):
     assert "matplotlib is not installed (pip install 'lstm_jax[plot]')" in err
 
 
-def test_a_misspelt_option_gets_one_line():
+def test_misspelt_option_gives_one_line():
     message = "--txt: unknown option; did you mean --text? see lstm-jax inspect --help"
     assert run("inspect", "a_run", "--txt", "a") == (2, "", f"lstm-jax: error: {message}\n")
