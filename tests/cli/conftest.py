@@ -1,4 +1,4 @@
-"""What tests of commands on trained runs share."""
+"""Fixtures for tests of commands on trained runs."""
 
 import pathlib
 

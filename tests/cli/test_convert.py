@@ -17,7 +17,7 @@ LAYER = LSTM(4, 2)
 
 @pytest.fixture
 def source(tmp_path):
-    """A file of two layers of torch and of a head that is none of theirs."""
+    """A file with two torch layers and an unrelated head."""
     params = jax.tree.map(lambda a: a + 1.0, LAYER.init(jax.random.key(0), 3))  # biases, too
     arrays = to_torch(LAYER, params, prefix="lstm.")
     write_arrays(tmp_path / "model.npz", {**arrays, "head.weight": np.ones((2, 4), "float32")})
@@ -99,7 +99,7 @@ def test_bidirectional_layers_round_trip_through_onnx(tmp_path):
 
 def test_separate_directions_do_not_form_a_stack(tmp_path, capsys):
     pytest.importorskip("onnx")
-    both = LSTM(4, bidirectional=True, merge="sum")  # an operator a direction
+    both = LSTM(4, bidirectional=True, merge="sum")  # one operator per direction
     write_layer(tmp_path / "b.onnx", "onnx", both, both.init(jax.random.key(0), 3))
     convert = ["convert", str(tmp_path / "b.onnx"), str(tmp_path / "c.npz"), "--to", "torch"]
     assert main(convert) == 1

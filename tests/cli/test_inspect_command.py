@@ -137,7 +137,7 @@ def test_page_is_self_contained(pages, folder, task):
 
 
 def test_a_page_shows_the_validation_text(pages, folder):
-    """Every character of it, on its colour."""
+    """Every character of the text, on its colour."""
     text = (folder / "text.txt").read_text("utf-8")
     tokens = round(len(text) * 0.9)
     (shown, *_) = re.findall("<pre style=.*?>(.*?)</pre>", pages["next_character"], re.DOTALL)
@@ -174,7 +174,7 @@ addEventListener("load", () => {
 
 
 def opened(browser: str, page: str, folder: pathlib.Path, width: int) -> dict:
-    """What the browser shows of a page in a window; its console must stay silent."""
+    """Properties of a page as displayed by the browser; its console must be empty."""
     path = folder / "measured.html"
     path.write_text(page.replace("</head>", MEASURE + "</head>"), "utf-8")
     ran = subprocess.run(
@@ -206,7 +206,7 @@ def test_a_browser_shows_the_page(pages, browser, tmp_path, task, width):
         assert alt
     assert len(seen["heads"]) == len(SECTIONS[task])
     assert min(seen["heads"]) > 10
-    assert seen["wide"] <= 0  # nothing sticks out to the right
+    assert seen["wide"] <= 0  # nothing exceeds the width
     assert seen["letters"] > 500
 
 
@@ -219,7 +219,7 @@ def test_the_browser_test_notices_broken_images_and_errors(browser, tmp_path):
         opened(browser, broken.replace("<img", "<script>nothing()</script><img"), tmp_path, 800)
 
 
-# ---- text of one's own ----
+# ---- custom text ----
 
 
 def test_report_on_a_given_text(folder, monkeypatch):

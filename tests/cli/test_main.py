@@ -133,7 +133,7 @@ def test_train_prints_plain_lines(run):
         r"[\d,]+ characters/s \| \d+:\d\d:\d\d left",
         progress[0],
     )
-    # The console shows what metrics.jsonl holds, by the same names, and each step once.
+    # The console shows the content of metrics.jsonl, with the same names, and each step once.
     metrics = read_metrics(pathlib.Path(run.workdir, "metrics.jsonl"))
     for step in (2, 3, 4, 6):
         written = {k: v for x in metrics if x["step"] == step for k, v in x.items()}
@@ -297,7 +297,7 @@ def test_help_shows_the_largest_seed_as_an_integer(capsys):
 
 
 def lines_of_help(section: str, values, of: str = "") -> list[str]:
-    """What help says of a section's keys."""
+    """The help on a section's keys."""
     lines, defaults = [], type(values)()
     for field in dataclasses.fields(values):
         value, default = shown(getattr(values, field.name)), shown(getattr(defaults, field.name))

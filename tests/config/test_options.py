@@ -56,7 +56,7 @@ BAD = [
 
 
 def test_every_integer_option_has_a_largest_value():
-    """Of built-in tasks, and of what one's own sections leave out."""
+    """For built-in tasks, and for custom sections without an explicit limit."""
     sections = {kind for task in TASKS for kind in sections_for(task).values()}
     for kind in [*sections, Sampling, Unbounded]:
         for field in dataclasses.fields(kind):
@@ -215,7 +215,7 @@ def test_relative_path_is_resolved_from_the_folder(value, expected):
 
 
 def test_a_value_is_checked_once():
-    """A check can be expensive, as that of a cell is."""
+    """A check can be expensive, such as that of a cell."""
     checked = []
 
     @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The cell of a model as a config names it."""
+"""The cell of a model, as named in a config."""
 
 import jax
 import numpy as np
@@ -126,7 +126,7 @@ def test_learned_initial_state_has_a_gradient_only_at_the_start():
     first, second = (learning.batches(seed=0)[k] for k in range(2))
     assert np.abs(gradient(first)).min() > 0
     assert not gradient(second).any()  # reads the carry
-    # Evaluation and samples begin with it, too.
+    # Evaluation and samples also start from it.
     tokens = learning._split[1][:9]
     losses = stream_losses(Compiled(with_params(model, params)), tokens)
     assert stream_losses(Compiled(model), tokens).mean() != losses.mean()
@@ -209,6 +209,6 @@ def test_a_cell_string_is_parsed_once():
 
 
 def test_number_with_thousands_of_digits_is_not_a_cell():
-    """Python does not write such an integer, and so not the message with it."""
+    """Python cannot print such an integer, so the message must not contain it."""
     with pytest.raises(UserError, match="expected a cell such as lstm"):
         cell_factory("0x" + "f" * 5000)

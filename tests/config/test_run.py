@@ -1,4 +1,4 @@
-"""Configs: every mistake in a file or a flag is told by its file and dotted key."""
+"""Configs: every mistake in a file or flag is reported with its file and dotted key."""
 
 import dataclasses
 import pathlib
@@ -77,7 +77,7 @@ def test_the_base_class_is_not_a_task(toml):
 
 
 def test_options_must_be_valid_utf8(toml):
-    """A command line can hold other bytes, which Python passes on as lone surrogates."""
+    """A command line can contain other bytes, which Python passes on as lone surrogates."""
     said = message(toml(""), {"train.sample_prompt": "a\udcff"})
     assert said == "--train.sample-prompt: expected text in UTF-8, got 'a\\udcff'"
 

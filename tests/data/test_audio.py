@@ -1,4 +1,4 @@
-"""Samples of audio files: formats, rates, speeds, and what is reported of broken files."""
+"""Samples of audio files: formats, rates, speeds, and errors for damaged files."""
 
 import wave
 
@@ -36,7 +36,7 @@ def test_channels_are_averaged(tmp_path, suffix):
 
 @pytest.mark.parametrize("rate", [8000, 11025, 48000])
 def test_samples_are_resampled_to_any_rate(tmp_path, rate):
-    """A tone stays a tone of the same frequency."""
+    """The frequency of a tone does not change."""
     soundfile.write(tmp_path / "a.wav", tone(440, rate), rate, subtype="FLOAT")
     found = read_samples(tmp_path / "a.wav", 16000)
     inner = slice(1000, 7000)  # away from the filter's ends

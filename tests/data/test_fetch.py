@@ -1,4 +1,4 @@
-"""The registry, the cache folder and the digests, without any network but this machine."""
+"""The registry, the cache folder and the digests, with only a local server."""
 
 import fcntl
 import gc
@@ -28,7 +28,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def register(monkeypatch):
-    """Makes one entry the whole registry."""
+    """Replaces the registry by one entry."""
 
     def only(file: str, sha256: str, url: str) -> None:
         entry = Entry(file, sha256, url, "none")
@@ -39,7 +39,7 @@ def register(monkeypatch):
 
 @pytest.fixture
 def server(monkeypatch):
-    """A server on this machine: its address, and the list of the paths it was asked for."""
+    """A local server: its address, and the list of requested paths."""
     asked: list[str] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -108,7 +108,7 @@ def test_download_with_a_wrong_digest_is_rejected(cache, register, server):
 
 
 def test_rejected_download_is_removed_from_the_cache(cache, register, server):
-    """As where a network's login page answers: the next attempt downloads again."""
+    """As with the login page of a network: the next attempt downloads again."""
     address, asked = server
     register("b.txt", "0" * 64, f"{address}/good.txt")
     with pytest.raises(UserError, match="wrong SHA-256"):
@@ -120,7 +120,7 @@ def test_rejected_download_is_removed_from_the_cache(cache, register, server):
 
 
 def test_remains_of_a_killed_download_are_removed(cache, register, server):
-    """Not so the temporary file of a download that is still running, and thus locked."""
+    """The temporary file of a running download is locked and not removed."""
     register("b.txt", hashlib.sha256(CONTENT).hexdigest(), f"{server[0]}/good.txt")
     cache.mkdir()
     for name in ("b.txt.killed.part", "b.txt.running.part", "other.txt.x.part"):

@@ -1,4 +1,4 @@
-"""Ink files as tablets, browsers and UNIPEN write them."""
+"""Ink files of tablets, browsers and UNIPEN."""
 
 import tarfile
 import zipfile
@@ -180,7 +180,7 @@ def test_each_writer_is_in_one_split():
     writers = {split: {ink.writer for ink in part} for split, part in splits.items()}
     assert writers["test"] == {"00", "06", "12", "18"} and writers["validation"] == {"03", "15"}
     assert sum(map(len, writers.values())) == 24
-    few = split_inks(inks, by="text")  # seven texts: the pieces themselves are dealt out
+    few = split_inks(inks, by="text")  # seven texts: the pieces themselves are assigned
     assert {split: len(part) for split, part in few.items()} == {
         "train": 180,
         "validation": 20,

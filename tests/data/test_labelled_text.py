@@ -1,4 +1,4 @@
-"""Texts with classes, against trees and tables that the tests themselves generate."""
+"""Labelled text, compared with generated trees and tables."""
 
 import random
 

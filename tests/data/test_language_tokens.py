@@ -1,4 +1,4 @@
-"""Texts as streams of tokens and back, in whole and piece by piece."""
+"""Conversion of text to token streams and back, at once and piece by piece."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Log-mel features, against scipy's Fourier transform and values that librosa publishes."""
+"""Log-mel features, compared with scipy's Fourier transform and values published by librosa."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""MIDI files and sound, against bytes written by hand and the spectrum of a sine."""
+"""MIDI files and sound, compared with explicit bytes and the spectrum of a sine."""
 
 import io
 import struct

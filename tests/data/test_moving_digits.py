@@ -1,4 +1,4 @@
-"""Moving digits, against one digit that is moved step by step."""
+"""Moving digits, compared with one digit that is moved step by step."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Parallel text: what is read, what is rejected, and how pairs become batches."""
+"""Parallel text: reading, rejected files, and batches of pairs."""
 
 import gzip
 import itertools

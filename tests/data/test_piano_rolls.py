@@ -1,4 +1,4 @@
-"""Collections of music as scipy, json and hand-made folders write them."""
+"""Collections of music written by scipy, by json and as folders."""
 
 import io
 import json
@@ -182,13 +182,13 @@ def test_each_lane_reads_every_piece_once_per_epoch(transpose):
                 shifts.add(fits[0][1])
             assert sorted(order) == list(range(len(pieces)))
             orders.add(tuple(order))
-    assert len(orders) == 6  # an order of its own for each lane and epoch
+    assert len(orders) == 6  # a different order for each lane and epoch
     assert max(map(abs, shifts)) == {0: 0, 3: 3}.get(transpose, max(map(abs, shifts)))
     assert (len(shifts) > 1) == (transpose > 0)
 
 
 def moved(piece, shift, roll) -> bool:
-    """Whether a roll is a piece moved by some semitones, and no note is lost."""
+    """Whether a roll is a transposed piece without lost notes."""
     notes = np.argwhere(piece)
     notes[:, 1] += shift
     return np.array_equal(np.argwhere(roll), notes)

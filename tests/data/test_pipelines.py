@@ -1,4 +1,4 @@
-"""Endless batches: which rows they hold, in which order, and how they find their place."""
+"""Endless batches: their rows, their order, and resuming."""
 
 import json
 
@@ -10,7 +10,7 @@ from lstm_jax.data import bucketed, length_bounds, shuffled, sliding_windows, st
 
 
 def counted(n: int) -> np.ndarray:
-    """A text in which each token is its own place."""
+    """A text in which each token is its position."""
     return np.arange(n, dtype=np.int32)
 
 
@@ -22,7 +22,7 @@ def test_each_stream_row_continues_the_previous_batch(n, lanes, window):
         batch = batches[k]
         assert batch["inputs"].shape == batch["targets"].shape == (lanes, window)
         assert (batch["inputs"].dtype, batch["targets"].dtype) == (np.int32, np.int32)
-        # Each token is its place, so that the next one (in the ring) is one more.
+        # Each token is its position, so the next one (in the ring) is one more.
         np.testing.assert_array_equal(batch["targets"], (batch["inputs"] + 1) % n)
         np.testing.assert_array_equal(batch["inputs"][:, 1:], batch["targets"][:, :-1])
         np.testing.assert_array_equal(batch["start"], [k % epoch == 0] * lanes)
@@ -39,7 +39,7 @@ def test_stream_epoch_reads_nearly_all_positions_once():
     for e in range(6):
         rows = np.concatenate([batches[e * epoch + k]["inputs"] for k in range(epoch)], 1)
         assert len(np.unique(rows)) == rows.size == lanes * epoch * window
-        # Row b begins b parts after row 0, in the ring.
+        # Row b starts b parts after row 0, in the ring.
         np.testing.assert_array_equal(
             (rows[:, 0] - rows[0, 0]) % n, np.arange(lanes) * (n // lanes)
         )
@@ -129,7 +129,7 @@ PIPELINES = {
 
 @pytest.mark.parametrize("name", PIPELINES)
 def test_iterator_resumes_from_its_json_state(name):
-    """Also in a later epoch, and in a pipeline made anew, as after a restart."""
+    """Also in a later epoch, and in a new pipeline, as after a restart."""
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
     batches = PIPELINES[name]()
     iterator = iter(batches.to_iter_dataset(options))
@@ -164,7 +164,8 @@ def test_bucketed_epoch_pads_every_sequence_to_its_shortest_bound(batch_size):
         assert all(lengths[rows].max() <= bound for rows, bound in made)
         times = np.bincount(np.concatenate([rows for rows, _ in made]), minlength=50)
         assert times.min() == 1 and times.sum() == count * batch_size
-        # Only what was left over from a shorter bucket, or fills the last batch, is padded more.
+        # Only sequences left over from a shorter bucket, or added to fill the last batch, are
+        # padded more.
         padded_more = [
             (np.searchsorted(bounds, lengths[rows]) < bounds.index(bound)).sum()
             for rows, bound in made

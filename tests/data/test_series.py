@@ -1,4 +1,4 @@
-"""Tables of series, against pandas; each mistake is one line that names its place."""
+"""Tables of series, compared with pandas; each mistake gives one line with its position."""
 
 import numpy as np
 import pandas as pd
@@ -27,7 +27,7 @@ def lines(*rows: str) -> str:
     return "\n".join(rows) + "\n"
 
 
-# ---- what is read ----
+# ---- reading ----
 
 
 def test_a_wide_table_holds_a_series_for_each_target(tmp_path):
@@ -99,7 +99,7 @@ def test_integers_are_steps_and_yyyymmdd_are_dates(tmp_path):
     assert days.frequency == "D"
 
 
-# ---- what is wrong ----
+# ---- errors ----
 
 DATES = [f"{day},{n}" for n, day in enumerate(DAYS)]
 WRONG = {

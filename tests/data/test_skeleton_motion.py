@@ -1,4 +1,4 @@
-"""Features and variations of skeletons, against loops."""
+"""Features and augmentation of skeletons, compared with loops."""
 
 import numpy as np
 import pytest
@@ -41,7 +41,7 @@ def test_resampling_interpolates_each_coordinate():
     ("option", "value"), [("rotate", 30.0), ("scale", 0.2), ("warp", 0.5), ("crop", 0.3)]
 )
 def test_each_augmentation_changes_only_its_aspect(option, value):
-    """Bones, the order of frames, or the ends stay as they are."""
+    """Bones, the order of frames, or the ends are unchanged."""
     found = [varied(JOINTS, np.random.default_rng(seed), **{option: value}) for seed in range(9)]
     assert any(len(x) != 7 or np.abs(x - JOINTS).max() > 0.01 for x in found)
     for x in found:

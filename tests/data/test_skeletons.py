@@ -1,4 +1,4 @@
-"""Skeleton files, and that the coordinates of the body depend on nothing else."""
+"""Skeleton files, and the invariance of body coordinates."""
 
 import io
 import tarfile
@@ -22,7 +22,7 @@ from tests.skeletons import content, screen, write_skeletons
 
 
 def image(points: np.ndarray) -> np.ndarray:
-    """What the camera sees of points ``[T, 20, 3]`` in its own units: a pinhole camera."""
+    """The image of points ``[T, 20, 3]`` in a pinhole camera, in its units."""
     x, y, z = np.moveaxis(points, -1, 0)
     return np.stack([160 + FOCAL_LENGTH * x / z, 120 - FOCAL_LENGTH * y / z, z], -1)
 

@@ -1,4 +1,4 @@
-"""Arithmetic of pen paths, against loops over pieces and strokes."""
+"""Operations on pen paths, compared with loops over pieces and strokes."""
 
 import itertools
 

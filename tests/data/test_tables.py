@@ -1,4 +1,4 @@
-"""The reader of CSV tables: what it reads, and what it says of broken files."""
+"""The reader of CSV tables: its results, and errors for damaged files."""
 
 import numpy as np
 import pytest
@@ -68,7 +68,7 @@ def test_read_csv_reports_errors_with_their_location(tmp_path, content, message)
 
 
 def test_read_csv_reports_a_file_that_is_not_csv(tmp_path):
-    """An open quote makes one field of the rest of the file, too long for Python's reader."""
+    """An open quote turns the rest of the file into one field, too long for Python's reader."""
     with pytest.raises(UserError, match="file"):
         read_csv(written(tmp_path, 't,a\n1,"' + "x" * 200_000))
 

@@ -14,7 +14,7 @@ from lstm_jax.errors import UserError
 
 
 def witten_bell(train: list[int], held_out: list[int], vocabulary_size: int, order: int) -> float:
-    """The recursion as the papers have it, with a dictionary of followers a context."""
+    """The recursion of the papers, with a dictionary of successors per context."""
     followers: dict[tuple, collections.Counter] = collections.defaultdict(collections.Counter)
     for n in range(order):
         for place in range(n, len(train)):
@@ -76,7 +76,7 @@ def test_five_grams_reach_their_known_loss_on_pythons_reference():
 
 
 def test_python_reference_has_no_paragraph_twice():
-    """Not even with other white space: it could stand on both sides of a split."""
+    """Not even with different white space: it could occur on both sides of a split."""
     paragraphs = [" ".join(p.split()) for p in python_reference().split("\n\n") if p.strip()]
     repeated = [p[:60] for p, n in collections.Counter(paragraphs).items() if n > 1]
     assert len(paragraphs) > 1500

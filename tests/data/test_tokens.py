@@ -1,4 +1,4 @@
-"""Tokenizers, against byte-pair encoding and word splitting written in plain Python."""
+"""Tokenizers, compared with byte-pair encoding and word splitting in plain Python."""
 
 import collections
 import itertools
@@ -21,7 +21,7 @@ LINES = [
 
 
 def words(line: str) -> list[str]:
-    """Splits a line as a person would: at spaces, then clitics, then words and punctuation."""
+    """Splits a line at spaces, then clitics, then words and punctuation."""
     found = []
     for part in line.split():
         while part:
@@ -41,7 +41,7 @@ def words(line: str) -> list[str]:
 
 
 def byte_pairs(lines: list[str], merges: int) -> list[tuple[bytes, bytes]]:
-    """The pairs that byte-pair encoding joins, found by counting all pairs after each join."""
+    """The merges of byte-pair encoding, found by counting all pairs after each merge."""
     # Pieces of letters, digits or marks, each with one space before it, as GPT-2 splits text.
     pieces = collections.Counter(
         tuple(bytes([byte]) for byte in piece.encode())

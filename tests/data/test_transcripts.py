@@ -117,7 +117,7 @@ def test_a_broken_recording(folder):
 
 @pytest.fixture
 def an4(tmp_path):
-    """The published layout with nine speakers of a recording each, and two for the test."""
+    """The published layout: nine speakers with one recording each, and two for the test."""
     etc, wav = tmp_path / "an4/etc", tmp_path / "an4/wav"
     etc.mkdir(parents=True)
     lines = []

@@ -1,4 +1,4 @@
-"""Pretrained vectors, against a plain reading of the same lines."""
+"""Pretrained vectors, compared with a plain reading of the same lines."""
 
 import numpy as np
 import pytest

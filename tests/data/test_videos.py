@@ -1,4 +1,4 @@
-"""Videos in NumPy archives: what is read, and that mistakes are one line."""
+"""Videos in NumPy archives: reading, and one-line errors."""
 
 import zipfile
 

@@ -1,4 +1,4 @@
-"""Checkpoints: bit for bit, the best and the last kept, damage found and skipped."""
+"""Checkpoints: exact restoration, retention of the best and the latest, detection of damage."""
 
 import ast
 import contextlib
@@ -26,7 +26,7 @@ from lstm_jax.train.devices import AXIS
 
 
 def make_state(step: int, *, average: bool = True) -> TrainState:
-    """A small state of every kind of part, over two devices."""
+    """A small state with every kind of part, on two devices."""
     rng = np.random.default_rng(step)
     params = {
         "w": jnp.asarray(rng.normal(size=(40, 30)), jnp.float32),
@@ -72,7 +72,7 @@ def saved(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture
 def folder(saved, tmp_path) -> pathlib.Path:
-    """A copy of them to damage."""
+    """A copy of the checkpoints to damage."""
     shutil.copytree(saved, tmp_path / "checkpoints")
     return tmp_path / "checkpoints"
 
@@ -135,7 +135,7 @@ def test_latest_and_best_checkpoints_are_kept(reopened, tmp_path):
 
 @pytest.mark.parametrize("name", ["my [runs]", "**", "*", "gs:", "a?b", "%20#|", "two\nlines", "ü"])
 def test_paths_with_special_characters_work(name, tmp_path, monkeypatch):
-    """Orbax takes some names as patterns or addresses."""
+    """Orbax interprets some names as patterns or addresses."""
     links = tmp_path / "links"
     links.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(links))
@@ -150,13 +150,13 @@ def test_paths_with_special_characters_work(name, tmp_path, monkeypatch):
         with pytest.raises(UserError) as caught:
             checkpoints.restore(3, make_state(0))
     assert bits(restored) == bits(make_state(3)) and meta["data"] == 3
-    # The user's name, not the link's.
+    # The message names the user's path, not the link.
     assert str(caught.value).startswith(printable(f"{folder / '3'}: "))
     assert list(links.iterdir()) == []
 
 
 def test_unreadable_first_checkpoint_is_reported(tmp_path, monkeypatch):
-    """Where a disk loses what is written; later ones cost no reading."""
+    """Simulates a disk that loses data; later checkpoints are not read back."""
     real_save = ocp.CheckpointManager.save
     reads: list[int] = []
     real_restore = ocp.CheckpointManager.restore
@@ -231,7 +231,7 @@ def files_of(checkpoint: pathlib.Path) -> list[pathlib.Path]:
 
 
 def largest(checkpoint: pathlib.Path) -> pathlib.Path:
-    """The file that holds most of the arrays."""
+    """The file that contains most of the arrays."""
     return max(files_of(checkpoint / "state"), key=lambda path: path.stat().st_size)
 
 
@@ -264,7 +264,7 @@ DAMAGE = {
 
 @pytest.fixture
 def no_traceback(capfd):
-    """No library may print one, neither at once nor when its remains are collected."""
+    """No library may print an error, neither immediately nor during garbage collection."""
     yield
     gc.collect()
     told = capfd.readouterr()
@@ -280,7 +280,7 @@ def test_a_damaged_latest_checkpoint_is_skipped(kind, folder):
     with opened(folder) as checkpoints:
         restored, meta = checkpoints.restore_latest(make_state(0), warnings.append)
         assert checkpoints.best_step() == 1
-        # Training comes to step 3 again.
+        # Training reaches step 3 again.
         checkpoints.save(make_state(3), {}, 0.25)
         assert checkpoints.restore_latest(make_state(0), pytest.fail)[0].step == 3
     assert bits(restored) == bits(make_state(2)) and meta["data"] == {"at": 2}
@@ -291,7 +291,7 @@ def test_a_damaged_latest_checkpoint_is_skipped(kind, folder):
 @pytest.mark.usefixtures("no_traceback")
 @pytest.mark.parametrize("harm", [empty, flip, pathlib.Path.unlink], ids=lambda f: f.__name__)
 def test_damage_to_any_file_is_detected(harm, saved, tmp_path):
-    """Whichever file it is, either the whole state is there or the one before is taken."""
+    """For any damaged file, the complete state or the previous checkpoint is restored."""
     for number, path in enumerate(files_of(saved / "3")):
         folder = tmp_path / str(number)
         shutil.copytree(saved, folder)
@@ -311,7 +311,7 @@ def test_damage_to_any_file_is_detected(harm, saved, tmp_path):
 
 @pytest.mark.usefixtures("no_traceback")
 def test_unreadable_losses_do_not_stop_training(folder):
-    """The best of the others is not taken for the best without a word."""
+    """The best of the other checkpoints does not silently become the best."""
     for path in files_of(folder / "1"):
         if path.relative_to(folder / "1").parts[0] != "state":
             empty(path)
@@ -321,7 +321,7 @@ def test_unreadable_losses_do_not_stop_training(folder):
             checkpoints.best_step()
         restored, _ = checkpoints.restore_latest(make_state(0), warnings.append)
         checkpoints.save(make_state(4), {}, 0.7)
-        assert checkpoints.best_step() == 3  # the lowest of the losses that are left
+        assert checkpoints.best_step() == 3  # the lowest remaining loss
     assert bits(restored) == bits(make_state(3))
     assert len(warnings) == 1 and warnings[0].startswith(f"{folder / '1'}: damaged checkpoint (")
     assert warnings[0].endswith("; it is removed") and not (folder / "1").exists()
@@ -329,7 +329,7 @@ def test_unreadable_losses_do_not_stop_training(folder):
 
 @pytest.mark.usefixtures("no_traceback")
 def test_edited_loss_cannot_select_the_best(folder):
-    """A digit of a loss is changed, and the list of digests is missing or not."""
+    """A digit of a loss is changed, with and without the list of digests."""
     path = folder / "1" / "meta" / "metadata"
     path.write_bytes(path.read_bytes().replace(b'"loss": 0.5', b'"loss": 0.9'))
     for digests in ("present", "missing"):
@@ -348,7 +348,7 @@ def test_swapped_checkpoints_are_rejected(folder):
 
 
 def fail_to_read(monkeypatch, target: pathlib.Path, error: int) -> None:
-    """Reading a file, or listing a folder, fails; whether as root or not."""
+    """Makes reading a file or listing a folder fail, also for root."""
     read, scan = pathlib.Path.read_bytes, os.scandir
     fault = OSError(error, os.strerror(error), str(target))
 
@@ -369,7 +369,7 @@ def fail_to_read(monkeypatch, target: pathlib.Path, error: int) -> None:
 @pytest.mark.parametrize("error", [errno.EIO, errno.EACCES, errno.ESTALE], ids=errno.errorcode.get)
 @pytest.mark.parametrize("part", ["file", "folder"])
 def test_unreadable_file_is_not_damage(part, error, folder, monkeypatch):
-    """One line, and nothing is deleted: the next attempt finds the checkpoint whole."""
+    """One line, and nothing is deleted: the next attempt finds the checkpoint intact."""
     target = largest(folder / "3") if part == "file" else folder / "3" / "state"
     before = files_of(folder)
     with opened(folder) as checkpoints, monkeypatch.context() as faulty:
@@ -389,14 +389,14 @@ def test_unreadable_file_is_not_damage(part, error, folder, monkeypatch):
 
 
 def test_unreadable_loss_file_stops_the_run(folder, monkeypatch):
-    """Otherwise the best checkpoint could be deleted."""
+    """Without this error, the best checkpoint could be deleted."""
     fail_to_read(monkeypatch, folder / "1" / "meta" / "metadata", errno.EIO)
     with pytest.raises(UserError, match=r"cannot be read \(Input/output error\)"):
         Checkpoints(folder, 3)
 
 
 def test_state_of_another_shape_is_not_damage(folder):
-    """As of a run whose config has changed."""
+    """As after a change of the run's config."""
     like = make_state(0)
     like = like._replace(params={**like.params, "w": jnp.zeros((41, 30))})
     with opened(folder) as checkpoints, pytest.raises(UserError) as caught:
@@ -439,7 +439,7 @@ def test_all_checkpoints_damaged_is_an_error(folder):
 
 
 def test_interrupted_save_is_not_a_checkpoint(folder):
-    """Orbax writes to a folder of another name and moves it."""
+    """Orbax writes to a temporary folder and renames it."""
     (folder / "3").rename(folder / "3.orbax-checkpoint-tmp")
     with opened(folder) as checkpoints:
         assert checkpoints.steps() == [2, 1]
@@ -465,7 +465,7 @@ def test_nothing_is_unpickled(saved, tmp_path, monkeypatch):
 
 
 def test_source_has_no_pickle():
-    """No module, function or argument of one is used; texts and comments may speak of them."""
+    """The source uses no pickle module, function or argument; comments may mention them."""
     words = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "allow_pickle"}
     sources = sorted(pathlib.Path(lstm_jax.__file__).parent.rglob("*.py"))
     assert len(sources) > 20

@@ -1,4 +1,4 @@
-"""Runs next to each other: table, curves and errors."""
+"""Comparison of runs: table, curves and errors."""
 
 import json
 
@@ -13,7 +13,7 @@ from tests.train.test_loop import Listener
 
 
 def make_run(folder, seed, cell, loss):
-    """A folder as a run leaves it; nothing is trained."""
+    """A run folder, written without training."""
     values = {"task": "classification", "model": {"cell": cell}, "train": {"seed": seed}}
     with claimed(folder, config_from(values, "test", {}), {}):
         lines = [{"step": n, "train/loss": loss / n, "validation/loss": loss} for n in (1, 2)]
@@ -23,7 +23,7 @@ def make_run(folder, seed, cell, loss):
 
 @pytest.fixture
 def runs(tmp_path):
-    """Two runs, of which one is finished."""
+    """Two runs, one of them finished."""
     one = make_run(tmp_path / "one", 0, "lstm", 2.0)
     (one / "results.json").write_text(
         json.dumps({"step": 2, "validation": {"loss": 1.5, "accuracy": 90.0}}), "utf-8"

@@ -1,4 +1,4 @@
-"""What recurrent layers are recorded to read is what the trained model reads."""
+"""The recorded inputs of recurrent layers are the inputs of the trained model."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,10 @@ def test_characters_of_a_file_or_of_the_validation_text(tmp_path):
     data = {"text": str(tmp_path / "text.txt"), "lanes": 2, "window": 8}
     task, model = made("next_character", data, {"hidden_size": 5, "embedding_size": 4})
     seen = recurrent_inputs(task, model, tmp_path / "new.txt")
-    assert (seen.text, seen.xs.shape) == ("fox th", (6, 1, 4))  # the last is only predicted
+    assert (seen.text, seen.xs.shape) == (
+        "fox th",
+        (6, 1, 4),
+    )  # the last character is only predicted
     tokens = np.array([[task.known["vocabulary"].index(character) for character in "fox th"]])
     logits = model(model.initial_carry(1), tokens=tokens)[1]["logits"]
     mine = model.projection(outputs(seen).swapaxes(0, 1)) + model.bias[...]
@@ -77,7 +80,7 @@ def test_sequences_of_a_split(tmp_path):
 
 
 class Plain(Task):
-    """A task whose model has no recurrent layers, and which does not predict."""
+    """A task without prediction, whose model has no recurrent layers."""
 
     def build(self, rngs):
         return nnx.Linear(2, 1, rngs=rngs)
@@ -96,7 +99,7 @@ def test_the_encoder_of_a_translator(tmp_path):
     task, model = made("translation", data, {"hidden_size": 5, "embedding_size": 4})
     for file, lines in ((None, task._pairs["validation"].source), (tmp_path / "new.a", None)):
         seen = recurrent_inputs(task, model, file)
-        lines = lines or ["two", "three two"]  # the shortest first
+        lines = lines or ["two", "three two"]  # shortest first
         lengths = [len(tokens) + 1 for tokens in task.tokenizer.encode(lines)]
         assert sorted(seen.lengths.tolist()) == sorted(lengths) and seen.text is None
         assert seen.xs.shape[1:] == (2, 4) and outputs(seen).shape[2] == 10

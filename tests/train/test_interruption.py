@@ -1,4 +1,4 @@
-"""Real processes, really killed: taken up again, a run gives the same bits as one never stopped.
+"""Killed processes: a resumed run gives the same bits as an uninterrupted one.
 
 ``LSTM_JAX_KILLS`` sets how many SIGKILLs there are in all (3 unless told),
 ``LSTM_JAX_KILL_SEED`` repeats the moments of a run that failed.
@@ -54,7 +54,7 @@ checkpoint_every = 9
 num_devices = 2
 sample_length = 10
 """
-# A character model that also has batch statistics and a random stream of its own.
+# A character model that also has batch statistics and a separate random stream.
 TASK = """
 from flax import nnx
 from lstm_jax.tasks import NextCharacter
@@ -74,7 +74,7 @@ class NormalisedCharacters(NextCharacter):
         model.embedding = Embedded(model.embedding, rngs)
         return model
 """
-# As `python -m lstm_jax`, but with the tests' two devices whatever the machine has.
+# Like `python -m lstm_jax`, but always with the two devices of the tests.
 PROGRAM = """
 import sys, jax
 jax.config.update("jax_num_cpu_devices", 2)
@@ -84,7 +84,7 @@ sys.exit(main())
 """
 KILLS = int(os.environ.get("LSTM_JAX_KILLS", "3"))
 KILLS_A_RUN = 5
-PATIENCE = 120  # seconds that no process here should take
+PATIENCE = 120  # seconds; no process here should take longer
 
 
 @pytest.fixture(scope="module")
@@ -103,21 +103,21 @@ def config(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def whole(config) -> pathlib.Path:
-    """The folder of a run that was never stopped."""
+    """The folder of an uninterrupted run."""
     workdir = config.parent / "whole"
     assert main(["train", str(config), "--workdir", str(workdir)]) == 0
     return workdir
 
 
 def heed_signals():
-    """What a shell in the background, or nohup, has ignored would be ignored by a child, too."""
+    """Restores signals: a child inherits those ignored by a background shell or nohup."""
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
 
 
 @contextlib.contextmanager
 def process(*args):
-    """A command in a process of its own, which does not outlive the test."""
+    """A command in a separate process, which does not outlive the test."""
     with subprocess.Popen(
         [sys.executable, "-c", PROGRAM, *map(str, args)],
         stdout=subprocess.PIPE,
@@ -132,14 +132,14 @@ def process(*args):
 
 
 def newest(workdir: pathlib.Path) -> int:
-    """The step of the newest checkpoint, be it whole or still being written."""
+    """The step of the newest checkpoint, complete or still being written."""
     folder = workdir / "checkpoints"
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     return max((int(found[0]) for name in names if (found := re.match(r"\d+", name))), default=0)
 
 
 def wait_for(running: subprocess.Popen, condition) -> bool:
-    """Whether the condition came about before the process ended."""
+    """Whether the condition became true before the process ended."""
     end = time.monotonic() + PATIENCE
     while running.poll() is None:
         if condition():
@@ -150,7 +150,7 @@ def wait_for(running: subprocess.Popen, condition) -> bool:
 
 
 def left_behind(workdir: pathlib.Path):
-    """Everything that must be the same: figures, results, and the last state bit by bit."""
+    """Everything that must be identical: metrics, results, and the bits of the last state."""
     config = load_workdir(workdir)
     task = config.build_task()
     optimizer = build_optimizer(config.optimizer, lambda step: 0.0)
@@ -174,7 +174,7 @@ def left_behind(workdir: pathlib.Path):
 
 
 def moments(rng: random.Random, kills: int) -> list[float]:
-    """Places in a run's life: below 0 before its first step, from 1 on after its last."""
+    """Points in a run: below 0 before the first step, from 1 on after the last."""
     return sorted(rng.uniform(-0.15, 1.1) for _ in range(kills))
 
 
@@ -190,7 +190,7 @@ def test_killed_at_random_moments(run, config, whole, tmp_path):
         with process("train", config, "--workdir", workdir) as running:
             before = newest(workdir)
             if place < 0:
-                delay = rng.uniform(0.0, 6.0)  # imports, set-up and compilation take so long
+                delay = rng.uniform(0.0, 6.0)  # duration of imports, set-up and compilation
             else:
                 target = min(int(place * NUM_STEPS), NUM_STEPS)
                 wait_for(running, lambda t=target, b=before: newest(workdir) >= min(t, b + 1))
@@ -204,7 +204,7 @@ def test_killed_at_random_moments(run, config, whole, tmp_path):
             assert code in (-signal.SIGKILL, 0), running.stderr.read()
     assert main(["train", str(config), "--workdir", str(workdir)]) == 0
     assert left_behind(workdir) == left_behind(whole)
-    # Nothing half-written is left to fill the disk.
+    # No partial files are left on disk.
     assert [p.name for p in (workdir / "checkpoints").iterdir() if not p.name.isdigit()] == []
 
 
@@ -216,7 +216,7 @@ def test_stopped_by_a_signal(number, config, whole, tmp_path, capsys):
     workdir = tmp_path / "run"
     with process("train", config, "--workdir", workdir) as running:
         assert wait_for(running, lambda: newest(workdir) > 0)
-        # A second process is refused meanwhile, and harms nothing.
+        # A second process is rejected meanwhile, and changes nothing.
         assert main(["train", str(workdir)]) == 1
         assert "another process is training in this folder" in capsys.readouterr().err
         running.send_signal(number)
@@ -227,8 +227,8 @@ def test_stopped_by_a_signal(number, config, whole, tmp_path, capsys):
     assert 9 <= step < NUM_STEPS
     assert f"stopped after step {step} of {NUM_STEPS}" in out.splitlines()[-1]
     assert out.endswith(f"resume with: lstm-jax train {workdir}\n")
-    assert "\x1b" not in out  # plain lines where the output is no terminal
-    # All is saved: no line is missing, and nothing is done twice.
+    assert "\x1b" not in out  # plain lines if the output is not a terminal
+    # Everything is saved: no line is missing or repeated.
     assert read_metrics(workdir / "metrics.jsonl")[-1]["step"] >= step - 7
     assert main(["train", str(workdir)]) == 0
     assert f"resuming from step {step} in" in capsys.readouterr().out

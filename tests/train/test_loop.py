@@ -1,4 +1,4 @@
-"""The loop: what a run leaves behind, stopping and resuming, and what it refuses."""
+"""The training loop: its output, stopping and resuming, and what it rejects."""
 
 import dataclasses
 import errno
@@ -61,7 +61,7 @@ sample_length = 10
 
 
 class Listener(Report):
-    """Keeps what is said, and calls ``at_step`` when a step's progress is reported."""
+    """Stores messages, and calls ``at_step`` when the progress of a step is reported."""
 
     def __init__(self, at_step=lambda step: None):
         super().__init__(Console(quiet=True))
@@ -84,7 +84,7 @@ class Listener(Report):
 
 
 def killer(number, *steps):
-    """Sends this process a signal in the midst of given steps."""
+    """Sends this process a signal during given steps."""
 
     def at_step(step):
         if step in steps:
@@ -107,7 +107,7 @@ def write_config(folder, **overrides):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run that was never stopped: its config, folder and report."""
+    """An uninterrupted run: its config, folder and report."""
     folder = tmp_path_factory.mktemp("whole")
     config, report = write_config(folder), Listener()
     results = train(config, folder / "run", report)
@@ -119,7 +119,7 @@ def files(workdir):
 
 
 def final_meta(workdir):
-    """All that the last checkpoint holds beside arrays, with the digest of the arrays."""
+    """The metadata of the last checkpoint, including the digest of the arrays."""
     return json.loads((workdir / "checkpoints" / "24" / "meta" / "metadata").read_text("utf-8"))
 
 
@@ -152,7 +152,7 @@ def test_training_reduces_the_loss(whole):
 
 
 def test_train_loss_is_the_mean_since_the_last_line(whole, tmp_path):
-    """Against a run that writes a line each step."""
+    """Compared with a run that writes a line in each step."""
     config = write_config(tmp_path, train__log_every=1, data__text=whole[0].data.text)
     train(config, tmp_path / "run", Listener())
     each = {
@@ -170,7 +170,7 @@ def test_train_loss_is_the_mean_since_the_last_line(whole, tmp_path):
 
 @pytest.fixture
 def compile_again(tmp_path):
-    """Forgets compiled programs but for those in a folder of the test's, which it may use."""
+    """Clears compiled programs, except those in the test's cache folder."""
     names = ("enable_compilation_cache", "compilation_cache_dir")
     sizes = ("persistent_cache_min_compile_time_secs", "persistent_cache_min_entry_size_bytes")
     before = {f"jax_{name}": getattr(jax.config, f"jax_{name}") for name in (*names, *sizes)}
@@ -190,7 +190,7 @@ def compile_again(tmp_path):
 
 
 def test_a_run_is_the_same_with_and_without_a_compilation_cache(whole, tmp_path, compile_again):
-    """Compiled anew throughout; and stopped, then resumed with programs from the cache alone."""
+    """One run compiles everything; the other is resumed with programs from the cache only."""
     config = write_config(tmp_path, data__text=whole[0].data.text)
     programs = compile_again(cache=False)
     train(config, tmp_path / "run without", Listener())
@@ -212,7 +212,7 @@ def test_a_run_is_the_same_with_and_without_a_compilation_cache(whole, tmp_path,
 
 
 def test_often_interrupted_run_equals_an_uninterrupted_one(whole, tmp_path):
-    """By both signals, before, at and after lines, evaluations and checkpoints."""
+    """Stopped by both signals, before, at and after metrics, evaluations and checkpoints."""
     config, workdir, _, _ = whole
     config = write_config(tmp_path, data__text=config.data.text)
     done = 0
@@ -241,7 +241,7 @@ def test_often_interrupted_run_equals_an_uninterrupted_one(whole, tmp_path):
 
 
 def test_a_second_signal_does_not_stop_the_save(whole, tmp_path):
-    """However quickly it comes."""
+    """Even if it arrives immediately."""
     config = write_config(tmp_path, data__text=whole[0].data.text)
     report = Listener(lambda step: step == 13 and signal_twice())
 
@@ -253,7 +253,9 @@ def test_a_second_signal_does_not_stop_the_save(whole, tmp_path):
         train(config, tmp_path / "run", report)
     assert stopped.value.signal == signal.SIGINT
     assert len(report.warned) == 1 and "all is being saved; a third signal" in report.warned[0]
-    (tmp_path / "run" / "checkpoints" / "15.orbax-checkpoint-tmp").mkdir()  # as a kill leaves it
+    (
+        tmp_path / "run" / "checkpoints" / "15.orbax-checkpoint-tmp"
+    ).mkdir()  # left by a killed process
     report = Listener()
     train(config, tmp_path / "run", report)
     assert report.steps[0] == 14 and files(tmp_path / "run") == files(whole[1])
@@ -262,7 +264,7 @@ def test_a_second_signal_does_not_stop_the_save(whole, tmp_path):
 
 @pytest.fixture
 def heeded():
-    """Signals that a shell in the background, or nohup, has ignored are heeded again."""
+    """Restores signals that a background shell or nohup ignored."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}
     for number, handler in before.items():
         if handler == signal.SIG_IGN:
@@ -351,7 +353,7 @@ def test_folder_is_locked_during_training(whole, tmp_path):
 
     train(config, tmp_path / "run", Listener(at_step))
     assert len(refused) == 2 and all("another process" in told for told in refused)
-    assert train(config, tmp_path / "run", Listener())  # released at the end
+    assert train(config, tmp_path / "run", Listener())  # the lock was released
 
 
 def test_different_config_is_rejected(whole):
@@ -368,7 +370,7 @@ def test_different_config_is_rejected(whole):
 
 @pytest.mark.parametrize("gone", ["checkpoints", "what is in them"])
 def test_lost_checkpoints_are_reported(gone, whole, tmp_path):
-    """Training does not start again next to results of another run."""
+    """Training does not restart in a folder with the results of another run."""
     shutil.copytree(whole[1], tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     if gone != "checkpoints":
@@ -398,7 +400,7 @@ def test_damaged_metrics_do_not_stop_a_run(whole, tmp_path):
 
 
 def test_changed_metrics_are_reported(whole, tmp_path):
-    """A changed digit leaves a whole line; the checkpoint holds a digest of them."""
+    """A changed digit leaves a valid line; the checkpoint holds a digest of the lines."""
     shutil.copytree(whole[1], tmp_path / "run")
     path, report = tmp_path / "run" / "metrics.jsonl", Listener()
     lines = path.read_text("utf-8")
@@ -408,7 +410,7 @@ def test_changed_metrics_are_reported(whole, tmp_path):
 
 
 def test_metadata_of_another_run_are_rejected(whole, tmp_path):
-    """The parameters of a checkpoint would be those of other characters."""
+    """Otherwise the parameters of a checkpoint would belong to other characters."""
     shutil.copytree(whole[1], tmp_path / "run")
     path = tmp_path / "run" / "run.json"
     text = path.read_text("utf-8")
@@ -435,7 +437,7 @@ def test_changed_data_are_rejected(end, whole, tmp_path):
     ):
         with pytest.raises(UserError, match=r"the data have changed since this run began"):
             go_on()
-    assert report.warned == []  # no checkpoint is to blame
+    assert report.warned == []  # no checkpoint is reported as damaged
     assert (tmp_path / "run" / "checkpoints" / "2").is_dir()
 
 
@@ -472,14 +474,14 @@ class Counting(LanguageModel):
 
 
 class Diverging(NextCharacter):
-    """Its training loss is not a number from step 12 on."""
+    """A task whose training loss is NaN from step 12 on."""
 
     def build(self, rngs):
         return Counting(len(self.known["vocabulary"]), 4, 8, rngs=rngs)
 
     def loss(self, model, carry, batch, rngs):
         loss, after = super().loss(model, carry, batch, rngs)
-        taken = carry[1] + 1  # not reset where a row begins
+        taken = carry[1] + 1  # not reset at the start of a row
         return jnp.where(taken[0] >= 12, jnp.nan, loss), (after[0], taken)
 
 
@@ -493,7 +495,7 @@ def test_nonfinite_loss_stops_the_run(tmp_path, monkeypatch):
         told = str(caught.value)
         assert "step 12" in told and "not finite" in told and "\n" not in told
         assert report.steps[-1] == 11
-        if attempt == 0:  # 8: the first evaluation is the best so far
+        if attempt == 0:  # step 8: the first evaluation is the best so far
             assert "that of step 8" in told
     assert {"7", "8"} == {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
     model, step = best_model(config, config.build_task(), tmp_path / "run")
@@ -502,7 +504,7 @@ def test_nonfinite_loss_stops_the_run(tmp_path, monkeypatch):
 
 
 class Unsound(NextCharacter):
-    """Its validation loss is not a number from the second evaluation of a process on."""
+    """A task whose validation loss is NaN from the second evaluation of a process on."""
 
     evaluations = 0
 
@@ -522,7 +524,7 @@ def test_nonfinite_validation_loss_stops_the_run(tmp_path, monkeypatch):
 
 
 class Immeasurable(NextCharacter):
-    """A metric of one split is not a number."""
+    """A task with a NaN metric in one split."""
 
     split = ""
 
@@ -549,7 +551,7 @@ def test_nonfinite_metrics_are_rejected(tmp_path, monkeypatch, split, message):
 
 
 def test_a_learning_rate_far_too_high(tmp_path):
-    """However the figures run away, the checkpoints that are left hold finite parameters."""
+    """Even if training diverges, the remaining checkpoints contain finite parameters."""
     config = write_config(
         tmp_path,
         optimizer__name="sgd",
@@ -594,7 +596,7 @@ def last_state(workdir, step):
 
 
 def test_finished_run_can_be_extended(longer, tmp_path):
-    """Its parameters are those of a run that was as long from the start, bit for bit."""
+    """Its parameters equal, bit for bit, those of a run with this length from the start."""
     config, workdir = longer
     changed = {"train": dataclasses.replace(config.train, num_steps=30)}
     config = dataclasses.replace(config, **changed)
@@ -634,7 +636,7 @@ def test_training_starts_from_the_parameters_of_another_run(whole, tmp_path):
     assert results["validation"] == pytest.approx(known, abs=1e-6)
     assert any(said.startswith(f"starting from {source}: ") for said in report.said)
     assert not report.warned
-    shutil.rmtree(source)  # it is needed only once
+    shutil.rmtree(source)  # needed only once
     assert train(config, tmp_path / "run", Listener()) == results
 
 
@@ -654,7 +656,7 @@ def test_incompatible_parameters_are_listed(whole, tmp_path):
 
 
 def test_different_vocabulary_is_reported(whole, tmp_path):
-    """Embeddings of as many characters fit in shape, though they stand for others."""
+    """Embeddings of the same number of characters match in shape, but not in meaning."""
     _, workdir, *_ = whole
     text = (workdir.parent / "text.txt").read_text("utf-8")
     (tmp_path / "text.txt").write_text(text.replace("q", "z").replace("z", "ß"), "utf-8")
@@ -675,7 +677,7 @@ class Worse(NextCharacter):
 
 def test_patience_ends_a_run_early(tmp_path, monkeypatch):
     monkeypatch.setitem(TASKS, "next_character", f"{__name__}.Worse")
-    # The last value is that of the best checkpoint in results.json.
+    # The last value belongs to the best checkpoint in results.json.
     monkeypatch.setattr(Worse, "losses", iter([3.0, 1.0, 2.0, 1.0, 1.0]))
     config = write_config(tmp_path, train__eval_every=3, train__patience=2)
     report = Listener()
@@ -687,12 +689,12 @@ def test_patience_ends_a_run_early(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Worse, "losses", iter([1.0]))
     again = Listener()
-    train(config, tmp_path / "run", again)  # it stays stopped
+    train(config, tmp_path / "run", again)  # training does not continue
     assert again.steps == []
 
 
 def test_averaging_begins_when_the_validation_loss_does_not_fall(tmp_path, monkeypatch):
-    """Above the lowest loss of more than one evaluation earlier; also where it is resumed."""
+    """The loss exceeds the lowest loss of more than one evaluation earlier; also if resumed."""
     monkeypatch.setitem(TASKS, "next_character", f"{__name__}.Worse")
     values = {"train__eval_every": 3, "optimizer__average_patience": 1, "optimizer__ema_decay": 0.0}
     config = write_config(tmp_path, **values)

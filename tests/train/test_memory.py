@@ -1,4 +1,4 @@
-"""The memory that a run needs: never more than XLA counts, and one line where it is missing."""
+"""The memory estimate: at most what XLA reports, and a one-line error if memory is too small."""
 
 import pathlib
 import re
@@ -99,7 +99,7 @@ def test_estimate_is_below_the_memory_that_xla_uses(name, files):
         - xla.alias_size_in_bytes
     )  # fmt: skip
     assert need.total <= taken
-    if name != "parallel":  # whose values are in no loop
+    if name != "parallel":  # its values are not in a loop
         assert need.total >= 0.3 * taken
 
 
@@ -126,7 +126,7 @@ def test_shapes_of_batches(name, files):
 
 
 def test_values_not_live_together_are_not_added():
-    """Two loops one after the other; only the sums of the first are needed in the second."""
+    """Two consecutive loops; the second needs only the sums of the first."""
 
     def step(h, x):
         h = jax.numpy.tanh(h + x)
@@ -142,7 +142,7 @@ def test_values_not_live_together_are_not_added():
 
     xs = jax.ShapeDtypeStruct((100, 8), "float32")
     size = 4 * 100 * 8
-    # The product with the sums and what the second loop stacks; the argument is not counted.
+    # The product with the sums and the stacked outputs of the second loop; arguments do not count.
     assert live_bytes(jax.make_jaxpr(f)(xs).jaxpr)[0] == 2 * size
     # Either loop can be the first of the two: its inputs and outputs count, not those of both.
     assert live_bytes(jax.make_jaxpr(both)(xs).jaxpr)[0] == 2 * size
@@ -177,13 +177,13 @@ def test_too_large_model_gives_one_line_and_claims_no_folder(name, files, monkey
 
 
 def test_too_large_batch_gives_one_line(files):
-    """Found from shapes: no batch of 10**6 windows is made."""
+    """Computed from shapes: no batch of 10**6 windows is created."""
     chosen = config(files, "forecasts", **{"data.batch_size": 10**6, "model.hidden_size": 2000})
     need = need_of(chosen)
     assert need.activations > 10**6 * 24 * 2000 * 4 > need.state
     assert "data.batch_size (1000000)" in keys_to_lower(chosen, need)
     accumulated = need_of(config(files, "characters", **{"train.accumulate": 10_000}))
-    # Inputs and targets of int32, and a flag a row.
+    # Inputs and targets of int32, and one flag per row.
     assert accumulated.batch == 10_000 * (2 * 4 * 8 * 64 + 8)
 
 
@@ -191,7 +191,7 @@ def test_every_device_has_its_own_state(files):
     if len(jax.local_devices()) < 2:
         pytest.skip("needs two devices")
     one, two = (need_of(config(files, "characters", **{"train.num_devices": n})) for n in (1, 2))
-    carry = 2 * 4 * 8 * 32  # h and c of 8 rows, which are shared
+    carry = 2 * 4 * 8 * 32  # h and c of 8 rows, divided among devices
     assert two.state - carry == 2 * (one.state - carry) and two.devices == 2
 
 
@@ -202,7 +202,7 @@ def test_sizes_in_words_and_keys_without_a_match():
     assert keys_to_lower(chosen, need) == "the sizes in [model] and [data]"
 
 
-# ---- what there is ----
+# ---- the memory available ----
 
 
 def machine(folder: pathlib.Path, files: dict[str, str]) -> pathlib.Path:
@@ -222,7 +222,7 @@ def test_memory_of_the_machine(tmp_path):
 
 
 def test_limits_of_control_groups(tmp_path):
-    """Of either version, of the process's own group and those above; caches are given back."""
+    """Both versions, the group of the process and its ancestors; caches are reclaimable."""
     two = {
         "proc/self/cgroup": "0::/user/job\n",
         "sys/fs/cgroup/user/job/memory.max": "max\n",
@@ -299,7 +299,7 @@ def test_ulimit_is_respected(files):
 
 
 def test_failed_allocations_give_one_line(files, monkeypatch, capsys):
-    """Of XLA and of NumPy, while a command works."""
+    """Failures of XLA and of NumPy during a command."""
     sizes = "lanes = 4\nwindow = 8\n"
     (files / "small.toml").write_text(
         f'task = "next_character"\n[data]\ntext = "text.txt"\n{sizes}', "utf-8"

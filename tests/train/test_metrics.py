@@ -1,4 +1,4 @@
-"""metrics.jsonl: what a resumed run finds and leaves in it; the loss curve."""
+"""metrics.jsonl in new and resumed runs; the loss curve."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Schedules against numbers by hand, update rules against their formulas."""
+"""Schedules against precomputed numbers, update rules against their formulas."""
 
 import jax
 import jax.numpy as jnp
@@ -151,7 +151,7 @@ def test_no_clipping_at_max_norm_zero():
 
 
 def test_arguments_reach_optax():
-    """Momentum and decay by hand over two steps."""
+    """Momentum and decay over two steps, computed explicitly."""
     sgd = OptimizerConfig(name="sgd", learning_rate=1.0, momentum=0.5, max_norm=0.0)
     rule = build_optimizer(sgd, optax.constant_schedule(1.0))
     _, state = rule.update(GRADS, rule.init(PARAMS), PARAMS)

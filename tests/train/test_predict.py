@@ -1,4 +1,4 @@
-"""Predictions of a run: in another folder, without the training data, as each kind of file."""
+"""Predictions of a run: in another folder, without the training data, in each file format."""
 
 import csv
 import json
@@ -54,7 +54,7 @@ TEXT = " ".join(["the quick brown fox\n"] * 40)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> pathlib.Path:
-    """Runs of every task, moved to another folder, beside new files; their data are gone."""
+    """Runs of every task, moved to another folder with new files; their data are deleted."""
     folder = tmp_path_factory.mktemp("predict")
     (folder / "configs" / "data").mkdir(parents=True)
     rows = ["time,one,two", *(f"{n},{np.sin(n)},{n**2 % 7}" for n in range(60))]
@@ -100,7 +100,7 @@ def test_a_moved_run_predicts_without_its_data(folder, task, tmp_path, monkeypat
 
 @pytest.mark.parametrize("task", CONFIGS)
 def test_held_out_data_have_the_metrics_of_the_evaluation(folder, task):
-    """results.json was written by the training process, from the data in their old place."""
+    """The training process wrote results.json from the data in their original location."""
     run = load_run(folder / "moved" / task)
     results = json.loads((run.folder / "results.json").read_text())
     columns = run.predict(folder / FILES[task])
@@ -146,7 +146,7 @@ def test_the_folder_holds_what_prediction_needs(folder):
         (("forecasting", "no.csv"), "no.csv: no such file"),
         (("forecasting", "new.csv", "--output", "out.xls"), "--output: expected a .csv, .json or"),
         (("forecasting", "new.csv", "--output", "no/o.csv"), "no/o.csv: cannot be written: no"),
-        (("next_character",), "text.txt: no such file"),  # its own data, which are gone
+        (("next_character",), "text.txt: no such file"),  # its own data, which are deleted
         (("forecasting", "--text", "x"), "forecasting: task forecasting does not read text"),
         (
             ("forecasting", "new.csv", "--text", "x"),

@@ -1,4 +1,4 @@
-"""Programs that several configs share: the same numbers as programs of their own."""
+"""Programs shared by several configs give the same numbers as separate programs."""
 
 import dataclasses
 import threading
@@ -27,7 +27,7 @@ VALUES = {
 
 @pytest.fixture(scope="module")
 def points(tmp_path_factory):
-    """Two configs that differ in their seed and in every number that can be shared."""
+    """Two configs that differ in the seed and in every number that can be shared."""
     text = tmp_path_factory.mktemp("text") / "text.txt"
     text.write_text("the quick brown fox\n" * 40, "utf-8")
     base = config_from(
@@ -71,7 +71,7 @@ def assert_same(one, other):
 
 
 def test_each_point_equals_its_separate_run(points, shared):
-    """Every number at once, on each device, and both points in lockstep by one program."""
+    """All numbers at once, on each device, and both points in lockstep in one program."""
     alone = [trained(point, own_programs(point, point.build_task())) for point in points]
     assert abs(float(alone[0][1].loss - alone[1][1].loss)) > 1e-3
     devices = jax.local_devices()
@@ -92,7 +92,7 @@ def test_each_point_equals_its_separate_run(points, shared):
 
 
 def test_points_share_one_compilation(points, monkeypatch):
-    """The step is traced once for two points, whose every number differs."""
+    """The step is traced once for two points that differ in every number."""
     traced, ranges = [], {key: (min(values), max(values)) for key, values in VALUES.items()}
     original = SharedPrograms._traced_step
 
@@ -108,7 +108,7 @@ def test_points_share_one_compilation(points, monkeypatch):
 
 
 class Scaled(LanguageModel):
-    """Its logits depend on a number in evaluation too."""
+    """Its logits also depend on a number in evaluation."""
 
     def __call__(self, carry, *, tokens, rngs=None):
         carry, outputs = super().__call__(carry, tokens=tokens, rngs=rngs)

@@ -1,4 +1,4 @@
-"""What a run prints: every number whole, also on a narrow terminal."""
+"""Console output of a run: numbers are never cut, even on a narrow terminal."""
 
 import io
 

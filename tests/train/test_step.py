@@ -1,4 +1,4 @@
-"""The training step: the same on two devices as on one, compiled once, its input donated."""
+"""The training step: equal on one and two devices, compiled once, with a donated state."""
 
 import chex
 import jax
@@ -95,7 +95,7 @@ def build(tmp_path):
 
 
 def begin(task, optimizer, schedule, mesh):
-    """The jitted step and the state that it begins with."""
+    """The jitted step and its initial state."""
     graph, state = init_state(task, optimizer, True, seed=3)
     state = jax.device_put(state, state_shardings(state, mesh))
     return build_step(task, graph, optimizer, schedule, OPTIMIZER.ema_decay, mesh), state
@@ -123,7 +123,7 @@ def test_there_are_two_devices():
 @pytest.mark.parametrize("num_devices", [1, 2])
 @pytest.mark.parametrize("name", TASKS)
 def test_accumulated_gradients_are_the_mean_over_several_batches(name, num_devices, build):
-    """Compared with gradients of each batch by hand; no update lies between the batches."""
+    """Compared with separate gradients of each batch; there is no update between the batches."""
     task, optimizer, schedule = build(TASKS[name])
     mesh = data_mesh(task.batch_size, num_devices)
     graph, state = init_state(task, optimizer, True, seed=3)
@@ -136,7 +136,7 @@ def test_accumulated_gradients_are_the_mean_over_several_batches(name, num_devic
             return task.loss(model, carry, batch, nnx.Rngs(0))
 
         carry, losses, grads = state.carry, [], []
-        for batch in batches:  # gradients do not reach from one batch into the one before
+        for batch in batches:  # gradients do not flow into the previous batch
             (value, after), one = jax.value_and_grad(loss, has_aux=True)(params, carry, batch)
             losses.append(value)
             grads.append(one)
@@ -205,12 +205,12 @@ def test_step_applies_one_update_with_the_tasks_gradient(name, build):
 
 
 def test_dropout_differs_by_device_and_step(build):
-    # Dropout below the LSTM, so that its state tells.
+    # Dropout below the LSTM, so that its state shows it.
     text = CHARACTERS.replace("dropout =", "input_dropout = 0.5\ndropout =")
     task, optimizer, schedule = build(text)
     mesh = data_mesh(task.batch_size, 2)
     take_step, state = begin(task, optimizer, schedule, mesh)
-    # All rows alike: only dropout can make them differ.
+    # All rows are equal: only dropout can make them differ.
     batch = {
         "inputs": np.ones((4, 6), np.int32),
         "targets": np.ones((4, 6), np.int32),

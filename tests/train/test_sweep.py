@@ -1,4 +1,4 @@
-"""Sweeps: each point as the run of its config alone, resumed, and presented."""
+"""Sweeps: points equal separate runs, resuming, and results."""
 
 import csv
 import json
@@ -28,7 +28,7 @@ from tests.train.test_loop import Listener
 
 
 class Quiet(Listener):
-    """Keeps what is said; progress lines of a sweep begin with the point."""
+    """Stores messages; progress lines of a sweep start with the point."""
 
     def progress(self, line, *, lasting):
         pass
@@ -56,7 +56,7 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def swept(base, tmp_path_factory):
-    """A sweep that was stopped in the midst of its points and resumed."""
+    """A sweep that was stopped during its points and resumed."""
     folder = tmp_path_factory.mktemp("sweep") / "sweep"
 
     class Stopping(Listener):
@@ -88,7 +88,7 @@ def test_a_stopped_sweep_is_resumed(swept):
 
 
 def test_each_point_equals_the_run_of_its_config(swept, tmp_path):
-    """A point that was stopped, and one that was not started, against the run alone."""
+    """A point that was stopped and one that was not started, compared with separate runs."""
     for point in (swept[1][0], swept[1][3]):
         results = train(point.config, tmp_path / point.folder.name, Listener())
         loss = point.results["validation"]["loss"]
@@ -149,7 +149,7 @@ def test_different_sweep_cannot_use_the_folder(swept, base):
 
 
 def test_diverged_point_counts_as_finished(base, tmp_path):
-    """One learning rate is too large: the other points are trained all the same."""
+    """One learning rate is too large; the other points are still trained."""
     axes = {"optimizer.learning_rate": [0.01, 1e30], "optimizer.max_norm": [0.0]}
     points = sweep(base, axes, tmp_path / "sweep", Quiet())
     assert points[0].results and points[1].results is None

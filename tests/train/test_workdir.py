@@ -1,4 +1,4 @@
-"""A run's folder: its config is the one with which the run began."""
+"""A run's folder: its config must be the original config."""
 
 import json
 import re
@@ -63,7 +63,7 @@ def test_edited_config_is_rejected(key, value, named, run):
         f"{run / 'config.toml'}: edited since the run began: {named}; undo this, or train the new "
         "config in another --workdir"
     )
-    # The edited config is not accepted as a config to train with either.
+    # Training with the edited config is also rejected.
     with (
         pytest.raises(UserError, match="edited since the run began"),
         claimed(run, load_config(run / "config.toml"), {}),
