@@ -21,7 +21,7 @@ class Window(NamedTuple):
     """The position of a model in its text.
 
     Attributes:
-      letters: the letters in the window, float32 ``[B, V]``.
+      letters: the letters in the window and, last, the end of the text, float32 ``[B, V + 1]``.
       place: centres of its components, in letters from the start, float32 ``[B, K]``.
     """
 
@@ -70,6 +70,9 @@ class HandwritingSynthesis(Model):
         kappa_t = kappa_{t-1} + k
         phi(t, u) = sum_k a_k exp(-b_k (kappa_{t,k} - u)^2)
         w_t = sum_u phi(t, u) c_u
+
+    ``c_u`` is the one-hot vector of letter u. An additional letter follows the last one, so that
+    the window can see the end of the text before the pen arrives there.
 
     Every further layer reads ``x_t``, the layer below and ``w_t``. From the outputs of all layers,
     the model computes a mixture of M Gaussians for the next move, and three logits for its end
@@ -122,7 +125,7 @@ class HandwritingSynthesis(Model):
             below = layers[-1].layer.output_size if n else 0
             layers.append(
                 LSTM(
-                    3 + num_letters + below, hidden_features, cell=cell, dtype=dtype,
+                    3 + num_letters + 1 + below, hidden_features, cell=cell, dtype=dtype,
                     time_major=True, rngs=rngs,
                 )
             )  # fmt: skip
@@ -146,7 +149,7 @@ class HandwritingSynthesis(Model):
 
     def initial_carry(self, rows: int) -> SynthesisCarry:
         window = Window(
-            jnp.zeros((rows, self.num_letters)), jnp.zeros((rows, self.window_components))
+            jnp.zeros((rows, self.num_letters + 1)), jnp.zeros((rows, self.window_components))
         )
         states = (layer.layer.initial_state(layer.params, (rows,)) for layer in self.layers)
         return SynthesisCarry(window, tuple(states))
@@ -165,21 +168,24 @@ class HandwritingSynthesis(Model):
           carry: as from :meth:`initial_carry`, or from earlier moves for the same text.
           moves: the movement of the pen in x and y, and a flag that is 1 at the end of a stroke;
             float32 ``[B, T, 3]``.
-          text: letters from 1 to V, 0 beyond the end, int32 ``[B, U]``.
+          text: letters from 1 to V, then zeros, at least one, int32 ``[B, U]``.
           rngs: the stream ``dropout`` is used in training; the module's own stream if None.
 
         Returns:
           ``(carry, outputs)``: ``mixture`` ``[B, T, 6 M + 3]``, which :func:`mixture_of` reads, and
           ``window``, phi of each letter, ``[B, T, U]``.
         """
-        letters = jax.nn.one_hot(text - 1, self.num_letters)  # [B, U, V]; zeros past the end
+        before = jnp.concatenate([jnp.ones_like(text[:, :1]), text[:, :-1]], 1)
+        end = (text == 0) & (before > 0)
+        # [B, U, V + 1]; zeros past the end
+        letters = jax.nn.one_hot(jnp.where(end, self.num_letters, text - 1), self.num_letters + 1)
         # Time is the leading axis here, so that the loop reads each step from contiguous memory.
         xs = moves.swapaxes(0, 1)
         first, *others = self.layers
         ((name, cell),) = dict(first.layer.layers).items()
         run, noise = noisy_step(
             cell, first.params[name], first._key(first.layer, None, rngs),
-            (*xs.shape[:-1], 3 + self.num_letters),
+            (*xs.shape[:-1], 3 + self.num_letters + 1),
         )  # fmt: skip
 
         def step(carry: tuple[Window, Any], inputs: Any) -> tuple[tuple[Window, Any], Any]:

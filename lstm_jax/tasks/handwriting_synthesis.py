@@ -59,7 +59,7 @@ class SynthesisTask(Task):
         expect(len(train) >= size, "data.batch_size", f"at most the {len(train)} pieces", size)
         for split in self.splits:
             expect(self._inks[split], f"data.ink: {self.data.ink}", f"pieces for {split}", "none")
-        self.model.check_layers(3 + len(self.known["alphabet"]))
+        self.model.check_layers(4 + len(self.known["alphabet"]))
 
     # ---- data ----
 

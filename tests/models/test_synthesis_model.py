@@ -22,7 +22,7 @@ from tests.arrays import in_float64, params_of
 # Sums of a few dozen terms of size one in float32 (eps 1.2e-7), through seven steps.
 TOLERANCE = 1e-5
 LETTERS, HIDDEN, WINDOWS, GAUSSIANS = 4, 5, 2, 3
-TEXT = np.array([[1, 2, 3, 0], [4, 1, 1, 2]])
+TEXT = np.array([[1, 2, 3, 0, 0], [4, 1, 1, 2, 0], [4, 1, 1, 2, 3]])
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def moves():
-    return np.random.default_rng(0).normal(size=(2, 7, 3)).astype(np.float32)
+    return np.random.default_rng(0).normal(size=(3, 7, 3)).astype(np.float32)
 
 
 def lstm(params, h, c, x):
@@ -52,7 +52,8 @@ def network(params, moves, text):
     params = in_float64(params)
     first, second = (next(iter(params["layers"][n].values())) for n in params["layers"])
     h = c = g = d = np.zeros(HIDDEN)
-    seen, place = np.zeros(LETTERS), np.zeros(WINDOWS)
+    seen, place = np.zeros(LETTERS + 1), np.zeros(WINDOWS)
+    end = len(text[text > 0])
     mixtures, windows = [], []
     for x in moves:
         h, c = lstm(first, h, c, np.concatenate([x, seen]))
@@ -62,10 +63,12 @@ def network(params, moves, text):
             sum(a[n] * np.exp(-b[n] * (place[n] - u) ** 2) for n in range(WINDOWS))
             for u in range(len(text))
         ]
-        seen = np.zeros(LETTERS)
+        seen = np.zeros(LETTERS + 1)
         for u, letter in enumerate(text):
             if letter:
                 seen[letter - 1] += phi[u]
+            elif u == end:
+                seen[LETTERS] += phi[u]
         g, d = lstm(second, g, d, np.concatenate([x, seen, h]))
         out = np.concatenate([h, g])
         mixtures.append(out @ params["readout"]["kernel"] + params["readout"]["bias"])
@@ -74,16 +77,16 @@ def network(params, moves, text):
 
 
 def test_mixtures_are_those_of_a_loop_over_steps_and_letters(model, moves):
-    _, outputs = model(model.initial_carry(2), moves=moves, text=TEXT)
-    for row in range(2):
+    _, outputs = model(model.initial_carry(3), moves=moves, text=TEXT)
+    for row in range(3):
         mixture, window = network(params_of(model.module), moves[row], TEXT[row])
         np.testing.assert_allclose(outputs["mixture"][row], mixture, rtol=0, atol=TOLERANCE)
         np.testing.assert_allclose(outputs["window"][row], window, rtol=0, atol=TOLERANCE)
 
 
 def test_a_piece_read_in_parts_is_as_the_whole(model, moves):
-    _, whole = model(model.initial_carry(2), moves=moves, text=TEXT)
-    carry, parts = model.initial_carry(2), []
+    _, whole = model(model.initial_carry(3), moves=moves, text=TEXT)
+    carry, parts = model.initial_carry(3), []
     for part in (slice(0, 3), slice(3, 4), slice(4, 7)):
         carry, outputs = model(carry, moves=moves[:, part], text=TEXT)
         parts.append(outputs["mixture"])
