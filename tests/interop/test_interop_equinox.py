@@ -98,5 +98,5 @@ def test_wrong_arrays_are_named(arrays, message):
 
 def test_layers_are_no_cells():
     lstm = LSTM(3)
-    with pytest.raises(TypeError, match=r"cell must be a cell, .* got LSTM"):
+    with pytest.raises(TypeError, match=r"cell must be a single cell for equinox, got LSTM"):
         to_equinox(lstm, lstm.init(jax.random.key(0), 2))
