@@ -43,9 +43,11 @@ def spread_out(
 def with_errors(values: np.ndarray, origins: Origins, errors: Origins) -> Forecasts:
     """Point forecasts ``[N, F]`` with the quantiles of earlier errors of the same series and step.
 
-    The median of the errors is taken off, so that the point forecast stays the median.
+    The median of the errors is subtracted, so that the point forecast stays the median.  A series
+    without earlier errors has no interval.
     """
-    found = np.zeros((int(errors.series.max()) + 1, values.shape[1], len(LEVELS)))
+    count = 1 + int(max(errors.series.max(), origins.series.max()))
+    found = np.zeros((count, values.shape[1], len(LEVELS)))
     for series in np.unique(errors.series):
         mine = errors.truth[errors.series == series]
         mine = np.where(np.isfinite(mine).any(0), mine, 0)

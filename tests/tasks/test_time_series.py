@@ -205,6 +205,8 @@ def test_intervals_of_simple_methods_hold_as_many_values_as_they_say():
     np.testing.assert_allclose(relative, np.tile(norm.ppf(LEVELS), (2, 2, 1)), atol=0.24)
     unknown = errors._replace(truth=np.full((4000, 2), np.nan))
     assert (with_errors(values, errors, unknown).quantiles == 1).all()
+    first = Origins(*(each[:2000] for each in errors))  # the other series has no errors
+    assert (with_errors(values, errors, first).quantiles[2000:] == 1).all()
 
 
 @pytest.mark.parametrize("head", ["point", "normal", "student_t", "mixture", "negative_binomial"])
