@@ -60,6 +60,10 @@ class TimeSeries(Task):
         return ("validation",) if self.data.test == "none" else ("validation", "test")
 
     @property
+    def criterion(self) -> str:  # type: ignore[override]
+        return self.data.criterion
+
+    @property
     def loss_unit(self) -> str:  # type: ignore[override]
         return f"{self.model.head} loss; validation: weighted quantile loss"
 

@@ -60,6 +60,10 @@ class TimeSeriesData(Section):
     window: int = option(0, "W, rows of the past that a forecast sees", at_least=0, at_most=10**6)
     validation: str = option("", f"split before the test: {FORMS}", check=check_part)
     test: str = option("", f"split at the end: {FORMS}; none: no test", check=check_part)
+    criterion: str = option(
+        "loss", "metric of the validation split that chooses the best checkpoint",
+        choices=("loss", "mae", "rmse", "smape", "mase"),
+    )  # fmt: skip
     stride: int = option(0, "rows between forecasts of the backtest (horizon)", at_least=0)
     batch_size: int = option(64, "windows a training step", at_least=1, at_most=10**6)
 
