@@ -264,6 +264,22 @@ def test_a_run_forecasts_what_follows_its_table(sales, tmp_path, capsys):
     assert load_run(run).task.data.frequency == "W-SUN"
 
 
+def test_the_criterion_chooses_the_checkpoint(sales, tmp_path):
+    run = tmp_path / "run"
+    (tmp_path / "sales.toml").write_text(
+        f'task = "time_series"\n[data]\ntable = "{sales}"\nid_columns = "shop"\n'
+        'target_columns = "sales"\nhorizon = 4\ncriterion = "mase"\n[model]\nhidden_size = 6\n'
+        "[optimizer]\nlearning_rate = 0.05\n[train]\nnum_steps = 6\neval_every = 1\n"
+    )
+    assert main(["train", str(tmp_path / "sales.toml"), "--workdir", str(run)]) == 0
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    found = {x["step"]: x["validation/mase"] for x in lines if "validation/mase" in x}
+    assert [*found] == [1, 2, 3, 4, 5, 6]
+    results = json.loads((run / "results.json").read_text())
+    assert results["step"] == min(found, key=found.get)
+    np.testing.assert_allclose(results["validation"]["mase"], min(found.values()), rtol=1e-6)
+
+
 def test_an_ensemble_of_sampled_forecasters_is_trained_and_forecasts(sales, tmp_path, capsys):
     run, output = tmp_path / "run", tmp_path / "forecast.csv"
     (tmp_path / "sales.toml").write_text(
