@@ -81,7 +81,9 @@ def frames(task: Any) -> tuple[pd.DataFrame, pd.DataFrame, list[str], list[str]]
     past = [
         name for name in whole if name not in {"unique_id", "ds", "y", "available_mask", *future}
     ]
-    static = pd.get_dummies(pd.DataFrame([each.static for each in table.series]), dtype=float)
+    static = pd.DataFrame([each.static for each in table.series])
+    if table.columns.static:
+        static = pd.get_dummies(static, dtype=float)
     static.insert(0, "unique_id", [each.name for each in table.series])
     return whole, static, past, future
 
