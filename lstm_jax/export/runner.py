@@ -320,7 +320,7 @@ class StableHLO:
 
 
 class ONNX:
-    """ONNX graphs, which contain their weights."""
+    """ONNX graphs, which share the weights in ``weights.bin``."""
 
     def __init__(self, folder: pathlib.Path, programs: list[str]):
         import onnxruntime

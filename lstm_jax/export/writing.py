@@ -2,8 +2,9 @@
 
 The folder contains the model's programs: ``sequence`` for any number of steps and, for a model with
 a state, ``step`` for a single one.  They are in StableHLO (``*.jaxexport``, with the weights in
-``weights.npz``) or in ONNX (``*.onnx``, which include the weights).  ``carry.npz`` contains the
-initial carry of one sequence, and ``manifest.json`` the metadata and the digests of the files.
+``weights.npz``) or in ONNX (``*.onnx``, with the weights in ``weights.bin``).  ``carry.npz``
+contains the initial carry of one sequence, and ``manifest.json`` the metadata and the digests of
+the files.
 The script ``run.py`` (:mod:`lstm_jax.export.runner`) runs the model with only jax or onnxruntime.
 """
 
@@ -34,6 +35,7 @@ from lstm_jax.models import Compiled, Model
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 DTYPES = ("float32", "bfloat16", "int8")
+SHARED_BYTES = 1024  # smaller constants stay in the graph, where onnxruntime reads shapes
 """The storage types of matrices; all other arrays keep their type."""
 
 Weights = dict[str, Any]  # arrays by name
@@ -276,8 +278,36 @@ def export_onnx(
             onnx.save(with_matrices_in(graph, dtype), path)
             if dynamic:
                 quantize_dynamically(path)
+        share_weights(new)
         write_rest(new, parts, metadata, ("onnx", "onnxruntime"))
     return runner.Model(folder)
+
+
+def share_weights(folder: pathlib.Path) -> None:
+    """Moves the large constants of a folder's ONNX files into ``weights.bin``, each one once.
+
+    A file refers to them as external data, by offset and length.
+    """
+    import onnx
+
+    offsets: dict[bytes, int] = {}
+    with (folder / "weights.bin").open("wb") as weights:
+        for path in sorted(folder.glob("*.onnx")):
+            graph = onnx.load(path)
+            for constant in graph.graph.initializer:
+                content = constant.raw_data
+                if len(content) < SHARED_BYTES:
+                    continue
+                if content not in offsets:
+                    weights.write(bytes(-weights.tell() % 64))  # runtimes read aligned numbers
+                    offsets[content] = weights.tell()
+                    weights.write(content)
+                constant.ClearField("raw_data")
+                constant.data_location = onnx.TensorProto.EXTERNAL
+                place = {"location": "weights.bin", "offset": offsets[content]}
+                for key, value in (place | {"length": len(content)}).items():
+                    constant.external_data.add(key=key, value=str(value))
+            path.write_bytes(graph.SerializeToString())
 
 
 def quantize_dynamically(path: pathlib.Path) -> None:

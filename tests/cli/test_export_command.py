@@ -42,7 +42,9 @@ def test_onnx_with_dynamic_int8_quantisation(workdir, capsys):
     told = capsys.readouterr()
     assert told.err == "" and "exported, onnx dynamic-int8" in told.out
     files = {path.name for path in (workdir / "export" / "onnx-dynamic-int8").iterdir()}
-    assert files == {"manifest.json", "run.py", "sequence.onnx", "carry.npz", "step.onnx"}
+    assert files == {
+        "manifest.json", "run.py", "sequence.onnx", "carry.npz", "step.onnx", "weights.bin",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -258,8 +258,12 @@ def test_matrices_are_stored_small_and_computed_with_as_they_are_stored(export, 
     assert np.abs(outputs_of(Compiled(model), xs) - expected).max() > 10 * TOLERANCE
 
     export(model, tmp_path / "full")
-    file = "weights.npz" if export is export_stablehlo else "sequence.onnx"
-    saved = [(folder / file).stat().st_size for folder in (tmp_path / "full", tmp_path)]
+    stablehlo = export is export_stablehlo
+    files = ["weights.npz"] if stablehlo else ["weights.bin", "sequence.onnx"]
+    saved = [
+        sum((folder / file).stat().st_size for file in files)
+        for folder in (tmp_path / "full", tmp_path)
+    ]
     matrices = sum(leaf.size for leaf in jax.tree.leaves(params) if leaf.ndim == 2)
     scales = 4 * 4 * 4 * 32 * (dtype == "int8")  # four matrices with four gates of 32 channels
     spared = matrices * {"bfloat16": 2, "int8": 3}[dtype] - scales
@@ -277,8 +281,27 @@ def test_onnxruntimes_own_quantisation(tmp_path):
     # 8 bits for numbers up to about 3, in sums of some 35 terms.
     assert 1e-5 < error < 0.1
     export_onnx(model, tmp_path / "full")
-    sizes = [(folder / "sequence.onnx").stat().st_size for folder in (tmp_path, tmp_path / "full")]
+    sizes = [(folder / "weights.bin").stat().st_size for folder in (tmp_path, tmp_path / "full")]
     assert sizes[0] < 0.5 * sizes[1]
+
+
+@pytest.mark.peers
+def test_both_graphs_share_one_file_of_weights(tmp_path):
+    onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    model = enlarged(Layer(64, num_layers=2))
+    exported = export_onnx(model, tmp_path)
+    large = [leaf.nbytes for leaf in jax.tree.leaves(params_of(model)) if leaf.nbytes >= 1024]
+    assert sum(large) <= (tmp_path / "weights.bin").stat().st_size <= sum(large) + 64 * len(large)
+    for name in ("step", "sequence"):
+        assert (tmp_path / f"{name}.onnx").stat().st_size < 0.1 * sum(large)
+    onnx.save(onnx.load(tmp_path / "sequence.onnx"), tmp_path / "whole.onnx")
+    (tmp_path / "weights.bin").rename(tmp_path / "elsewhere.bin")
+    session = onnxruntime.InferenceSession(str(tmp_path / "whole.onnx"))
+    xs = some_inputs(2, 4)
+    feeds = {f"carry.{name}": array for name, array in exported.initial_carry(2).items()}
+    names = [output.name for output in session.get_outputs()]
+    found = dict(zip(names, session.run(names, feeds | {"xs": xs}), strict=True))
+    np.testing.assert_array_equal(found["ys"], outputs_of(exported, xs))
 
 
 # ---- random numbers ----
