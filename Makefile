@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 EXTRAS := train,parquet,plot,tensorboard,interop,notebooks,dev
 RUN := runs/quickstart
 
-.PHONY: demo test test-oldest test-newest test-wheel test-extras bench notebooks docs lint types setup peers clean
+.PHONY: demo test test-oldest test-newest test-optimized test-wheel test-extras bench notebooks docs lint types setup peers clean
 
 setup: $(VENV)/.installed
 
@@ -49,6 +49,12 @@ test-oldest test-newest: test-%:
 	  $(if $(filter oldest,$*),$$($(PYTHON) -c '$(DECLARED)' | sed 's/>=/==/g'))
 	.venv-$*/bin/python -m pip list | grep -E '^(jax|jaxlib|flax|optax|chex) '
 	.venv-$*/bin/python -m pytest --numprocesses 2 --dist worksteal $(CORE:%=tests/%)
+
+# Tests of the LSTM and of equality to the last bit, compiled with the optimisations that users have;
+# the others are compiled with fewer (tests/compiled.py).
+test-optimized: setup
+	XLA_FLAGS=--xla_backend_optimization_level=3 $(BIN)/python -m pytest \
+	  tests/cells/test_lstm.py tests/inspect/test_trace.py
 
 # A wheel and an sdist, and the quickstart from the wheel in an environment without this repository.
 test-wheel: setup

@@ -11,6 +11,7 @@ from pathlib import Path
 from lstm_jax._program_cache import processor_and_version, remove_oldest
 
 LIMIT = 2_000_000_000  # bytes; one run of the tests stores about a tenth
+QUICK = "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false"
 
 
 def root() -> Path:
@@ -48,8 +49,12 @@ def compile_quickly() -> None:
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_backend_optimization_level" not in flags:
-        quick = "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false"
-        os.environ["XLA_FLAGS"] = f"{flags} {quick}".strip()
+        os.environ["XLA_FLAGS"] = f"{flags} {QUICK}".strip()
+
+
+def is_quick() -> bool:
+    """Whether programs are compiled as :func:`compile_quickly` has it."""
+    return QUICK in os.environ.get("XLA_FLAGS", "")
 
 
 def limit() -> None:
