@@ -7,6 +7,9 @@ from tests import compiled
 compiled.share()
 compiled.compile_quickly()
 os.environ.setdefault("MPLBACKEND", "agg")
+# Threads of NumPy's and torch's products in several workers would wait for each other, busily.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import jax  # noqa: E402
 

@@ -180,6 +180,7 @@ def test_sizes_fit(path):
         assert getattr(config.train, key) <= config.train.num_steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", cases())
 def test_shrunk_it_runs_to_its_end(path, tmp_path, capsys, public_data, sliced):
     public_data(*needed(path))

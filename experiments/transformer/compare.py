@@ -36,7 +36,7 @@ KINDS = {
 SHARES = (0.01, 0.1, 1.0)
 STEPS = {  # for each fraction of the data; the best checkpoint is used
     "translation": {0.01: 200, 0.1: 400, 1.0: 9000},
-    "characters": {0.01: 40, 0.1: 300, 1.0: 2450},
+    "characters": {0.01: 40, 0.1: 300, 1.0: 4200},
 }
 EVALUATIONS = {"translation": 2, "characters": 2}
 RATES = (1e-3, 2e-3)
