@@ -35,8 +35,8 @@ from lstm_jax.models import Compiled, Model
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 DTYPES = ("float32", "bfloat16", "int8")
-SHARED_BYTES = 64  # smaller constants stay in the graph, where onnxruntime reads shapes
 """The storage types of matrices; all other arrays keep their type."""
+SHARED_BYTES = 64  # smaller constants stay in the graph, where onnxruntime reads shapes
 
 Weights = dict[str, Any]  # arrays by name
 
