@@ -13,7 +13,7 @@ from lstm_jax.cells.rnn import RNNState
 def gru_cell(
     params: dict[str, jax.Array], state: RNNState, x: jax.Array, a: Activations = STANDARD
 ) -> tuple[RNNState, jax.Array]:
-    r"""One step of the gated recurrent unit, reset before the product.
+    r"""One step of the gated recurrent unit, with the reset gate before the product.
 
     ::
 
@@ -27,10 +27,10 @@ def gru_cell(
         r, z, g.
       state: ``h``, ``[..., H]``.
       x: the input of this step, ``[..., D]``.
-      a: the element-wise functions; σ and tanh.
+      a: the element-wise functions; by default σ and tanh.
 
     Returns:
-      ``(state, y)``: the new state, in the types of the old one, and ``y = h_t``.
+      ``(state, y)``: the new state, with the dtypes of the old one, and ``y = h_t``.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -60,23 +60,23 @@ def gru_cell(
 def gru_reset_after_cell(
     params: dict[str, jax.Array], state: RNNState, x: jax.Array, a: Activations = STANDARD
 ) -> tuple[RNNState, jax.Array]:
-    r"""One step of the gated recurrent unit, reset after the product.
+    r"""One step of the gated recurrent unit, with the reset gate after the product.
 
-    As :func:`gru_cell`, but for::
+    As :func:`gru_cell`, except for::
 
         g_t = tanh(W_g x_t + b_g + r_t ∘ (U_g h_{t-1} + b_hg))
 
-    with one more parameter, ``b_hg`` ``(H,)``; one product with h_{t-1} does for all three.
-    This is what cuDNN, PyTorch and Keras (``reset_after``) compute.
+    with one more parameter, ``b_hg`` ``(H,)``.  All three share one product with h_{t-1}.
+    cuDNN, PyTorch and Keras (``reset_after``) compute this variant.
 
     Args:
       params: those of :func:`gru_cell`, and ``b_hg`` ``(H,)``.
       state: ``h``, ``[..., H]``.
       x: the input of this step, ``[..., D]``.
-      a: the element-wise functions; σ and tanh.
+      a: the element-wise functions; by default σ and tanh.
 
     Returns:
-      ``(state, y)``: the new state, in the types of the old one, and ``y = h_t``.
+      ``(state, y)``: the new state, with the dtypes of the old one, and ``y = h_t``.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -105,15 +105,15 @@ class GRUCell(GatedCell):
     """Sizes and options of a gated recurrent unit; its equations are :func:`gru_cell`.
 
     Parameters are ``w_ih`` ``(D, 3H)``, ``w_hh`` ``(H, 3H)`` and ``b`` ``(3H,)`` with gates in
-    the order r, z, g, and with ``reset_after`` also ``b_hg`` ``(H,)``; options are those of
-    :class:`GatedCell` (``chrono`` acts on z, which keeps the state) and this.
+    the order r, z, g, and with ``reset_after`` also ``b_hg`` ``(H,)``.  Options are those of
+    :class:`GatedCell` (``chrono`` applies to z, which keeps the state) and the following.
 
     Attributes:
-      reset_after: whether the reset gate acts after the product with the last state
-        (:func:`gru_reset_after_cell`) and not before it.
+      reset_after: whether the reset gate is applied after the product with the previous state
+        (:func:`gru_reset_after_cell`) instead of before it.
 
     Raises:
-      TypeError, ValueError: a size or option is impossible; the message names it.
+      TypeError, ValueError: a size or option is invalid; the message names it.
 
     Example:
       >>> import jax
