@@ -166,7 +166,7 @@ def options(functional: Any) -> tuple[tuple[str, Any, Any], ...]:
 
 
 def check_options(module: str, functional: Any, given: dict[str, Any]) -> None:
-    """Raises a TypeError if a keyword is not an option of the functional cell."""
+    """Raises an error if a keyword is not an option of the functional cell."""
     known = [name for name, _, _ in options(functional)]
     for name in given:
         if name not in known:
@@ -191,9 +191,9 @@ def drawn_carry(
 
 
 def check_carry_init(cell: Cell, carry_init: Initializer | None) -> None:
-    """Raises if ``carry_init`` is given for a cell that learns its initial state."""
+    """Raises an error if ``carry_init`` is given for a cell that learns its initial state."""
     if carry_init is not None and getattr(cell, "learn_initial_state", False):
-        raise ValueError("carry_init must be None where learn_initial_state is true")
+        raise ValueError("carry_init must be None if learn_initial_state is True")
 
 
 def learns_initial_state(thing: Any) -> bool:
@@ -307,7 +307,7 @@ def _layer_state(carry: Any, cell: Any) -> tuple[State, Back]:
 def lstm(
     widths: dict[str, Any], num_layers: int, *, cell: Any, options: dict[str, Any], **rest: Any
 ) -> Stack:
-    """The stack of an :class:`lstm_jax.LSTM`; unlike these, equal stacks compare equal.
+    """The stack inside an :class:`lstm_jax.LSTM`; equal stacks, unlike layers, compare equal.
 
     Args:
       widths: the hidden sizes, by the name of the argument.
@@ -336,7 +336,7 @@ def as_layer(thing: Any) -> Any:
 
 
 def checked_inputs(layer: Any, params: Params | None, xs: Any, time_major: bool) -> jax.Array:
-    """Converts inputs to an array; raises if axes are missing or the feature size differs.
+    """Converts inputs to an array and checks their axes and feature size.
 
     Args:
       layer: a functional layer.

@@ -96,7 +96,7 @@ class TestCells:
         cell = LSTMCell(D, H, rngs=nnx.Rngs(0))
         drawn = cell.initialize_carry((B, D), nnx.Rngs(carry=1), normal)
         assert not np.array_equal(drawn.h, drawn.c)
-        with pytest.raises(ValueError, match="rngs must be given where carry_init is"):
+        with pytest.raises(ValueError, match="rngs must be given if carry_init is given"):
             cell.initialize_carry((B, D), None, normal)
 
         told = LSTMCell(D, H, carry_init=jax.nn.initializers.ones, rngs=nnx.Rngs(0))
@@ -123,7 +123,7 @@ class TestCells:
         assert abs(gradients["h_0"]).min() > 0
 
     def test_a_carry_is_learned_or_drawn(self):
-        with pytest.raises(ValueError, match="carry_init must be None where learn_initial_state"):
+        with pytest.raises(ValueError, match="carry_init must be None if learn_initial_state"):
             LSTMCell(
                 D,
                 H,
@@ -451,7 +451,7 @@ class TestCarries:
         rngs = nnx.Rngs(carry=0)
         lstm.initialize_carry((B, D), rngs, jax.nn.initializers.normal())
         assert rngs.carry.count[...] == 4  # a key for each array
-        with pytest.raises(ValueError, match="rngs must be given where carry_init is"):
+        with pytest.raises(ValueError, match="rngs must be given if carry_init is given"):
             lstm.initialize_carry((B, D), carry_init=ones)
 
     def test_errors_say_what_to_pass(self):

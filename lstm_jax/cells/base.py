@@ -168,7 +168,7 @@ class BaseCell:
         }
 
     def all_parameters(self, input_size: int) -> dict[str, Parameter]:
-        """:meth:`parameters`, and the initial state's where that is learned."""
+        """All declarations: :meth:`parameters`, and the initial state if it is learned."""
         check_size("input_size", input_size)
         parameters = dict(self.parameters(input_size))
         if self.learn_initial_state:
@@ -358,7 +358,7 @@ class LSTMFamilyCell(GatedCell):
     """The common options of cells with a cell state c.
 
     Attributes:
-      output_fn: activation of the cell state where the hidden state is computed from it;
+      output_fn: activation applied to the cell state to compute the hidden state;
         ``activation_fn`` if None.
       cell_clip: limit to which the new cell state is clipped, on both sides of 0 (Sak et al. 2014);
         None for no clipping.
