@@ -54,12 +54,13 @@ def _params(module: nn.Module, functional: Any, input_size: int) -> dict[str, An
     """The parameters of a cell or layer, which the module stores and, if needed, initialises."""
 
     @functools.cache
-    def drawn() -> dict[str, Any]:
-        return _flax.draw(functional, input_size, lambda: module.make_rng("params"), _unboxed)
+    def parameters() -> dict[str, Any]:
+        new_key = functools.partial(module.make_rng, "params")
+        return _flax.new_parameters(functional, input_size, new_key, _unboxed)
 
     def new(name: str, key: jax.Array) -> Any:
         # This parameter's key is not used, since a cell initialises all parameters from one key.
-        return _flax.map_drawn(_boxed, drawn()[name])
+        return _flax.map_parameters(_boxed, parameters()[name])
 
     def zeros(shapes: Any, key: jax.Array) -> Any:  # to check an existing parameter
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
@@ -83,7 +84,8 @@ def _shapes(functional: Any, input_size: int) -> dict[str, Any]:
 
 def _anew(functional: Any, input_size: int) -> dict[str, Any]:
     """Parameters from an arbitrary key."""
-    return _flax.values(_flax.draw(functional, input_size, lambda: jax.random.key(0), _unboxed))
+    new_key = functools.partial(jax.random.key, 0)
+    return _flax.values(_flax.new_parameters(functional, input_size, new_key, _unboxed))
 
 
 def _unboxed(value: Any) -> tuple[jax.Array, Any]:
@@ -94,8 +96,8 @@ def _unboxed(value: Any) -> tuple[jax.Array, Any]:
     return array, value
 
 
-def _boxed(one: _flax.Drawn) -> Any:
-    return one.value if one.box is None else one.box.replace_boxed(one.value)
+def _boxed(new: _flax.NewParameter) -> Any:
+    return new.value if new.box is None else new.box.replace_boxed(new.value)
 
 
 # ---- dropout ----
@@ -168,7 +170,7 @@ class _Cell(nn.RNNCellBase):
         if self.carry_init is None:
             return _initial_carry(self, self.cell, input_shape)
         keys = iter(jax.random.split(rng, len(jax.tree.leaves(self.cell.zero_state()))))
-        return _flax.drawn_carry(
+        return _flax.new_carry(
             self.cell,
             _params_if_bound(self),
             tuple(input_shape[:-1]),

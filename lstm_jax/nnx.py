@@ -79,7 +79,7 @@ class _Holder(nnx.Module):
         }
 
 
-def _drawn(
+def _new_parameters(
     functional: Any, in_features: int, rngs: nnx.Rngs, metadata: dict[str, Metadata]
 ) -> dict[str, Any]:
     """New parameters as a nested dict of ``nnx.Param``.
@@ -88,15 +88,16 @@ def _drawn(
       functional: a cell or layer.
       in_features: D.
       rngs: its stream ``params`` gives one key a cell.
-      metadata: metadata of the parameters that an initialiser made, by its name.
+      metadata: metadata of the parameters, by their role.
     """
     check_size("in_features", in_features)
 
-    def variable(one: _flax.Drawn) -> nnx.Param:
-        value = one.value if one.box is None else _boxed(one.box, one.value)
-        return nnx.Param(value, **metadata.get(one.source or "", NO_METADATA))
+    def variable(new: _flax.NewParameter) -> nnx.Param:
+        value = new.value if new.box is None else _boxed(new.box, new.value)
+        return nnx.Param(value, **metadata.get(new.role or "", NO_METADATA))
 
-    return _flax.map_drawn(variable, _flax.draw(functional, in_features, rngs.params, _unboxed))
+    parameters = _flax.new_parameters(functional, in_features, rngs.params, _unboxed)
+    return _flax.map_parameters(variable, parameters)
 
 
 def _unboxed(value: Any) -> tuple[jax.Array, Any]:
@@ -185,7 +186,7 @@ def _initial_carry(
     batch_shape = tuple(input_shape[:-1])  # followed by the spatial axes, if the cell has any
     if carry_init is None:
         return initial_state(functional, params, batch_shape)
-    return _flax.drawn_carry(functional, params, batch_shape, carry_init, new_key)
+    return _flax.new_carry(functional, params, batch_shape, carry_init, new_key)
 
 
 class _Cell(_Holder, nnx.RNNCellBase):
@@ -209,11 +210,11 @@ class _Cell(_Holder, nnx.RNNCellBase):
         self.cell = cell
         self.carry_init = carry_init
         metadata = {
-            "kernel_init": kernel_metadata,
-            "recurrent_kernel_init": recurrent_kernel_metadata,
-            "bias_init": bias_metadata,
+            "kernel": kernel_metadata,
+            "recurrent_kernel": recurrent_kernel_metadata,
+            "bias": bias_metadata,
         }
-        self._hold(_drawn(cell, in_features, rngs, metadata))
+        self._hold(_new_parameters(cell, in_features, rngs, metadata))
 
     def __call__(self, carry: Any, inputs: jax.Array) -> tuple[Any, jax.Array]:
         """One step: ``(carry, y)``; ``inputs`` is ``[..., D]``, ``y`` ``[..., H]``."""
@@ -268,7 +269,7 @@ class Cell(_Stochastic, _Cell):
         cell's own initial state, which is zeros or learned.
       deterministic: whether the noise of regularisers is off; set by ``train()``, ``eval()`` and
         ``nnx.view``.
-      kernel_metadata: metadata of the parameters that ``kernel_init`` initialised, such as
+      kernel_metadata: metadata of the parameters that ``kernel_init`` initialises, such as
         ``{"out_sharding": (None, "model")}``.
       recurrent_kernel_metadata: the same for ``recurrent_kernel_init``.
       bias_metadata: the same for ``bias_init``.
@@ -657,7 +658,7 @@ class Stack(_Stochastic):
       return_carry: whether calls also return the last states.
       deterministic: whether dropout and the noise of regularisers are off; set by ``train()``,
         ``eval()`` and ``nnx.view``.
-      kernel_metadata: metadata of the parameters that the cells' ``kernel_init`` initialised,
+      kernel_metadata: metadata of the parameters that the cells' ``kernel_init`` initialises,
         such as ``{"out_sharding": (None, "model")}``.
       recurrent_kernel_metadata: the same for ``recurrent_kernel_init``.
       bias_metadata: the same for ``bias_init``.
@@ -696,11 +697,11 @@ class Stack(_Stochastic):
         self.keep_order = keep_order
         self.return_carry = return_carry
         metadata = {
-            "kernel_init": kernel_metadata,
-            "recurrent_kernel_init": recurrent_kernel_metadata,
-            "bias_init": bias_metadata,
+            "kernel": kernel_metadata,
+            "recurrent_kernel": recurrent_kernel_metadata,
+            "bias": bias_metadata,
         }
-        self._hold(_drawn(self.layer, in_features, rngs, metadata))
+        self._hold(_new_parameters(self.layer, in_features, rngs, metadata))
         self._hold_stream(self.layer, deterministic, rngs)
 
     def __call__(

@@ -71,7 +71,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from lstm_jax.cells import BaseCell, Parameter, RNNState, affine, blocks, like, named
+from lstm_jax.cells import BaseCell, RNNState, affine, like, named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,9 +79,9 @@ class UpdateGateCell(BaseCell):
     def parameters(self, input_size):
         D, H = input_size, self.hidden_size
         return {
-            "w_ih": Parameter(blocks(self.kernel_init, 2), (D, 2 * H)),
-            "w_hh": Parameter(blocks(self.recurrent_kernel_init, 2), (H, 2 * H)),
-            "b": Parameter(self.bias_init, (2 * H,)),
+            "w_ih": self.declare("kernel", (D, 2 * H), gates=2),
+            "w_hh": self.declare("recurrent_kernel", (H, 2 * H), gates=2),
+            "b": self.declare("bias", (2 * H,)),
         }
 
     def zero_state(self, batch_shape=()):
@@ -97,9 +97,9 @@ class UpdateGateCell(BaseCell):
 # %% [markdown]
 # Line by line:
 #
-# - `parameters` gives a shape and an initialiser for each array. Both pre-activations lie side by
-#   side in one matrix, so that one product does for both; `blocks` draws the two halves each by
-#   itself.
+# - `parameters` declares each array: its role, which selects its initialiser, and its shape. Both
+#   pre-activations lie side by side in one matrix, so that one product does for both; `gates=2`
+#   initialises the two halves separately.
 # - `zero_state` is a NamedTuple. Ours has one field, `h`, and `RNNState` is just that.
 # - `affine` is `x @ w_ih + h @ w_hh + b`, summed in float32 even where the arrays are bfloat16.
 # - `named` changes nothing. It tells `lstm_jax.inspect` what the values are called.

@@ -895,6 +895,23 @@ class TestMetadata:
         assert cell.b.tag == cell.b_hg.tag == "bias"
         assert not hasattr(cell.w_ih, "tag")
 
+    def test_of_a_custom_cell(self):
+        @dataclasses.dataclass(frozen=True)
+        class WithoutARole(lstm_jax.RNNCell):
+            gate_init: cells.base.Initializer = jax.nn.initializers.ones
+
+            def parameters(self, input_size):
+                w_ih = cells.Parameter(self.kernel_init, (input_size, H))
+                own = self.declare("gate", (2 * H,), gates=2)
+                return super().parameters(input_size) | {"w_ih": w_ih, "own": own}
+
+        tagged = nnx.with_metadata(jax.nn.initializers.ones, tag="box")
+        functional = WithoutARole(H, kernel_init=tagged, bias_init=tagged, gate_init=tagged)
+        cell = Cell(D, functional, kernel_metadata={"by": "kernel_init"}, rngs=nnx.Rngs(0))
+        assert cell.b.tag == cell.own.tag == "box" and cell.own.shape == (2 * H,)
+        assert not hasattr(cell.w_ih, "tag") and not hasattr(cell.w_ih, "by")
+        assert cell.w_ih[...].all()
+
     def test_a_sharded_step_gives_the_same_numbers(self):
         def make(across=lambda init, axes: init):
             return LSTM(

@@ -18,6 +18,7 @@ from lstm_jax.cells.initializers import (
     initializer,
     lecun_normal,
     orthogonal,
+    side_by_side,
     zeros,
 )
 from lstm_jax.cells.products import accumulation_dtype, dot
@@ -58,10 +59,13 @@ class Parameter(NamedTuple):
     Attributes:
       init: its initialiser, called as ``init(key, shape, dtype)``.
       shape: its shape.
+      role: prefix of the option that selects the initialiser, such as ``"recurrent_kernel"`` for
+        ``recurrent_kernel_init``; None if there is no such option.
     """
 
     init: Initializer | str
     shape: tuple[int, ...]
+    role: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +167,7 @@ class BaseCell:
         parameters = self.all_parameters(input_size)
         keys = jax.random.split(key, len(parameters))
         return {
-            name: draw(parameter, k, self.param_dtype)
+            name: new_parameter(parameter, k, self.param_dtype)
             for (name, parameter), k in zip(parameters.items(), keys, strict=True)
         }
 
@@ -215,6 +219,23 @@ class BaseCell:
 
     # ---- helpers for subclasses ----
 
+    def declare(
+        self, role: str, shape: tuple[int, ...], gates: int | tuple[int, ...] = 1
+    ) -> Parameter:
+        """Declares a parameter that the option ``{role}_init`` initialises.
+
+        Args:
+          role: ``"kernel"`` for input weights, ``"recurrent_kernel"``, ``"bias"``, or the prefix of
+            an option that the cell adds.
+          shape: the shape of the parameter.
+          gates: the number of gates in the last axis, or their relative widths; each gate is
+            initialised separately.
+        """
+        init = getattr(self, f"{role}_init")
+        if gates != 1:
+            init = side_by_side(init, (1,) * gates if isinstance(gates, int) else gates)
+        return Parameter(init, shape, role)
+
     def prepared(self, params: Params, x: jax.Array) -> tuple[Params, jax.Array]:
         """Checks parameters and inputs (of one step or more) and casts them to ``dtype``."""
         x = jnp.asarray(x)
@@ -251,11 +272,12 @@ class BaseCell:
             )
         if size is None:
             return
-        for name, (_, shape) in expected.items():
-            if jnp.shape(params[name]) != shape:
+        for name, parameter in expected.items():
+            if jnp.shape(params[name]) != parameter.shape:
                 raise ValueError(
                     f"params[{name!r}] of {type(self).__name__} with hidden_size="
-                    f"{self.hidden_size} must have shape {shape}, got {jnp.shape(params[name])}"
+                    f"{self.hidden_size} must have shape {parameter.shape}, "
+                    f"got {jnp.shape(params[name])}"
                 )
 
     def check_x(self, params: Params, x: jax.Array) -> None:
@@ -402,7 +424,7 @@ class LSTMFamilyCell(GatedCell):
 # ---- initialisation ----
 
 
-def draw(parameter: Parameter, key: jax.Array, dtype: DTypeLike) -> jax.Array:
+def new_parameter(parameter: Parameter, key: jax.Array, dtype: DTypeLike) -> jax.Array:
     """Initialises one parameter, in ``dtype``.
 
     The initialiser computes in float32 or wider, since the QR decomposition, which orthogonal

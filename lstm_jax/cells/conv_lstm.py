@@ -10,7 +10,6 @@ from lstm_jax.cells.base import (
     Initializer,
     LSTMFamilyCell,
     Parameter,
-    blocks,
     check_bool,
     check_size,
     check_unset,
@@ -147,11 +146,11 @@ class ConvLSTMCell(LSTMFamilyCell):
 
     def parameters(self, input_size: int) -> dict[str, Parameter]:
         D, H, kernel = input_size, self.hidden_size, self.kernel_size
-        peephole = Parameter(self.peephole_init, (*(self.spatial_shape or ()), H))
+        peephole = self.declare("peephole", (*(self.spatial_shape or ()), H))
         return {
-            "w_ih": Parameter(blocks(self.kernel_init, 4), (*kernel, D, 4 * H)),
-            "w_hh": Parameter(blocks(self.recurrent_kernel_init, 4), (*kernel, H, 4 * H)),
-            "b": Parameter(self.gate_biases("ifgo"), (4 * H,)),
+            "w_ih": self.declare("kernel", (*kernel, D, 4 * H), gates=4),
+            "w_hh": self.declare("recurrent_kernel", (*kernel, H, 4 * H), gates=4),
+            "b": Parameter(self.gate_biases("ifgo"), (4 * H,), "bias"),
             **{name: peephole for name in ("p_i", "p_f", "p_o") if self.peepholes},
         }
 

@@ -11,7 +11,6 @@ from lstm_jax.cells.base import (
     LSTMFamilyCell,
     Parameter,
     affine,
-    blocks,
     check_bool,
     check_unset,
     like,
@@ -113,13 +112,13 @@ class CoupledLSTMCell(LSTMFamilyCell):
     def parameters(self, input_size: int) -> dict[str, Parameter]:
         D, H = input_size, self.hidden_size
         parameters = {
-            "w_ih": Parameter(blocks(self.kernel_init, 3), (D, 3 * H)),
-            "w_hh": Parameter(blocks(self.recurrent_kernel_init, 3), (H, 3 * H)),
-            "b": Parameter(self.gate_biases("fgo"), (3 * H,)),
+            "w_ih": self.declare("kernel", (D, 3 * H), gates=3),
+            "w_hh": self.declare("recurrent_kernel", (H, 3 * H), gates=3),
+            "b": Parameter(self.gate_biases("fgo"), (3 * H,), "bias"),
         }
         if self.peepholes:
-            parameters["p_f"] = Parameter(self.peephole_init, (H,))
-            parameters["p_o"] = Parameter(self.peephole_init, (H,))
+            parameters["p_f"] = self.declare("peephole", (H,))
+            parameters["p_o"] = self.declare("peephole", (H,))
         return parameters
 
     def equations(

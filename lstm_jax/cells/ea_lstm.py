@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.activations import STANDARD, Activations
-from lstm_jax.cells.base import LSTMFamilyCell, Parameter, blocks, check_size, dot, like, named
+from lstm_jax.cells.base import LSTMFamilyCell, Parameter, check_size, dot, like, named
 from lstm_jax.cells.lstm import LSTMState
 
 
@@ -96,10 +96,10 @@ class EntityAwareLSTMCell(LSTMFamilyCell):
         if D <= S:
             raise ValueError(f"input_size must be above static_size={S}, got {D}")
         return {
-            "w_si": Parameter(self.kernel_init, (S, H)),
-            "w_ih": Parameter(blocks(self.kernel_init, 3), (D - S, 3 * H)),
-            "w_hh": Parameter(blocks(self.recurrent_kernel_init, 3), (H, 3 * H)),
-            "b": Parameter(self.gate_biases("ifgo"), (4 * H,)),
+            "w_si": self.declare("kernel", (S, H)),
+            "w_ih": self.declare("kernel", (D - S, 3 * H), gates=3),
+            "w_hh": self.declare("recurrent_kernel", (H, 3 * H), gates=3),
+            "b": Parameter(self.gate_biases("ifgo"), (4 * H,), "bias"),
         }
 
     def input_size(self, params: dict[str, jax.Array]) -> int | None:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.activations import STANDARD, Activations
-from lstm_jax.cells.base import GatedCell, Parameter, blocks, check_bool, dot, like, named
+from lstm_jax.cells.base import GatedCell, Parameter, check_bool, dot, like, named
 from lstm_jax.cells.rnn import RNNState
 
 
@@ -132,12 +132,12 @@ class GRUCell(GatedCell):
     def parameters(self, input_size: int) -> dict[str, Parameter]:
         D, H = input_size, self.hidden_size
         parameters = {
-            "w_ih": Parameter(blocks(self.kernel_init, 3), (D, 3 * H)),
-            "w_hh": Parameter(blocks(self.recurrent_kernel_init, 3), (H, 3 * H)),
-            "b": Parameter(self.biases("rzg", keeps="z"), (3 * H,)),
+            "w_ih": self.declare("kernel", (D, 3 * H), gates=3),
+            "w_hh": self.declare("recurrent_kernel", (H, 3 * H), gates=3),
+            "b": Parameter(self.biases("rzg", keeps="z"), (3 * H,), "bias"),
         }
         if self.reset_after:
-            parameters["b_hg"] = Parameter(self.bias_init, (H,))
+            parameters["b_hg"] = self.declare("bias", (H,))
         return parameters
 
     def zero_state(self, batch_shape: tuple[int, ...] = ()) -> RNNState:

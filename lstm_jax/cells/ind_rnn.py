@@ -115,9 +115,9 @@ class IndRNNCell(BaseCell):
     def parameters(self, input_size: int) -> dict[str, Parameter]:
         D, H = input_size, self.hidden_size
         return {
-            "w_ih": Parameter(self.kernel_init, (D, H)),
-            "u_hh": Parameter(self.recurrent_kernel_init, (H,)),
-            "b": Parameter(self.bias_init, (H,)),
+            "w_ih": self.declare("kernel", (D, H)),
+            "u_hh": self.declare("recurrent_kernel", (H,)),
+            "b": self.declare("bias", (H,)),
         }
 
     def zero_state(self, batch_shape: tuple[int, ...] = ()) -> RNNState:

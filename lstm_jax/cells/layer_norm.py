@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.activations import STANDARD, Activations
-from lstm_jax.cells.base import LSTMFamilyCell, Parameter, blocks, check_number, dot, like
+from lstm_jax.cells.base import LSTMFamilyCell, Parameter, check_number, dot, like
 from lstm_jax.cells.lstm import LSTMState, gates
 
 ones, zeros = jax.nn.initializers.ones, jax.nn.initializers.zeros
@@ -118,9 +118,9 @@ class LayerNormLSTMCell(LSTMFamilyCell):
     def parameters(self, input_size: int) -> dict[str, Parameter]:
         D, H = input_size, self.hidden_size
         return {
-            "w_ih": Parameter(blocks(self.kernel_init, 4), (D, 4 * H)),
-            "w_hh": Parameter(blocks(self.recurrent_kernel_init, 4), (H, 4 * H)),
-            "b": Parameter(self.gate_biases("ifgo"), (4 * H,)),
+            "w_ih": self.declare("kernel", (D, 4 * H), gates=4),
+            "w_hh": self.declare("recurrent_kernel", (H, 4 * H), gates=4),
+            "b": Parameter(self.gate_biases("ifgo"), (4 * H,), "bias"),
             "scale_x": Parameter(ones, (4 * H,)),
             "shift_x": Parameter(zeros, (4 * H,)),
             "scale_h": Parameter(ones, (4 * H,)),

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.activations import STANDARD, Activations
-from lstm_jax.cells.base import LSTMFamilyCell, LSTMState, Parameter, affine, blocks, like, named
+from lstm_jax.cells.base import LSTMFamilyCell, LSTMState, Parameter, affine, like, named
 
 
 def lstm_cell(
@@ -100,9 +100,9 @@ class LSTMCell(LSTMFamilyCell):
     def parameters(self, input_size: int) -> dict[str, Parameter]:
         D, H = input_size, self.hidden_size
         return {
-            "w_ih": Parameter(blocks(self.kernel_init, 4), (D, 4 * H)),
-            "w_hh": Parameter(blocks(self.recurrent_kernel_init, 4), (H, 4 * H)),
-            "b": Parameter(self.gate_biases("ifgo"), (4 * H,)),
+            "w_ih": self.declare("kernel", (D, 4 * H), gates=4),
+            "w_hh": self.declare("recurrent_kernel", (H, 4 * H), gates=4),
+            "b": Parameter(self.gate_biases("ifgo"), (4 * H,), "bias"),
         }
 
     def equations(

@@ -15,7 +15,6 @@ from lstm_jax.cells.base import (
     like,
     named,
 )
-from lstm_jax.cells.initializers import side_by_side
 from lstm_jax.cells.lstm import LSTMState
 
 
@@ -135,9 +134,9 @@ class LSTM1997Cell(LSTMFamilyCell):
         D, H, n = input_size, self.hidden_size, self.hidden_size // self.block_size
         widths = (n, H, n)
         return {
-            "w_ih": Parameter(side_by_side(self.kernel_init, widths), (D, 2 * n + H)),
-            "w_hh": Parameter(side_by_side(self.recurrent_kernel_init, widths), (H, 2 * n + H)),
-            "b": Parameter(side_by_side(self.bias_init, widths), (2 * n + H,)),
+            "w_ih": self.declare("kernel", (D, 2 * n + H), gates=widths),
+            "w_hh": self.declare("recurrent_kernel", (H, 2 * n + H), gates=widths),
+            "b": self.declare("bias", (2 * n + H,), gates=widths),
         }
 
     def equations(

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.activations import STANDARD, Activations
-from lstm_jax.cells.base import GatedCell, Parameter, blocks, dot, like, named
+from lstm_jax.cells.base import GatedCell, Parameter, dot, like, named
 from lstm_jax.cells.rnn import RNNState
 
 
@@ -75,9 +75,9 @@ class MGUCell(GatedCell):
     def parameters(self, input_size: int) -> dict[str, Parameter]:
         D, H = input_size, self.hidden_size
         return {
-            "w_ih": Parameter(blocks(self.kernel_init, 2), (D, 2 * H)),
-            "w_hh": Parameter(blocks(self.recurrent_kernel_init, 2), (H, 2 * H)),
-            "b": Parameter(self.biases("fg", writes="f"), (2 * H,)),
+            "w_ih": self.declare("kernel", (D, 2 * H), gates=2),
+            "w_hh": self.declare("recurrent_kernel", (H, 2 * H), gates=2),
+            "b": Parameter(self.biases("fg", writes="f"), (2 * H,), "bias"),
         }
 
     def zero_state(self, batch_shape: tuple[int, ...] = ()) -> RNNState:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.activations import Activation, Activations, identity
-from lstm_jax.cells.base import GatedCell, Parameter, blocks, dot, like, named
+from lstm_jax.cells.base import GatedCell, Parameter, dot, like, named
 from lstm_jax.cells.rnn import RNNState
 
 LINEAR = Activations(candidate=identity)
@@ -109,8 +109,8 @@ class MinGRUCell(MinimalCell):
     def parameters(self, input_size: int) -> dict[str, Parameter]:
         D, H = input_size, self.hidden_size
         return {
-            "w_ih": Parameter(blocks(self.kernel_init, 2), (D, 2 * H)),
-            "b": Parameter(self.biases("zg", writes="z"), (2 * H,)),
+            "w_ih": self.declare("kernel", (D, 2 * H), gates=2),
+            "b": Parameter(self.biases("zg", writes="z"), (2 * H,), "bias"),
         }
 
     def linear_recurrence(

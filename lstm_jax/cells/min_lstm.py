@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.activations import Activations, clipped, identity
-from lstm_jax.cells.base import Parameter, blocks, check_number, dot, like, named
+from lstm_jax.cells.base import Parameter, check_number, dot, like, named
 from lstm_jax.cells.min_gru import MinimalCell
 from lstm_jax.cells.rnn import RNNState
 
@@ -112,8 +112,8 @@ class MinLSTMCell(MinimalCell):
         D, H = input_size, self.hidden_size
         biases = self.biases("ifg", keeps="f", writes="i", forget_bias=self.forget_bias)
         return {
-            "w_ih": Parameter(blocks(self.kernel_init, 3), (D, 3 * H)),
-            "b": Parameter(biases, (3 * H,)),
+            "w_ih": self.declare("kernel", (D, 3 * H), gates=3),
+            "b": Parameter(biases, (3 * H,), "bias"),
         }
 
     def linear_recurrence(

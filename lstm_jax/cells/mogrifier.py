@@ -7,10 +7,8 @@ import jax.numpy as jnp
 
 from lstm_jax.cells.activations import STANDARD, Activations
 from lstm_jax.cells.base import (
-    Initializer,
     LSTMFamilyCell,
     Parameter,
-    blocks,
     check_size,
     dot,
     like,
@@ -138,26 +136,24 @@ class MogrifierLSTMCell(LSTMFamilyCell):
     def parameters(self, input_size: int) -> dict[str, Parameter]:
         D, H = input_size, self.hidden_size
         parameters = {
-            "w_ih": Parameter(blocks(self.kernel_init, 4), (D, 4 * H)),
-            "w_hh": Parameter(blocks(self.recurrent_kernel_init, 4), (H, 4 * H)),
-            "b": Parameter(self.gate_biases("ifgo"), (4 * H,)),
+            "w_ih": self.declare("kernel", (D, 4 * H), gates=4),
+            "w_hh": self.declare("recurrent_kernel", (H, 4 * H), gates=4),
+            "b": Parameter(self.gate_biases("ifgo"), (4 * H,), "bias"),
         }
         for r in range(1, self.rounds + 1):
             if r % 2:
-                parameters |= self.factors(f"w_q{r}", self.recurrent_kernel_init, H, D)
+                parameters |= self.factors(f"w_q{r}", "recurrent_kernel", H, D)
             else:
-                parameters |= self.factors(f"w_r{r}", self.kernel_init, D, H)
+                parameters |= self.factors(f"w_r{r}", "kernel", D, H)
         return parameters
 
-    def factors(
-        self, name: str, init: Initializer | str, rows: int, columns: int
-    ) -> dict[str, Parameter]:
+    def factors(self, name: str, role: str, rows: int, columns: int) -> dict[str, Parameter]:
         """Declares a matrix ``(rows, columns)``, or its two factors if there is a rank."""
         if self.rank is None:
-            return {name: Parameter(init, (rows, columns))}
+            return {name: self.declare(role, (rows, columns))}
         return {
-            f"{name}_left": Parameter(init, (rows, self.rank)),
-            f"{name}_right": Parameter(init, (self.rank, columns)),
+            f"{name}_left": self.declare(role, (rows, self.rank)),
+            f"{name}_right": self.declare(role, (self.rank, columns)),
         }
 
     def equations(

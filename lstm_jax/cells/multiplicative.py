@@ -5,7 +5,7 @@ import dataclasses
 import jax
 
 from lstm_jax.cells.activations import STANDARD, Activations
-from lstm_jax.cells.base import LSTMFamilyCell, Parameter, blocks, dot, like, named
+from lstm_jax.cells.base import LSTMFamilyCell, Parameter, dot, like, named
 from lstm_jax.cells.lstm import LSTMState, lstm_cell
 
 
@@ -82,11 +82,11 @@ class MultiplicativeLSTMCell(LSTMFamilyCell):
     def parameters(self, input_size: int) -> dict[str, Parameter]:
         D, H = input_size, self.hidden_size
         return {
-            "w_mx": Parameter(self.kernel_init, (D, H)),
-            "w_mh": Parameter(self.recurrent_kernel_init, (H, H)),
-            "w_ih": Parameter(blocks(self.kernel_init, 4), (D, 4 * H)),
-            "w_hh": Parameter(blocks(self.recurrent_kernel_init, 4), (H, 4 * H)),
-            "b": Parameter(self.gate_biases("ifgo"), (4 * H,)),
+            "w_mx": self.declare("kernel", (D, H)),
+            "w_mh": self.declare("recurrent_kernel", (H, H)),
+            "w_ih": self.declare("kernel", (D, 4 * H), gates=4),
+            "w_hh": self.declare("recurrent_kernel", (H, 4 * H), gates=4),
+            "b": Parameter(self.gate_biases("ifgo"), (4 * H,), "bias"),
         }
 
     def equations(

@@ -12,7 +12,6 @@ from lstm_jax.cells.base import (
     LSTMFamilyCell,
     Parameter,
     affine,
-    blocks,
     check_unset,
     dot,
     like,
@@ -219,16 +218,15 @@ class OdysseyLSTMCell(LSTMFamilyCell):
         D, H, gates = input_size, self.hidden_size, VARIANTS[self.variant]
         n = len(gates)
         parameters = {
-            "w_ih": Parameter(blocks(self.kernel_init, n), (D, n * H)),
-            "w_hh": Parameter(blocks(self.recurrent_kernel_init, n), (H, n * H)),
-            "b": Parameter(self.gate_biases(gates), (n * H,)),
+            "w_ih": self.declare("kernel", (D, n * H), gates=n),
+            "w_hh": self.declare("recurrent_kernel", (H, n * H), gates=n),
+            "b": Parameter(self.gate_biases(gates), (n * H,), "bias"),
         }
         if self.variant != "np":
             for gate in gates.replace("g", ""):
-                parameters[f"p_{gate}"] = Parameter(self.peephole_init, (H,))
+                parameters[f"p_{gate}"] = self.declare("peephole", (H,))
         if self.variant == "fgr":
-            init = blocks(self.recurrent_kernel_init, 3)
-            parameters["w_gates"] = Parameter(init, (3 * H, 3 * H))
+            parameters["w_gates"] = self.declare("recurrent_kernel", (3 * H, 3 * H), gates=3)
         return parameters
 
     def zero_state(self, batch_shape: tuple[int, ...] = ()) -> Any:

@@ -11,7 +11,6 @@ from lstm_jax.cells.base import (
     LSTMFamilyCell,
     Parameter,
     affine,
-    blocks,
     like,
     named,
     zeros,
@@ -125,12 +124,12 @@ class PeepholeLSTMCell(LSTMFamilyCell):
     def parameters(self, input_size: int) -> dict[str, Parameter]:
         D, H = input_size, self.hidden_size
         return {
-            "w_ih": Parameter(blocks(self.kernel_init, 4), (D, 4 * H)),
-            "w_hh": Parameter(blocks(self.recurrent_kernel_init, 4), (H, 4 * H)),
-            "b": Parameter(self.gate_biases("ifgo"), (4 * H,)),
-            "p_i": Parameter(self.peephole_init, (H,)),
-            "p_f": Parameter(self.peephole_init, (H,)),
-            "p_o": Parameter(self.peephole_init, (H,)),
+            "w_ih": self.declare("kernel", (D, 4 * H), gates=4),
+            "w_hh": self.declare("recurrent_kernel", (H, 4 * H), gates=4),
+            "b": Parameter(self.gate_biases("ifgo"), (4 * H,), "bias"),
+            "p_i": self.declare("peephole", (H,)),
+            "p_f": self.declare("peephole", (H,)),
+            "p_o": self.declare("peephole", (H,)),
         }
 
     def equations(

@@ -9,7 +9,6 @@ from lstm_jax.cells.base import (
     LSTMFamilyCell,
     Parameter,
     affine,
-    blocks,
     check_size,
     dot,
     like,
@@ -110,10 +109,10 @@ class ProjectedLSTMCell(LSTMFamilyCell):
     def parameters(self, input_size: int) -> dict[str, Parameter]:
         D, H, P = input_size, self.hidden_size, self.output_size
         return {
-            "w_ih": Parameter(blocks(self.kernel_init, 4), (D, 4 * H)),
-            "w_hh": Parameter(blocks(self.recurrent_kernel_init, 4), (P, 4 * H)),
-            "b": Parameter(self.gate_biases("ifgo"), (4 * H,)),
-            "w_hr": Parameter(self.recurrent_kernel_init, (H, P)),
+            "w_ih": self.declare("kernel", (D, 4 * H), gates=4),
+            "w_hh": self.declare("recurrent_kernel", (P, 4 * H), gates=4),
+            "b": Parameter(self.gate_biases("ifgo"), (4 * H,), "bias"),
+            "w_hr": self.declare("recurrent_kernel", (H, P)),
         }
 
     def equations(

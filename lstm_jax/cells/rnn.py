@@ -94,9 +94,9 @@ class RNNCell(BaseCell):
     def parameters(self, input_size: int) -> dict[str, Parameter]:
         D, H = input_size, self.hidden_size
         return {
-            "w_ih": Parameter(self.kernel_init, (D, H)),
-            "w_hh": Parameter(self.recurrent_kernel_init, (H, H)),
-            "b": Parameter(self.bias_init, (H,)),
+            "w_ih": self.declare("kernel", (D, H)),
+            "w_hh": self.declare("recurrent_kernel", (H, H)),
+            "b": self.declare("bias", (H,)),
         }
 
     def zero_state(self, batch_shape: tuple[int, ...] = ()) -> RNNState:

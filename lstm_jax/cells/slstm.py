@@ -166,9 +166,9 @@ class SLSTMCell(GatedCell):
 
         biases = self.biases("ifgo", keeps="f", writes="i", forget_bias=self.forget_bias)
         return {
-            "w_ih": Parameter(blocks(self.kernel_init, 4), (D, 4 * H)),
-            "w_hh": Parameter(each_head, (heads, d, 4 * d)),
-            "b": Parameter(biases, (4 * H,)),
+            "w_ih": self.declare("kernel", (D, 4 * H), gates=4),
+            "w_hh": Parameter(each_head, (heads, d, 4 * d), "recurrent_kernel"),
+            "b": Parameter(biases, (4 * H,), "bias"),
         }
 
     def all_parameters(self, input_size: int) -> dict[str, Parameter]:
