@@ -45,7 +45,7 @@ class Cell(Protocol):
         ...
 
     def zero_state(self, batch_shape: tuple[int, ...] = ()) -> State:
-        """Returns the initial state: a pytree of arrays with these leading axes."""
+        """The state before the first step, unless learned; ``batch_shape`` are its leading axes."""
         ...
 
     def step(self, params: Params, state: State, x: jax.Array) -> tuple[State, jax.Array]:
@@ -122,7 +122,7 @@ class BaseCell:
         raise NotImplementedError
 
     def zero_state(self, batch_shape: tuple[int, ...] = ()) -> Any:
-        """The initial state, a NamedTuple of arrays with these leading axes."""
+        """The state before the first step, unless learned: a NamedTuple of arrays."""
         raise NotImplementedError
 
     def equations(self, params: Params, state: Any, x: jax.Array) -> tuple[Any, jax.Array]:
