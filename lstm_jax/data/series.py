@@ -16,12 +16,15 @@ import numpy as np
 
 from lstm_jax.data.calendar import DAY, STEP, grid, infer_frequency, seconds
 from lstm_jax.data.fields import split_fields
+from lstm_jax.data.scaling import LARGEST, check_numbers
 from lstm_jax.data.text import decoded
 from lstm_jax.errors import UserError, expect
 
 TIME_NAMES = ("ds", "date", "time", "timestamp", "datetime", "date_time", "week", "month", "day")
 COMPRESSIONS: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 MOST_WORDS = 32  # distinct values of a covariate of words
+LARGEST_TARGET = 1e17  # models compute squares of targets in float32
+LARGEST_COVARIATE = 3e38  # float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,13 +248,14 @@ def parse_times(column: Any, time_zone: str, where: str) -> Any:
     return pd.DatetimeIndex(there)
 
 
-def to_numbers(column: Any, where: str) -> np.ndarray | None:
+def to_numbers(column: Any, where: str, largest: float = LARGEST_COVARIATE) -> np.ndarray | None:
     """A column as float64 with NaN for empty fields; None if it contains no numbers.
 
     In a column that contains only true and false, these become 1 and 0.
 
     Raises:
-      UserError: some values are numbers and others are words, or one is infinite; with its line.
+      UserError: some values are numbers and others are words, or the absolute value of one is above
+        ``largest``; with its line.
 
     >>> import pandas as pd
     >>> to_numbers(pd.Series([1.0, "x"], index=[2, 3], name="y"), "a.csv")
@@ -263,10 +267,10 @@ def to_numbers(column: Any, where: str) -> np.ndarray | None:
     if not pd.api.types.is_numeric_dtype(column):  # as text: an integer may be beyond float64
         column = column.astype(str).where(column.notna()).mask(column.astype(str).str.strip() == "")
     values = pd.to_numeric(column, errors="coerce").astype("float64")
-    for line in column.index[np.isinf(values)][:1]:
+    for line in column.index[values.abs() > largest][:1]:
         raise UserError(
-            f"{where}: line {line}: column {column.name!r}: expected a finite number, "
-            f"got {values[line]}"
+            f"{where}: line {line}: column {column.name!r}: expected a number from {-largest:g} to "
+            f"{largest:g}, got {values[line]}"
         )
     words = column.notna() & values.isna()
     if words.any() and not values.notna().any():
@@ -364,7 +368,7 @@ def read_series(
 
 
 def _target(column: Any, where: str) -> np.ndarray:
-    values = to_numbers(column, where)
+    values = to_numbers(column, where, LARGEST_TARGET)
     if values is None:
         line = column.first_valid_index()
         raise UserError(
@@ -444,6 +448,35 @@ class Encoding(NamedTuple):
         mean, deviation = self.moments[name]
         return ((values.astype(float) - mean) / deviation).astype(np.float32)[:, None]
 
+    def check(self, each: Series) -> None:
+        """Raises an error where a series cannot be encoded.
+
+        Raises:
+          UserError: a column has words and had numbers in training, or the reverse, or a number is
+            too far from the mean.
+        """
+        import pandas as pd
+
+        for name in [*self.moments, *self.words]:
+            values = np.asarray(each.covariates.get(name, [each.static.get(name)]))
+            numbers = values.dtype.kind == "f"
+            if name in self.words:
+                wrong, expected = numbers & ~pd.isna(values), "a word as in training"
+            elif not numbers:
+                wrong, expected = ~pd.isna(values), "a number as in training"
+            else:
+                mean, deviation = self.moments[name]
+                wrong = np.abs(values - mean) > LARGEST * deviation
+                expected = (
+                    f"at most {LARGEST:g} deviations from the mean of the training rows "
+                    f"(mean {mean:g}, deviation {deviation:g})"
+                )
+            for row in np.flatnonzero(wrong)[:1]:
+                raise UserError(
+                    f"series {each.name!r}: line {each.lines[row]}: column {name!r}: expected "
+                    f"{expected}, got {values[row]}"
+                )
+
     def category(self, name: str, value: Any) -> int:
         """The index of a static word: 1, 2, ..., or 0 if it is unknown."""
         words = self.words[name]
@@ -458,7 +491,8 @@ def encoding_of(table: SeriesTable, train: Sequence[int]) -> Encoding:
       train: how many rows of each series are for training.
 
     Raises:
-      UserError: a covariate has too many distinct words.
+      UserError: a covariate has too many distinct words, or a number that makes the others of its
+        column equal in float32.
     """
     moments, words = {}, {}
     for name in table.columns.covariates + table.columns.static:
@@ -480,6 +514,10 @@ def encoding_of(table: SeriesTable, train: Sequence[int]) -> Encoding:
         mean = float(numbers.mean()) if numbers.size else 0.0
         deviation = float(numbers.std()) if numbers.size else 0.0
         moments[name] = [mean, deviation if deviation > 1e-12 * abs(mean) else 1.0]
+        scaling = {"mean": [mean], "deviation": moments[name][1:]}
+        check_numbers(
+            numbers[:, None], scaling, "data", lambda row, _, name=name: f"column {name!r}"
+        )
     return Encoding(moments, words)
 
 

@@ -93,7 +93,7 @@ class TimeSeries(Task):
 
     @functools.cached_property
     def _arrays(self) -> SeriesArrays:
-        return self._inputs.arrays(self._table.series)
+        return self._inputs.arrays(self._table.series, f"data.table: {self.data.table}")
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -194,5 +194,5 @@ class TimeSeries(Task):
         check_new(data, table, where)
         series = [extended(each, data.horizon, self.known["frequency"]) for each in table.series]
         presents = np.array([each.present for each in series])
-        arrays = self._inputs.arrays(series)
+        arrays = self._inputs.arrays(series, where)
         return series, self._forecast(model, arrays, np.arange(len(series)), presents)

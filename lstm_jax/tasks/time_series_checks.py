@@ -34,6 +34,10 @@ def check_sizes(data: TimeSeriesData, model: TimeSeriesModel, table: SeriesTable
         expect(values.size, f"{lines} (train split)", "a value of the target", "none")
         expect(values.min() < values.max(), f"{lines} (train split)", "values that vary",
                f"the constant {values[0]:g}")  # fmt: skip
+        rounded = np.unique(values.astype(np.float32))
+        expect(2 * len(rounded) >= len(np.unique(values)), f"{lines} (train split)",
+               "values that stay different in float32",
+               f"{values.min():g} to {values.max():g}, most of which do not")  # fmt: skip
         least = 0 if model.scaling == "log" or model.head == "negative_binomial" else -np.inf
         wrong = series.target < least
         if model.head == "negative_binomial":

@@ -9,6 +9,7 @@ import numpy as np
 from lstm_jax.data.calendar import calendar_names
 from lstm_jax.data.series import Encoding, Series, SeriesColumns, SeriesTable, encoding_of
 from lstm_jax.data.windows import SeriesArrays, series_arrays
+from lstm_jax.errors import UserError
 from lstm_jax.models.encoder_forecaster import Sizes
 from lstm_jax.tasks.time_series_data import TimeSeriesData
 
@@ -52,8 +53,17 @@ class Inputs(NamedTuple):
     calendar: bool
     holidays: str
 
-    def arrays(self, series: Sequence[Series]) -> SeriesArrays:
-        """The series, encoded."""
+    def arrays(self, series: Sequence[Series], where: str) -> SeriesArrays:
+        """The series, encoded.
+
+        Raises:
+          UserError: a number cannot be encoded; the message begins with ``where``.
+        """
+        try:
+            for each in series:
+                self.encoding.check(each)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
         return series_arrays(
             series, self.columns, self.encoding, self.frequency, calendar=self.calendar,
             holidays=self.holidays,

@@ -125,7 +125,11 @@ WRONG = {
     ),
     "infinite": (
         ["ds,y", *DATES[:3], f"{DAYS[3]},-inf"],
-        "a.csv: line 5: column 'y': expected a finite number, got -inf",
+        "a.csv: line 5: column 'y': expected a number from -1e+17 to 1e+17, got -inf",
+    ),
+    "large": (
+        ["ds,y", *DATES[:3], f"{DAYS[3]},1e39", *DATES[4:]],
+        "a.csv: line 5: column 'y': expected a number from -1e+17 to 1e+17, got 1e+39",
     ),
     "all missing": (
         ["ds,y", *(f"{day}," for day in DAYS)],
@@ -156,6 +160,27 @@ def test_mistake_gives_one_line_with_its_location(tmp_path, kind):
     with pytest.raises(UserError) as raised:
         table_of(tmp_path, lines(*rows), time=rows[0].split(",")[0])
     assert message in str(raised.value)
+
+
+def test_columns_that_cannot_be_encoded_are_reported(tmp_path):
+    def table(column):
+        rows = [f"{DAYS[n]},{n},{value}" for n, value in enumerate(column)]
+        return table_of(tmp_path, lines("ds,y,promo", *rows), past=("promo",))
+
+    numbers, words = ([*range(6)], [*"ababab"])
+    of_numbers, of_words = (encoding_of(table(column), [6]) for column in (numbers, words))
+    for encoding, column, message in (
+        (of_numbers, words, "line 2: column 'promo': expected a number as in training, got a"),
+        (of_words, ["", *numbers[1:]], "line 3: column 'promo': expected a word as in training"),
+        (of_numbers, [*numbers[:5], 1e30], "line 7: column 'promo': expected at most 1e+15 dev"),
+    ):
+        with pytest.raises(UserError) as raised:
+            encoding.check(table(column).series[0])
+        assert message in str(raised.value)
+    with pytest.raises(UserError, match="data: column 'promo': expected a number that float32"):
+        encoding_of(table([*numbers[:5], 1e30]), [6])
+    with pytest.raises(UserError, match="line 7: column 'promo': expected a number from -3e"):
+        table([*numbers[:5], 1e39])
 
 
 def test_a_static_column_that_changes_is_reported(tmp_path):

@@ -339,6 +339,11 @@ def test_values_that_do_not_fit_are_reported(sales, tmp_path):
     assert "series 'south': lines 106 to 185 (train split): expected values that vary" in wrong(
         tmp_path / "a.csv", known_columns=""
     )
+    frame.loc[frame["shop"] == "south", "sales"] = 1e9 + 0.01 * np.arange(104)
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    assert "(train split): expected values that stay different in float32" in wrong(
+        tmp_path / "a.csv", known_columns=""
+    )
     frame.loc[3, "sales"] = -1.0
     frame.to_csv(tmp_path / "a.csv", index=False)
     model = dataclasses.replace(SMALL, scaling="log")
@@ -347,13 +352,16 @@ def test_values_that_do_not_fit_are_reported(sales, tmp_path):
     assert "line 5: expected at least 0" in wrong(tmp_path / "a.csv", model, known_columns="")
 
 
-def test_a_file_without_the_plan_for_the_future_is_reported(task, model, tmp_path):
+def test_a_file_that_does_not_fit_is_reported(task, model, tmp_path):
     weekly(tmp_path / "short.csv", future=2)
     with pytest.raises(UserError, match="columns promotion: expected 4 rows with promotion after"):
         task.predict(model, tmp_path / "short.csv")
     weekly(tmp_path / "new.csv", rows=10)
     with pytest.raises(UserError, match=r"expected at least data\.window = 16 rows"):
         task.predict(model, tmp_path / "new.csv")
-    weekly(tmp_path / "new.csv")
+    frame = weekly(tmp_path / "new.csv")
+    frame.assign(promotion="yes").to_csv(tmp_path / "words.csv", index=False)
+    with pytest.raises(UserError, match=r"words\.csv: series 'north': line 2: column 'promotion'"):
+        task.predict(model, tmp_path / "words.csv")
     columns = task.predict(model, tmp_path / "new.csv")
     assert len(columns["mean"]) == 2 * F
