@@ -3,12 +3,18 @@
 import io
 import math
 import pathlib
+import re
+from typing import Any
 
 import numpy as np
 
 from lstm_jax.errors import UserError, expect
 
 SUFFIXES = (".wav", ".flac", ".sph")
+RATES = (1000, 768_000)  # samples a second; at others, resampling takes too much time and memory
+BLOCK = 2**16  # samples that are read at once, since a damaged header can announce any number
+ENDLESS = 2**31 - 2**16  # bytes; WAV files written to a pipe announce at least so many
+LOUDEST = 1e6  # recordings of floats can exceed full scale; models need squares of sums of samples
 FULL_SCALE = 1 - 2**-14  # 16 bits reach 1 - 2^-15; one step of rounding is allowed
 
 
@@ -33,8 +39,8 @@ def read_samples(source: str | pathlib.Path | bytes, rate: int, name: str = "") 
       Samples from -1 to 1, float32 ``[N]``.
 
     Raises:
-      UserError: the file is missing, is not audio, has an unsupported format, has no samples, or
-        has a sample that is not finite.
+      UserError: the file is missing, is not audio, has an unsupported format or rate, has no
+        samples or fewer than its header says, or has a sample that is not finite or far above full scale.
 
     >>> read_samples("song.mp3", 16000)
     Traceback (most recent call last):
@@ -51,15 +57,42 @@ def read_samples(source: str | pathlib.Path | bytes, rate: int, name: str = "") 
         expect(file.is_file(), name, "an audio file", "no such file")
         expect(file.stat().st_size, name, "an audio file", "an empty file")
     try:
-        samples, original = soundfile.read(file, dtype="float32", always_2d=True)
+        with soundfile.SoundFile(file) as sound:
+            original = sound.samplerate
+            expected = f"{RATES[0]} to {RATES[1]} samples a second"
+            expect(RATES[0] <= original <= RATES[1], name, expected, original)
+            blocks = [_block(sound)]
+            while len(blocks[-1]) == BLOCK:
+                blocks.append(_block(sound))
+            samples = np.concatenate(blocks)
+            expected, found = _announced(sound)
     except (soundfile.LibsndfileError, OSError) as error:
         reason = getattr(error, "error_string", error)
         raise UserError(
             f"{name}: expected WAV, FLAC or SPHERE audio, got another ({reason})"
         ) from (error)
     expect(len(samples), name, "samples", "none")
+    expect(found >= expected, name, f"{expected} bytes of samples as in the header", found)
     expect(np.isfinite(samples).all(), name, "finite samples", "NaN or infinity")
+    loudest = np.abs(samples).max()
+    expect(
+        loudest <= LOUDEST, name, f"samples up to {LOUDEST:g}, 1 being full scale", f"{loudest:g}"
+    )
     return resampled(samples.mean(1), original, rate)
+
+
+def _block(sound: Any) -> np.ndarray:
+    return sound.read(BLOCK, dtype="float32", always_2d=True)
+
+
+def _announced(sound: Any) -> tuple[int, int]:
+    """The bytes of samples that the header of a WAV file announces, and those that follow.
+
+    libsndfile reads a truncated WAV file without an error, and notes both numbers in its log.
+    """
+    sizes = re.search(r"^data : (\d+) \(should be (\d+)\)", sound.extra_info, re.MULTILINE)
+    announced, found = map(int, sizes.groups()) if sizes else (0, 0)
+    return (announced, found) if announced < ENDLESS else (0, 0)
 
 
 def resampled(samples: np.ndarray, original: int, rate: int) -> np.ndarray:

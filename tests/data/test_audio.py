@@ -1,5 +1,6 @@
 """Samples of audio files: formats, rates, speeds, and errors for damaged files."""
 
+import io
 import wave
 
 import numpy as np
@@ -80,3 +81,35 @@ def test_mistakes_give_one_line(tmp_path):
     assert "expected samples, got none" in message(tmp_path / "silent.wav")
     assert "expected finite samples, got NaN or infinity" in message(tmp_path / "nan.wav")
     assert "expected an audio file, got no such file" in message(tmp_path / "missing.wav")
+
+
+def test_headers_that_announce_too_much_are_reported(tmp_path):
+    def message(name, content):
+        with pytest.raises(UserError) as caught:
+            read_samples(content, 8000, name)
+        assert name in str(caught.value)
+        return str(caught.value)
+
+    def written(suffix, rate=8000, samples=tone(440, 8000), **options):
+        content = io.BytesIO()
+        soundfile.write(content, samples, rate, format=suffix, **options)
+        return content.getvalue()
+
+    wav, flac = written("wav"), bytearray(written("flac"))
+    assert "expected 8000 bytes of samples as in the header, got 3956" in message("a", wav[:4000])
+    piped = wav[:40] + b"\xff\xff\xff\xff" + wav[44:]  # its size was not known when it began
+    np.testing.assert_array_equal(read_samples(piped, 8000, "a"), read_samples(wav, 8000, "a"))
+    flac[21] |= 0x0F  # 2^36 samples
+    flac[22:26] = b"\xff" * 4
+    assert "expected WAV, FLAC or SPHERE audio" in message("b", bytes(flac))
+    for rate in (1, 10**9):
+        expected = f"expected 1000 to 768000 samples a second, got {rate}"
+        assert expected in message("c", written("wav", rate))
+    loud = written("wav", samples=2e30 * tone(440, 8000), subtype="FLOAT")
+    assert "expected samples up to 1e+06, 1 being full scale, got 1e+30" in message("d", loud)
+
+
+def test_long_recordings_are_read_in_blocks(tmp_path):
+    samples = tone(440, 8000, 20)
+    soundfile.write(tmp_path / "a.wav", samples, 8000, subtype="FLOAT")
+    np.testing.assert_array_equal(read_samples(tmp_path / "a.wav", 8000), samples)
