@@ -14,7 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from lstm_jax._files import one_line, write_content
+from lstm_jax._files import npz_content, one_line, write_content
 from lstm_jax.errors import UserError
 from lstm_jax.interop import keras_files
 from lstm_jax.interop.guards import native, needed, readable, zip_members
@@ -99,9 +99,7 @@ def write_arrays(path: str | pathlib.Path, arrays: Mapping[str, Any]) -> None:
         for name, array in flat.items():
             if array.dtype == jnp.bfloat16:
                 raise UserError(f"{path}: .npz has no bfloat16 ({name}); use .safetensors")
-        file = io.BytesIO()
-        np.savez(file, **flat)  # type: ignore[arg-type]
-        content = file.getvalue()
+        content = npz_content(flat)
     elif path.name.endswith(".weights.h5"):
         content = keras_files.h5_content(path, flat)
     else:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lstm_jax._files import write_content
+from lstm_jax._files import npz_content, write_content
 from lstm_jax.errors import UserError, expect
 from lstm_jax.tasks.base import Columns
 from lstm_jax.tasks.protocols import ChartsPredictions, PlotsFile, PlotsText
@@ -127,10 +127,7 @@ def write_columns(columns: Columns, path: pathlib.Path) -> None:
     """
     check_output(path)
     if path.suffix == ".npz":
-        arrays: Any = {name: np.asarray(column) for name, column in columns.items()}
-        file = io.BytesIO()
-        np.savez(file, **arrays)
-        write_content(path, file.getvalue())
+        write_content(path, npz_content(columns))
     elif path.suffix == ".json":
         rows = [dict(zip(columns, row, strict=True)) for row in _rows(columns)]
         write_content(path, json.dumps(rows, ensure_ascii=False, indent=1) + "\n")

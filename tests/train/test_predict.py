@@ -184,5 +184,8 @@ def test_each_format_stores_full_precision(tmp_path):
     with np.load(tmp_path / "a.npz") as file:
         for name, column in COLUMNS.items():
             np.testing.assert_array_equal(file[name], column)
+    write_columns({"file": ["a.wav"], "allow_pickle": [1]}, tmp_path / "a.npz")
+    with np.load(tmp_path / "a.npz") as file:
+        assert file["file"].tolist() == ["a.wav"] and file["allow_pickle"].tolist() == [1]
     with pytest.raises(UserError, match=r"^--output: expected a \.csv, \.json or \.npz file, got"):
         write_columns(COLUMNS, tmp_path / "a.txt")
