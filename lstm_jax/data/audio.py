@@ -40,7 +40,8 @@ def read_samples(source: str | pathlib.Path | bytes, rate: int, name: str = "") 
 
     Raises:
       UserError: the file is missing, is not audio, has an unsupported format or rate, has no
-        samples or fewer than its header says, or has a sample that is not finite or far above full scale.
+        samples or fewer than its header says, or has a sample that is not finite or is far above
+        full scale.
 
     >>> read_samples("song.mp3", 16000)
     Traceback (most recent call last):
