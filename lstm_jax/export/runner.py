@@ -191,7 +191,8 @@ def checked(inputs: dict[str, Any], specs: dict[str, Any]) -> dict[str, np.ndarr
     Args:
       inputs: arrays by name.
       specs: each input's ``shape`` (``"b, t, 3"``), ``dtype`` and, for some integers, ``range``:
-        the minimum and the maximum, which can be a size from the shape, ``"4*t"``.
+        the minimum and the maximum, which can be a size from the shape, ``"4*t"``; and
+        ``missing``, true if NaN stands for a missing value.
 
     Raises:
       ValueError: an input does not fit; the message names it.
@@ -218,7 +219,9 @@ def checked(inputs: dict[str, Any], specs: dict[str, Any]) -> dict[str, np.ndarr
         with np.errstate(over="ignore", invalid="ignore"):
             arrays[name] = array.astype(dtype)
         if dtype.kind == "f":
-            check_finite(name, arrays[name], f"{dtype} input")
+            missing = specs[name].get("missing", False)
+            filled = np.where(np.isnan(array), 0, arrays[name]) if missing else arrays[name]
+            check_finite(name, filled, f"{dtype} input")
     return arrays
 
 
@@ -241,6 +244,7 @@ def check_shape(name: str, shape: tuple[int, ...], symbolic: str, sizes: dict[st
     >>> check_shape("xs", (3, 8, 7), "b, 4*t, 7", sizes := {})
     >>> sizes
     {'b': 3, 't': 2}
+    >>> check_shape("numbers", (3, 0), "b, 0", sizes)  # a model without such features
     >>> check_shape("lengths", (0,), "b", {})
     Traceback (most recent call last):
     ValueError: lengths: expected shape [b], letters at least 1 and equal in all inputs, got (0,)
@@ -250,9 +254,12 @@ def check_shape(name: str, shape: tuple[int, ...], symbolic: str, sizes: dict[st
     for size, factors in zip(shape, axes, strict=False):
         number = math.prod(int(factor) for factor in factors if factor.isdigit())
         letters = [factor for factor in factors if not factor.isdigit()]
+        if not letters:
+            fits = fits and size == number
+            continue
         count, rest = divmod(size, number)
         equal = all(sizes.setdefault(letter, count) == count for letter in letters)
-        fits = fits and rest == 0 and count >= 1 and equal and (letters != [] or count == 1)
+        fits = fits and rest == 0 and count >= 1 and equal
     if not fits:
         raise ValueError(
             f"{name}: expected shape [{symbolic}], letters at least 1 and equal in all inputs, "

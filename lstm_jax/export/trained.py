@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from lstm_jax.config import Config
-from lstm_jax.errors import UserError
+from lstm_jax.errors import UserError, first_line
 from lstm_jax.export.encoder_decoder import export_encoder_decoder
 from lstm_jax.export.runner import Model
 from lstm_jax.export.translator import Translator
@@ -48,9 +48,9 @@ def export_run(
       The folder.
 
     Raises:
-      UserError: there is no checkpoint, ``format`` does not support ``dtype``, the model does not
-        name its inputs, a library that ``format`` requires is not installed, or the folder cannot
-        be written.
+      UserError: there is no checkpoint, ``format`` does not support ``dtype`` or a part of the
+        model, the model does not name its inputs, a library that ``format`` requires is not
+        installed, or the folder cannot be written.
     """
     if dtype == DYNAMIC and format != "onnx":
         raise UserError(f"--dtype {DYNAMIC} is onnxruntime's: expected --format onnx, got {format}")
@@ -73,7 +73,12 @@ def export_run(
         else:
             dynamic = dtype == DYNAMIC
             stored = DTYPES[0] if dynamic else dtype
-            export_onnx(model, folder, dtype=stored, metadata=metadata, dynamic=dynamic)
+            try:
+                export_onnx(model, folder, dtype=stored, metadata=metadata, dynamic=dynamic)
+            except ValueError as error:  # a part of the model has no translation
+                raise UserError(
+                    f"--format: expected stablehlo for this model, got onnx ({first_line(error)})"
+                ) from error
         began = time.perf_counter()
         exported: Any = Translator(folder) if translates else Model(folder)
         loading = time.perf_counter() - began

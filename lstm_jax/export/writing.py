@@ -18,7 +18,7 @@ import math
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -50,6 +50,7 @@ class _Parts(NamedTuple):
       first: the initial carry of one sequence, arrays ``[1, ...]``.
       inputs: the shape and type of each input of ``sequence``, as :attr:`Model.inputs`.
       ranges: the ranges of integer inputs, as :attr:`Model.ranges`.
+      missing: the inputs in which NaN is valid, as :attr:`Model.missing`.
       programs: the shape and type of each input, by program.
     """
 
@@ -58,6 +59,7 @@ class _Parts(NamedTuple):
     first: Any
     inputs: dict[str, tuple[str, str]]
     ranges: dict[str, tuple[int, int | str]]
+    missing: tuple[str, ...]
     programs: dict[str, dict[str, tuple[str, str]]]
 
 
@@ -74,7 +76,7 @@ def _parts(model: Model | Compiled) -> _Parts:
     if jax.tree.leaves(first):
         programs["step"] = one
     weights = nnx.to_pure_dict(weights)
-    return _Parts(apply, weights, first, inputs, compiled.ranges, programs)
+    return _Parts(apply, weights, first, inputs, compiled.ranges, compiled.missing, programs)
 
 
 def _one_step(shape: str) -> str:
@@ -420,14 +422,16 @@ def write_rest(
     manifest = {
         **metadata,
         "programs": list(parts.programs),
-        "inputs": described(parts.inputs, parts.ranges),
+        "inputs": described(parts.inputs, parts.ranges, parts.missing),
         "carry": {name: list(array.shape[1:]) for name, array in first.items()},
     }
     write_manifest_of(folder, manifest, made_with)
 
 
 def described(
-    inputs: Mapping[str, tuple[str, str]], ranges: Mapping[str, tuple[int, int | str]]
+    inputs: Mapping[str, tuple[str, str]],
+    ranges: Mapping[str, tuple[int, int | str]],
+    missing: Sequence[str] = (),
 ) -> dict[str, dict[str, Any]]:
     """A model's inputs in the form of its manifest.
 
@@ -437,6 +441,7 @@ def described(
     return {
         name: {"shape": shape, "dtype": dtype}
         | ({"range": list(ranges[name])} if name in ranges else {})
+        | ({"missing": True} if name in missing else {})
         for name, (shape, dtype) in inputs.items()
     }
 

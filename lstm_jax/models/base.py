@@ -47,6 +47,14 @@ class Model(nnx.Module):
         """
         return {}
 
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """The inputs in which NaN stands for a missing value.
+
+        An exported model rejects NaN in the others.
+        """
+        return ()
+
     def initial_carry(self, rows: int) -> Carry:
         """The carry before the first step of ``rows`` sequences, arrays ``[rows, ...]``."""
         return ()

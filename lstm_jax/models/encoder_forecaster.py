@@ -241,6 +241,10 @@ class EncoderForecaster(Model):
         """The range of the category with the most values; others are narrower."""
         return {"categories": (0, max(self.sizes.categories, default=1) - 1)}
 
+    @property
+    def missing(self) -> tuple[str, ...]:
+        return ("target", "past", "known", "numbers")
+
     def __call__(
         self,
         carry: Carry,
@@ -272,7 +276,7 @@ class EncoderForecaster(Model):
         known = with_flags(known)
         read = self._past(target, past, known[:, :W], numbers, categories, rngs)
         future = jnp.pad(known[:, W:], ((0, 0), (0, self.blocks * S - F), (0, 0)))
-        future, rows = _segments(future, S), len(target)
+        future, rows = _segments(future, S), target.shape[0]
         place = jnp.broadcast_to(jnp.eye(self.blocks), (rows, self.blocks, self.blocks))
         ks = jax.nn.relu(self.given(jnp.concatenate([future, place], -1)))
         us = self.decoder(beside(ks, read.static), initial_carry=read.state, rngs=rngs)
@@ -293,7 +297,7 @@ class EncoderForecaster(Model):
         xs = _segments(jnp.concatenate([pair, with_flags(past), known], -1), self.segment)
         xs = beside(jax.nn.relu(self.read(self.dropout(xs, rngs=rngs))), static)
         state, _ = self.encoder(
-            xs, initial_carry=self._state(len(xs)), return_carry=True, rngs=rngs
+            xs, initial_carry=self._state(xs.shape[0]), return_carry=True, rngs=rngs
         )
         leaves, tree = jax.tree.flatten(state)
         leaves = [
@@ -361,6 +365,10 @@ class ForecasterEnsemble(Model):
     def ranges(self) -> dict[str, tuple[int, int | str]]:
         return self.members.ranges
 
+    @property
+    def missing(self) -> tuple[str, ...]:
+        return self.members.missing
+
     def __call__(
         self, carry: Carry, *, rngs: nnx.Rngs | None = None, **inputs: jax.Array
     ) -> tuple[Carry, Outputs]:
@@ -410,7 +418,7 @@ def filled(z: jax.Array, observed: jax.Array) -> jax.Array:
 
 def _segments(xs: jax.Array, segment: int) -> jax.Array:
     """``[B, N * S, D]`` as ``[B, N, S * D]``."""
-    return xs.reshape(len(xs), xs.shape[1] // segment, segment * xs.shape[2])
+    return xs.reshape(xs.shape[0], xs.shape[1] // segment, segment * xs.shape[2])
 
 
 def beside(xs: jax.Array, static: jax.Array) -> jax.Array:

@@ -140,7 +140,7 @@ def forecast(
         # One shape for all batches; the last one repeats its last row.
         at = np.arange(start, start + EVALUATION_BATCH).clip(max=len(series) - 1)
         inputs = arrays.windows(series[at], rows[at], window, horizon)
-        outputs = model((), **inputs)[1]
+        outputs = model(model.initial_carry(len(at)), **inputs)[1]
         found, mean = _summary(head, scaling, outputs)
         quantiles.append(np.asarray(found, np.float64))
         means.append(np.asarray(mean, np.float64))

@@ -386,6 +386,7 @@ FUNCTIONS = {
     "broadcast_in_dim": (lambda x: jnp.broadcast_to(x[:, None], (2, 3, 5, 4)), of(3, 4)),
     "ceil": (lambda x: (jnp.ceil(x), jnp.floor(x)), of(3, 4)),
     "clamp": (lambda x: jax.lax.clamp(-0.5, x, 0.5), of(3, 4)),
+    "stack": (lambda x: jnp.stack([x, x], 1), of(3, 4)),
     "concatenate": (lambda x: jnp.concatenate([x, x], 1), of(3, 4)),
     "conv_general_dilated": (
         lambda x: jax.lax.conv_general_dilated(

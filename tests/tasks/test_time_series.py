@@ -11,6 +11,7 @@ from scipy.stats import norm
 
 from lstm_jax.cli import main
 from lstm_jax.errors import UserError
+from lstm_jax.export import ExportedModel
 from lstm_jax.models import Compiled
 from lstm_jax.tasks.forecast_metrics import metrics_of
 from lstm_jax.tasks.quantile_forecasts import LEVELS, Forecasts, Origins
@@ -262,6 +263,35 @@ def test_a_run_forecasts_what_follows_its_table(sales, tmp_path, capsys):
         json.loads((run / "results.json").read_text())["test"]
     )
     assert load_run(run).task.data.frequency == "W-SUN"
+    _exported_as_evaluated(run, capsys)
+
+
+def _exported_as_evaluated(run, capsys):
+    """The exported model has the run's metrics, from windows with missing values, too."""
+    assert main(["export", str(run)]) == 0
+    results = json.loads((run / "results.json").read_text())
+    manifest = json.loads((run / "export" / "stablehlo-float32" / "manifest.json").read_text())
+    for split in ("validation", "test"):
+        for name, value in manifest["metrics"][split].items():
+            np.testing.assert_allclose(value, results[split][name], rtol=1e-4, err_msg=name)
+    model = ExportedModel(run / "export" / "stablehlo-float32")
+    inputs = {
+        name: np.zeros(
+            [int(size) if size.strip() != "b" else 1 for size in spec["shape"].split(",")]
+        )
+        for name, spec in model.metadata["inputs"].items()
+    }
+    inputs["categories"] = inputs["categories"].astype(np.int32)
+    inputs["target"][0, 3] = np.nan
+    assert np.isfinite(model.apply(inputs)["raw"]).all()
+    inputs["target"][0, 3] = np.inf
+    with pytest.raises(ValueError, match=r"target\[0, 3\]: expected a finite float32 input"):
+        model.apply(inputs)
+    capsys.readouterr()
+    assert main(["export", str(run), "--format", "onnx"]) == 1
+    assert (
+        "--format: expected stablehlo for this model, got onnx (cummax" in capsys.readouterr().err
+    )
 
 
 def test_the_criterion_chooses_the_checkpoint(sales, tmp_path):

@@ -257,6 +257,12 @@ def concatenate(g: Builder, eqn: Any, *inputs: Value) -> str:
     return g.add("Concat", *inputs, axis=eqn.params["dimension"])
 
 
+@primitive("stack")
+def stack(g: Builder, eqn: Any, *inputs: Value) -> str:
+    axis = eqn.params["axis"]
+    return g.add("Concat", *(g.add("Unsqueeze", x, np.array([axis])) for x in inputs), axis=axis)
+
+
 @primitive("split")
 def split(g: Builder, eqn: Any, x: Value) -> list[str]:
     sizes = g.shape(eqn.params["sizes"])
