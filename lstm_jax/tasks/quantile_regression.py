@@ -1,5 +1,8 @@
 """Linear quantile regression, and forecasts by it."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -28,14 +31,15 @@ def linear_quantiles(
     order = np.random.default_rng(0).permutation(len(train[0]))[:most]
     xs, scale = _features(arrays, train[0][order], train[1][order], window, lags, scaling)
     future = arrays.future(train[0][order], train[1][order], horizon)
-    ys = np.asarray(scaled(jnp.asarray(future), scale, scaling), np.float64)
+    ys = np.asarray(jax.jit(scaled, static_argnums=2)(future, scale, scaling), np.float64)
     seen = np.isfinite(future)
     given, scale = _features(arrays, origins.series, origins.rows, window, lags, scaling)
     quantiles = np.zeros((len(given), horizon, len(LEVELS)))
     for step in range(horizon):
         weights = quantile_regression(xs[seen[:, step]], ys[seen[:, step], step], LEVELS)
         quantiles[:, step] = np.sort(given @ weights.T, -1)
-    quantiles = np.asarray(unscaled(jnp.asarray(quantiles), scale, scaling), np.float64)
+    unscale = jax.jit(unscaled, static_argnums=2)
+    quantiles = np.asarray(unscale(quantiles, scale, scaling), np.float64)
     return Forecasts(quantiles, quantiles[..., 1:-1].mean(-1))
 
 
@@ -44,10 +48,16 @@ def _features(
 ) -> tuple[np.ndarray, WindowScale]:
     """A column of ones and the last scaled values, gaps filled."""
     first = (arrays.starts[series] + rows)[:, None]
-    past = jnp.asarray(arrays.target[first + np.arange(-window, 0)])
+    z, scale = _filled_windows(arrays.target[first + np.arange(-window, 0)], scaling)
+    last = np.asarray(z, np.float64)[:, -lags:]
+    return np.concatenate([np.ones((len(series), 1)), last], 1), scale
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _filled_windows(past: jax.Array, scaling: str) -> tuple[jax.Array, WindowScale]:
+    """The scaled values of windows ``[N, W]``, gaps filled, and their scale."""
     scale = window_scale(past, scaling)
-    z = filled(scaled(past, scale, scaling), jnp.isfinite(past))[:, -lags:]
-    return np.concatenate([np.ones((len(series), 1)), np.asarray(z, np.float64)], 1), scale
+    return filled(scaled(past, scale, scaling), jnp.isfinite(past)), scale
 
 
 def quantile_regression(
