@@ -33,7 +33,7 @@ def resets_from_dones(dones: jax.Array, previous_done: jax.Array) -> jax.Array:
       Booleans ``[T, ...]`` for ``unroll(..., resets=)``.
 
     Raises:
-      TypeError: an argument does not hold booleans.
+      TypeError: an argument is not an array of booleans.
       ValueError: ``dones`` has no time axis, or ``previous_done`` does not have its batch shape.
 
     Example:
@@ -43,7 +43,7 @@ def resets_from_dones(dones: jax.Array, previous_done: jax.Array) -> jax.Array:
 
     References:
       Matthew Hausknecht, Peter Stone, "Deep Recurrent Q-Learning for Partially Observable
-      MDPs", AAAI Fall Symposium 2015 (the state begins anew with each episode).
+      MDPs", AAAI Fall Symposium 2015 (the state is reset at the start of each episode).
     """
     dones = checked_flags("dones", dones)
     previous_done = checked_flags(

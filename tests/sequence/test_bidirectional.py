@@ -219,7 +219,7 @@ class TestErrors:
             Bidirectional(LSTMCell(H), merge=3)
 
     def test_merge_of_two_widths(self):
-        with pytest.raises(ValueError, match=r"'sum' needs outputs of one size, got 5 .* and 2"):
+        with pytest.raises(ValueError, match=r"'sum' needs outputs of equal size, got 5 .* and 2"):
             Bidirectional(LSTMCell(H), LSTMCell(2), merge="sum")
 
     def test_parameters_of_one_cell(self):

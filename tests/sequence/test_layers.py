@@ -177,12 +177,14 @@ class TestErrors:
 
     def test_parameters_of_another_stack(self):
         params = LSTM(H).init(jax.random.key(0), D)
-        with pytest.raises(TypeError, match="params must have one entry a layer, layer_0, layer_1"):
+        with pytest.raises(
+            TypeError, match="params must have one entry per layer, layer_0, layer_1"
+        ):
             self.lstm.apply(params, XS)
 
     def test_states_of_another_stack(self):
         params = self.lstm.init(jax.random.key(0), D)
-        with pytest.raises(TypeError, match="state must have one entry a layer"):
+        with pytest.raises(TypeError, match="state must have one entry per layer"):
             self.lstm.apply(params, XS, LSTM(H).zero_state((B,)))
 
     @pytest.mark.parametrize("rate", [-0.1, 1.0])

@@ -107,7 +107,7 @@ def test_thousands_of_documents_take_no_time_to_speak_of():
 
 class TestErrors:
     def test_no_document(self):
-        with pytest.raises(ValueError, match="documents must hold at least one document"):
+        with pytest.raises(ValueError, match="documents must contain at least one document"):
             pack([], num_steps=4)
 
     def test_too_long_a_document(self):

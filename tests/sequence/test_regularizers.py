@@ -268,5 +268,5 @@ class TestErrors:
     def test_recurrent_dropout_needs_gates_directly_inside(self):
         with pytest.raises(TypeError, match="RecurrentDropout drops the candidate of a cell with"):
             RecurrentDropout(RNNCell(3))
-        with pytest.raises(TypeError, match="must stand directly around it, got Zoneout"):
+        with pytest.raises(TypeError, match="must wrap that cell directly, got Zoneout"):
             RecurrentDropout(Zoneout(CELL))

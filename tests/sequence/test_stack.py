@@ -271,11 +271,11 @@ class TestErrors:
 
     def test_trees_that_are_not_the_stacks(self):
         params = MIXED.init(jax.random.key(0), D)
-        with pytest.raises(TypeError, match="params must have one entry a layer, low, both, top"):
+        with pytest.raises(TypeError, match="params must have one entry per layer, low, both, top"):
             MIXED.apply({"low": params["low"]}, XS)
-        with pytest.raises(TypeError, match=r"state must have one entry a layer.*got LSTMState"):
+        with pytest.raises(TypeError, match=r"state must have one entry per layer.*got LSTMState"):
             MIXED.apply(params, XS, LSTMCell(3).zero_state((B,)))
-        with pytest.raises(TypeError, match=r"state must have one entry a layer.*layer_0"):
+        with pytest.raises(TypeError, match=r"state must have one entry per layer.*layer_0"):
             MIXED.apply(params, XS, LSTM(3).zero_state((B,)))
 
     def test_an_error_within_a_layer_says_which(self):

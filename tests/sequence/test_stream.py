@@ -215,5 +215,5 @@ class TestErrors:
             stream(LSTMCell(H + 1), PARAMS)
 
     def test_another_input_size(self):
-        with pytest.raises(ValueError, match="input_size must be 3 as the parameters have it"):
+        with pytest.raises(ValueError, match="input_size must be 3 to fit the parameters"):
             stream(CELL, PARAMS, input_size=4)
