@@ -157,7 +157,7 @@ def test_a_plain_flax_module_trains_from_python(tmp_path):
     assert evaluate(run.config, run.task, tmp_path / "run", _quiet()) == results
     # The same call again resumes, and finds nothing left to do.
     assert train(Signals(SignalData()), tmp_path / "run", **OPTIONS) == results
-    with pytest.raises(UserError, match=r"data\.batch_size \(16 there, 8 asked\)"):
+    with pytest.raises(UserError, match=r"data\.batch_size \(16 in the folder, 8 requested\)"):
         train(Signals(SignalData(batch_size=8)), tmp_path / "run", **OPTIONS)
 
 

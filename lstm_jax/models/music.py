@@ -90,7 +90,7 @@ class PianoRollModel(Model):
         rngs: nnx.Rngs,
     ):
         if conditioned and not interval_features:
-            raise ValueError("interval_features must be at least 1 where conditioned, got 0")
+            raise ValueError("interval_features must be at least 1 if conditioned, got 0")
         self.conditioned, self.dtype = conditioned, dtype
         self.interval_features = interval_features
         self.input_dropout = nnx.Dropout(input_dropout, rngs=rngs)

@@ -162,7 +162,7 @@ def test_mistakes_give_one_line(tmp_path, name, content, message):
 
 
 def test_an_empty_folder_and_an_empty_file_in_one(tmp_path):
-    with pytest.raises(UserError, match=r"expected one folder of .txt files a class, got none"):
+    with pytest.raises(UserError, match=r"expected one folder of .txt files per class, got none"):
         read_labelled_text(tmp_path)
     (tmp_path / "pos").mkdir()
     (tmp_path / "pos" / "1.txt").write_text(" \n")

@@ -87,5 +87,5 @@ def test_quantiles_rise_and_their_loss_is_lowest_at_those_of_the_data():
 
 
 def test_levels_that_do_not_rise_are_refused():
-    with pytest.raises(ValueError, match=r"levels must rise, with 0\.5 among them"):
+    with pytest.raises(ValueError, match=r"levels must increase and include 0\.5"):
         QuantileHead(levels=(0.1, 0.9))
