@@ -46,7 +46,7 @@ class ParallelData(Section):
     )  # fmt: skip
     test_target: str = option("", "their translations", path_or=("",))
     vocabulary_size: int = option(
-        8000, "vocabulary size of both languages together, by byte-pair encoding", at_least=300
+        8000, "size of the subword vocabulary, which both languages share", at_least=300
     )
     max_tokens: int = option(
         80,
