@@ -97,7 +97,7 @@ def test_pictures_fit_a_page_and_the_readme_has_one_of_them(name):
     ]
     sizes = [re.match(r"<Figure size (\d+)x(\d+) with", text).groups() for text in texts]
     assert all((int(width), int(height)) <= (600, 400) for width, height in sizes)  # at 100 dpi
-    picture = build.pictures(shown(name))[build.PICTURES[name]]
+    picture = build.images(shown(name))[build.IMAGE_OF[name]]
     assert (build.IMAGES / f"notebook_{name}.png").read_bytes() == picture
 
 
