@@ -180,7 +180,7 @@ def test_spectra():
     spectrum = JacobianSpectrum(values, np.array([-0.25]), np.zeros(3))
     (panel,) = drawn(plot_jacobian_spectrum({"rnn": spectrum}))
     (text,) = panel.get_legend().get_texts()
-    assert text.get_text() == "rnn: exponent -0.250 a step"
+    assert text.get_text() == "rnn: exponent -0.250 per step"
     np.testing.assert_allclose(lines_of(panel)[text.get_text()][:, 1], np.geomspace(1, 1e-30, 12))
     assert panel.get_ylim()[0] > 1e-10  # what rounding alone tells is left out
     drawn(plot_jacobian_spectrum(spectrum))
