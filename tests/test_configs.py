@@ -182,7 +182,7 @@ def test_sizes_fit(path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", cases())
-def test_shrunk_it_runs_to_its_end(path, tmp_path, capsys, public_data, sliced):
+def test_a_shrunk_config_runs_to_its_end(path, tmp_path, capsys, public_data, sliced):
     public_data(*needed(path))
     if recorded(path) and not (cache_folder() / recorded(path)).is_dir():
         pytest.skip(f"needs public data: {recorded(path)}")

@@ -150,7 +150,7 @@ def test_every_page_is_linked_from_the_readme():
         assert f"]({name_of(page)})" in readme, name_of(page)
 
 
-def test_every_part_is_in_the_contents_of_the_site():
+def test_every_page_is_in_the_contents_of_the_site():
     contents = re.findall(r"^```{toctree}\n(.*?)^```", INDEX.read_text("utf-8"), re.DOTALL | re.M)
     entries = {line.strip() for block in contents for line in block.splitlines()}
     assert {f"api/{page.stem}" for page in (ROOT / "docs" / "api").glob("*.md")} <= entries
@@ -272,7 +272,7 @@ def lines(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_equations_are_those_of_the_docstrings(name):
+def test_equations_equal_those_of_the_docstrings(name):
     kind = type(CELLS[name](hidden_size=4))
     steps = [f for n, f in vars(sys.modules[kind.__module__]).items() if n.endswith("_cell")]
     known = {line for step in steps for line in lines(inspect.getdoc(step) or "")}

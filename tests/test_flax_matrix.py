@@ -94,7 +94,7 @@ def dtypes(tree):
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_modules_of_float64_compute_in_it(name):
+def test_modules_of_float64_compute_in_float64(name):
     with jax.enable_x64(True):
         kind, options = module(lstm_jax.nnx, name)
         cell = kind(D, H, **options, rngs=nnx.Rngs(0))

@@ -62,7 +62,7 @@ def check_outputs(notebook):
 
 
 @pytest.mark.parametrize("name", PAIRED)
-def test_the_pair_is_in_step(name):
+def test_py_and_ipynb_have_the_same_cells(name):
     from_py, from_ipynb = build.source(name), shown(name)
     for one, other in zip(from_py.cells, from_ipynb.cells, strict=True):
         assert (one.id, one.cell_type, one.source) == (other.id, other.cell_type, other.source)
@@ -72,13 +72,13 @@ def test_the_pair_is_in_step(name):
 
 
 @pytest.mark.parametrize("name", PAIRED)
-def test_what_is_shown_has_run_without_a_warning(name):
+def test_outputs_have_no_warnings(name):
     check_outputs(shown(name))
     assert (FOLDER / f"{name}.ipynb").stat().st_size < 1000 * KILOBYTES
 
 
 @pytest.mark.parametrize("name", PAIRED)
-def test_the_first_cell_says_what_the_reader_will_know(name):
+def test_the_first_cell_lists_what_the_reader_will_know(name):
     first = shown(name).cells[0]
     assert first.cell_type == "markdown"
     title, *rest = first.source.splitlines()
@@ -88,7 +88,7 @@ def test_the_first_cell_says_what_the_reader_will_know(name):
 
 
 @pytest.mark.parametrize("name", PAIRED)
-def test_pictures_fit_a_page_and_the_readme_has_one_of_them(name):
+def test_images_fit_a_page_and_one_is_in_docs(name):
     texts = [
         output.data["text/plain"]
         for cell in shown(name).cells
@@ -102,7 +102,7 @@ def test_pictures_fit_a_page_and_the_readme_has_one_of_them(name):
 
 
 @pytest.mark.parametrize("name", PAIRED)
-def test_links_lead_to_notebooks_and_files(name):
+def test_links_refer_to_existing_files(name):
     text = "\n".join(cell.source for cell in shown(name).cells if cell.cell_type == "markdown")
     for link in re.findall(r"\]\(([^)\s]+)\)", text):
         assert "://" in link or (FOLDER / link).exists(), link
@@ -116,7 +116,7 @@ def marks(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param(name, marks=marks(name)) for name in PAIRED])
-def test_it_runs_from_start_to_end(name, public_data):
+def test_a_notebook_runs_from_start_to_end(name, public_data):
     public_data(*DATA.get(name, []))
     if name in PEERS:
         pytest.importorskip(PEERS[name])

@@ -138,7 +138,7 @@ def test_its_config_trains_in_the_folder_of_the_file(tmp_path):
     [{}, {"lengths": LENGTHS}, {"resets": RESETS}, {"lengths": LENGTHS, "resets": RESETS}],
     ids=" and ".join,
 )
-def test_unroll_is_the_loop(my_cells, given, reverse):
+def test_unroll_equals_the_loop(my_cells, given, reverse):
     with jax.enable_x64(True):
         cell = my_cells.LeakyCell(H, param_dtype="float64", **OPTIONS)
         params = drawn(cell)
@@ -151,7 +151,7 @@ def test_unroll_is_the_loop(my_cells, given, reverse):
         np.testing.assert_allclose(np.stack(last), expected_last, rtol=1e-12)
 
 
-def test_gradients_are_those_of_finite_differences(my_cells):
+def test_gradients_equal_finite_differences(my_cells):
     with jax.enable_x64(True):
         cell = my_cells.LeakyCell(H, param_dtype="float64", **OPTIONS)
 
@@ -208,7 +208,7 @@ def test_stream_and_truncated(cell):
     assert reached.tolist() == [False] * 3 + [True] + [False] * 3
 
 
-def test_narrow_products_leave_the_memory_wide(my_cells):
+def test_narrow_products_do_not_narrow_the_memory(my_cells):
     cell = my_cells.LeakyCell(H, dtype="bfloat16", **OPTIONS)
     params = drawn(cell)
     state, ys = unroll(cell, params, XS)

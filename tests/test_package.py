@@ -118,7 +118,7 @@ def test_every_public_function_has_a_tested_example(name):
             assert ">>>" in (inspect.getdoc(getattr(module, public)) or ""), f"{name}.{public}"
 
 
-def test_arrows_between_the_parts_point_one_way():
+def test_dependencies_between_the_parts_point_one_way():
     """cells <- sequence <- nnx, linen <- inspect, interop <- models <- tasks <- train <- cli.
 
     config and data stand beside models; export is the last before cli.

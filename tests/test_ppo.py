@@ -58,7 +58,7 @@ def test_an_episode_of_recall(ppo):
     assert seen[4][:3].sum() == 1 and seen[4][3] == 0  # a new episode
 
 
-def test_a_wrong_answer_earns_nothing(ppo):
+def test_a_wrong_answer_has_no_reward(ppo):
     env = ppo.Recall(num_cues=3, shortest=2, longest=2)
     state = env.reset(jax.random.key(0))._replace(step=jnp.array(1))
     for action in range(3):
@@ -85,7 +85,7 @@ def test_a_replay_with_dones_as_resets_differs(ppo, played):
     assert (resets != rollout.dones).any()
 
 
-def test_advantages_are_those_of_a_loop_over_episodes(ppo, played):
+def test_advantages_equal_a_loop_over_episodes(ppo, played):
     """Each step's estimate is the sum of (γλ)^k δ_{t+k} up to the end of its episode."""
     _, _, (_, (_, rollout, last_values)) = played
     options = ppo.PPO(discount=0.9, trace_decay=0.8)

@@ -84,7 +84,7 @@ def biases(name, **options):
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_biases_are_zero_but_for_the_forget_gate(name):
+def test_biases_are_zero_except_the_forget_gate(name):
     if not has(name, "forget_bias"):
         b = parameters(name)["b"]
         np.testing.assert_array_equal(b, np.zeros_like(b))
@@ -99,7 +99,7 @@ def test_biases_are_zero_but_for_the_forget_gate(name):
 
 
 @having("forget_bias")
-def test_forget_bias_comes_on_top_of_what_is_drawn(name):
+def test_forget_bias_is_added_to_the_initial_values(name):
     threes = jax.nn.initializers.constant(3.0)
     for gate, b in biases(name, bias_init=threes, forget_bias=0.5).items():
         np.testing.assert_array_equal(b, np.full(H, 3.5 if gate == "f" else 3.0), err_msg=gate)
@@ -145,7 +145,7 @@ def square_blocks(name, params):
     # projected: (P, H) blocks, below.  conv_lstm: kernels.  The others have no w_hh.
     sorted(set(CELLS) - {"projected", "conv_lstm", "min_lstm", "min_gru", "ind_rnn"}),
 )
-def test_recurrent_weights_are_orthogonal_gate_by_gate(name):
+def test_recurrent_weights_are_orthogonal_for_each_gate(name):
     blocks = square_blocks(name, parameters(name))
     for block in blocks:
         np.testing.assert_allclose(block @ block.T, np.eye(H), atol=1e-5)
@@ -200,7 +200,7 @@ def test_initialisers_can_be_replaced(name):
         *[(variant, {}) for variant in ("nig", "nfg", "nog", "niaf", "noaf", "fgr")],
     ],
 )
-def test_peepholes_begin_at_zero_or_as_asked(name, options):
+def test_peepholes_are_initially_zero_or_as_configured(name, options):
     own = [key for key in parameters(name, **options) if key.startswith("p_")]
     gates = GATES[name] if name != "conv_lstm" else "ifo"
     assert own == [f"p_{gate}" for gate in "ifo" if gate in gates]
@@ -212,12 +212,12 @@ def test_peepholes_begin_at_zero_or_as_asked(name, options):
         np.testing.assert_array_equal(drawn, np.ones((*space, H)))
 
 
-def test_peepholes_are_none_where_there_are_none():
+def test_cells_without_peepholes_have_no_peephole_parameters():
     for name in ("coupled", "conv_lstm", "np"):
         assert not [key for key in parameters(name) if key.startswith("p_")]
 
 
-def test_layer_norms_begin_as_standardisation():
+def test_layer_norms_are_initially_standardisation():
     params = parameters("layer_norm")
     for part, size in (("x", 4 * H), ("h", 4 * H), ("c", H)):
         np.testing.assert_array_equal(params[f"scale_{part}"], np.ones(size))
@@ -239,7 +239,7 @@ def test_param_dtype(name, dtype):
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_a_state_keeps_its_types_in_a_scan_whatever_meets(name):
+def test_a_state_preserves_its_types_in_a_scan_for_all_combinations(name):
     """Types of products, parameters, inputs and of each field of the state, each with each."""
     types = ["float16", "bfloat16", "float32", "float64"]
 
@@ -278,7 +278,7 @@ def test_a_cell_can_be_copied_and_pickled(name):
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_the_key_decides(name):
+def test_the_key_determines_the_parameters(name):
     cell = CELLS[name](hidden_size=H)
     first, again, other = (cell.init(jax.random.key(seed), D) for seed in (0, 0, 1))
     for key in first:
@@ -287,7 +287,7 @@ def test_the_key_decides(name):
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_a_learned_initial_state_begins_at_zero(name):
+def test_a_learned_initial_state_is_initially_zero(name):
     """But for slstm's normaliser, by which zero may be divided: one, and not learned."""
     cell = CELLS[name](hidden_size=H, learn_initial_state=True)
     params = cell.init(KEY, D)
@@ -338,7 +338,7 @@ def test_functions_by_name(name):
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_a_name_and_its_function_are_one(name):
+def test_a_name_and_its_function_are_equivalent(name):
     """Cells with either compute the same; all options that take functions."""
     plain = CELLS[name](hidden_size=H)
     names = {
@@ -366,7 +366,7 @@ def test_a_name_and_its_function_are_one(name):
 
 
 @pytest.mark.parametrize("name", GATED)
-def test_each_option_of_a_function_acts(name):
+def test_each_function_option_has_an_effect(name):
     plain = CELLS[name](hidden_size=H)
     space = (2, 3) if name == "conv_lstm" else ()
     params = jax.tree.map(lambda a: 3.0 * a + 0.3, plain.init(KEY, D))

@@ -84,7 +84,7 @@ def test_joint_gates_of_a_module_are_orthogonal_together():
 
 
 @pytest.mark.parametrize("name", sorted(set(CELLS) - {"ind_rnn", "min_gru", "min_lstm"}))
-def test_joint_initialisers_see_the_weights_of_all_gates(name):
+def test_joint_initialisers_receive_the_weights_of_all_gates(name):
     shapes = []
 
     def init(key, shape, dtype):

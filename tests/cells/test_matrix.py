@@ -260,7 +260,7 @@ def test_derivatives_equal_finite_differences(case):
 
 
 @pytest.mark.parametrize("forget_fn", ["sigmoid", "exp"])
-def test_slstm_computes_what_its_unstabilised_equations_say(forget_fn):
+def test_slstm_equals_its_unstabilised_equations(forget_fn):
     """From a state that has not begun; with m, the stored c and n are short of exp(m)."""
     with jax.enable_x64(True):
         cell, params, xs, _ = arguments(case("slstm", forget_fn=forget_fn))
@@ -356,7 +356,7 @@ def test_tracing_leaks_nothing_and_promotes_nothing(case, checking_leaks):
 
 @over_structures
 @pytest.mark.parametrize("types", [("float32", "bfloat16"), ("bfloat16", None)], ids=str)
-def test_no_cell_leaves_it_to_jax_how_two_types_meet(case, types):
+def test_no_cell_relies_on_implicit_type_promotion(case, types):
     stored, dtype = types
     cell = case.cell(param_dtype=stored, dtype=dtype)
     x = jnp.ones((B, *case.space, D), stored)
@@ -381,7 +381,7 @@ BETWEEN = ("multiplicative", "mogrifier", "gru", "mgu", "fgr")
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @over_structures
-def test_low_precision_stays_within_its_error(case, dtype):
+def test_low_precision_errors_are_bounded(case, dtype):
     """Products of narrow numbers, everything else in float32: h is rounded, nothing else.
 
     The oracle has the rounded weights, inputs and first h.  So after one step (row 0) all but h
@@ -424,7 +424,7 @@ def test_low_precision_stays_within_its_error(case, dtype):
     + [(case, "float16") for case in FIRST if case.name in ("lstm", "mogrifier", "conv_lstm")],
     ids=str,
 )
-def test_gradients_of_low_precision_stay_within_its_error(case, dtype):
+def test_low_precision_gradient_errors_are_bounded(case, dtype):
     """The gradient in float32, of the rounded weights and inputs, is the right one.
 
     Each step rounds h on the way forward, and on the way back the cotangents of its products
@@ -465,7 +465,7 @@ def test_sums_beyond_float16_are_multiplied_before_they_are_rounded(name, large)
 
 
 @over_structures
-def test_a_scan_keeps_its_types_whatever_they_are(case):
+def test_a_scan_preserves_any_types(case):
     _, params, xs, state = arguments(case, np.float32)
     pair = ("bfloat16", "float32")
     for types in [(*three, None) for three in itertools.product(pair, repeat=3)] + [
@@ -538,7 +538,7 @@ def test_saturated_gates_and_masked_steps_have_finite_gradients(case):
 
 
 @over_structures
-def test_a_learned_initial_state_is_a_parameter_and_what_resets_restore(case):
+def test_a_learned_initial_state_is_a_parameter_and_resets_restore_it(case):
     with jax.enable_x64(True):
         cell, params, xs, _ = arguments(case, learn_initial_state=True)
         fields = cell.zero_state()._fields
@@ -564,7 +564,7 @@ def test_a_learned_initial_state_is_a_parameter_and_what_resets_restore(case):
 
 @pytest.mark.parametrize("value", [-20.0, -1.0, 0.0, 20.0])
 @pytest.mark.parametrize("written", [-200.0, 0.0])
-def test_slstm_divides_by_what_is_positive_whatever_is_learned(value, written):
+def test_slstm_divides_only_by_positive_numbers(value, written):
     """h is o times a mean of candidates and the first c / n, with weights of at least 0."""
     cell = case("slstm").cell(learn_initial_state=True)
     params = cell.init(jax.random.key(0), D)
@@ -582,7 +582,7 @@ def test_slstm_divides_by_what_is_positive_whatever_is_learned(value, written):
 
 
 @over_all
-def test_cells_built_alike_are_alike(case):
+def test_cells_with_equal_options_are_equal(case):
     assert case.cell() == case.cell()
     assert hash(case.cell()) == hash(case.cell())
     assert case.cell() != case.cell(learn_initial_state=True)

@@ -281,7 +281,7 @@ def test_coupled_agrees_with_onnxruntime(runtime, peepholes, direction):
     agree(runtime(model), fed, last, ys, 1e-5)  # as above
 
 
-def test_a_convolution_agrees_with_torch(torch):
+def test_convolution_agrees_with_torch(torch):
     """The pre-activations of conv_lstm, by torch's cross-correlation."""
     kernel = (3, 5)
     cell = CELLS["conv_lstm"](

@@ -80,7 +80,7 @@ ways = functools.cache(Ways)
     st.lists(st.booleans(), min_size=T * B, max_size=T * B),
     st.lists(st.booleans(), min_size=T * B, max_size=T * B),
 )
-def test_whole_stepwise_in_chunks_and_padded(name, lengths, mask, resets):
+def test_whole_stepwise_chunked_and_padded_runs_are_equal(name, lengths, mask, resets):
     lengths, mask, resets = (
         np.array(lengths),
         np.array(mask).reshape(T, B),
@@ -103,7 +103,7 @@ def test_whole_stepwise_in_chunks_and_padded(name, lengths, mask, resets):
 
 
 @pytest.mark.parametrize("name", list(CELLS))
-def test_packed_equals_apart_and_a_stream_equals_both(name):
+def test_packed_documents_equal_separate_ones_and_a_stream(name):
     """Two documents in one row, each from the initial state, and one step at a time."""
     with jax.enable_x64(True):
         way = ways(name)

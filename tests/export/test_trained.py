@@ -183,7 +183,7 @@ def results(workdir: pathlib.Path, split: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_text_in_another_process_is_that_of_the_library(run, format):
+def test_text_in_another_process_equals_that_of_the_library(run, format):
     workdir = run("next_character")
     task, folder, _ = exported(workdir, format)
     model = load_run(workdir).model
@@ -326,7 +326,7 @@ def test_a_model_of_bfloat16_writes_the_same_text_bit_for_bit(run, tmp_path):
 
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
-def test_smaller_weights_and_their_loss_are_told(run, format, dtype):
+def test_smaller_weights_and_their_loss_are_reported(run, format, dtype):
     workdir = run("next_character")
     task, folder, lines = exported(workdir, format, dtype)
     manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
@@ -346,7 +346,7 @@ def test_smaller_weights_and_their_loss_are_told(run, format, dtype):
     assert sizes.startswith(f"{folder}: {total / 1000:,.1f} kB")
 
 
-def test_what_cannot_be_is_told(run, tmp_path, monkeypatch):
+def test_impossible_options_are_reported(run, tmp_path, monkeypatch):
     workdir = run("next_character")
     config = load_workdir(workdir)
     task, report = config.build_task(), Report()

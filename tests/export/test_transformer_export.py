@@ -13,7 +13,7 @@ EXPORTS = {"stablehlo": export_stablehlo, "onnx": export_onnx}
 
 @pytest.mark.parametrize("format", EXPORTS)
 @pytest.mark.parametrize("tied", [True, False])
-def test_an_exported_transformer_is_the_model(format, tied, tmp_path):
+def test_an_exported_transformer_equals_the_model(format, tied, tmp_path):
     """Stretches shorter and longer than the context, and single steps after them."""
     if format == "onnx":
         pytest.importorskip("onnx")

@@ -97,7 +97,7 @@ def test_every_cell_can_be_exported_with_symbolic_sizes(name):
     )
 
 
-def test_what_must_know_its_sizes_says_so():
+def test_engines_that_need_concrete_sizes_are_reported():
     cell = CELLS["lstm"](hidden_size=H)
     params = cell.init(jax.random.key(0), D)
     xs = jax.ShapeDtypeStruct((*jax.export.symbolic_shape("t, b"), D), jnp.float32)
@@ -107,7 +107,7 @@ def test_what_must_know_its_sizes_says_so():
 
 
 @pytest.mark.parametrize("cell", ["gru", "peephole"])
-def test_steps_and_sequences_of_any_size_are_those_of_the_layer(export, cell, tmp_path):
+def test_steps_and_sequences_of_any_size_equal_the_layer(export, cell, tmp_path):
     model = enlarged(Layer(num_layers=2, cell=cell))
     exported = export(model, tmp_path)
     for rows, steps in ((1, 6), (3, 5)):
@@ -120,7 +120,7 @@ def test_steps_and_sequences_of_any_size_are_those_of_the_layer(export, cell, tm
             np.testing.assert_allclose(outputs["ys"][:, 0], expected[:, t], rtol=0, atol=TOLERANCE)
 
 
-def test_a_single_step_has_a_program_of_its_own(export, tmp_path):
+def test_a_single_step_has_its_own_program(export, tmp_path):
     exported = export(Layer(), tmp_path)
     called = []
     original = exported.runtime.call
@@ -130,7 +130,7 @@ def test_a_single_step_has_a_program_of_its_own(export, tmp_path):
     assert called == ["step", "sequence"]
 
 
-def test_a_learned_initial_state_goes_along(export, tmp_path):
+def test_a_learned_initial_state_is_exported(export, tmp_path):
     model = Layer(cell=lambda **sizes: CELLS["lstm"](learn_initial_state=True, **sizes))
     params = params_of(model)
     params["lstm"]["layer_0"]["c_0"] += 0.7
@@ -143,7 +143,7 @@ def test_a_learned_initial_state_goes_along(export, tmp_path):
     assert np.abs(expected - outputs_of(Compiled(Layer()), xs)).max() > 1e-2
 
 
-def test_what_needs_the_future_is_exported_as_a_whole(export, tmp_path):
+def test_bidirectional_layers_are_exported_without_a_step(export, tmp_path):
     model = enlarged(Whole(bidirectional=True))
     exported = export(model, tmp_path)
     for steps in (1, 5):
@@ -214,7 +214,7 @@ def test_mistakes_are_named(export, tmp_path):
         ("apply {}/carry.npz out.npz", "the model's inputs are xs, got layer_0.h, layer_0.c"),
     ],
 )
-def test_mistakes_on_the_command_line_get_one_line(words, said, layer_folder, monkeypatch, capsys):
+def test_command_line_mistakes_give_one_line(words, said, layer_folder, monkeypatch, capsys):
     monkeypatch.setattr(runner, "__file__", str(layer_folder / "run.py"))
     monkeypatch.setattr(sys, "argv", ["run.py", *words.format(layer_folder).split()])
     assert runner.main() == 1
@@ -244,7 +244,7 @@ def test_int8_is_within_half_a_step_of_each_channel():
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
-def test_matrices_are_stored_small_and_computed_with_as_they_are_stored(export, dtype, tmp_path):
+def test_matrices_are_stored_narrow_and_used_as_stored(export, dtype, tmp_path):
     model = enlarged(Layer(32, num_layers=2))
     exported = export(model, tmp_path, dtype=dtype)
     params = params_of(model)
@@ -308,7 +308,7 @@ def test_both_graphs_share_one_file_of_weights(tmp_path):
 
 
 @pytest.mark.parametrize("seed", [0, 1, 12345, 2**32 - 1])
-def test_random_bits_are_those_of_jax(seed):
+def test_random_bits_equal_those_of_jax(seed):
     keys = jax.random.key_data(jax.random.split(jax.random.key(seed), 300))
     root = np.array([[0, seed]], np.uint32)
     own = np.stack(runner.threefry(root, np.arange(300)), -1)[0]
@@ -317,7 +317,7 @@ def test_random_bits_are_those_of_jax(seed):
     np.testing.assert_array_equal(np.bitwise_xor(*runner.threefry(own, np.arange(7))), bits[:, 0])
 
 
-def test_noise_of_both_runtimes_is_that_of_categorical():
+def test_noise_of_both_runtimes_equals_that_of_categorical():
     """More choices than a block; logarithms of two libraries differ by a rounding or two."""
     seed, length, size = 7, runner.NOISE_BLOCK + 5, 9
     noise = np.stack(list(runner.ONNX.noise(None, seed, length, size)))

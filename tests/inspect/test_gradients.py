@@ -76,7 +76,7 @@ SHAPES = ["lstm", "fgr", "projected", "slstm", "min_lstm", "conv_lstm"]
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_norms_are_those_of_products_of_jacobians(name):
+def test_norms_equal_those_of_products_of_jacobians(name):
     with jax.enable_x64(True):
         cell = cell_of(name)
         params, xs = made(cell, SPACE.get(name, ()))
@@ -112,7 +112,7 @@ def test_rows_lengths_resets_and_direction():
         )
 
 
-def test_a_loss_of_ones_own():
+def test_a_custom_loss():
     with jax.enable_x64(True):
         cell = cell_of("lstm")
         params, xs = made(cell)
@@ -205,7 +205,7 @@ def test_jit_and_flax():
     chex.assert_trees_all_close(flow, expected, rtol=1e-5)
 
 
-def test_elman_forgets_and_the_carousel_turns():
+def test_elman_forgets_and_the_carousel_preserves_gradients():
     steps = 200
     xs = jax.random.normal(jax.random.key(1), (steps, D))
     elman = RNNCell(16)
@@ -221,7 +221,7 @@ def test_elman_forgets_and_the_carousel_turns():
     np.testing.assert_array_equal(c, np.full(steps - 1, c[0]))
 
 
-def test_norms_of_what_is_too_small_to_be_squared():
+def test_norms_of_values_whose_squares_underflow():
     cell = RNNCell(2, activation_fn="identity")
     params = cell.init(jax.random.key(0), D) | {"w_hh": 0.1 * jnp.eye(2)}
     flow = flow_of(cell, params, jnp.ones((31, D)))
@@ -295,7 +295,7 @@ def test_spectrum_of_a_state_in_bfloat16():
     np.testing.assert_allclose(spectrum.exponent, np.log(2), atol=eps)
 
 
-def test_growth_is_that_of_a_small_change():
+def test_growth_equals_that_of_a_small_change():
     """Two runs whose first states differ a little part, or come together, by the growth."""
     with jax.enable_x64(True):
         cell = cell_of("gru")

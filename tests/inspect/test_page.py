@@ -26,7 +26,7 @@ def test_long_rows_large_states_and_texts_without_quotes(monkeypatch):
     assert sections["These units over time"].count("<img") in (1, 2)  # a unit is shown once
 
 
-def test_what_is_said_is_escaped():
+def test_text_is_escaped():
     shown = page.page("<b>", [page.Section("a & b", page.facts({"<i>": "\"x\" & 'y'"}))])
     assert "<b>" not in shown
     assert "<i>" not in shown

@@ -186,7 +186,7 @@ def test_spectra():
     drawn(plot_jacobian_spectrum(spectrum))
 
 
-def test_saturation_has_a_panel_a_gate():
+def test_saturation_has_one_panel_per_gate():
     left = {"layer_0": {g: np.linspace(0, 0.5, 4) for g in "ifo"}, "layer_1": {"z": np.ones(2)}}
     right = {"layer_0": {g: np.linspace(0.5, 0, 4) for g in "ifo"}, "layer_1": {"z": np.zeros(2)}}
     panels = drawn(plot_saturation(Saturation(left, right)))

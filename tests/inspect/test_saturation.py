@@ -40,7 +40,7 @@ def test_shares_are_counted_over_valid_steps():
             assert shares.right[layer][gate].any()
 
 
-def test_gates_of_ones_own_and_mistakes():
+def test_custom_gates_and_mistakes():
     traced = Trace({"cell": {"leak": jnp.array([[0.05], [0.5]])}}, state=())
     assert saturation(traced, gates="leak").left["cell"]["leak"].tolist() == [0.5]
     with pytest.raises(ValueError, match=r"trace must have gates, i, f, o, .*, got leak"):
@@ -63,7 +63,7 @@ KEEPING = ["lstm", "coupled", "projected", "min_lstm", "min_gru", "gru", "mgu", 
 
 
 @pytest.mark.parametrize("name", KEEPING)
-def test_the_horizon_is_how_a_difference_fades(name):
+def test_the_horizon_equals_the_decay_of_a_difference(name):
     """Without recurrent weights only the gate hands on what the state was."""
     with jax.enable_x64(True):
         cell = CELLS[name](hidden_size=H, param_dtype="float64")
@@ -78,7 +78,7 @@ def test_the_horizon_is_how_a_difference_fades(name):
         np.testing.assert_allclose(np.exp(-(T - 1) / horizon), faded, rtol=1e-9)
 
 
-def test_the_slstm_keeps_what_it_has_not_written():
+def test_the_slstm_retains_what_it_does_not_overwrite():
     cell = CELLS["slstm"](hidden_size=H)
     params, xs = made(cell, 1.0)
     traced = trace(cell, params, xs)
@@ -108,7 +108,7 @@ def test_horizons_of_a_stack_and_of_a_gate_that_is_named():
     assert not np.allclose(steps["layer_1"], other.steps["a"])
 
 
-def test_cells_without_a_gate_that_keeps():
+def test_cells_without_a_retaining_gate():
     cell = RNNCell(H)
     params, xs = made(cell)
     message = "trace must have the gate that retains the state, f of cell .RNNCell., got h; a cell"
@@ -118,7 +118,7 @@ def test_cells_without_a_gate_that_keeps():
         memory_horizon(trace(cell, params, xs))
 
 
-def test_a_trace_of_no_steps_or_of_another_model():
+def test_a_trace_without_steps_or_of_another_model():
     f = jnp.full((T, 2, 2), 0.5)
     with pytest.raises(ValueError, match="trace must have rows of at least 1 steps, got none"):
         saturation(Trace({"cell": {"f": f}}, (), lengths=jnp.array([0, 0])))

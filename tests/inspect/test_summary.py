@@ -46,7 +46,7 @@ def test_other_cells_by_hand():
 
 
 @pytest.mark.parametrize("name", ["lstm", "rnn", "gru"])
-def test_products_are_those_that_xla_counts(name):
+def test_operations_of_products_equal_those_that_xla_counts(name):
     """XLA counts a product's operations in the same way; of the rest it counts fewer."""
     cell = CELLS[name](hidden_size=64)
     params, x = cell.init(jax.random.key(0), 32), jnp.ones(32)
@@ -67,7 +67,7 @@ def test_every_cell_has_a_row(name):
     assert layer.step_bytes >= layer.state_bytes
 
 
-def test_training_stores_what_is_named():
+def test_training_stores_the_reported_residuals():
     """The derivative of a loop holds so much more of every step more."""
     cell, batch = LSTMCell(32), 64
     params = cell.init(jax.random.key(0), D)

@@ -175,7 +175,7 @@ def test_engines(engine):
         chex.assert_trees_all_close(got, expected, atol=ROUNDING, rtol=0)
 
 
-def test_halves_of_a_batch_side_by_side(monkeypatch):
+def test_a_split_batch(monkeypatch):
     cell, params, xs = made("lstm")
     expected = trace(cell, params, xs, lengths=LENGTHS)
     monkeypatch.setattr(engines, "splits_batch", lambda state, batch_shape: True)
@@ -183,7 +183,7 @@ def test_halves_of_a_batch_side_by_side(monkeypatch):
     chex.assert_trees_all_close(halves, expected, atol=ROUNDING, rtol=0)
 
 
-def test_state_goes_on_where_a_stretch_ended():
+def test_a_trace_continues_from_a_state():
     cell, params, xs = made("peephole")
     whole = trace(cell, params, xs).values["cell"]
     first = trace(cell, params, xs[:3])
@@ -321,7 +321,7 @@ class LeakyCell(BaseCell):
         return LeakyState(h=h, count=state.count + 1), 2 * h
 
 
-def test_a_cell_of_ones_own():
+def test_a_custom_cell():
     cell = LeakyCell(H)
     params = cell.init(jax.random.key(0), D)
     xs = jax.random.normal(jax.random.key(1), (T, B, D))
@@ -368,7 +368,7 @@ def test_selection_by_layer_name_and_unit():
     assert list(directions.values) == ["backward"]
 
 
-def test_what_is_not_selected_is_not_stored():
+def test_unselected_values_are_not_stored():
     """No array in the compiled program has room for it."""
     cell, steps = LSTMCell(64), 500
     params = cell.init(jax.random.key(0), D)

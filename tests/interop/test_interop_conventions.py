@@ -16,7 +16,7 @@ def gates_of(kind):
 
 
 @pytest.mark.parametrize(("library", "kind"), CASES)
-def test_rearranging_there_and_back_is_exact(library, kind):
+def test_rearranging_round_trip_is_exact(library, kind):
     convention, gates = CONVENTIONS[library][kind], gates_of(kind.removeprefix("conv_"))
     assert sorted(convention.gates) == sorted(gates)
     bits = np.random.default_rng(0).integers(0, 2**32, (3, 2 * len(gates)), "uint32")
@@ -27,7 +27,7 @@ def test_rearranging_there_and_back_is_exact(library, kind):
         np.testing.assert_array_equal(back.view("uint32"), array.view("uint32"))
 
 
-def test_each_gate_is_found_where_its_library_has_it():
+def test_gates_have_the_positions_of_their_library():
     """Blocks named after gates, as each library's documentation orders them."""
     documented = {
         ("torch", "lstm"): "ifgo",

@@ -45,7 +45,7 @@ def assert_same(arrays, others):
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
-def test_there_and_back(suffix, tmp_path):
+def test_round_trip(suffix, tmp_path):
     if suffix == ".safetensors":
         pytest.importorskip("safetensors")
     path = tmp_path / f"arrays{suffix}"
@@ -123,7 +123,7 @@ def model_of(keras, **options):
 
 
 @pytest.mark.peers
-def test_a_model_of_keras_tells_order_and_options(keras, tmp_path):
+def test_a_keras_model_stores_order_and_options(keras, tmp_path):
     model = model_of(keras, activation="softsign", recurrent_activation="hard_sigmoid")
     path = tmp_path / "model.keras"
     model.save(path)
@@ -147,7 +147,7 @@ def test_a_model_of_keras_tells_order_and_options(keras, tmp_path):
 
 
 @pytest.mark.peers
-def test_options_of_a_cell_within_an_rnn_are_told(keras, tmp_path):
+def test_options_of_a_cell_within_an_rnn_are_read(keras, tmp_path):
     cell = keras.layers.GRUCell(2, activation="relu", use_bias=False, reset_after=False)
     rnn = keras.layers.RNN(cell, return_sequences=True)
     both = keras.layers.Bidirectional(rnn, merge_mode="sum")
@@ -217,7 +217,7 @@ def test_options_that_differ_or_would_be_lost_are_named(keras, tmp_path):
 # ---- what cannot be read or written ----
 
 
-def test_pickles_are_refused(tmp_path):
+def test_pickles_are_rejected(tmp_path):
     for name in ("a.pt", "a.pth", "a.pkl", "a.bin"):
         (tmp_path / name).write_bytes(pickle.dumps({"w": 1}))
         for function in (read_arrays, lambda path: write_arrays(path, ARRAYS)):
@@ -318,7 +318,7 @@ OWN = [
 
 
 @pytest.mark.parametrize("layer", OWN)
-def test_our_own_names_tell_the_layer(layer):
+def test_our_names_determine_the_layer(layer):
     params = random_params(layer)
     flat = to_lstm_jax(layer, params)
     again, back = from_lstm_jax(flat)
@@ -326,7 +326,7 @@ def test_our_own_names_tell_the_layer(layer):
     assert_same(to_lstm_jax(again, back), flat)
 
 
-def test_options_that_our_own_names_do_not_tell():
+def test_options_that_our_names_do_not_determine():
     cell = LSTMCell(3, gate_fn="hard_sigmoid")
     params = random_params(cell)
     with pytest.raises(ValueError, match="gate_fn='hard_sigmoid' of LSTMCell would be lost"):
@@ -357,6 +357,6 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("arrays", "message"), WRONG)
-def test_wrong_arrays_of_our_own_are_named(arrays, message):
+def test_wrong_arrays_with_our_names_are_named(arrays, message):
     with pytest.raises(ValueError, match=message):
         from_lstm_jax(arrays)

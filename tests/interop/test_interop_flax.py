@@ -100,7 +100,7 @@ def test_values_and_gradients_agree_with_nnx(seed):
 @pytest.mark.parametrize("cell", [LSTMCell(3), GRUCell(3, reset_after=True), RNNCell(3)])
 @pytest.mark.parametrize("api", ["linen", "nnx"])
 @pytest.mark.parametrize("optimized", [False, True])
-def test_there_and_back_is_exact(cell, api, optimized):
+def test_round_trip_is_exact(cell, api, optimized):
     shapes = jax.eval_shape(lambda: cell.init(jax.random.key(0), 2))
     params = draw_like(np.random.default_rng(0), shapes)
     if "b_hg" in params and api == "nnx":
@@ -112,7 +112,7 @@ def test_there_and_back_is_exact(cell, api, optimized):
     jax.tree.map(np.testing.assert_array_equal, back, params)
 
 
-def test_a_new_convolutional_cell_comes_back_exactly():
+def test_a_new_convolutional_cell_round_trips_exactly():
     cell = ConvLSTMCell(3, forget_bias=1.0)  # flax adds the 1 to no parameter
     params = cell.init(jax.random.key(0), 2)
     arrays = to_flax(cell, params)
@@ -136,7 +136,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("cell", "options", "message"), REFUSED)
-def test_what_flax_cannot_hold_is_refused(cell, options, message):
+def test_unsupported_options_are_rejected(cell, options, message):
     with pytest.raises(ValueError, match=message):
         to_flax(cell, cell.init(jax.random.key(0), 2), **options)
 

@@ -220,7 +220,7 @@ def test_activations_of_these_names_are_the_same(name, keras):
 
 
 @pytest.mark.peers
-def test_a_convolution_of_a_new_keras_layer_is_refused_and_told_how(keras):
+def test_padding_of_a_new_keras_convolution_is_rejected_with_advice(keras):
     layer = keras.layers.ConvLSTM2D(2, 3)
     layer.build((1, 2, 5, 5, 3))
     with pytest.raises(ValueError, match=r"padding='valid' would be lost: .* pass padding='same'"):
@@ -248,14 +248,14 @@ HELD = [
 
 
 @pytest.mark.parametrize(("layer", "options"), HELD)
-def test_there_and_back_is_exact(layer, options):
+def test_round_trip_is_exact(layer, options):
     params = random_params(layer)
     again, back = from_keras(to_keras(layer, params, **options), **options)
     assert again == layer
     jax.tree.map(np.testing.assert_array_equal, back, params)
 
 
-def test_functions_of_ones_own():
+def test_custom_functions():
     def keras_2(x):
         return jnp.clip(0.2 * x + 0.5, 0, 1)
 
@@ -296,7 +296,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("layer", "options", "message"), REFUSED)
-def test_what_keras_cannot_hold_is_refused(layer, options, message):
+def test_unsupported_options_are_rejected(layer, options, message):
     with pytest.raises(ValueError, match=message):
         to_keras(layer, random_params(layer), **options)
 

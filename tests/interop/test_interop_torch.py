@@ -177,7 +177,7 @@ HELD = [
 
 
 @pytest.mark.parametrize("layer", HELD)
-def test_there_and_back_is_exact(layer):
+def test_round_trip_is_exact(layer):
     params = random_params(layer)
     again, back = from_torch(to_torch(layer, params, prefix="a."), prefix="a.")
     assert again == layer
@@ -185,7 +185,7 @@ def test_there_and_back_is_exact(layer):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_narrow_types_stay(dtype):
+def test_narrow_types_are_preserved(dtype):
     params = random_params(Stack([LSTMCell(4, param_dtype=dtype)]))
     layer, back = from_torch(to_torch(Stack([LSTMCell(4)]), params))
     assert layer.layers[0][1].param_dtype == dtype
@@ -205,7 +205,7 @@ def test_tensors_on_a_tape_and_of_bfloat16_are_read():
 
 
 @pytest.mark.peers
-def test_what_is_read_does_not_share_memory():
+def test_imported_arrays_do_not_share_memory():
     torch = pytest.importorskip("torch", reason="needs the peer torch")
     module = torch.nn.RNN(3, 4)
     _, params = from_torch(module.state_dict())
@@ -254,7 +254,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("layer", "options", "message"), REFUSED)
-def test_what_torch_cannot_hold_is_refused(layer, options, message):
+def test_unsupported_options_are_rejected(layer, options, message):
     with pytest.raises(ValueError, match=message):
         to_torch(layer, random_params(layer), **options)
 
@@ -311,7 +311,7 @@ def test_kinds_are_not_mixed():
         from_torch({**arrays, **swapped})
 
 
-def test_parameters_of_another_layer_are_refused():
+def test_parameters_of_another_layer_are_rejected():
     with pytest.raises(TypeError, match="params must have layer_0, layer_1, got layer_0"):
         to_torch(LSTM(2, 2), random_params(LSTM(2)))
     with pytest.raises(ValueError, match="must have shape"):
@@ -395,7 +395,7 @@ def test_gradients_come_out_under_the_names_of_weight_norm(torch):
 
 
 @pytest.mark.peers
-def test_a_state_dict_that_went_through_json(torch):
+def test_a_state_dict_from_json(torch):
     module = torch.nn.GRU(3, 4)
     text = json.dumps({name: array.tolist() for name, array in module.state_dict().items()})
     _, params = assert_computes(json.loads(text), outputs(torch, module, SEQUENCE))

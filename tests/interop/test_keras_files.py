@@ -440,7 +440,7 @@ def test_a_model_without_optional_keys(weights):
             read(path)
 
 
-def test_a_function_of_ones_own_is_named(weights):
+def test_a_custom_function_is_named(weights):
     path = weights.with_name("a.keras")
     config = {"config": {"layers": [layer_config("LSTM", "lstm", activation={"class_name": "f"})]}}
     zipped(path, [("config.json", json.dumps(config))])

@@ -158,7 +158,7 @@ def test_weights_that_a_loop_changes_are_not_found():
         layers_from_onnx(model_of([loop], weights))
 
 
-def test_weights_are_computed_from_constants_wherever_these_are():
+def test_weights_are_computed_from_constants_in_any_scope():
     """As exporters lay gates and directions out; a function's attributes are its caller's."""
     node, weights = lstm_node(2)
     W = onnx.numpy_helper.to_array(weights[0])
@@ -241,7 +241,7 @@ def test_weights_in_another_file_are_not_read(missing, tmp_path):
         assert list(layers_from_onnx(onnx.load(path))) == ["LSTM_0"]  # loaded by the user
 
 
-def test_another_file_that_no_layer_needs_is_no_matter(tmp_path):
+def test_external_data_that_no_layer_needs_are_ignored(tmp_path):
     node, weights = lstm_node(2)
     secret = onnx.TensorProto(name="secret", data_type=FLOAT, dims=[4])
     secret.data_location = onnx.TensorProto.EXTERNAL
@@ -272,7 +272,7 @@ BOMBS = [
 
 
 @pytest.mark.parametrize(("operator", "constants", "attributes"), BOMBS)
-def test_what_no_layer_needs_is_not_computed(operator, constants, attributes):
+def test_unneeded_values_are_not_computed(operator, constants, attributes):
     made, node, tensors = bomb(operator, list(constants), constants, **attributes)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert_found(layers_from_onnx(model_of([made, node], tensors, ("h",)))["LSTM_0"], 2)
@@ -292,7 +292,7 @@ def test_what_no_layer_needs_is_not_computed(operator, constants, attributes):
     assert from_onnx(model)(x=np.ones((2, 1, 3), "float32"))["y"].shape == (2, 1, 3)
 
 
-def test_many_middling_operators_have_one_room():
+def test_the_memory_bound_applies_to_all_operators_together():
     node, weights = lstm_node(2)
     shape = tensor(np.array([2**12, 2**12]), "shape")
     nodes = [helper.make_node("ConstantOfShape", ["shape"], [f"v{n}"]) for n in range(40)]
@@ -317,7 +317,7 @@ def doubling(levels, innermost):
     return functions
 
 
-def test_functions_that_double_are_counted_and_not_written_out():
+def test_doubling_functions_are_counted_and_not_inlined():
     call = helper.make_node("f0", ["x"], ["y"], domain="own")
     node, weights = lstm_node(2)
     started = time.monotonic()
@@ -345,7 +345,7 @@ def test_functions_that_double_are_counted_and_not_written_out():
     assert time.monotonic() - started < 60
 
 
-def test_a_long_row_of_operators_is_not_followed():
+def test_a_long_chain_of_operators_is_rejected():
     node, weights = lstm_node(2)
     names = [weights[1].name, *(f"v{n}" for n in range(5000))]
     row = [helper.make_node("Identity", [a], [b]) for a, b in itertools.pairwise(names)]
@@ -367,7 +367,7 @@ def test_impossible_sizes_are_named(dims):
             read(model_of([node], weights, ("h",)))
 
 
-def test_weights_that_are_computed_otherwise_say_how():
+def test_unsupported_computations_of_weights_are_named():
     node, weights = lstm_node(2)
     node.input[2] = "big"
     for operator, message in (

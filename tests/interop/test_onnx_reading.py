@@ -212,7 +212,7 @@ def branch(operator):
     return onnx.helper.make_graph([node], operator, [], [info])
 
 
-def test_if_chooses_by_what_is_known():
+def test_if_selects_by_known_values():
     """As torch writes it, where a shape decides."""
     nodes = [
         ("Shape", ["x"], ["shape"], {"start": 0, "end": 1}),
@@ -233,7 +233,7 @@ def test_if_chooses_by_what_is_known():
         jax.jit(computed)(x=np.ones(1, np.float32))
 
 
-def test_functions_within_a_model_are_written_out():
+def test_functions_of_a_model_are_inlined():
     function = onnx.helper.make_function(
         "own",
         "Twice",
@@ -395,7 +395,7 @@ def test_damaged_files_are_named(tmp_path):
 X = np.ones((3, 2), np.float32)
 
 
-def test_layers_that_are_not_there_are_told():
+def test_missing_layers_are_reported():
     with pytest.raises(ValueError, match=r"^the model has no LSTM, GRU, RNN$"):
         layers_from_onnx(small())
     inputs = {"x": (FLOAT, [3, 1, 2]), "r": (FLOAT, [1, 1, 1])}
@@ -439,7 +439,7 @@ def test_mistakes_in_a_node_name_it():
         f(x=X)
 
 
-def test_shapes_that_are_computed_are_refused_by_name():
+def test_computed_shapes_are_rejected_by_name():
     nodes = [
         ("Cast", ["x"], ["shape"], {"to": INT64}),
         ("Reshape", ["x", "shape"], ["y"], {}),
@@ -467,7 +467,7 @@ def test_shapes_that_are_computed_are_refused_by_name():
         ),
     ],
 )
-def test_functions_that_cannot_be_written_say_why(function, inputs, message):
+def test_functions_that_cannot_be_exported_are_explained(function, inputs, message):
     specs = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in inputs.items()}
     with pytest.raises(ValueError) as error:
         function_to_onnx(function, (), specs)

@@ -205,7 +205,7 @@ def test_every_activation_with_its_defaults(name):
         ("RNN", ("B", "initial_h"), {"clip": 0.4, "layout": 1, "direction": "reverse"}),
     ],
 )
-def test_attributes_that_the_standard_leaves_untested(operator, optional, attributes):
+def test_attributes_without_tests_in_the_standard(operator, optional, attributes):
     feeds = drawn(
         np.random.default_rng(0), operator, optional=optional, layout=attributes.get("layout", 0)
     )
@@ -219,7 +219,7 @@ def test_numbers_of_activations_are_consumed_in_order_over_both_directions():
     check_with_oracle("LSTM", feeds, activations=names, direction="bidirectional", **attributes)
 
 
-def test_a_row_of_no_steps_ends_with_its_initial_state():
+def test_a_row_without_steps_ends_with_its_initial_state():
     feeds = drawn(np.random.default_rng(0), "LSTM", optional=("initial_h", "initial_c"))
     feeds["sequence_lens"] = np.array([4, 0, 2], np.int32)
     check_with_oracle("LSTM", feeds)
@@ -259,7 +259,7 @@ def configuration(seed):
 
 @pytest.mark.peers
 @pytest.mark.parametrize("seed", range(50))
-def test_values_of_onnxruntime_and_gradients_of_finite_differences(seed):
+def test_values_equal_onnxruntime_and_gradients_equal_finite_differences(seed):
     onnxruntime = pytest.importorskip("onnxruntime", reason="needs the peer onnxruntime")
     operator, feeds, attributes = configuration(seed)
     rng = np.random.default_rng(seed)
@@ -335,7 +335,7 @@ def random_params(layer, size=2):
 
 
 @pytest.mark.parametrize("cell", EXPRESSIBLE, ids=range(len(EXPRESSIBLE)))
-def test_cells_become_operators_and_come_back_bit_for_bit(cell):
+def test_cells_round_trip_through_operators_bit_for_bit(cell):
     params = random_params(cell)
     operator = layer_to_onnx(cell, params)
     layer, back = layer_from_onnx(*operator)
@@ -350,7 +350,7 @@ def test_cells_become_operators_and_come_back_bit_for_bit(cell):
 
 
 @pytest.mark.parametrize("cell", EXPRESSIBLE, ids=range(len(EXPRESSIBLE)))
-def test_operators_of_cells_compute_what_the_cells_do(cell):
+def test_operators_equal_their_cells(cell):
     params = random_params(cell)
     operator = layer_to_onnx(cell, params)
     xs = np.random.default_rng(1).normal(size=(4, 2, 2)).astype(np.float32)
@@ -399,7 +399,7 @@ def test_directions_become_one_operator(layer):
     ],
     ids=lambda value: "" if isinstance(value, str) else type(value).__name__,
 )
-def test_what_would_be_lost_is_named(layer, message):
+def test_unsupported_options_are_named(layer, message):
     with pytest.raises(ValueError) as error:
         layer_to_onnx(layer, random_params(layer))
     assert message in str(error.value)

@@ -202,7 +202,7 @@ BOTH = {
 
 @pytest.mark.parametrize("batch", [("B",), (), ("A", "B")])
 @pytest.mark.parametrize("name", BOTH)
-def test_both_directions_are_one_operator_and_come_back_as_one_layer(name, batch):
+def test_both_directions_are_one_operator_and_one_layer_again(name, batch):
     layer = BOTH[name]
     params = random_params(layer)
     rows = (2, 3)[: len(batch)]
@@ -221,7 +221,7 @@ def test_both_directions_are_one_operator_and_come_back_as_one_layer(name, batch
             jax.tree.map(np.testing.assert_array_equal, weights["layer_0"], params[one])
 
 
-def test_directions_that_are_no_layer_stay_two_operators():
+def test_directions_that_do_not_form_a_layer_remain_two_operators():
     """Another sequence, order or axis, or a start that follows from the other's end."""
     cell = LSTMCell(H)
     forward, backward = random_params(cell), random_params(cell)
@@ -263,7 +263,7 @@ def test_any_number_of_batch_axes(batch, cell):
 
 
 @pytest.mark.parametrize("cell", ["lstm", "mogrifier"])
-def test_narrow_types_are_rounded_as_ours_are(cell):
+def test_narrow_types_are_rounded_like_ours(cell):
     layer = LSTM(H, cell=cell, dtype="bfloat16")
     params, xs = random_params(layer), random_like(jnp.zeros((T, B, D)))
     model = to_onnx(layer, params, streaming=True)
@@ -276,7 +276,7 @@ def test_narrow_types_are_rounded_as_ours_are(cell):
     assert (np.asarray(ys, np.float32) == theirs["ys"]).mean() > 0.95
 
 
-def test_resets_are_kept():
+def test_resets_are_exported():
     """They are no part of ONNX's operators: a Scan."""
     layer = LSTM(H)
     params, xs = random_params(layer), random_like(jnp.zeros((T, B, D)))
@@ -312,7 +312,7 @@ class Decay:
         return state, state
 
 
-def test_a_cell_of_ones_own():
+def test_a_custom_cell():
     cell, xs = Decay(), random_like(jnp.zeros((T, B, D)))
     params = cell.init(None, D)
     model = to_onnx(cell, params, size=D, streaming=True)
@@ -326,7 +326,7 @@ def test_a_cell_of_ones_own():
         to_onnx(cell, params)
 
 
-def test_weights_that_are_computed_are_no_constants_of_an_operator():
+def test_computed_weights_are_not_constants_of_an_operator():
     layer = LSTM(H, cell="rnn")
     params, xs = random_params(layer), random_like(jnp.zeros((T, B, D)))
 
@@ -350,7 +350,7 @@ def test_double_precision_is_a_scan():
     close(ys, run(model, {"xs": xs})["ys"], 1e-12)
 
 
-def test_weights_are_kept_by_their_names_and_once():
+def test_weights_have_their_names_and_are_stored_once():
     layer = LSTM(H, 2, cell="mogrifier")
     model = to_onnx(layer, random_params(layer))
     names = [tensor.name for tensor in model.graph.initializer]
@@ -495,7 +495,7 @@ def test_primitives_run_in_onnxruntime_and_are_read_back(name):
 
 
 @pytest.mark.parametrize("name", OPEN)
-def test_sizes_stay_open(name):
+def test_sizes_stay_symbolic(name):
     """A size of the first axis that the model was not told of."""
     function, x = FUNCTIONS[name]
     sizes = ", ".join(["n", *map(str, x.shape[1:])])

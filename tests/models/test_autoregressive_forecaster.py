@@ -55,7 +55,7 @@ def network(params, inputs, future, row: int) -> np.ndarray:
     return np.array(raw)
 
 
-def test_raw_numbers_under_teacher_forcing_are_those_of_a_loop():
+def test_raw_numbers_with_teacher_forcing_equal_a_loop():
     model, inputs, future = model_of(), inputs_of(), future_of()
     raw = model((), **inputs, future=future)[1]["raw"]
     for row in range(3):
@@ -63,7 +63,7 @@ def test_raw_numbers_under_teacher_forcing_are_those_of_a_loop():
         np.testing.assert_allclose(raw[row], expected, rtol=0, atol=TOLERANCE)
 
 
-def test_teacher_forcing_shows_each_row_the_rows_before_it_alone():
+def test_teacher_forcing_shows_each_row_only_the_previous_rows():
     model, inputs, future = model_of(), inputs_of(), future_of()
     before = model((), **inputs, future=future)[1]["raw"]
     changed = future.copy()  # the first call may still read its input
@@ -77,7 +77,7 @@ CELL = StaticCell(lambda static: functools.partial(EntityAwareLSTMCell, static_s
 
 
 @pytest.mark.parametrize("options", [{}, {"num_layers": 2, "scaling": "log"}, {"cell": CELL}])
-def test_a_trajectory_is_what_its_own_values_predict(options):
+def test_a_trajectory_follows_from_its_own_values(options):
     """A point head samples its prediction, so the loop must agree with a single teacher-forced
     call that reads the trajectory as the truth."""
     options = dict(options)

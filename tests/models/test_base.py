@@ -37,7 +37,7 @@ def test_every_part_of_a_stream_runs_the_same_program(model):
     assert compiled_by(lambda: list(continued(model, tokens[:1], 6, 0.8, seed=0))) == 1
 
 
-def test_the_keys_of_generation_are_those_of_a_split():
+def test_the_keys_of_generation_equal_those_of_a_split():
     for seed in (0, 5, 2**32 - 1):
         expected = jax.random.key_data(jax.random.split(jax.random.key(seed), 7))
         np.testing.assert_array_equal(keys(np.uint32(seed), 7), expected)

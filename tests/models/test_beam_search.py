@@ -97,7 +97,7 @@ def test_a_wide_beam_finds_the_best_of_all_sequences(alpha, beta):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_one_beam_is_greedy(seed):
+def test_a_beam_of_one_is_greedy(seed):
     table, attention = model(seed)
     first, step = carry_and_step(table, attention)
     greedy = greedy_search(step, first, rows=ROWS, max_steps=STEPS, start=START, end=END)
@@ -122,7 +122,7 @@ def test_rows_do_not_depend_on_each_other():
         np.testing.assert_allclose(alone.scores[0], together.scores[row], rtol=1e-12)
 
 
-def test_a_beam_keeps_the_likeliest_hypotheses():
+def test_a_beam_retains_the_most_likely_hypotheses():
     """As a loop in Python over lists of hypotheses."""
     beam, found = 3, search(*model(seed=2), beam=3, alpha=0.8)
     table = np.asarray(model(seed=2)[0])

@@ -26,7 +26,7 @@ def convolved(x: np.ndarray, kernel: np.ndarray, bias: np.ndarray) -> np.ndarray
     return y
 
 
-def test_each_frame_passes_the_convolutions_and_then_the_classifier():
+def test_frames_pass_the_convolutions_and_then_the_classifier():
     model = VideoClassifier((7, 10, 2), 3, (4, 6), 5, 6, rngs=nnx.Rngs(0))
     compiled, params = Compiled(model), params_of(model)
     _, outputs = compiled(compiled.initial_carry(3), frames=FRAMES, lengths=LENGTHS)

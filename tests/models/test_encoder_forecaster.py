@@ -126,7 +126,7 @@ def network(params, inputs, row: int) -> np.ndarray:
     return raw
 
 
-def test_raw_numbers_are_those_of_a_loop():
+def test_raw_numbers_equal_those_of_a_loop():
     model, inputs = model_of(), inputs_of()
     raw = model((), **inputs)[1]["raw"]
     for row in range(3):
@@ -134,7 +134,7 @@ def test_raw_numbers_are_those_of_a_loop():
         np.testing.assert_allclose(raw[row], expected, rtol=0, atol=TOLERANCE)
 
 
-def test_a_new_model_begins_near_the_seasonal_naive_forecast():
+def test_a_new_model_is_close_to_the_seasonal_naive_forecast():
     """Its readout makes small numbers, and the linear model repeats the last season."""
     module = EncoderForecaster(SIZES, HEAD, 4, segment=2, season=4, rngs=nnx.Rngs(0))
     np.testing.assert_array_equal(module.linear[...].sum(0), np.ones(5))
@@ -167,7 +167,7 @@ def test_constant_and_empty_windows_have_a_scale():
         assert np.isfinite(window.level).all() and (np.asarray(window.scale) > 0).all()
 
 
-def test_the_input_gate_of_an_entity_aware_model_sees_only_what_is_static():
+def test_the_input_gate_of_an_entity_aware_model_reads_only_static_features():
     cell = StaticCell(lambda static: functools.partial(EntityAwareLSTMCell, static_size=static))
     model = model_of(cell=cell)
     (encoder,) = params_of(model.module)["encoder"].values()

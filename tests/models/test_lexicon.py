@@ -13,7 +13,7 @@ WORDS = [[1], [1, 2], [1, 1], [2, 2, 1], [3], [1, 2, 3, 1]]
 TOLERANCE = 1e-4  # log probabilities in float32; optax calls 1e-5 a probability of zero
 
 
-def test_scores_are_those_of_optax():
+def test_scores_equal_those_of_optax():
     logits = jax.random.normal(jax.random.key(0), (3, 9, 4)) * 3
     lengths = jnp.array([9, 6, 7])
     scores = np.asarray(word_scores(logits, lengths, lexicon_of(WORDS)))

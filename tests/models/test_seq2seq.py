@@ -143,7 +143,7 @@ def test_padding_has_no_influence(batch, kind):
         np.testing.assert_array_equal(a, b)
 
 
-def test_gradients_are_those_of_a_plain_loop(batch):
+def test_gradients_equal_those_of_a_plain_loop(batch):
     """The decoder with input feeding runs in the fused engine; a loop of steps is the reference."""
     source, lengths, tokens = batch
     model = built(*KINDS[0])

@@ -83,7 +83,7 @@ def turned(xs, position):
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("context", [1, 5, 22, 40])
-def test_logits_are_those_of_a_numpy_loop(context, tied):
+def test_logits_equal_those_of_a_numpy_loop(context, tied):
     """With fewer and more positions than the context, and as many."""
     model = built(context, tied_embeddings=tied)
     logits, _ = read(model, TOKENS)
@@ -95,7 +95,7 @@ def test_logits_are_those_of_a_numpy_loop(context, tied):
 
 @pytest.mark.parametrize("context", [1, 5, 40])
 @pytest.mark.parametrize("cuts", [range(1, 23), [1], [4, 9, 10], [5, 10, 15, 20], [11]], ids=str)
-def test_parts_of_any_length_down_to_single_steps_are_the_whole(context, cuts):
+def test_parts_of_any_length_equal_the_whole(context, cuts):
     model = built(context)
     whole, carry = read(model, TOKENS)
     logits, after = read(model, TOKENS, *cuts)
@@ -105,7 +105,7 @@ def test_parts_of_any_length_down_to_single_steps_are_the_whole(context, cuts):
         np.testing.assert_allclose(one, other, rtol=0, atol=TOLERANCE)
 
 
-def test_rows_may_begin_at_different_times():
+def test_rows_can_start_at_different_times():
     """A row whose carry is the initial one again reads nothing of what came before."""
     model = built(context=9)
     _, carry = read(model, TOKENS[:, :6])
@@ -129,7 +129,7 @@ def test_later_tokens_have_no_influence_and_earlier_ones_reach_as_far_as_the_con
     np.testing.assert_array_equal(np.delete(change, reached), 0.0)
 
 
-def test_attention_within_the_context_is_that_of_flax():
+def test_attention_within_the_context_equals_that_of_flax():
     """Without rotation: zero queries and keys are not turned, so all weights are equal."""
     model = built(context=30, num_layers=1)
     attention = model.blocks["block_0"].attention
@@ -149,7 +149,7 @@ def test_attention_within_the_context_is_that_of_flax():
     np.testing.assert_allclose(ys, expected, rtol=0, atol=TOLERANCE)
 
 
-def test_dropout_acts_in_training_alone():
+def test_dropout_is_active_only_in_training():
     plain = built()
     model = with_params(built(dropout=0.3, input_dropout=0.2), params_of(plain))
     np.testing.assert_array_equal(read(model, TOKENS)[0], read(plain, TOKENS)[0])
@@ -173,7 +173,7 @@ def test_bfloat16_is_close_to_float32():
     np.testing.assert_allclose(logits, read(model, TOKENS)[0], rtol=0, atol=0.15)
 
 
-def test_features_that_heads_cannot_share():
+def test_features_that_heads_do_not_divide():
     with pytest.raises(
         ValueError, match=r"^features must be a multiple of 2 \* num_heads = 6, got"
     ):

@@ -114,7 +114,7 @@ def test_the_equations(model):
 
 
 @pytest.mark.parametrize("cuts", [range(1, T), [1], [3, 4, 9]], ids=str)
-def test_parts_of_any_length_down_to_single_tokens_are_the_whole(model, cuts):
+def test_parts_of_any_length_equal_the_whole(model, cuts):
     end, outputs = whole(model)
     carry, logits = model.encode(source=SOURCE, lengths=LENGTHS), []
     for part in np.split(TOKENS, cuts, axis=1):
@@ -126,7 +126,7 @@ def test_parts_of_any_length_down_to_single_tokens_are_the_whole(model, cuts):
         np.testing.assert_allclose(one, other, rtol=0, atol=TOLERANCE)
 
 
-def test_a_target_may_be_longer_than_the_room_of_the_carry(model):
+def test_a_target_can_be_longer_than_the_carry(model):
     """As the same target after a source that is padded to more room."""
     _, short = whole(model, SOURCE[:, :3], np.array([3, 2, 1]))
     source = np.pad(SOURCE[:, :3], ((0, 0), (0, 7)))
@@ -190,7 +190,7 @@ def test_every_parameter_has_a_gradient(model):
 # ---- search ----
 
 
-def test_a_wide_beam_finds_what_brute_force_finds():
+def test_a_wide_beam_equals_brute_force():
     """Of all targets of at most four tokens, for two sources of different lengths."""
     model = Compiled(
         doubled(TransformerSeq2Seq(6, D, num_heads=HEADS, rngs=nnx.Rngs(1)), 1.5, {("bias",): 1.0})
@@ -220,7 +220,7 @@ def test_a_wide_beam_finds_what_brute_force_finds():
 # ---- options ----
 
 
-def test_dropout_acts_in_training_alone():
+def test_dropout_is_active_only_in_training():
     plain = built()
     model = with_params(built(dropout=0.3, input_dropout=0.2), params_of(plain))
 
@@ -244,7 +244,7 @@ def test_bfloat16_is_close_to_float32(model):
     np.testing.assert_allclose(outputs["logits"], whole(model)[1]["logits"], rtol=0, atol=0.3)
 
 
-def test_features_that_heads_cannot_share():
+def test_features_that_heads_do_not_divide():
     with pytest.raises(
         ValueError, match=r"^features must be a multiple of 2 \* num_heads = 6, got 8"
     ):

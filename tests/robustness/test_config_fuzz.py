@@ -197,7 +197,7 @@ def test_damaged_configs(name, change, folder, command, fuzz_budget):
 
 
 @pytest.mark.parametrize("name", [*OF_EACH_TASK, "tiny_shakespeare", "sst2", "nottingham"])
-def test_the_configs_reach_the_first_step(name, folder, command):
+def test_valid_configs_reach_the_first_step(name, folder, command):
     path = folder / f"{name}.toml"
     assert hostile.attempt(path, command, comes_back, around=hostile.limited) == "read"
 

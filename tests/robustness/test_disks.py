@@ -134,7 +134,7 @@ COMMANDS = {
 }
 
 
-def test_what_is_written_anew_is_as_before(disk, monkeypatch, capsys):
+def test_a_repeated_write_gives_the_same_content(disk, monkeypatch, capsys):
     folder, nothing_can_be_written = disk
     monkeypatch.chdir(folder)
     before = contents(folder)
@@ -152,7 +152,7 @@ def test_what_is_written_anew_is_as_before(disk, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("disk", ["full"], indirect=True)
-def test_a_run_can_be_resumed_when_there_is_room(disk, monkeypatch, capsys):
+def test_a_run_can_be_resumed_when_there_is_space(disk, monkeypatch, capsys):
     folder, nothing_can_be_written = disk
     monkeypatch.chdir(folder)
     rate = ["--optimizer.schedule", "constant"]
@@ -174,7 +174,7 @@ def test_a_run_can_be_resumed_when_there_is_room(disk, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("disk", ["limited"], indirect=True)
-def test_a_sweep_can_be_resumed_when_there_is_room(disk, monkeypatch, capsys):
+def test_a_sweep_can_be_resumed_when_there_is_space(disk, monkeypatch, capsys):
     folder, nothing_can_be_written = disk
     monkeypatch.chdir(folder)
     words = ["sweep", "tiny.toml", "--workdir", "sweep", "--train.seed", "0,1"]
@@ -194,7 +194,7 @@ NAMES = {
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_folder_that_cannot_be_made_is_one_line(name, source, tmp_path, monkeypatch, capfd):
+def test_a_folder_that_cannot_be_created_gives_one_line(name, source, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     shutil.copy(source / "text.txt", "text.txt")
     pathlib.Path("link").symlink_to("nowhere/at/all")
@@ -215,7 +215,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(name, source, tmp_path, monkey
     assert sorted(os.listdir()) == ["link", "text.txt"]
 
 
-def test_a_file_in_the_place_of_a_folder_of_a_run(source, tmp_path, capfd):
+def test_a_file_instead_of_a_folder_of_a_run(source, tmp_path, capfd):
     for name, words in {
         "plots": ["evaluate"], "export": ["export"], "checkpoints": ["train"],
     }.items():  # fmt: skip
@@ -264,7 +264,7 @@ def test_commands_work_without_any_output(source, tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize("output", ["full", "closed"])
-def test_output_that_cannot_be_written_costs_nothing(output, source, tmp_path):
+def test_output_that_cannot_be_written_does_not_affect_a_run(output, source, tmp_path):
     """The run is as good as with an output, and can be resumed."""
     close = '"$@" >/dev/full' if output == "full" else '"$@" >&-'
     command = [sys.executable, "-m", "lstm_jax", "train", str(source / "tiny.toml")]

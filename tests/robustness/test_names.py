@@ -50,7 +50,7 @@ def test_plots_show_names_literally():
     assert {label(name) for name in HOSTILE} <= set(drawn(curve))
 
 
-def test_a_dollar_is_drawn_as_one_and_not_as_a_formula():
+def test_a_dollar_does_not_start_a_formula():
     from matplotlib.text import Text
 
     assert Text()._preprocess_math(label("$\\alpha$")) == ("$\\alpha$", False)

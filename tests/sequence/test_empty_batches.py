@@ -49,7 +49,7 @@ def test_every_engine(engine, batch):
 
 
 @pytest.mark.parametrize("memory", MEMORIES)
-def test_every_way_to_save_memory(memory):
+def test_every_memory_plan(memory):
     cell = LSTMCell(H)
     run = functools.partial(unroll, cell, memory=memory)
     check(run, cell.init(jax.random.key(0), D), jnp.ones((T, 0, D)), (T, 0, H))

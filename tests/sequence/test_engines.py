@@ -198,7 +198,7 @@ def test_every_transform_of_the_fused_engine(name, memory, transform):
     "around",
     [Zoneout, VariationalDropout, RecurrentDropout, DropConnect],
 )
-def test_regularisers_draw_the_same_in_every_engine(around):
+def test_regularisers_sample_the_same_noise_in_every_engine(around):
     with jax.enable_x64(True):
         cell, *args = arguments("lstm")
         cell = around(cell)
@@ -275,7 +275,7 @@ def test_narrow_outputs_are_stacked_in_float32():
     assert stacked(plain) == ["bfloat16"]
 
 
-def test_a_cell_with_a_loop_of_its_own():
+def test_a_cell_that_contains_a_loop():
     """Nothing in the equations need be known to the engine."""
 
     class Power:
@@ -382,7 +382,7 @@ def test_no_steps_and_no_batch(engine):
     assert ys.shape == (3, H)
 
 
-def test_layers_hand_engine_and_memory_on():
+def test_layers_pass_on_engine_and_memory():
     with jax.enable_x64(True):
         xs = np.random.default_rng(0).normal(size=(T, B, D))
         for make in (
@@ -404,7 +404,7 @@ def test_layers_hand_engine_and_memory_on():
 
 
 class TestChoice:
-    def test_auto_takes_the_fused_engine(self):
+    def test_auto_selects_the_fused_engine(self):
         choice = choose_engine(LSTMCell(H), T, (B,), platform="cpu")
         assert choice.engine == "fused"
         assert set(choice.rejected) == set(ENGINES) - {"auto", "fused"}
@@ -430,7 +430,7 @@ class TestChoice:
             )
             assert ys.shape == (0, H)
 
-    def test_linear_recurrences_in_parallel_where_there_are_processors(self):
+    def test_linear_recurrences_run_in_parallel_on_accelerators(self):
         cell = CELLS["min_lstm"](H)
         assert choose_engine(cell, T, (B,), platform="gpu").engine == "associative"
         choice = choose_engine(cell, T, (B,), platform="cpu")
@@ -471,7 +471,7 @@ class TestErrors:
         with pytest.raises(ValueError, match=r"memory must be one of full, .*, got 'low'"):
             choose_engine(LSTMCell(H), T, memory="low")
 
-    def test_an_engine_that_cannot(self):
+    def test_an_engine_that_does_not_support_the_arguments(self):
         with pytest.raises(ValueError, match=r"engine 'associative' is for cells whose recurrence"):
             self.run(engine="associative")
         with pytest.raises(ValueError, match=r"engine 'cudnn' needs an NVIDIA GPU, not cpu"):

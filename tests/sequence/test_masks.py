@@ -129,7 +129,7 @@ def test_equals_a_loop_over_the_valid_steps(name, engine, reverse, lengths, mask
 
 @pytest.mark.parametrize("memory", ["recompute", "sqrt"])
 @pytest.mark.parametrize("engine", ["scan", "fused"])
-def test_ways_to_save_memory_have_the_same_gradients(engine, memory):
+def test_memory_plans_have_the_same_gradients(engine, memory):
     cell = LSTMCell(H)
     params = cell.init(jax.random.key(0), D)
     xs = jax.random.normal(jax.random.key(1), (T, B, D))
@@ -301,7 +301,7 @@ def test_custom_merges_give_zero_and_no_gradient_at_masked_steps():
 
 
 @pytest.mark.parametrize("connections", ["plain", "residual", "skip"])
-def test_stacks_hand_the_mask_to_every_layer(connections):
+def test_stacks_pass_the_mask_to_every_layer(connections):
     """Rows without their masked steps give the same outputs, one row at a time."""
     layers = [Bidirectional(LSTMCell(H)), LSTMCell(2 * H)]
     stack = Stack(layers, connections=connections)
@@ -372,7 +372,7 @@ def test_outputs_flipped_within_valid_steps():
 # ---- engines and errors ----
 
 
-def test_cudnn_takes_lengths_and_no_mask():
+def test_cudnn_supports_lengths_but_not_masks():
     cell = LSTMCell(64)
     how = {"dtype": "float32", "resets": False, "memory": "full", "platform": "gpu"}
     assert obstacle("cudnn", cell, 5, (4,), mask=True, **how) == "supports lengths, not a mask"

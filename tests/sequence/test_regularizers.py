@@ -47,7 +47,7 @@ def test_zoneout_equals_the_numpy_loop_with_the_same_masks():
     np.testing.assert_allclose(last.c, c, atol=2e-6)
 
 
-def test_zoneout_in_evaluation_takes_the_mean():
+def test_zoneout_in_evaluation_uses_the_mean():
     cell = KINDS["zoneout"]
     last, ys = unroll(cell, PARAMS, XS)
     h = c = np.zeros((B, H))
@@ -84,7 +84,7 @@ def test_zoneout_zones_at_its_rates():
     assert not np.array_equal(masks.c[0], masks.c[1])
 
 
-def test_variational_dropout_equals_the_numpy_loop_with_one_mask_a_sequence():
+def test_variational_dropout_equals_the_numpy_loop_with_one_mask_per_sequence():
     """Each mask is seen in what it does: a zero column of inputs, states and outputs."""
     cell = VariationalDropout(CELL, input_rate=0.3, state_rate=0.4, output_rate=0.5)
     ones = cell.init(jax.random.key(0), D)
@@ -102,7 +102,7 @@ def test_variational_dropout_equals_the_numpy_loop_with_one_mask_a_sequence():
 
 
 @pytest.mark.parametrize("rate", ["input_rate", "state_rate", "output_rate"])
-def test_each_variational_rate_acts_alone(rate):
+def test_variational_rates_are_independent(rate):
     off = dict(input_rate=0.0, state_rate=0.0, output_rate=0.0)
     plain = unroll(VariationalDropout(CELL, **off), PARAMS, XS, key=KEY)
     chex.assert_trees_all_equal(plain, unroll(CELL, PARAMS, XS))
@@ -196,7 +196,7 @@ class TestEveryKind:
         chex.assert_trees_all_equal(cell.init(jax.random.key(0), D), PARAMS)
 
 
-def test_resets_take_the_learned_initial_state_of_the_cell_inside():
+def test_resets_restore_the_learned_initial_state_of_the_cell_inside():
     cell = DropConnect(LSTMCell(H, learn_initial_state=True), 0.0)
     params = cell.init(jax.random.key(0), D)
     params["h_0"] = jnp.ones(H)

@@ -73,7 +73,7 @@ def test_the_diagrams():
 
 @hypothesis.settings(deadline=None, max_examples=15)
 @hypothesis.given(st.lists(st.lists(st.integers(0, 2), min_size=2, max_size=2), max_size=6))
-def test_segments_begin_where_a_row_differs_from_the_step_before(rows):
+def test_segments_start_where_the_id_differs_from_the_previous_step(rows):
     ids = np.array(rows, np.int32).reshape(-1, 2)
     resets = np.asarray(resets_from_segments(ids))
     for t in range(len(ids)):
@@ -83,7 +83,7 @@ def test_segments_begin_where_a_row_differs_from_the_step_before(rows):
 
 @hypothesis.settings(deadline=None, max_examples=15)
 @hypothesis.given(flags(T, B), st.lists(st.integers(0, T), min_size=B, max_size=B))
-def test_reversed_resets_stand_one_step_earlier_and_not_past_the_lengths(resets, lengths):
+def test_reversed_resets_are_one_step_earlier_and_within_the_lengths(resets, lengths):
     ends = np.asarray(reversed_resets(resets, jnp.array(lengths)))
     for t in range(T):
         for row in range(B):
@@ -125,7 +125,7 @@ class TestErrors:
         with pytest.raises(ValueError, match=r"segment_ids must be \[T, \.\.\.\], got shape \(\)"):
             resets_from_segments(jnp.array(1))
 
-    def test_segments_that_are_no_integers(self):
+    def test_segments_that_are_not_integers(self):
         with pytest.raises(TypeError, match="segment_ids must be integers, got float32"):
             resets_from_segments(jnp.zeros((T, B)))
 

@@ -40,7 +40,7 @@ def test_splits_are_by_subject(folder):
     assert action(folder).splits == ("test",)
 
 
-def test_batches_hold_standardised_features_of_varied_recordings(folder):
+def test_batches_contain_standardised_features_of_varied_recordings(folder):
     still = {name: 0.0 for name in ("rotate", "scale", "warp", "crop", "noise")}
     task = action(folder, **still)
     train = task._recordings["train"]
@@ -109,7 +109,7 @@ def test_predictions_are_means_over_copies(folder):
         ({"recordings": "/no/such"}, "data.recordings: /no/such: no such folder or archive"),
     ],
 )
-def test_impossible_options_are_one_line(folder, data, message):
+def test_impossible_options_give_one_line(folder, data, message):
     with pytest.raises(UserError) as caught:
         action(folder, **data)
     assert message in str(caught.value)
@@ -127,7 +127,7 @@ def run(folder, tmp_path_factory):
     )
 
 
-def test_a_run_tells_actions_of_other_people_apart(run):
+def test_a_run_distinguishes_actions_of_other_people(run):
     from PIL import Image
 
     task = load_run(run).task
@@ -172,7 +172,7 @@ def test_a_run_can_be_inspected(run):
     assert "sequence(s) of the test split" in (run / "inspect.html").read_text("utf-8")
 
 
-def test_mistakes_are_one_line(run, tmp_path, capsys):
+def test_mistakes_give_one_line(run, tmp_path, capsys):
     file = tmp_path / "a01_s01_e01_skeleton.txt"
     file.write_text(content(np.zeros((2, 20, 3))))
     words = ["predict", str(run)]

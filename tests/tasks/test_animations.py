@@ -19,14 +19,14 @@ def frames_of(content: bytes) -> list[np.ndarray]:
         return found
 
 
-def test_images_come_back_in_their_order():
+def test_images_are_stored_in_order():
     images = [np.full((4, 6), value, np.uint8) for value in (0, 128, 255)]
     found = frames_of(gif(images, 100))
     assert [int(frame.mean()) for frame in found] == [0, 128, 255]
     assert found[0].shape == (4, 6, 3)
 
 
-def test_a_forecast_stands_below_its_truth():
+def test_a_forecast_is_below_the_true_frames():
     rng = np.random.default_rng(0)
     seen, truth, forecast = (rng.integers(0, 2, (2, t, 5, 7, 1)).astype(float) for t in (2, 3, 3))
     found = frames_of(forecast_animation(seen, truth, forecast))
@@ -43,7 +43,7 @@ def test_a_forecast_stands_below_its_truth():
     assert found[4][2:7, 2:9].max() <= 3
 
 
-def test_a_skeleton_moves_beside_its_probabilities():
+def test_a_skeleton_moves_next_to_its_probabilities():
     joints = screen(1, 1, 5)[..., [0, 1, 2]] / 100
     probabilities = np.eye(8)[[0, 1, 2, 3, 3]]
     found = frames_of(action_animation(joints, probabilities, [f"class $_{n}" for n in range(8)]))

@@ -115,7 +115,7 @@ def test_windows_are_explicit_slices_and_standardised_by_training_rows(make, spl
         np.testing.assert_allclose(future[n], after, rtol=0, atol=1e-6)
 
 
-def test_rows_after_the_training_rows_do_not_move_the_standardisation(make):
+def test_rows_after_the_training_rows_do_not_affect_the_standardisation(make):
     values = table()
     changed = values.copy()
     changed[TRAIN:] += 1000
@@ -137,7 +137,7 @@ def test_training_batches_lie_within_the_training_rows(make):
     assert set(starts) == set(range(TRAIN - WINDOW - HORIZON + 1))
 
 
-def test_a_forecast_is_that_of_the_equations(make):
+def test_a_forecast_equals_the_equations(make):
     task = make()
     model = built(task)
     past = np.stack([before for before, _ in windows("test")[:3]]).astype(np.float32)
@@ -176,7 +176,7 @@ def test_evaluate_is_the_error_over_all_windows(make, monkeypatch, split, batch)
 
 @pytest.mark.parametrize("horizon", [1, HORIZON, SEASON, 2 * SEASON + 3])
 @pytest.mark.parametrize("split", ["validation", "test"])
-def test_baselines_are_those_of_explicit_loops(make, split, horizon):
+def test_baselines_equal_explicit_loops(make, split, horizon):
     """Also where the horizon is longer than the season."""
     task = make(horizon=horizon)
     pasts, futures = zip(*windows(split, horizon=horizon), strict=True)
@@ -195,14 +195,14 @@ def test_baselines_are_those_of_explicit_loops(make, split, horizon):
 
 
 @pytest.mark.parametrize("loss", ["mse", "mae"])
-def test_the_loss_of_an_evaluation_is_what_training_minimises(make, loss):
+def test_the_loss_of_an_evaluation_equals_that_of_training(make, loss):
     task = make(model={"loss": loss})
     figures = [task.evaluate(Compiled(built(task)), "validation")]
     figures += task.baselines("validation").values()
     assert all(each["loss"] == each[loss] for each in figures)
 
 
-def test_columns_stay_apart(make):
+def test_columns_are_independent(make):
     """Their order, and what the other columns hold, changes no column's forecast."""
     task = make()
     model = built(task)
@@ -232,7 +232,7 @@ def test_the_loss_is_the_error_of_the_forecast(make, loss):
     assert loss in task.loss_unit
 
 
-def test_dropout_is_at_work_in_training_only(make):
+def test_dropout_is_active_only_in_training(make):
     task, plain = make(model={"dropout": 0.5}), make()
     model, past = built(task), task.batches(seed=0)[0]["past"]
     forecast = forecast_of(model, past)
@@ -312,18 +312,18 @@ def constant(values: np.ndarray, value: float) -> np.ndarray:
         ({"values": constant(table(), 0.7)}, "column 'two' is constant over the training rows"),
     ],
 )
-def test_options_that_do_not_fit_each_other_are_named(make, options, message):
+def test_inconsistent_options_are_named(make, options, message):
     with pytest.raises(UserError) as caught:
         make(**options).batches(seed=0)
     assert message in str(caught.value)
 
 
-def test_a_constant_column_is_refused_when_the_task_is_made(make):
+def test_a_constant_column_is_rejected_when_the_task_is_created(make):
     with pytest.raises(UserError, match="'two' is constant"):
         make(values=constant(table(), 5.0))
 
 
-def test_the_fewest_rows_that_do_are_enough(make):
+def test_the_smallest_sufficient_number_of_rows(make):
     task = make(train_rows=WINDOW + HORIZON, validation_rows=HORIZON, test_rows=HORIZON)
     model = task.build(nnx.Rngs(0))
     for split in task.splits:
@@ -338,7 +338,7 @@ def test_the_fingerprint_changes_with_the_table(make):
 
 
 @pytest.mark.data
-def test_baselines_of_etth1_are_in_the_published_neighbourhood(public_data):
+def test_baselines_of_etth1_are_close_to_published_values(public_data):
     """Horizon 96, test rows: about 1.29 for persistence, 0.51 for the day before."""
     public_data("etth1/ETTh1.csv")
     baselines = Forecasting(SeriesData(), ForecasterConfig()).baselines("test")

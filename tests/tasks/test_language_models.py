@@ -55,7 +55,7 @@ def generated(task, model, prompt="", **options):
 
 @pytest.mark.parametrize("tokens", ["words", "subwords"])
 @pytest.mark.parametrize("model", [{}, TRANSFORMER], ids=["lstm", "transformer"])
-def test_metrics_are_those_of_the_probability_of_the_text(make, tokens, model):
+def test_metrics_follow_from_the_probability_of_the_text(make, tokens, model):
     task = make(tokens, **model)
     model = Compiled(built(task))
     metrics = task.evaluate(model, "validation")
@@ -80,7 +80,7 @@ def test_metrics_are_those_of_the_probability_of_the_text(make, tokens, model):
     assert set(baseline) == set(metrics) - {"unknown"}
 
 
-def test_characters_have_the_same_metrics_to_compare_with(make):
+def test_characters_have_comparable_metrics(make):
     task = make()
     metrics = task.evaluate(Compiled(built(task)), "validation")
     assert list(metrics) == ["loss", "bits", "bits per byte", "word perplexity"]
@@ -165,7 +165,7 @@ def test_penalties_of_activations_are_mean_squares(make):
     jax.tree.map(np.testing.assert_array_equal, carry, after)
 
 
-def test_the_penalty_of_activations_sees_their_dropout(make):
+def test_the_penalty_of_activations_includes_their_dropout(make):
     """In a fixed state of the random streams: the same mask as the logits have."""
     model = built(make(dropout=0.5))
     batch = make().batches(0)[0]
@@ -238,14 +238,14 @@ def test_all_regularisers_together_train(make, cell):
 # ---- the kind of model ----
 
 
-def test_the_config_chooses_the_model(make):
+def test_the_config_selects_the_model(make):
     assert isinstance(make().build(nnx.Rngs(0)), LanguageModel)
     model = make(num_layers=3, **TRANSFORMER).build(nnx.Rngs(0))
     assert isinstance(model, TransformerLanguageModel)
     assert (model.features, model.context, len(model.blocks)) == (8, 6, 3)
 
 
-def test_a_transformer_starts_rows_anew_where_batches_do(make):
+def test_a_transformer_resets_rows_at_start_flags(make):
     task = make(**TRANSFORMER)
     model = built(task)
     first, second = (dict(task.batches(0)[n]) for n in range(2))

@@ -108,7 +108,7 @@ def assert_states_close(state, other, atol=TOLERANCE):
 
 
 @pytest.mark.parametrize(("tied", "embedding", "hidden"), SIZES)
-def test_loss_and_carry_are_those_of_a_numpy_loop(make, tied, embedding, hidden):
+def test_loss_and_carry_equal_those_of_a_numpy_loop(make, tied, embedding, hidden):
     task = make(tied_embeddings=tied, embedding_size=embedding, hidden_size=hidden)
     model = built(task)
     assert hasattr(model, "projection") == (not tied or embedding != hidden)
@@ -124,7 +124,7 @@ def test_loss_and_carry_are_those_of_a_numpy_loop(make, tied, embedding, hidden)
     assert float(loss) == pytest.approx(np.mean(expected), rel=TOLERANCE)
 
 
-def test_two_windows_in_a_row_are_one_long_one(make):
+def test_two_consecutive_windows_equal_one_long_window(make):
     task = make()
     model = built(task)
     first, second = task.batches(seed=0)[0], task.batches(seed=0)[1]
@@ -140,7 +140,7 @@ def test_two_windows_in_a_row_are_one_long_one(make):
     assert abs(float(alone - two)) > 1e-3, "the state matters"
 
 
-def test_start_begins_a_row_from_zeros_and_leaves_the_others(make):
+def test_start_resets_a_row_and_no_others(make):
     task = make()
     model = built(task)
     _, carry = loss_of(task, model, model.initial_carry(3), task.batches(seed=0)[0])
@@ -155,7 +155,7 @@ def test_start_begins_a_row_from_zeros_and_leaves_the_others(make):
 
 
 @pytest.mark.parametrize("count", [2, 3, 31, 32, 33, 34, 65, 1000])
-def test_stream_loss_is_that_of_one_character_after_the_other(make, count):
+def test_stream_loss_equals_a_loop_over_characters(make, count):
     """Also where the text is shorter than a chunk."""
     task = make()
     model = built(task)
@@ -174,7 +174,7 @@ def test_stream_loss_does_not_depend_on_chunks(make, chunk):
     assert loss == pytest.approx(Loop(params_of(model), tied=False).loss(tokens), abs=1e-5)
 
 
-def test_stream_loss_carries_a_state_that_does_not_fade(make):
+def test_stream_loss_passes_the_state_between_chunks(make):
     """Forget gates that stay open carry the first character's trace to the end."""
     task = make(num_layers=1)
     model = built(task)
@@ -225,14 +225,14 @@ def test_a_sample_at_temperature_zero_is_the_greedy_loop(make, prompt):
     assert sample(task, Compiled(model), prompt, 20, 0.0, seed=1) == text
 
 
-def test_an_empty_prompt_of_a_text_without_lines_is_its_first_character(make):
+def test_an_empty_prompt_for_a_text_without_lines_is_its_first_character(make):
     task = make(text="bcad" * 100)
     model = built(task)
     written = sample(task, Compiled(model), "", 9, 0.0, seed=0)
     assert "b" + written == sample(task, Compiled(model), "b", 9, 0.0, seed=0)
 
 
-def test_the_seed_decides_a_sample(make):
+def test_the_seed_determines_a_sample(make):
     task = make()
     model = built(task)
     texts = [sample(task, Compiled(model), "ab", 30, 1.0, seed) for seed in (0, 0, 1)]
@@ -241,7 +241,7 @@ def test_the_seed_decides_a_sample(make):
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
-def test_samples_come_as_often_as_their_probability(make, temperature):
+def test_samples_have_the_frequencies_of_their_probabilities(make, temperature):
     task = make(num_layers=1)
     model = built(task, scale=1.0)
     trained = Compiled(model)
@@ -296,7 +296,7 @@ def test_dropout_is_off_in_evaluation(make):
         assert np.abs(own["logits"] - logits).max() > 1e-2
 
 
-def test_dropout_at_the_top_keeps_the_mean(make):
+def test_dropout_at_the_top_preserves_the_mean(make):
     """Above the only layer all is linear, so that the mean over masks is that without any."""
     task = make(num_layers=1, dropout=0.4)
     model = built(task, scale=1.0)
@@ -384,7 +384,7 @@ def test_a_new_network_predicts_about_uniformly(make):
         assert abs(loss - np.log(len(task.known["vocabulary"]))) < 0.2
 
 
-def test_the_splits_are_the_text_cut_once(make):
+def test_the_splits_are_the_two_parts_of_the_text(make):
     task = make(fraction=0.25)
     train, validation = task._split
     assert "".join(task.known["vocabulary"][token] for token in [*train, *validation]) == TEXT

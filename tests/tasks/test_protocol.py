@@ -134,7 +134,7 @@ def test_a_task_is_a_frozen_dataclass_of_two_sections(name):
     assert list(sections_of(kind)) == ["data", "model"]
 
 
-def test_a_model_names_its_inputs_and_is_called_in_one_way(task):
+def test_a_model_declares_its_inputs_and_is_called_by_name(task):
     model = Compiled(task.build(nnx.Rngs(0)))
     assert isinstance(model.module, Model)
     sizes = {"b": 2, "t": 1, "u": 3}
@@ -178,7 +178,7 @@ def test_values_have_the_types_of_the_protocol(task):
     assert len(task.fingerprint) == 64 and task.fingerprint == task.fingerprint
 
 
-def test_batches_hold_batch_size_rows_and_their_units(task):
+def test_batches_contain_batch_size_rows_and_their_units(task):
     assert task.batch_size == 3
     batches = task.batches(seed=0)
     assert isinstance(batches, grain.MapDataset)
@@ -245,7 +245,7 @@ def test_new_parameters_depend_on_the_key(task):
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(one))
 
 
-def test_evaluation_gives_a_loss_and_the_metrics_of_the_baselines(task):
+def test_evaluation_returns_a_loss_and_the_metrics_of_the_baselines(task):
     model = Compiled(task.build(nnx.Rngs(0)))
     for split in task.splits:
         metrics = task.evaluate(model, split)

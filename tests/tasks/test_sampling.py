@@ -47,7 +47,7 @@ def test_top_p(logits, p):
     assert top_p(logits, p).tolist() == only(logits, expected)
 
 
-def test_a_penalty_moves_seen_tokens_down_and_no_others():
+def test_a_penalty_lowers_only_seen_tokens():
     logits = np.array([2.0, -2.0, 0.5, -0.5, 0.0], np.float32)
     seen = np.array([True, True, False, False, True])
     by_hand = [2.0 / 1.25, -2.0 * 1.25, 0.5, -0.5, 0.0]
@@ -71,7 +71,7 @@ def test_all_together_in_order(filters, temperature):
     )
 
 
-def test_no_filter_leaves_the_very_logits():
+def test_without_filters_logits_are_unchanged():
     logits = LOGITS[1]
     assert Filters()(logits, np.ones(len(logits), bool), 0.8) is logits
 
@@ -116,7 +116,7 @@ def test_tokens_are_sampled_among_those_that_remain():
     assert set(np.diff([0, *tokens_after(5.0, 0, top_k=1)]) % 6) == {1}
 
 
-def test_the_penalty_counts_the_prompt_and_what_was_written():
+def test_the_penalty_applies_to_the_prompt_and_generated_tokens():
     """At temperature 0: 1 leads, then 2, 3, ...; once all are seen, the order is as before."""
     written = tokens_after(0.0, 0, repetition_penalty=100.0)
     assert written[:5] == [1, 2, 3, 4, 5]

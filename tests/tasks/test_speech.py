@@ -151,7 +151,7 @@ def test_spec_augment():
     np.testing.assert_array_equal(none, xs)
 
 
-def test_recordings_in_batches_as_each_by_itself(task, model):
+def test_batches_of_recordings_equal_separate_recordings(task, model):
     """Scores, losses and transcripts do not depend on the others of a batch."""
     features = task._features(task._recordings["validation"])
     together = scores(model, features, 2)

@@ -26,7 +26,7 @@ def drawn(figure) -> FigureCanvasAgg:
 
 
 @pytest.mark.parametrize("names", [NAMES, ["x" * 200] * 12])
-def test_forecasts_show_columns_by_name_and_no_texts_overlap(names):
+def test_forecasts_show_columns_by_name_without_overlap(names):
     past, future, forecast = curves(len(names))
     truth = np.concatenate([past, future], axis=1)
     figure = forecasts(truth, forecast, names, [f"test window {n}00" for n in range(3)])
@@ -75,7 +75,7 @@ def test_dates_of_every_step_have_ticks():
 
 
 @pytest.mark.parametrize("dated", [True, False])
-def test_the_forecasters_plot_has_the_tables_units_and_dates(dated, tmp_path):
+def test_the_plot_of_a_forecaster_has_the_units_and_dates_of_the_table(dated, tmp_path):
     times = np.datetime64("2024-02-28") + np.arange(30)
     rows = [f"{time if dated else n},{5000 + n},{n % 7}" for n, time in enumerate(times)]
     (tmp_path / "table.csv").write_text("\n".join(["time,one,two", *rows]), "utf-8")

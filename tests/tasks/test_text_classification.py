@@ -87,7 +87,7 @@ def test_splits_are_stratified_and_share_no_text(make):
     assert make(content, validation_fraction=0.0).splits == ("test",)
 
 
-def test_a_batch_holds_the_texts_and_their_classes(make):
+def test_a_batch_contains_the_texts_and_their_classes(make):
     task = make()
     known = {}
     for text, label in rows(0, 40):
@@ -116,7 +116,7 @@ def test_the_model_reads_words_subwords_or_characters(make, tokens, size):
     assert (columns["unknown"] > 0).tolist() == [False, tokens != "subwords"]
 
 
-def test_notes_say_what_the_data_hold(make, tmp_path):
+def test_notes_describe_the_data(make, tmp_path):
     (tmp_path / "vectors.txt").write_text("film 1 2 3 4\ngreat 1 1 1 1\nzebra 0 0 0 1\n")
     task = make(test=[("a zebra", "good"), ("great", "good")], validation_fraction=0.0,
                 model={"vectors": str(tmp_path / "vectors.txt")})  # fmt: skip
@@ -157,7 +157,7 @@ def test_the_loss_is_a_weighted_cross_entropy(make, weights):
     assert float(loss) == pytest.approx(np.mean(each), rel=5e-6)
 
 
-def test_metrics_are_those_of_each_text_by_itself(make):
+def test_metrics_equal_those_of_each_text_separately(make):
     task = make(test=rows(1, 6))
     model = Compiled(task.build(nnx.Rngs(3)))
     texts, labels = zip(*rows(1, 6), strict=True)
@@ -200,7 +200,7 @@ def test_macro_f1_is_the_mean_over_classes():
     assert metrics["accuracy"] == 100 * 5 / 8
 
 
-def test_logistic_regression_is_at_the_minimum_and_predicts_as_its_equations():
+def test_logistic_regression_is_at_the_minimum_and_follows_its_equations():
     """At the minimum the gradient is zero: W = strength X^T (Y - P), with features by hand."""
     train, others = (
         ["good film", "a bad film", "good good", "bad"],
@@ -303,7 +303,7 @@ def test_a_long_text_is_cut_and_counted(run):
 
 
 @pytest.mark.parametrize("format", ["stablehlo", "onnx"])
-def test_an_exported_model_scores_as_the_run(run, format, capsys):
+def test_an_exported_model_has_the_scores_of_the_run(run, format, capsys):
     pytest.importorskip("onnxruntime")
     from lstm_jax.export.runner import Model
 
@@ -333,7 +333,7 @@ def test_an_exported_model_scores_as_the_run(run, format, capsys):
         (("a.pdf",), "a.pdf: expected a .csv or .tsv file, a .txt file or a folder of .txt files"),
     ],
 )
-def test_mistakes_in_new_text_get_one_line(run, tmp_path, monkeypatch, capsys, args, message):
+def test_mistakes_in_new_text_give_one_line(run, tmp_path, monkeypatch, capsys, args, message):
     monkeypatch.chdir(tmp_path)
     files = {"empty.txt": b"", "gap.txt": b"a\n\nb\n", "latin.csv": "text\né\n".encode("latin-1")}
     for name, content in {**files, "review.csv": b"review\nx\n", "a.pdf": b"%PDF"}.items():

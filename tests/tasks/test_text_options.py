@@ -35,7 +35,7 @@ def test_whole_sentences_are_repeated_among_the_phrases(name, sentences, repeats
         assert len(splits[split].texts) == sentences
 
 
-def test_without_phrases_sentences_alone_are_repeated():
+def test_without_phrases_only_sentences_are_repeated():
     data = LabelledTextData("sst5", phrases=False, sentence_repeats=2)
     train = data.read()["train"]
     assert sorted(train.texts) == sorted(2 * ["a good film", "a bad film", "a film"])

@@ -71,7 +71,7 @@ def model(task):
 # ---- what is inferred ----
 
 
-def test_all_that_is_not_given_is_inferred(sales):
+def test_missing_options_are_inferred(sales):
     data = TimeSeriesData(table=str(sales), id_columns="shop", target_columns="sales")
     task = TimeSeries(dataclasses.replace(data, known_columns="promotion"), SMALL)
     data = task.data
@@ -118,7 +118,7 @@ def test_the_future_can_be_poisoned_where_it_is_not_known(sales, task, model, de
     assert (after.quantiles[0] != before.quantiles[0]).any()
 
 
-def test_what_is_missing_changes_neither_loss_nor_metrics(task, model):
+def test_missing_values_affect_neither_loss_nor_metrics(task, model):
     batch = {name: array.copy() for name, array in task.batches(0)[0].items()}
     batch["future"][:, 1] = np.nan
     whole, _ = task.loss(model.module, (), batch, nnx.Rngs(0))
@@ -137,7 +137,7 @@ def test_what_is_missing_changes_neither_loss_nor_metrics(task, model):
 # ---- metrics and simple methods ----
 
 
-def test_metrics_are_those_of_loops():
+def test_metrics_equal_those_of_loops():
     rng = np.random.default_rng(0)
     truth = rng.gamma(2, 3, (5, 3))
     truth[0, 2] = np.nan
@@ -165,7 +165,7 @@ def test_metrics_are_those_of_loops():
     assert values["coverage_80"] == pytest.approx(np.mean(inside))
 
 
-def test_quantile_regression_is_that_of_linear_programming():
+def test_quantile_regression_agrees_with_linear_programming():
     from scipy.optimize import linprog
 
     rng = np.random.default_rng(0)
@@ -180,7 +180,7 @@ def test_quantile_regression_is_that_of_linear_programming():
         assert np.maximum(level * r, (level - 1) * r).sum() == pytest.approx(best, rel=0.01)
 
 
-def test_simple_methods_repeat_what_they_say(task):
+def test_simple_methods_equal_their_definitions(task):
     methods = task.baselines("test")
     assert list(methods) == [
         "persistence", "seasonal naive (4)", "drift", "climatology", "linear quantiles"
@@ -193,7 +193,7 @@ def test_simple_methods_repeat_what_they_say(task):
     assert methods["seasonal naive (4)"]["mae"] == pytest.approx(np.mean(errors), rel=1e-5)
 
 
-def test_intervals_of_simple_methods_hold_as_many_values_as_they_say():
+def test_intervals_of_simple_methods_have_their_coverage():
     rng = np.random.default_rng(0)
     errors = Origins(np.repeat([0, 1], 2000), np.arange(4000), rng.normal(size=(4000, 2)))
     errors.truth[2000:] = 3 + 5 * errors.truth[2000:]
@@ -227,7 +227,7 @@ def test_every_head_is_evaluated(tmp_path, head):
 # ---- a run ----
 
 
-def test_a_run_forecasts_what_follows_its_table(sales, tmp_path, capsys):
+def test_a_run_forecasts_the_rows_after_its_table(sales, tmp_path, capsys):
     config = tmp_path / "sales.toml"
     config.write_text(
         f'task = "time_series"\n[data]\ntable = "{sales}"\nid_columns = "shop"\n'
@@ -264,7 +264,7 @@ def test_a_run_forecasts_what_follows_its_table(sales, tmp_path, capsys):
     assert load_run(run).task.data.frequency == "W-SUN"
 
 
-def test_the_criterion_chooses_the_checkpoint(sales, tmp_path):
+def test_the_criterion_selects_the_checkpoint(sales, tmp_path):
     run = tmp_path / "run"
     (tmp_path / "sales.toml").write_text(
         f'task = "time_series"\n[data]\ntable = "{sales}"\nid_columns = "shop"\n'
@@ -347,7 +347,7 @@ def test_values_that_do_not_fit_are_reported(sales, tmp_path):
     assert "line 5: expected at least 0" in wrong(tmp_path / "a.csv", model, known_columns="")
 
 
-def test_a_file_without_the_plan_for_the_future_is_reported(task, model, tmp_path):
+def test_a_file_without_known_columns_of_the_future_is_reported(task, model, tmp_path):
     weekly(tmp_path / "short.csv", future=2)
     with pytest.raises(UserError, match="columns promotion: expected 4 rows with promotion after"):
         task.predict(model, tmp_path / "short.csv")

@@ -71,7 +71,7 @@ def model(request, files):
     return Compiled(made(files, request.param).build(nnx.Rngs(0)))
 
 
-def test_smoothed_cross_entropy_is_that_of_smoothed_labels():
+def test_smoothed_cross_entropy_equals_that_of_smoothed_labels():
     logits, labels = np.random.default_rng(0).normal(size=(3, 5)), np.array([0, 4, 2])
     log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     smoothed = 0.9 * np.eye(5)[labels] + 0.1 / 5
@@ -96,7 +96,7 @@ def test_losses_of_given_targets(task, model):
 
 
 @pytest.mark.parametrize("beam", [1, 3])
-def test_scores_are_those_of_the_found_targets(task, model, beam):
+def test_scores_equal_those_of_the_found_targets(task, model, beam):
     """Log probabilities, divided by the length penalty."""
     source = task.tokenizer.encode(["one two.", "six.", "four three two."])
     found = translations(model, source, Search(beam, 0.7, 0.0))
@@ -127,7 +127,7 @@ def test_coverage_changes_the_score(task, model):
     assert compared
 
 
-def test_the_search_of_a_batch_is_that_of_each_row(task, model):
+def test_the_search_of_a_batch_equals_that_of_each_row(task, model):
     source = task.tokenizer.encode(["one two.", "six five four three."])
     together = translations(model, source, Search(2))
     for tokens, expected in zip(source, together, strict=True):
@@ -143,7 +143,7 @@ def test_greedy_search_is_one_program(task, model):
     assert found.tokens.shape == (2, 1, 16)
 
 
-def test_what_the_decoder_reads():
+def test_the_inputs_of_the_decoder():
     assert begun(np.array([[7, 8, END]])).tolist() == [[START, 7, 8]]
 
 
@@ -205,7 +205,7 @@ def test_sentences_that_are_rejected(task, model, tmp_path):
         task.predict(model, path)
 
 
-def test_the_config_chooses_the_model(files):
+def test_the_config_selects_the_model(files):
     model = made(files, {"num_layers": 3, **TRANSFORMER}).build(nnx.Rngs(0))
     assert isinstance(model, TransformerSeq2Seq)
     assert (model.features, len(model.encoder), len(model.decoder)) == (8, 3, 3)

@@ -136,7 +136,7 @@ EXPECTED = {
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_the_picture_says_what_the_equations_say(name):
+def test_the_drawing_shows_the_equations(name):
     found, y = equations(drawn(name).nodes)
     assert found == sorted(EXPECTED[name])
     assert y == "h"
@@ -188,7 +188,7 @@ INVERSE = {
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_operations_compute_what_is_written_in_them(name):
+def test_operations_compute_their_labels(name):
     """Their values, of random states and inputs, follow from those of the nodes before them."""
     nodes, values, _ = computed(name)
     checked = 0
@@ -208,7 +208,7 @@ def test_operations_compute_what_is_written_in_them(name):
 
 
 @pytest.mark.parametrize("name", [n for n in CELLS if n not in ("conv_lstm", "ind_rnn")])
-def test_layers_are_functions_of_weights_times_their_inputs_alone(name):
+def test_layers_are_functions_of_weights_times_their_inputs(name):
     """Before its function a layer's value is an affine map of its inputs, found by regression.
 
     Each input has weights that are not zero, and those of a dashed wire are a diagonal.
@@ -269,7 +269,7 @@ class OwnCell:
         return self.state
 
 
-def test_an_own_cell_without_names():
+def test_a_custom_cell_without_names():
     def step(params, state, x):
         h, c = state
         z = jnp.concatenate([x, h]) @ params["w"] + params["b"]
@@ -286,7 +286,7 @@ def test_an_own_cell_without_names():
     assert not any(node.names for node in drawing.nodes)
 
 
-def test_an_own_cell_with_much_else():
+def test_a_custom_cell_with_other_operations():
     def step(params, state, x):
         z = named("z", x @ params["w"] + state["h"] @ params["u"])
         a, b = jnp.split(z, 2)
@@ -320,7 +320,7 @@ def test_options_and_regularisers_are_drawn():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_functions_are_known_by_their_values_in_every_type(dtype):
+def test_functions_are_recognised_by_their_values_in_every_type(dtype):
     def step(params, state, x):
         gate = 1 / (1 + jnp.exp(-x))  # a sigmoid by hand
         state = gate * (x / (1 + jnp.abs(x))) + state
@@ -334,7 +334,7 @@ def test_functions_are_known_by_their_values_in_every_type(dtype):
     assert y.kind == "new state" and nodes[total.source].text == "relu"
 
 
-def test_what_is_no_cell_is_refused():
+def test_objects_that_are_not_cells_are_rejected():
     for other in ("lstm", LSTMCell):
         with pytest.raises(TypeError, match=r"cell must be a cell \(init, zero_state, step\)"):
             draw_cell(other)
@@ -428,7 +428,7 @@ def test_the_svg_is_well_formed_and_no_text_leaves_it(name):
     check_svg(str(drawn(name)))
 
 
-def test_a_drawing_shows_itself_and_is_the_same_each_time():
+def test_a_drawing_is_displayed_and_deterministic():
     drawing = drawn("gru")
     assert str(drawing) == drawing._repr_svg_() == drawing._repr_html_()
     assert draw_cell(CELLS["gru"](hidden_size=4)) == drawing
@@ -438,7 +438,7 @@ def test_a_drawing_shows_itself_and_is_the_same_each_time():
 # ---- docs/cells.md ----
 
 
-def test_the_pictures_of_the_docs_are_up_to_date():
+def test_the_drawings_of_the_docs_are_up_to_date():
     """Otherwise: python docs/draw_cells.py"""
     spec = importlib.util.spec_from_file_location("draw_cells", ROOT / "docs" / "draw_cells.py")
     draw_cells = importlib.util.module_from_spec(spec)

@@ -32,7 +32,7 @@ def test_trees_of_arguments_and_results():
     }
 
 
-def test_labels_name_the_values_of_the_equations():
+def test_labels_refer_to_the_values_of_the_equations():
     graph = StepGraph(lambda a: named("gate", jnp.tanh(a)) * 2.0, 1.0)
     assert [e.outputs[0] for e in graph.equations if e.primitive == "tanh"] == [
         graph.labels["gate"]

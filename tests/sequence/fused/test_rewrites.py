@@ -139,11 +139,11 @@ class TestReusableBuffers:
         found = rewrites.reusable_buffers(graph, [z], [*outputs], [*outputs])
         return found, z, outputs
 
-    def test_a_value_that_is_read_for_one_result_only(self):
+    def test_a_value_that_only_one_result_reads(self):
         found, z, (_, gate) = self.found(lambda z, h: (h, jnp.tanh(z + h)), *[jnp.ones(2)] * 2)
         assert found == {z: gate}
 
-    def test_a_value_that_another_result_reads_too(self):
+    def test_a_value_that_another_result_also_reads(self):
         found, _, _ = self.found(lambda z, h: (h * z, jnp.tanh(z + h)), *[jnp.ones(2)] * 2)
         assert found == {}
 

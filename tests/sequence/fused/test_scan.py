@@ -71,7 +71,7 @@ def test_blocks_and_chunks(reverse):
     assert starts == ([[4.0, 7.0], [0.0]] if reverse else [[0.0, 3.0], [6.0]])
 
 
-def test_what_is_stored_of_an_lstm_step():
+def test_stored_values_of_an_lstm_step():
     """h, c and one tanh of all gates: 6 H."""
     from lstm_jax import LSTMCell
 
@@ -84,7 +84,7 @@ def test_what_is_stored_of_an_lstm_step():
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-def test_outputs_of_narrow_types_are_stacked_as_they_are(reverse):
+def test_outputs_of_narrow_types_are_stacked_unchanged(reverse):
     xs = jax.random.normal(jax.random.key(0), (5, 3))
 
     def body(total, x):
