@@ -1,4 +1,4 @@
-"""What does not fit is refused by a message with the argument, what it must be and what came."""
+"""Wrong arguments give an error that names the argument, what was expected and what was passed."""
 
 import re
 
@@ -33,7 +33,7 @@ def over_definitions(*methods):
     return pytest.mark.parametrize("name", sorted(cells.values()))
 
 
-# What checks the arguments of a step, and what the checks read of a cell.
+# The methods that check the arguments of a step, and those that the checks use.
 CHECKS = ("step", "prepared", "check_params", "check_x", "check_state", "init")
 READ = ("num_feature_axes", "all_parameters", "input_size", "zero_state")
 
@@ -42,7 +42,7 @@ over_sequences = over_definitions("num_feature_axes", "zero_state")
 
 
 def test_cells_share_the_code_of_checks():
-    """A cell that has a check of its own is a case of ``over_steps``, and is named here."""
+    """A cell with additional checks is a case of ``over_steps``, and is listed here."""
     own = {
         (name, method)
         for name in CELLS
@@ -53,7 +53,7 @@ def test_cells_share_the_code_of_checks():
 
 
 def fitting(name):
-    """A cell, parameters, one input and a state that fit each other."""
+    """A cell with matching parameters, one input and a state."""
     cell = CELLS[name](hidden_size=H)
     space = SPACE.get(name, ())
     params = cell.init(jax.random.key(0), D)
@@ -61,7 +61,7 @@ def fitting(name):
 
 
 def refused(error, *parts):
-    """Asserts that the message has these parts, in this order."""
+    """Asserts that the message contains these parts in this order."""
     return pytest.raises(error, match="(?s)" + ".*".join(map(re.escape, parts)))
 
 
@@ -205,7 +205,7 @@ def sequence(name):
 @over_sequences
 def test_xs_without_a_time_axis(name):
     cell, params, x, _ = fitting(name)
-    row = x[0]  # features (and space) alone
+    row = x[0]  # only features (and space)
     with refused(ValueError, "xs must be [T, ..., ", "D]", f"got shape {row.shape}"):
         unroll(cell, params, row)
 

@@ -1,4 +1,4 @@
-"""What options do to the parameters a cell begins with, and functions by name."""
+"""The effect of options on initial parameters, and functions by name."""
 
 import copy
 import functools
@@ -18,7 +18,7 @@ from tests import oracles
 D, H = 5, 6
 KEY = jax.random.key(0)
 
-# The gates of each cell's bias, in their order; the letters of what keeps and what writes.
+# The gates of each cell's bias in order, and the letters of the gates that retain and that write.
 GATES = {
     "lstm": "ifgo",
     "peephole": "ifgo",
@@ -47,7 +47,7 @@ GATES = {
 KEEPS = {name: "f" for name, gates in GATES.items() if "f" in gates} | {"gru": "z", "mgu": ""}
 WRITES = {name: "i" for name, gates in GATES.items() if "i" in gates} | {"mgu": "f", "min_gru": "z"}
 # lstm_1997 has blocks of unequal size (and with block_size=1 equal ones) and no forget gate.
-# What is refused, since there is nothing for it to act on.
+# Options that are rejected because they would have no effect.
 WITHOUT = {
     "lstm_1997": ("forget_bias", "chrono"),
     "nfg": ("forget_bias", "chrono"),
@@ -110,7 +110,8 @@ def test_chrono(name):
     """b_keep = log u and b_write = -log u, u uniform in [1, chrono - 1]."""
     longest, size = 50.0, 400
     own = CELLS[name](hidden_size=size, chrono=longest).parameters(D)["b"]
-    b = np.asarray(own.init(KEY, own.shape, "float32"))  # alone: the matrices would take long
+    # Only the biases, since the matrices would take long.
+    b = np.asarray(own.init(KEY, own.shape, "float32"))
     drawn = dict(zip(GATES[name], np.split(b, len(GATES[name])), strict=True))
     keeps, writes = KEEPS.get(name, ""), WRITES.get(name, "")
     assert keeps or writes
@@ -118,7 +119,8 @@ def test_chrono(name):
         if gate in keeps + writes:
             u = np.exp(b if gate in keeps else -b)
             assert u.min() >= 1 - 1e-6 and u.max() <= longest - 1 + 1e-4, gate
-            # The mean of 400 uniform draws spreads by (longest - 2) / sqrt(12 * 400) = 0.7.
+            # The mean of 400 uniform samples has the deviation (longest - 2) / sqrt(12 * 400) =
+            # 0.7.
             assert abs(u.mean() - longest / 2) < 5 * 0.7, gate
         else:
             np.testing.assert_array_equal(b, 0.0, err_msg=gate)
@@ -130,7 +132,7 @@ def test_chrono(name):
 
 
 def square_blocks(name, params):
-    """The H by H blocks of the recurrent matrices that a cell draws gate by gate."""
+    """The H by H blocks of the recurrent matrices, which are initialised for each gate."""
     w = np.asarray(params["w_hh"], np.float64)
     if name == "slstm":
         return [block for head in w for block in np.split(head, 4, -1)]
@@ -240,7 +242,7 @@ def test_param_dtype(name, dtype):
 
 @pytest.mark.parametrize("name", CELLS)
 def test_a_state_preserves_its_types_in_a_scan_for_all_combinations(name):
-    """Types of products, parameters, inputs and of each field of the state, each with each."""
+    """All combinations of types of products, parameters, inputs and each field of the state."""
     types = ["float16", "bfloat16", "float32", "float64"]
 
     def run(cell, params, state, xs):
@@ -255,7 +257,7 @@ def test_a_state_preserves_its_types_in_a_scan_for_all_combinations(name):
             cell = CELLS[name](hidden_size=H, dtype=dtype, param_dtype=types[j % 4])
             space = (2,) * (cell.num_feature_axes - 1)
             zero = jax.eval_shape(functools.partial(cell.zero_state, (2, *space)))
-            kinds = types if j == 4 else [types[(i + 2 * j) % 4]]  # all alike, or each another
+            kinds = types if j == 4 else [types[(i + 2 * j) % 4]]  # all equal, or all different
             state = jax.tree.map(
                 lambda leaf, kind: jax.ShapeDtypeStruct(leaf.shape, kind),
                 zero,
@@ -288,7 +290,7 @@ def test_the_key_determines_the_parameters(name):
 
 @pytest.mark.parametrize("name", CELLS)
 def test_a_learned_initial_state_is_initially_zero(name):
-    """But for slstm's normaliser, by which zero may be divided: one, and not learned."""
+    """Except for the normaliser of slstm, which is one and not learned, since it is a divisor."""
     cell = CELLS[name](hidden_size=H, learn_initial_state=True)
     params = cell.init(KEY, D)
     state = cell.initial_state(params, (3,))._asdict()
@@ -339,7 +341,7 @@ def test_functions_by_name(name):
 
 @pytest.mark.parametrize("name", CELLS)
 def test_a_name_and_its_function_are_equivalent(name):
-    """Cells with either compute the same; all options that take functions."""
+    """Cells with either compute the same, for all options that accept functions."""
     plain = CELLS[name](hidden_size=H)
     names = {
         option: function

@@ -1,4 +1,4 @@
-"""Initialisers by name; those of other libraries against layers that these have initialised."""
+"""Initialisers by name, and those of other libraries, compared with layers of these libraries."""
 
 import functools
 import pickle
@@ -49,7 +49,7 @@ LIBRARIES = {
 
 
 def orthogonal_parts(w):
-    """Whether the rows of the whole matrix are orthonormal, and those of each gate's."""
+    """Whether the rows of the whole matrix, and those of each gate's part, are orthonormal."""
     parts = (w, *np.split(w, 4, -1))
     return [bool(np.allclose(part @ part.T, np.eye(H), atol=1e-5)) for part in parts]
 

@@ -33,7 +33,7 @@ def test_step_equals_the_numpy_equations():
 
 
 def test_step_by_hand():
-    """One unit, one input, by pocket calculator: every gate has its own weight."""
+    """One unit and one input, computed with a pocket calculator; every gate has its own weight."""
     params = {
         "w_ih": jnp.array([[1.0, 2.0, 3.0, 4.0]]),  # i, f, g, o
         "w_hh": jnp.array([[0.5, -0.5, 0.25, -0.25]]),
@@ -91,10 +91,10 @@ class TestInit:
             np.testing.assert_allclose(block @ block.T, np.eye(64), atol=1e-5)
 
     def test_input_weights_are_lecun_normal(self):
-        scale = 32**-0.5 / scipy.stats.truncnorm(-2, 2).std()  # variance 1 / D once it is cut off
+        scale = 32**-0.5 / scipy.stats.truncnorm(-2, 2).std()  # variance 1 / D after truncation
         for block in np.split(np.asarray(self.params["w_ih"], np.float64), 4, -1):
             assert 1.8 * scale < np.abs(block).max() <= 2 * scale * (1 + 1e-6)
-            # A squared normal draw has a variance of 2 / D^2, one that is cut off has less.
+            # The square of a normal sample has the variance 2 / D^2, and less if it is truncated.
             spread = np.sqrt(2) / 32 / np.sqrt(block.size)
             assert abs(np.square(block).mean() - 1 / 32) < 5 * spread
 

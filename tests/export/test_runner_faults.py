@@ -1,4 +1,4 @@
-"""Damaged exports and inputs that do not fit: one line, and no file is half written."""
+"""Damaged exports and invalid inputs: one-line errors, and no partial files."""
 
 import io
 import json
@@ -50,7 +50,7 @@ def folders(request, tmp_path_factory):
 
 @pytest.fixture
 def command(monkeypatch, capsys):
-    """Calls run.py of a folder in this process; returns its status and its line of error."""
+    """Calls run.py of a folder in this process; returns its status and its error line."""
 
     def call(folder, *words) -> tuple[int, str]:
         monkeypatch.setattr(runner, "__file__", str(folder / "run.py"))
@@ -143,7 +143,7 @@ def test_a_manifest_that_has_changed_is_rejected(folders, change, command, tmp_p
     ids=str,
 )
 def test_a_manifest_with_its_own_digest_reads_no_other_files(folders, change, command, tmp_path):
-    """As someone else could write it."""
+    """The manifest could have been written by someone else."""
     folder = shutil.copytree(folders["language"], tmp_path / "export")
     manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
     if change.get("files"):

@@ -98,7 +98,7 @@ def test_the_script_translates_without_the_library(model, folder, tokenizer, tmp
 def test_weights_with_fewer_bits(model, tmp_path, tokenizer):
     source = tokenizer.encode(LINES)
     losses = target_losses(model, source, source)
-    for dtype, tolerance in (("bfloat16", 0.02), ("int8", 0.03)):  # of weights of size about one
+    for dtype, tolerance in (("bfloat16", 0.02), ("int8", 0.03)):  # for weights of size about one
         exported = export_encoder_decoder(
             model, tmp_path / dtype, dtype=dtype, metadata={}, platforms=("cpu",)
         )
@@ -119,7 +119,7 @@ def test_the_largest_values():
 
 @pytest.fixture
 def command(monkeypatch, capsysbinary):
-    """Calls run.py of a folder in this process; returns its status and its line of error."""
+    """Calls run.py of a folder in this process; returns its status and its error line."""
 
     def call(folder, *words) -> tuple[int, str]:
         monkeypatch.setattr(translator, "__file__", str(folder / "run.py"))

@@ -1,4 +1,4 @@
-"""What leaves the library: its weights, its functions and its random numbers, read back."""
+"""Exported weights, programs and random numbers, read back."""
 
 import json
 import sys
@@ -23,7 +23,7 @@ TOLERANCE = 5e-6
 
 
 class Layer(Model):
-    """A layer alone."""
+    """A model that consists of one layer."""
 
     def __init__(self, hidden_features=H, **options):
         self.lstm = LSTM(D, hidden_features, **options, rngs=nnx.Rngs(1))
@@ -51,7 +51,7 @@ class Whole(Layer):
 
 
 def enlarged(model):
-    """The model with other parameters."""
+    """The model with larger parameters."""
     return with_params(model, jax.tree.map(lambda a: 1.5 * a, params_of(model)))
 
 
@@ -156,7 +156,7 @@ def test_bidirectional_layers_are_exported_without_a_step(export, tmp_path):
 
 
 class Normalised(Model):
-    """Batch statistics, dropout and its stream are part of the module."""
+    """A module with batch statistics, dropout and a random stream."""
 
     def __init__(self):
         self.norm = nnx.BatchNorm(D, rngs=nnx.Rngs(0))
@@ -173,7 +173,7 @@ class Normalised(Model):
 def test_batch_statistics_are_exported_and_dropout_is_off(export, tmp_path):
     model, xs = Normalised(), some_inputs(4, 5)
     for _ in range(3):
-        model((), xs=xs)  # in training: the statistics move
+        model((), xs=xs)  # in training, so that the statistics change
     mean, var = np.asarray(model.norm.mean[...]), np.asarray(model.norm.var[...])
     assert np.abs(mean).max() > 1e-3
     expected = (xs - mean) / np.sqrt(var + 1e-5)
@@ -238,7 +238,7 @@ def test_int8_is_within_half_a_step_of_each_channel():
     assert q.dtype == np.int8 and scale.shape == (1, 6)
     largest = np.abs(w).max(0)
     np.testing.assert_allclose(scale[0], np.where(largest == 0, 1, largest / 127), rtol=1e-6)
-    # Half a step, and the rounding of float32 numbers up to 127 steps.
+    # Half a step, plus the rounding of float32 numbers up to 127 steps.
     assert (np.abs(q * scale.astype(np.float64) - w) <= scale * (0.5 + 127 * 2.0**-23)).all()
     assert set(np.abs(q).max(0)) == {0, 127}
 
@@ -278,7 +278,7 @@ def test_onnxruntimes_own_quantisation(tmp_path):
     exported = export_onnx(model, tmp_path, dynamic=True)
     xs = some_inputs(2, 4)
     error = np.abs(outputs_of(exported, xs) - outputs_of(Compiled(model), xs)).max()
-    # 8 bits for numbers up to about 3, in sums of some 35 terms.
+    # 8 bits for numbers up to about 3, in sums of about 35 terms.
     assert 1e-5 < error < 0.1
     export_onnx(model, tmp_path / "full")
     sizes = [(folder / "weights.bin").stat().st_size for folder in (tmp_path, tmp_path / "full")]
@@ -318,7 +318,7 @@ def test_random_bits_equal_those_of_jax(seed):
 
 
 def test_noise_of_both_runtimes_equals_that_of_categorical():
-    """More choices than a block; logarithms of two libraries differ by a rounding or two."""
+    """More samples than one block; the logarithms differ by one or two roundings."""
     seed, length, size = 7, runner.NOISE_BLOCK + 5, 9
     noise = np.stack(list(runner.ONNX.noise(None, seed, length, size)))
     runtime = runner.StableHLO.__new__(runner.StableHLO)

@@ -1,4 +1,4 @@
-"""How gates are used: shares of time, and memory horizons, against loops and decays."""
+"""Shares of time for which gates are open or shut, and memory horizons, compared with loops."""
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +50,7 @@ def test_custom_gates_and_mistakes():
 
 
 def decay(cell, params, xs, field, steps):
-    """By how much a difference of the state shrinks, if nothing else differs: the true fading."""
+    """The factor by which a difference of the state decays if nothing else differs."""
     (state, other) = cell.zero_state(), cell.zero_state()
     other = other._replace(**{field: other._asdict()[field] + 1.0})
     for x in xs[:steps]:
@@ -64,7 +64,7 @@ KEEPING = ["lstm", "coupled", "projected", "min_lstm", "min_gru", "gru", "mgu", 
 
 @pytest.mark.parametrize("name", KEEPING)
 def test_the_horizon_equals_the_decay_of_a_difference(name):
-    """Without recurrent weights only the gate hands on what the state was."""
+    """Without recurrent weights, the previous state acts only through the gate."""
     with jax.enable_x64(True):
         cell = CELLS[name](hidden_size=H, param_dtype="float64")
         params = cell.init(jax.random.key(0), D)
@@ -74,7 +74,7 @@ def test_the_horizon_equals_the_decay_of_a_difference(name):
         field = "c" if "c" in cell.zero_state()._fields else "h"
         faded = decay(cell, params, xs, field, T) / decay(cell, params, xs, field, 1)
         horizon = memory_horizon(trace(cell, params, xs), cell).steps["cell"]
-        # Differences of numbers of order 1, rounded at 1e-16, which have faded to 1e-5.
+        # Differences of numbers of order 1, rounded at 1e-16, which have decayed to 1e-5.
         np.testing.assert_allclose(np.exp(-(T - 1) / horizon), faded, rtol=1e-9)
 
 
@@ -90,7 +90,7 @@ def test_the_slstm_retains_what_it_does_not_overwrite():
 
 def test_lengths_and_endless_units():
     f = np.full((T, 2, 2), 0.5)
-    f[:, 1] = 1e-9  # past the end, or so short that only the first step counts
+    f[:, 1] = 1e-9  # past the end, or so short that only the first step is valid
     f[..., 1] = 1.0
     traced = Trace({"cell": {"f": jnp.asarray(f)}}, (), lengths=jnp.array([T, 1]))
     steps = memory_horizon(traced, LSTMCell(2)).steps["cell"]
@@ -125,4 +125,5 @@ def test_a_trace_without_steps_or_of_another_model():
     with pytest.raises(ValueError, match="trace must have rows of at least 2 steps, got none"):
         memory_horizon(Trace({"cell": {"f": f[:1]}}, ()), gate="f")
     with pytest.raises(ValueError, match="model must have cell of the trace, got layer_0"):
-        memory_horizon(Trace({"cell": {"f": f}}, ()), LSTM(2, cell="mgu"))  # 1 - f, not f, keeps
+        # An MGU retains 1 - f, not f.
+        memory_horizon(Trace({"cell": {"f": f}}, ()), LSTM(2, cell="mgu"))

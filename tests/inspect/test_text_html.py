@@ -1,4 +1,4 @@
-"""A text in a unit's colours, and units by what of a text they follow."""
+"""Text in the colours of a unit, and units that follow properties of text."""
 
 import html.parser
 
@@ -22,7 +22,7 @@ from lstm_jax.inspect.text import NEGATIVE, POSITIVE, _colour
 
 
 class Reader(html.parser.HTMLParser):
-    """What a reader sees of the text itself: each character with its colour."""
+    """The visible text: each character with its colour."""
 
     def __init__(self):
         super().__init__()
@@ -63,7 +63,7 @@ def test_every_character_has_its_colour():
 
 
 def contrast(colour):
-    """Of black letters on a colour, as WCAG 2 defines it."""
+    """The contrast of black letters on a colour, as defined by WCAG 2."""
     linear = [(c / 255 / 12.92) if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in colour]
     return (np.dot(linear, [0.2126, 0.7152, 0.0722]) + 0.05) / 0.05
 

@@ -1,4 +1,4 @@
-"""The weight buffer of ``jax.experimental.rnn``, against the reference that JAX has for it."""
+"""The weight buffer of ``jax.experimental.rnn``, compared with JAX's reference implementation."""
 
 import functools
 
@@ -37,7 +37,7 @@ def ours(given, weights, xs, h, c):
 
 @functools.cache
 def value_and_gradients(function, given):
-    """Compiled once for each kind of layer: results, and gradients of a weighted sum of them."""
+    """Results, and gradients of a weighted sum of them; compiled once for each kind of layer."""
 
     def loss(args, weigh_by):
         results = function(given, *args)

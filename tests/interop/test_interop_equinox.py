@@ -1,4 +1,4 @@
-"""Weights to and from Equinox, against its own cells in values and gradients."""
+"""Weights to and from Equinox, compared with its cells in values and gradients."""
 
 import jax
 import numpy as np
@@ -23,7 +23,7 @@ def test_values_and_gradients_agree_with_equinox(seed):
     with jax.enable_x64(True):
         options = {"use_bias": use_bias, "dtype": "float64", "key": jax.random.key(seed)}
         module = getattr(eqx.nn, kind)(D, H, **options)
-        from_equinox(vars(module))  # takes a module's fields as they are
+        from_equinox(vars(module))  # accepts a module's fields unchanged
         arrays = {n: a for n, a in vars(module).items() if isinstance(a, jax.Array)}
         names = list(arrays)
 

@@ -1,4 +1,4 @@
-"""Files of arrays: what is written is read again, by the other library, too."""
+"""Files of arrays: written files are read back, also by the other libraries."""
 
 import os
 import pickle
@@ -67,7 +67,7 @@ def test_bfloat16(tmp_path):
 def test_safetensors_of_torch(tmp_path):
     torch = pytest.importorskip("torch", reason="needs the peer torch")
     files = pytest.importorskip("safetensors.torch")
-    tensors = {"w": torch.randn(3, 2), "n": torch.arange(3)}  # whole numbers are no weights
+    tensors = {"w": torch.randn(3, 2), "n": torch.arange(3)}  # integers are not weights
     files.save_file(tensors, tmp_path / "a.safetensors")
     assert_same(read_arrays(tmp_path / "a.safetensors"), {"w": tensors["w"].numpy()})
 
@@ -214,7 +214,7 @@ def test_options_that_differ_or_would_be_lost_are_named(keras, tmp_path):
         keras_options(path)
 
 
-# ---- what cannot be read or written ----
+# ---- files that cannot be read or written ----
 
 
 def test_pickles_are_rejected(tmp_path):

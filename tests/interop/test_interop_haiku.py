@@ -1,4 +1,4 @@
-"""Parameters to and from Haiku, against its own cores in values and gradients."""
+"""Parameters to and from Haiku, compared with its cores in values and gradients."""
 
 import jax
 import numpy as np
@@ -56,7 +56,7 @@ def test_values_and_gradients_agree_with_haiku(seed):
             given = arrays[path[0].key][path[1].key]
             if path[1].key == "w" or kind == "GRU":
                 np.testing.assert_array_equal(array, given, strict=True)
-            elif kind == "LSTM":  # 1 was added and taken away
+            elif kind == "LSTM":  # 1 was added and subtracted
                 np.testing.assert_allclose(array, given, atol=np.finfo(float).eps)
 
 

@@ -1,4 +1,4 @@
-"""Weights to and from PyTorch, against its own modules in values and gradients."""
+"""Weights to and from PyTorch, compared with its modules in values and gradients."""
 
 import json
 
@@ -24,7 +24,7 @@ T, B = 3, 2
 
 
 def random_module(torch, seed):
-    """A module of torch, the options that its arrays do not hold, and an input size."""
+    """A torch module, the options that its arrays do not contain, and an input size."""
     rng = np.random.default_rng(seed)
     D, H = sizes(rng)
     kind = rng.choice(["LSTM", "LSTM", "GRU", "RNN"])
@@ -45,7 +45,7 @@ def random_module(torch, seed):
 
 
 def theirs_of_layer(torch, module, xs, h_0, c_0, lengths):
-    """Outputs, time leading, and last h and c (or None) of a layer of torch."""
+    """Outputs, with time as the first axis, and last h and c (or None) of a torch layer."""
     inputs = xs.transpose(0, 1) if module.batch_first else xs
     if lengths is not None:
         inputs = torch.nn.utils.rnn.pack_padded_sequence(
@@ -72,7 +72,7 @@ def theirs_of_cell(torch, module, xs, h_0, c_0, lengths):
 
 
 def stacked(state, name):
-    """Our state's ``h`` or ``c`` of all layers and directions, as torch has it."""
+    """``h`` or ``c`` of our state for all layers and directions, in torch's layout."""
     leaves = jax.tree.leaves(state, is_leaf=lambda leaf: hasattr(leaf, "h"))
     if not hasattr(leaves[0], name):
         return None
@@ -80,7 +80,7 @@ def stacked(state, name):
 
 
 def as_state(zeros, h, c):
-    """The inverse: our state, of torch's ``h`` and ``c``."""
+    """The inverse: our state from torch's ``h`` and ``c``."""
     leaves, tree = jax.tree.flatten(zeros, is_leaf=lambda leaf: hasattr(leaf, "h"))
     made = [
         type(leaf)(h=h[n]) if c is None else type(leaf)(h=h[n], c=c[n])
@@ -155,7 +155,7 @@ def test_values_and_gradients_agree_with_torch(seed):
                 assert_close(stacked(by_state, name), tensor[name].grad, terms, name)
 
 
-# ---- there and back, without torch ----
+# ---- round trips without torch ----
 
 
 def random_params(layer, input_size=3):
@@ -260,7 +260,7 @@ def test_unsupported_options_are_rejected(layer, options, message):
 
 
 def changed(**changes):
-    """Arrays of two layers of both directions, some taken out (None) or put in."""
+    """Arrays of two bidirectional layers, some removed (None) or added."""
     layer = Stack([Bidirectional(LSTMCell(2))] * 2)
     arrays = {**to_torch(layer, random_params(layer)), **changes}
     return {name: array for name, array in arrays.items() if array is not None}
@@ -320,7 +320,7 @@ def test_parameters_of_another_layer_are_rejected():
         to_torch("lstm", {})
 
 
-# ---- weights that torch computes of others ----
+# ---- weights that torch computes from others ----
 
 
 @pytest.fixture
@@ -366,7 +366,7 @@ def test_weight_norm_becomes_plain_weights(new, dim, torch):
 @pytest.mark.peers
 @pytest.mark.parametrize("where", ["", "module."])
 def test_weight_drop_has_its_raw_weights(where, torch):
-    """AWD-LSTM's, beside the dropped copy of the last step, which is not the weight."""
+    """AWD-LSTM files also contain the last step's copy with dropout, which must not be used."""
     module = torch.nn.LSTM(3, 4)
     expected = outputs(torch, module, SEQUENCE)
     state = {f"rnns.0.module.{name}": a for name, a in module.state_dict().items()}

@@ -1,4 +1,4 @@
-"""Layers wherever in a model they are, and models that are damaged or made to do harm."""
+"""Layers anywhere in a model, and damaged or malicious models."""
 
 import io
 import itertools
@@ -27,7 +27,7 @@ def layer_of(H, seed=0):
 
 
 def lstm_node(H, seed=0, name="", x="x", y="h"):
-    """A node of an LSTM, and its weights as tensors of names of their own."""
+    """An LSTM node, and its weights as tensors with unique names."""
     operator = layer_to_onnx(*layer_of(H, seed))
     weights = [tensor(array, f"{key}{H}{seed}") for key, array in operator.arrays.items()]
     inputs = [x, *(weight.name for weight in weights)]
@@ -68,7 +68,7 @@ def assert_found(found, H, seed=0):
 
 
 def test_both_branches_of_an_if_have_their_layers(tmp_path):
-    """As a voice activity model has them, one for each sampling rate."""
+    """As in a voice activity model, with one branch for each sampling rate."""
     first, weights = lstm_node(2, name="rnn", y="a")
     second, within = lstm_node(4, name="rnn", y="b")
     branches = {
@@ -110,7 +110,7 @@ def test_bodies_of_loops_and_scans_have_their_layers():
 @pytest.mark.peers
 @pytest.mark.filterwarnings("ignore")  # torch's exporter has many
 def test_branches_and_loops_that_torch_exports():
-    """A script of torch with layers under a condition and in a loop, weights bit for bit."""
+    """A torch script with layers under a condition and in a loop; weights are bit for bit equal."""
     torch = pytest.importorskip("torch", reason="needs the peer torch")
 
     class Model(torch.nn.Module):
@@ -159,7 +159,7 @@ def test_weights_that_a_loop_changes_are_not_found():
 
 
 def test_weights_are_computed_from_constants_in_any_scope():
-    """As exporters lay gates and directions out; a function's attributes are its caller's."""
+    """As exporters arrange gates and directions; a function's attributes come from its caller."""
     node, weights = lstm_node(2)
     W = onnx.numpy_helper.to_array(weights[0])
     name = node.input[1]
@@ -209,7 +209,7 @@ def test_layers_in_a_models_own_functions():
         assert_found(found, 2)
 
 
-# ---- what would open another file, fill the memory or never end ----
+# ---- models that would open another file, exhaust the memory or never end ----
 
 
 def in_another_file(folder):
@@ -251,7 +251,7 @@ def test_external_data_that_no_layer_needs_are_ignored(tmp_path):
 
 
 def bomb(operator, inputs, constants, **attributes):
-    """A model in which an operator makes far too much out of little."""
+    """A model in which an operator computes a huge output from a small input."""
     made = helper.make_node(operator, inputs, ["big"], name="big", **attributes)
     node, weights = lstm_node(2)
     tensors = [tensor(np.asarray(a), name) for name, a in constants.items()]
@@ -305,7 +305,7 @@ def test_the_memory_bound_applies_to_all_operators_together():
 
 
 def doubling(levels, innermost):
-    """Functions of which each calls the next one twice and adds the results."""
+    """Functions, each of which calls the next one twice and adds the results."""
     functions = []
     opsets = [helper.make_opsetid("", 18), helper.make_opsetid("own", 1)]
     for n in range(levels):

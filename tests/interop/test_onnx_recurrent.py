@@ -1,4 +1,4 @@
-"""ONNX's LSTM, GRU and RNN: against a loop written from the standard, and ONNX Runtime."""
+"""ONNX's LSTM, GRU and RNN, compared with a loop from the standard and with ONNX Runtime."""
 
 import functools
 
@@ -14,7 +14,7 @@ from lstm_jax.interop.onnx import from_onnx, layer_from_onnx, layer_to_onnx  # n
 from lstm_jax.interop.onnx.recurrent import InputForgetLSTMCell  # noqa: E402
 from lstm_jax.sequence import VariationalDropout, Zoneout, unroll  # noqa: E402
 
-# Tests run what they compile once or twice.
+# Tests run each compiled program once or twice.
 quickly = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
@@ -25,7 +25,7 @@ DEFAULTS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), "RN
 # ---- the standard's equations in NumPy, one row and step after the other ----
 # Attributes of ONNX are float32.
 
-# Each with the defaults of alpha and beta, as the standard has them; None where it has none.
+# Each with the standard's defaults of alpha and beta; None if there is none.
 FUNCTIONS = {
     "Affine": (1.0, 0.0, lambda x, a, b: a * x + b),
     "Elu": (1.0, None, lambda x, a, b: np.where(x >= 0, x, a * (np.exp(x) - 1))),
@@ -59,7 +59,7 @@ def functions_of(operator, directions, attributes):
 
 @np.errstate(over="ignore")
 def oracle(operator, feeds, **attributes):
-    """Outputs Y, Y_h and of an LSTM Y_c, in float64."""
+    """Outputs Y, Y_h and, for an LSTM, Y_c, in float64."""
     get = {
         name: None if array is None else np.asarray(array, np.float64)
         for name, array in ((name, feeds.get(name)) for name in INPUTS)
@@ -130,7 +130,7 @@ def oracle(operator, feeds, **attributes):
 
 
 def model_of(operator, feeds, **attributes):
-    """A model with every array an input, so that all of them have a gradient."""
+    """A model whose arrays are all inputs, so that all of them have a gradient."""
     names = INPUTS if operator == "LSTM" else INPUTS[:6]
     inputs = [name if name in feeds else "" for name in names]
     outputs = ["Y", "Y_h", "Y_c"][: 1 + STATES[operator]]
@@ -229,7 +229,7 @@ def test_a_row_without_steps_ends_with_its_initial_state():
 
 
 def configuration(seed):
-    """An operator with any of its inputs and attributes, which ONNX Runtime has all."""
+    """An operator with any of its inputs and attributes, all of which ONNX Runtime supports."""
     rng = np.random.default_rng(seed)
     operator = ("LSTM", "GRU", "RNN")[seed % 3]
     direction = str(rng.choice(["forward", "reverse", "bidirectional"]))
@@ -241,7 +241,7 @@ def configuration(seed):
     ]
     attributes = {"direction": direction}
     if rng.random() < 0.3:
-        attributes["clip"] = 0.625  # no threshold below: at a tie ONNX Runtime has 0
+        attributes["clip"] = 0.625  # no smaller threshold: at a tie ONNX Runtime returns 0
     if operator == "LSTM" and rng.random() < 0.3:
         attributes["input_forget"] = 1
     if operator == "GRU":
@@ -251,7 +251,7 @@ def configuration(seed):
         attributes["activations"] = names
         for key, place in (("activation_alpha", 0), ("activation_beta", 1)):
             count = sum(FUNCTIONS[name][place] is not None for name in names)
-            if count:  # quarters, which float32 holds
+            if count:  # quarters, which float32 represents exactly
                 attributes[key] = [float(n) / 4 for n in rng.integers(1, 4, count)]
     feeds = drawn(rng, operator, directions, optional=optional)
     return operator, feeds, {**attributes, "hidden_size": 3}
@@ -304,7 +304,7 @@ def test_values_equal_onnxruntime_and_gradients_equal_finite_differences(seed):
         providers=["CPUExecutionProvider"],
     )
     for name, theirs in zip(f.outputs, session.run(None, single), strict=True):
-        # Float32 with approximations of exponentials, over 4 steps, of numbers up to some tens.
+        # Float32 with approximated exponentials, over 4 steps, of numbers up to some tens.
         scale = 1 + np.abs(outputs[name]).max()
         np.testing.assert_allclose(outputs[name], theirs, rtol=0, atol=1e-5 * scale, err_msg=name)
 

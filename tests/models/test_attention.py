@@ -1,4 +1,4 @@
-"""Attention against NumPy loops over its equations, in float64."""
+"""Attention, compared with NumPy loops over its equations in float64."""
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +49,7 @@ def test_masked_values_have_no_weight(arrays):
 
 
 def test_empty_sources(arrays):
-    """Rows without source have zero context, and a gradient that is zero and not NaN."""
+    """Rows without source tokens have zero context and zero gradients, not NaN."""
     mask = np.array([[False] * 5, [True] * 5])
     values = jnp.asarray(arrays["memory"], jnp.float32)
 

@@ -1,4 +1,4 @@
-"""Heads, against scipy's distributions and integrals."""
+"""Heads, compared with scipy's distributions and integrals."""
 
 import jax
 import jax.numpy as jnp

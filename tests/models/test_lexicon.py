@@ -1,4 +1,4 @@
-"""Words of a lexicon, against optax's loss and against all alignments."""
+"""Words of a lexicon, compared with optax's loss and with sums over all alignments."""
 
 import itertools
 
@@ -10,7 +10,7 @@ import optax
 from lstm_jax.models.lexicon import IMPOSSIBLE, best_words, lexicon_of, word_scores
 
 WORDS = [[1], [1, 2], [1, 1], [2, 2, 1], [3], [1, 2, 3, 1]]
-TOLERANCE = 1e-4  # log probabilities in float32; optax calls 1e-5 a probability of zero
+TOLERANCE = 1e-4  # log probabilities in float32; optax uses 1e-5 for zero probabilities
 
 
 def test_scores_equal_those_of_optax():

@@ -1,4 +1,4 @@
-"""The encoder-decoder against a NumPy loop over its equations, one token at a time."""
+"""The encoder-decoder, compared with a NumPy loop over its equations, one token at a time."""
 
 import jax
 import jax.numpy as jnp
@@ -110,7 +110,7 @@ def test_the_equations(batch, kind):
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(map(str, kind)))
 def test_token_by_token(batch, kind):
-    """Steps of one token give what the whole target gives at once."""
+    """Steps of one token give the same as the whole target at once."""
     source, lengths, tokens = batch
     model = built(*kind)
     first = carry = model.encode(source=source, lengths=lengths)
@@ -126,7 +126,7 @@ def test_token_by_token(batch, kind):
 
 @pytest.mark.parametrize("kind", KINDS[::3], ids=lambda kind: "-".join(map(str, kind)))
 def test_padding_has_no_influence(batch, kind):
-    """Neither on values nor on gradients."""
+    """It affects neither values nor gradients."""
     source, lengths, tokens = batch
     model = built(*kind)
     graph, params, rest = nnx.split(model, nnx.Param, ...)
@@ -188,7 +188,7 @@ def test_dropout(batch, kind):
 
 
 def test_a_regularised_cell():
-    """Noise of a regulariser is drawn anew in each call, and gone in evaluation."""
+    """The noise of a regulariser is sampled in each call, and there is none in evaluation."""
     cell = "zoneout(lstm, hidden_rate=0.5)"
     from lstm_jax.config.recurrent import cell_factory
 

@@ -1,4 +1,4 @@
-"""The model that writes, against a loop in NumPy over steps, components and letters."""
+"""Handwriting synthesis, compared with a NumPy loop over steps, components and letters."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from lstm_jax.models.handwriting_synthesis import (
 )
 from tests.arrays import in_float64, params_of
 
-# Sums of a few dozen terms of size one in float32 (eps 1.2e-7), through seven steps.
+# Sums of a few dozen terms of size one in float32 (eps 1.2e-7), over seven steps.
 TOLERANCE = 1e-5
 LETTERS, HIDDEN, WINDOWS, GAUSSIANS = 4, 5, 2, 3
 TEXT = np.array([[1, 2, 3, 0, 0], [4, 1, 1, 2, 0], [4, 1, 1, 2, 3]])

@@ -1,4 +1,4 @@
-"""The text classifier, against loops in NumPy over each text without padding."""
+"""The text classifier, compared with NumPy loops over each text without padding."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from tests.arrays import doubled, in_float64, params_of
 
 LENGTHS = [5, 1, 3]
 TOKENS = np.random.default_rng(0).integers(2, 9, (3, 6)).astype(np.int32)
-# Sums of six terms in float32 (eps 1.2e-7), through five steps.
+# Sums of six terms in float32 (eps 1.2e-7), over five steps.
 TOLERANCE = 5e-6
 
 
@@ -98,7 +98,7 @@ def test_padding_gets_no_gradient(pooling):
 
 
 def test_dropped_words_are_unknown_ones():
-    """At a rate near one every token is dropped: the text reads as unknown words alone."""
+    """At a rate near one every token is dropped, so the model reads only unknown words."""
     model = model_of("max", word_dropout=0.999)
     lengths = np.array(LENGTHS, np.int32)
     _, outputs = model((), tokens=TOKENS, lengths=lengths, rngs=nnx.Rngs(dropout=1))

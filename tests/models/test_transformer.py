@@ -1,4 +1,4 @@
-"""The Transformer against a loop over positions in NumPy, and against itself read in parts."""
+"""The Transformer, compared with a NumPy loop over positions, and read in parts."""
 
 import functools
 
@@ -34,7 +34,7 @@ def read(model, tokens, *cuts):
 
 
 class Loop:
-    """The model in float64, one row and one token at a time, with positions from the beginning."""
+    """The model in float64, one row and one token at a time, with absolute positions."""
 
     def __init__(self, model):
         self.params, self.heads = in_float64(params_of(model)), model.num_heads
@@ -74,7 +74,7 @@ def norm(x, params):
 
 
 def turned(xs, position):
-    """Pairs of features as complex numbers, turned by an angle of their own."""
+    """Pairs of features as complex numbers, each rotated by its angle."""
     half = xs.shape[-1] // 2
     pairs = xs[:, :half] + 1j * xs[:, half:]
     pairs = pairs * np.exp(1j * position * 10_000.0 ** (-np.arange(half) / half))
@@ -84,7 +84,7 @@ def turned(xs, position):
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("context", [1, 5, 22, 40])
 def test_logits_equal_those_of_a_numpy_loop(context, tied):
-    """With fewer and more positions than the context, and as many."""
+    """With fewer positions than the context, with more, and with the same number."""
     model = built(context, tied_embeddings=tied)
     logits, _ = read(model, TOKENS)
     for row, tokens in enumerate(TOKENS):
@@ -106,7 +106,7 @@ def test_parts_of_any_length_equal_the_whole(context, cuts):
 
 
 def test_rows_can_start_at_different_times():
-    """A row whose carry is the initial one again reads nothing of what came before."""
+    """A row with the initial carry does not depend on earlier tokens."""
     model = built(context=9)
     _, carry = read(model, TOKENS[:, :6])
     first = model.initial_carry(2)
@@ -130,7 +130,7 @@ def test_later_tokens_have_no_influence_and_earlier_ones_reach_as_far_as_the_con
 
 
 def test_attention_within_the_context_equals_that_of_flax():
-    """Without rotation: zero queries and keys are not turned, so all weights are equal."""
+    """Without rotation: zero queries and keys are not rotated, so all weights are equal."""
     model = built(context=30, num_layers=1)
     attention = model.blocks["block_0"].attention
     for part in (attention.query, attention.key):

@@ -1,4 +1,4 @@
-"""Forecasters of frames: squares as channels, the states that are handed over, and streams."""
+"""Forecasters of frames: squares as channels, the encoder's states, and streams."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ def test_squares_become_the_channels_of_one_position():
 
 
 def step_by_step(model, cell, steps, frames):
-    """The forecast by single steps of the cells."""
+    """The forecast, computed by single steps of the cells."""
     params, layers = params_of(model), ("layer_0", "layer_1")
     xs = steps(jnp.asarray(frames))
     space = xs.shape[2:-1]
