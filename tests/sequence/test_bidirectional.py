@@ -23,7 +23,7 @@ RUN = jax.jit(functools.partial(LAYER.apply, PARAMS, XS))
 
 
 def turned(xs, lengths):
-    """Each row's own steps the other way round; the rest stays."""
+    """Reverses the valid steps of each row; padding stays where it is."""
     xs = np.array(xs)
     for row, length in enumerate(lengths):
         xs[:length, row] = xs[:length, row][::-1]
@@ -54,7 +54,7 @@ def test_last_states_are_those_at_both_ends():
     state, ys = LAYER.apply(PARAMS, XS, lengths=jnp.array(LENGTHS))
     np.testing.assert_array_equal(state.forward.h[1], ys[LENGTHS[1] - 1, 1, :H])
     np.testing.assert_array_equal(state.backward.h[:3], ys[0, :3, H:])
-    np.testing.assert_array_equal(state.backward.h[3], np.zeros(H))  # a row without steps
+    np.testing.assert_array_equal(state.backward.h[3], np.zeros(H))  # a row without valid steps
 
 
 def test_a_state_can_be_given_for_one_direction():
@@ -81,7 +81,7 @@ def test_merge(merge):
     state, ys = LAYER.apply(PARAMS, XS)
     merged_state, merged = layer.apply(PARAMS, XS)
     expected = MERGED[merge](*np.split(np.asarray(ys), 2, -1))
-    np.testing.assert_allclose(merged, expected, rtol=1e-6)  # one rounding
+    np.testing.assert_allclose(merged, expected, rtol=1e-6)  # one rounding error
     chex.assert_trees_all_equal(merged_state, state)
     assert layer.output_size == merged.shape[-1] == H
 
@@ -109,7 +109,7 @@ def test_two_kinds_of_cells():
 
 @st.composite
 def documents(draw):
-    """Where documents begin in each row, and how long the rows are."""
+    """The first step of each document in each row, and the lengths of the rows."""
     starts = draw(st.lists(st.booleans(), min_size=T * B, max_size=T * B))
     return np.array(starts).reshape(T, B), draw(st.lists(st.integers(0, T), min_size=B, max_size=B))
 
@@ -135,7 +135,7 @@ def test_a_flag_past_the_end_does_not_reset_the_backward_state():
     resets = jnp.zeros((T, B), bool).at[4, 0].set(True).at[3, 1].set(True)
     plain = LAYER.apply(PARAMS, XS, random_state(), lengths=lengths)
     flagged = LAYER.apply(PARAMS, XS, random_state(), lengths=lengths, resets=resets)
-    # Resets are more arithmetic for the compiler to fuse: a rounding apart.
+    # Resets add operations that the compiler fuses: results differ by a rounding error.
     chex.assert_trees_all_close(flagged, plain, atol=1e-6)
 
 
@@ -156,7 +156,7 @@ def test_noise_is_sampled_for_each_direction():
     layer = Bidirectional(Zoneout(LSTMCell(H)), merge=lambda f, b: f - b[::-1])
     params = layer.init(jax.random.key(0), D)
     params["backward"] = params["forward"]
-    xs = jnp.concatenate([XS, XS[::-1]])  # both directions read the same
+    xs = jnp.concatenate([XS, XS[::-1]])  # both directions read the same inputs
     calm, noisy = (layer.apply(params, xs, key=key)[1] for key in (None, jax.random.key(3)))
     np.testing.assert_array_equal(calm, jnp.zeros_like(calm))
     assert (noisy != 0).any()

@@ -19,7 +19,7 @@ T, D, H = 4, 3, 4
 
 
 def check(run, params, xs, outputs):
-    """Outputs of a shape, and gradients of zero in the shapes of the arguments."""
+    """Checks the shape of outputs, and that gradients are zeros in the shapes of the arguments."""
 
     @functools.partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)
     def loss(params, xs):

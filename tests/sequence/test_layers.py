@@ -54,7 +54,7 @@ def test_a_default_layer_preserves_float64_precision():
                 back = oracle.lstm(layer["backward"], below[::-1])[2][::-1]
                 below = np.concatenate([there, back], -1)
             assert {leaf.dtype.name for leaf in jax.tree.leaves((state, ys))} == {"float64"}
-            # Sums of 15 terms over two layers and 7 steps: some dozen roundings of 1e-16.
+            # Sums of 15 terms over two layers and 7 steps: about a dozen rounding errors of 1e-16.
             np.testing.assert_allclose(ys, below, rtol=0, atol=1e-14)
 
 
@@ -64,7 +64,7 @@ def test_layers_are_initialised_separately():
 
 
 def test_parameters_equal_those_of_the_cell_with_each_layers_key():
-    """What a key draws must stay what it was: checkpoints and results depend on it."""
+    """The parameters of a key must never change: checkpoints and results depend on them."""
     params = LSTM(H, num_layers=2).init(jax.random.key(0), D)
     keys = jax.random.split(jax.random.key(0), 2)
     expected = {"layer_0": LSTMCell(H).init(keys[0], D), "layer_1": LSTMCell(H).init(keys[1], H)}

@@ -40,7 +40,7 @@ def test_rows_contain_whole_documents_without_gaps(sizes):
         counts = np.bincount(ids[:length])
         assert (np.diff(ids[:length]) >= 0).all() and (counts[1:] > 0).all()
         assert counts[:1].sum() == 0  # ids are 1, 2, ..., each document's steps together
-    # First fit: the first document of a row fitted into no row before it.
+    # First fit: the first document of a row does not fit into any earlier row.
     full = [sum(s for s, r in zip(sizes, packed.rows, strict=True) if r == row) for row in range(2)]
     if packed.xs.shape[1] > 1:
         assert full[0] + full[1] > 7
@@ -77,7 +77,7 @@ def test_packed_equals_separate_in_value_and_gradient(bidirectional):
         np.testing.assert_allclose(y, alone, atol=1e-6)
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), gradient, wanted)
 
-    for y, document in zip(ys, apart, strict=True):  # and both are what NumPy has
+    for y, document in zip(ys, apart, strict=True):  # and both equal NumPy's result
         below = document[:, None]
         for layer in ("layer_0", "layer_1"):
             cells = [params[layer] if name is None else params[layer][name] for name in names]

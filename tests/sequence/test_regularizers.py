@@ -1,4 +1,4 @@
-"""Noise for training: its arithmetic against NumPy, its statistics, and where it stays out."""
+"""Noise in training: its arithmetic against NumPy, its statistics, and when it is off."""
 
 import functools
 
@@ -59,7 +59,7 @@ def test_zoneout_in_evaluation_uses_the_mean():
 
 
 def test_zoneout_in_evaluation_averages_a_stabilised_state_on_one_scale():
-    """What an sLSTM stores is c exp(m): that is averaged, and n exp(m) with it."""
+    """An sLSTM stores c and n relative to exp(m); c exp(m) and n exp(m) are averaged."""
     cell = CELLS["slstm"](hidden_size=H)
     params = cell.init(jax.random.key(0), D)
     zoned = Zoneout(cell, hidden_rate=0.3, cell_rate=0.6)
@@ -85,7 +85,7 @@ def test_zoneout_zones_at_its_rates():
 
 
 def test_variational_dropout_equals_the_numpy_loop_with_one_mask_per_sequence():
-    """Each mask is seen in what it does: a zero column of inputs, states and outputs."""
+    """Each mask shows as zero columns of inputs, states or outputs."""
     cell = VariationalDropout(CELL, input_rate=0.3, state_rate=0.4, output_rate=0.5)
     ones = cell.init(jax.random.key(0), D)
     keys = jax.random.split(KEY, 4)
@@ -141,7 +141,7 @@ def test_dropout_is_off_without_a_key(kind):
 
 def test_what_is_stochastic():
     class Mine(Regularizer):
-        """Has no rates to decide by."""
+        """Has no rates to decide from."""
 
     assert all(map(is_stochastic, [*KINDS.values(), Mine(CELL), Zoneout(Mine(CELL), 0.0, 0.0)]))
     quiet = Zoneout(
@@ -149,7 +149,7 @@ def test_what_is_stochastic():
     )
     assert not any(map(is_stochastic, [CELL, quiet, Stack([CELL, quiet]), Bidirectional(quiet)]))
     assert is_stochastic(Stack([CELL, CELL], dropout=0.1))
-    assert not is_stochastic(Stack([CELL], dropout=0.1))  # there is nothing between layers
+    assert not is_stochastic(Stack([CELL], dropout=0.1))  # no dropout between layers
     assert not is_stochastic(LSTM(H, 2)) and is_stochastic(LSTM(H, 2, dropout=0.1))
     assert is_stochastic(Stack([Bidirectional(CELL, Zoneout(CELL))]))
 
@@ -228,7 +228,7 @@ GATED = [name for name, kind in CELLS.items() if isinstance(kind(hidden_size=4),
 
 @pytest.mark.parametrize("name", GATED)
 def test_recurrent_dropout_of_everything_leaves_every_gated_cell_its_zero_state(name):
-    """With nothing written, what is remembered is still nothing."""
+    """Nothing is written, so that the state remains zero."""
     cell = CELLS[name](hidden_size=4)
     space = (5,) * (cell.num_feature_axes - 1)
     xs = jax.random.normal(jax.random.key(1), (1, *space, 3))

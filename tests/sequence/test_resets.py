@@ -36,7 +36,7 @@ def replay(state, dones, previous_done):
 @hypothesis.given(flags(T, B), flags(B))
 def test_replaying_a_rollout_equals_acting_with_a_reset_after_each_end(dones, previous_done):
     """An actor clears its memory after each step that ended an episode; so does the replay."""
-    before = unroll(CELL, PARAMS, 3 * XS)[0]  # what the actor remembers as the rollout begins
+    before = unroll(CELL, PARAMS, 3 * XS)[0]  # the actor's state at the start of the rollout
     params = {name: np.asarray(array, np.float64) for name, array in PARAMS.items()}
     h, c = (np.asarray(array, np.float64).copy() for array in (before.h, before.c))
     acted = np.zeros((T, B, H))
@@ -150,7 +150,7 @@ RUNS = [
 
 @pytest.mark.parametrize(("name", "engine", "memory", "reverse"), RUNS)
 def test_nothing_before_a_reset_reaches_values_or_gradients_after_it(name, engine, memory, reverse):
-    """NaN, infinities and overflow, in inputs and in the state that is given."""
+    """NaN, infinities and overflow, in inputs and in the given state."""
     cell = CELLS[name](hidden_size=H)
     params = cell.init(jax.random.key(0), D)
     state = jax.tree.map(lambda a: 0.5 * jnp.ones_like(a), cell.zero_state((B,)))
@@ -171,7 +171,7 @@ def test_nothing_before_a_reset_reaches_values_or_gradients_after_it(name, engin
     for poison in (np.nan, np.inf, 3e38):
         spoilt = jax.tree.map(lambda a, p=poison: jnp.full_like(a, p), state)
         (other, others), other_grads = run(params, jnp.where(after, XS, poison), spoilt)
-        # The same numbers, but XLA may sum them in another order: some roundings of 1e-7.
+        # The same numbers, but XLA may sum them in another order: a few rounding errors of 1e-7.
         np.testing.assert_allclose(other, value, rtol=1e-6)
         np.testing.assert_allclose(others, ys, atol=1e-6)
         chex.assert_trees_all_close(other_grads, grads, rtol=1e-5, atol=1e-5)
@@ -229,7 +229,7 @@ def test_second_derivatives_with_resets(engine):
         up, down = (
             grad(jax.tree.map(lambda a, v, s=s: a + s * 1e-5 * v, params, tangent)) for s in (1, -1)
         )
-        # Errors of the third derivative times 1e-10, and roundings of 1e-15 / 1e-5.
+        # Errors of the third derivative times 1e-10, and rounding errors of 1e-15 / 1e-5.
         chex.assert_trees_all_close(
             product, jax.tree.map(lambda a, b: (a - b) / 2e-5, up, down), rtol=1e-6, atol=1e-6
         )

@@ -22,7 +22,7 @@ MIXED = Stack({"low": LSTMCell(3), "both": Bidirectional(RNNCell(4)), "top": LST
 
 @dataclasses.dataclass(frozen=True)
 class Average:
-    """A user's own cell, of the protocol's four members and nothing else."""
+    """A custom cell that has only the four members of the protocol."""
 
     hidden_size: int
 
@@ -156,7 +156,7 @@ def test_backwards_equals_each_row_reversed(connections):
 
 
 class TestDocuments:
-    """Behind one another with resets, and each in a row of its own with a length."""
+    """Documents in one row with resets, and each in a separate row with a length."""
 
     stack = dataclasses.replace(MIXED, connections="skip")
     params = stack.init(jax.random.key(0), D)
@@ -183,7 +183,7 @@ class TestDocuments:
     def test_are_equal_in_value_and_gradient(self, begins):
         resets = np.array([True, *begins])
         rows = resets.cumsum() - 1
-        starts = np.resize(np.flatnonzero(resets), T)  # as many rows as there could be
+        starts = np.resize(np.flatnonzero(resets), T)  # the largest possible number of rows
         lengths = np.bincount(rows, minlength=T)
         xs = XS[:, 0]
         (_, ys), gradients = self.packed(self.params, xs, resets)

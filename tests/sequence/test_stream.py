@@ -38,7 +38,7 @@ def test_stepping_equals_the_whole_sequence(name, batch_shape):
     last, ys = jax.jit(run)(params, xs)
     step = stream(layer, params, batch_shape)
     state = step.initial_state()
-    # The plain scan's arithmetic is the same; around the cells the compiler may fuse otherwise.
+    # The arithmetic of the plain scan is the same, but the compiler may fuse it differently.
     atol = {"cell": 0, "LSTM": 0, "bfloat16": 2e-2}.get(name, 1e-6)
     for x, expected in zip(xs, ys, strict=True):
         state, y = step(state, x)
@@ -65,7 +65,7 @@ def test_a_default_cell_preserves_float64_precision():
         state = step.initial_state()
         for x, expected in zip(xs, oracle.lstm(params, xs[:, None])[2], strict=True):
             state, y = step(state, x)
-            np.testing.assert_allclose(y, expected[0], rtol=0, atol=1e-15)  # a few roundings
+            np.testing.assert_allclose(y, expected[0], rtol=0, atol=1e-15)  # a few rounding errors
 
 
 def test_one_stream_serves_many_sequences():
@@ -111,7 +111,7 @@ def test_is_compiled_once_for_all_kinds_of_input():
     for kind, make in KINDS.items():
         x = np.ones(D, np.float32)
         state, y = step(step.initial_state(), make(x))
-        state, y = step(jax.tree.map(np.asarray, state), make(x))  # as from a file
+        state, y = step(jax.tree.map(np.asarray, state), make(x))  # as loaded from a file
         state, y = step(jax.tree.map(lambda a: a.astype(jnp.float16), state), make(x))
         assert y.dtype == jnp.float32 and y.weak_type is False, kind
         assert jax.tree.map(jnp.dtype, state).c == jnp.float32

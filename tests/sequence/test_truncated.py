@@ -36,7 +36,7 @@ def loss(last, ys):
 @jax.jit
 @functools.partial(jax.value_and_grad, argnums=(0, 1, 2), has_aux=True)
 def loop(params, xs, state, cuts, burns, lengths, resets):
-    """The definition, step by step in Python: the state is cut before steps marked in cuts."""
+    """The definition in Python, step by step: gradients stop before steps marked in cuts."""
     cut = lambda flag, tree: jax.tree.map(  # noqa: E731
         lambda a: jnp.where(flag, jax.lax.stop_gradient(a), a), tree
     )
@@ -109,7 +109,7 @@ def test_one_window_over_everything_is_the_plain_run_in_gradient_too():
 
 
 def test_the_last_state_has_its_gradient_from_the_last_window():
-    """As an output has: what was learned for the next chunk's start must not be lost."""
+    """Like an output: a learned state for the start of the next chunk needs it."""
     gradient = jax.grad(lambda xs: truncated(run_of(PARAMS), xs, window=3)[0].c.sum())(XS)
     np.testing.assert_array_equal(jnp.any(gradient != 0, (1, 2)), np.arange(T) >= 6)
 

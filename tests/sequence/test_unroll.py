@@ -37,7 +37,7 @@ def test_unroll_equals_the_numpy_loop(lengths):
     state = random_state()
     last, ys = unroll(CELL, PARAMS, XS, state, lengths=lengths)
     h, c, expected = oracle.lstm(PARAMS, XS, state.h, state.c, lengths)
-    # float32 roundings of sums of D + H terms of order 1, over T steps that contract.
+    # float32 rounding errors of sums of D + H terms of order 1, over T contracting steps.
     np.testing.assert_allclose(ys, expected, atol=2e-6)
     np.testing.assert_allclose(last.h, h, atol=2e-6)
     np.testing.assert_allclose(last.c, c, atol=2e-6)
@@ -127,7 +127,7 @@ def test_any_number_of_batch_axes(leading):
 
 
 def numpy_rows(xs, state, lengths, resets, reverse):
-    """Each row by itself: a reset puts zeros in place before its step."""
+    """Each row separately; a reset sets the state to zero before its step."""
     params = {name: np.asarray(array, np.float64) for name, array in PARAMS.items()}
     ys = np.zeros((len(xs), B, H))
     h, c = np.array(state.h, np.float64), np.array(state.c, np.float64)
@@ -254,7 +254,7 @@ class TestAssociative:
             run = functools.partial(jax.value_and_grad, argnums=(0, 1, 2), has_aux=True)
             loop = run(functools.partial(loss, engine="scan"))(params, xs, state)
             parallel = run(functools.partial(loss, engine="associative"))(params, xs, state)
-            # The same products and sums, grouped otherwise: a few roundings a step.
+            # The same products and sums, grouped differently: a few rounding errors per step.
             chex.assert_trees_all_close(parallel, loop, rtol=0, atol=1e-13)
 
     def test_no_steps(self):
@@ -306,7 +306,7 @@ class TestTransforms:
             jax.jit(jax.grad(loss))(PARAMS, XS, random_state(), LENGTHS)
 
     def test_inside_shard_map_without_a_state(self):
-        """The zero state must be marked as each device's own where the inputs are."""
+        """The zero state must be marked as varying over the same devices as the inputs."""
         mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("data",))
         rows = PartitionSpec(None, "data")
         run = jax.shard_map(
@@ -377,7 +377,7 @@ class TestErrors:
 
 
 class TestCompiledOnce:
-    """Outside of jit, too, as in a notebook."""
+    """Also outside jit, as in a notebook."""
 
     def count(self):
         return importlib.import_module("lstm_jax.sequence.unroll")._compiled_loop._cache_size()

@@ -1,4 +1,4 @@
-"""Human actions: what the model reads, averages over copies, and the commands on a run."""
+"""Human actions: the model's inputs, averages over copies, and the commands on a run."""
 
 import io
 
@@ -153,7 +153,7 @@ def test_predict_reads_files_and_folders_and_animates_one(run, folder, tmp_path,
 
 @pytest.mark.parametrize("format", ["stablehlo", "onnx"])
 def test_an_exported_model_streams(run, format, capsys):
-    """Frame by frame it gives what the run's model gives for the whole recording."""
+    """Frame by frame, its outputs equal those of the run's model for the whole recording."""
     pytest.importorskip("onnxruntime")
     assert main(["export", str(run), "--format", format]) == 0
     assert capsys.readouterr().err == ""

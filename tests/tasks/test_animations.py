@@ -1,4 +1,4 @@
-"""Animations: what each frame of a GIF file shows."""
+"""Animations: the content of each frame of a GIF file."""
 
 import io
 import itertools
@@ -38,7 +38,7 @@ def test_a_forecast_is_below_the_true_frames():
             for row, expected in ((0, upper), (1, lower)):
                 part = frame[9 * row + 2 : 9 * row + 7, 11 * n + 2 : 11 * n + 9]
                 np.testing.assert_allclose(part[..., 0], 255 * expected[n, ..., 0], atol=3)
-    # Without a truth its place is black.
+    # Without true frames their area is black.
     found = frames_of(forecast_animation(seen, truth[:, :0], forecast))
     assert found[4][2:7, 2:9].max() <= 3
 

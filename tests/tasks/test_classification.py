@@ -1,4 +1,4 @@
-"""Classes of sequences of different lengths, against NumPy on each row by itself."""
+"""Classification of sequences of different lengths, against NumPy on each row separately."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ TOLERANCE = 5e-6
 
 
 def logits(model, xs, lengths, seed=None):
-    """The scores by one compiled call; in training mode where a seed is given."""
+    """The scores from one compiled call; in training mode if a seed is given."""
     inputs, first = {"xs": xs, "lengths": lengths}, model.initial_carry(len(xs))
     if seed is None:
         return Compiled(model)(first, **inputs)[1]["logits"]
@@ -139,7 +139,7 @@ def test_scores_equal_those_of_each_row_separately(make, pooling):
 
 @pytest.mark.parametrize(("pooling", "noise"), [("mean", 0.5), ("last", 0.0)])
 def test_the_content_of_padding_affects_neither_scores_nor_gradients(make, pooling, noise):
-    """Not one bit, with garbage, infinities or NaN in it, with and without noise and dropout."""
+    """Equal bit for bit with garbage, infinities or NaN, with and without noise and dropout."""
     task = make(pooling=pooling, input_noise=noise, dropout=noise, num_layers=1)
     model, batch = built(task), task.batches(seed=0)[0]
     zeros = with_padding(batch, 0.0)
@@ -158,7 +158,7 @@ def test_the_content_of_padding_affects_neither_scores_nor_gradients(make, pooli
 
 @pytest.mark.parametrize("pooling", ["mean", "last"])
 def test_more_padding_changes_nothing(make, pooling):
-    """The gradient is the mean of those of the rows by themselves; for scores see above."""
+    """The gradient is the mean over the separate rows; for scores see above."""
     task = make(pooling=pooling, num_layers=1)
     model = built(task)
     rng = np.random.default_rng(0)
@@ -203,7 +203,7 @@ def test_the_loss_is_the_cross_entropy_of_the_numpy_scores(make, smoothing):
 
 
 def test_evaluate_counts_the_rows_that_numpy_classifies_correctly(make):
-    """Smoothing is for training alone, and so is dropout."""
+    """Label smoothing and dropout apply only in training."""
     task = make(label_smoothing=0.3, dropout=0.5, input_noise=1.0)
     model = built(task)
     scores = [network(params_of(model), x, "mean") for x in standardised(TEST[0])]
@@ -255,7 +255,7 @@ def test_predictions_for_a_new_file_equal_those_of_an_evaluation(make, tmp_path)
     np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-6)
     assert [CLASSES[n] for n in probabilities.argmax(1)] == columns["class"]
     losses = -np.log(probabilities[np.arange(20), TEST[1]].astype(np.float64))
-    # Probabilities and losses are rounded to float32 by themselves.
+    # Probabilities and losses are rounded to float32 separately.
     assert metrics["loss"] == pytest.approx(losses.mean(), rel=1e-6)
 
 
@@ -277,7 +277,7 @@ def by_row(split) -> list[tuple]:
 
 @pytest.mark.parametrize("fraction", [0.1, 0.3, 0.5])
 def test_validation_takes_a_fraction_of_each_class(make, fraction):
-    """10 sequences a class; the splits are apart, and standardised by what is left to train."""
+    """10 sequences per class; the splits are disjoint and standardised by the training part."""
     task = make(data={"validation_fraction": fraction})
     assert task.splits == ("validation", "test")
     train, validation = task._splits["train"], task._splits["validation"]
@@ -287,7 +287,7 @@ def test_validation_takes_a_fraction_of_each_class(make, fraction):
     steps = np.concatenate([x[:n] for x, n in zip(train.xs, train.lengths, strict=True)])
     np.testing.assert_allclose(steps.mean(0), 0, rtol=0, atol=1e-5)
     np.testing.assert_allclose(steps.std(0), 1, rtol=1e-5)
-    # Put back on their old scale, the two splits are the file.
+    # On the original scale, the two splits together equal the file.
     whole = np.concatenate(TRAIN[0])
     both = np.concatenate(
         [steps, *(x[:n] for x, n in zip(validation.xs, validation.lengths, strict=True))]
@@ -299,7 +299,7 @@ def test_validation_takes_a_fraction_of_each_class(make, fraction):
 
 
 def test_a_validation_split_is_not_empty(make):
-    """A share so small that it rounds to no sequence cannot choose the best checkpoint."""
+    """A fraction that rounds to zero sequences could not select the best checkpoint."""
     try:
         task = make(data={"validation_fraction": 0.04})
     except UserError as error:
@@ -345,7 +345,7 @@ def test_the_baseline_is_the_frequency_of_the_most_common_training_class(make):
             "dimension 1 is constant",
         ),
         (
-            # The mean of many 0.1 in float32 is not 0.1, and so their deviation is not zero.
+            # The float32 mean of many values 0.1 is not 0.1, so their deviation is not zero.
             {"train": content([np.insert(x, 1, 0.1, 1) for x in TRAIN[0]], TRAIN[1])},
             "dimension 1 is constant",
         ),
@@ -372,7 +372,7 @@ def test_the_fingerprint_changes_with_either_file(make):
 
 
 def csv_content(xs, labels, labelled=True) -> str:
-    """The rows of all sequences, the last step first, with columns that are not features."""
+    """The rows of all sequences, starting with the last step, with columns that are no features."""
     rows = [
         f"s{n};{t};{CLASSES[label]};{x[t, 0]};{x[t, 1]};a note"
         for n, (x, label) in enumerate(zip(xs, labels, strict=True))
@@ -385,7 +385,7 @@ def csv_content(xs, labels, labelled=True) -> str:
 
 
 def save_npz(path, xs, **arrays):
-    """Sequences with garbage past their ends."""
+    """Saves sequences with garbage past their ends."""
     lengths = np.array([len(x) for x in xs])
     padded = np.full((len(xs), lengths.max(), xs[0].shape[1]), np.nan)
     for row, x in zip(padded, xs, strict=True):
@@ -495,7 +495,7 @@ def test_padding_changes_nothing_in_the_japanese_vowels(public_data):
         np.testing.assert_allclose(
             scores[row], network(params_of(model), x, "mean"), rtol=0, atol=4 * TOLERANCE
         )
-    # 88 of the 370 test utterances are of one speaker, but all 30 a speaker of training.
+    # 88 of the 370 test utterances are by one speaker; in training, each speaker has 30.
     assert task.baselines("test")["always the commonest class"]["accuracy"] == pytest.approx(
         100 * 31 / 370
     )

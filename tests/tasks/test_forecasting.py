@@ -18,7 +18,7 @@ TRAIN, VALIDATION, TEST, WINDOW, HORIZON, SEASON = 200, 100, 80, 24, 5, 8
 
 
 def table(rows: int = 400) -> np.ndarray:
-    """Three columns of other sizes, with a season, a trend and noise."""
+    """Three columns of different scales, with a season, a trend and noise."""
     t = np.arange(rows)
     noise = np.random.default_rng(0).normal(size=(rows, 3))
     season = np.sin(2 * np.pi * t / SEASON)[:, None]
@@ -26,7 +26,7 @@ def table(rows: int = 400) -> np.ndarray:
 
 
 def forecast_of(model, past, seed=None):
-    """The forecast by one compiled call; in training mode where a seed is given."""
+    """The forecast from one compiled call; in training mode if a seed is given."""
     options = {"past": past, "level": past[:, -1]}
     first = model.initial_carry(len(past))
     if seed is None:
@@ -62,7 +62,7 @@ def standardised() -> np.ndarray:
 
 
 def windows(split: str, window: int = WINDOW, horizon: int = HORIZON) -> list[tuple]:
-    """Past and future of every forecast of which all rows lie in the split."""
+    """Past and future of every forecast whose future rows are all in the split."""
     begin, end = {"validation": (200, 300), "test": (300, 380)}[split]
     series = standardised()
     return [
@@ -162,7 +162,7 @@ def test_a_network_of_zeros_forecasts_the_last_value_exactly(make):
 @pytest.mark.parametrize("batch", [1000, 32, 19])
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_evaluate_is_the_error_over_all_windows(make, monkeypatch, split, batch):
-    """Also where the windows do not divide into evaluation batches."""
+    """Also if the number of windows is not a multiple of the batch size."""
     monkeypatch.setattr("lstm_jax.tasks.forecasting.EVALUATION_BATCH", batch)
     task = make()
     model = built(task)
@@ -177,7 +177,7 @@ def test_evaluate_is_the_error_over_all_windows(make, monkeypatch, split, batch)
 @pytest.mark.parametrize("horizon", [1, HORIZON, SEASON, 2 * SEASON + 3])
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_baselines_equal_explicit_loops(make, split, horizon):
-    """Also where the horizon is longer than the season."""
+    """Also if the horizon is longer than the season."""
     task = make(horizon=horizon)
     pasts, futures = zip(*windows(split, horizon=horizon), strict=True)
     persistence = [[past[-1] for _ in range(horizon)] for past in pasts]
@@ -203,7 +203,7 @@ def test_the_loss_of_an_evaluation_equals_that_of_training(make, loss):
 
 
 def test_columns_are_independent(make):
-    """Their order, and what the other columns hold, changes no column's forecast."""
+    """A column's forecast depends neither on the order of columns nor on the other columns."""
     task = make()
     model = built(task)
     past = np.array(task._windows("test")[0][:4])
@@ -259,7 +259,7 @@ def write(path, values, columns=("one", "two", "three")):
 
 
 def test_predictions_for_new_files_have_the_errors_of_an_evaluation(make, tmp_path):
-    """A file with the past of each window of the test split, in the table's own units."""
+    """A file with the past of each window of the test split, in the units of the table."""
     task = make()
     model, errors_of_all = Compiled(built(task)), []
     deviation = table()[:TRAIN].std(0)
@@ -270,7 +270,7 @@ def test_predictions_for_new_files_have_the_errors_of_an_evaluation(make, tmp_pa
         forecast = np.stack([columns[name] for name in ("one", "two", "three")], 1)
         errors_of_all.append((forecast - table()[start : start + HORIZON]) / deviation)
     metrics = task.evaluate(model, "test")
-    # Windows are standardised as float32: roundings of 6e-8 in values of order one.
+    # Windows are standardised in float32: rounding errors of 6e-8 in values of order one.
     assert metrics["mse"] == pytest.approx(np.square(errors_of_all).mean(), rel=1e-6)
     assert metrics["mae"] == pytest.approx(np.abs(errors_of_all).mean(), rel=1e-6)
 
@@ -308,7 +308,7 @@ def constant(values: np.ndarray, value: float) -> np.ndarray:
         ({"validation_rows": 4}, "data.validation_rows: expected at least horizon = 5, got 4"),
         ({"test_rows": 4}, "data.test_rows: expected at least horizon = 5, got 4"),
         ({"values": constant(table(), 5.0)}, "column 'two' is constant over the training rows"),
-        # The mean of many 0.7 is not 0.7, and so their deviation is not quite zero.
+        # The mean of many values 0.7 is not 0.7, so their deviation is not exactly zero.
         ({"values": constant(table(), 0.7)}, "column 'two' is constant over the training rows"),
     ],
 )
@@ -339,7 +339,7 @@ def test_the_fingerprint_changes_with_the_table(make):
 
 @pytest.mark.data
 def test_baselines_of_etth1_are_close_to_published_values(public_data):
-    """Horizon 96, test rows: about 1.29 for persistence, 0.51 for the day before."""
+    """Horizon 96, test rows: about 1.29 for persistence, 0.51 for repeating the previous day."""
     public_data("etth1/ETTh1.csv")
     baselines = Forecasting(SeriesData(), ForecasterConfig()).baselines("test")
     assert 1.28 < baselines["persistence"]["mse"] < 1.31

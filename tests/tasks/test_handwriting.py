@@ -61,7 +61,7 @@ def test_batches_are_distorted_features_of_pieces_and_their_letters(ink):
 
 @pytest.fixture(scope="module")
 def run(ink, tmp_path_factory):
-    """A run that has learned the words."""
+    """A run whose model has learned the words."""
     return trained(
         tmp_path_factory.mktemp("runs"),
         f'task = "handwriting"\n[data]\nink = "{ink}"\nbatch_size = 16\nspacing = 0.6\n[model]\n'
@@ -84,7 +84,7 @@ def test_metrics_equal_those_of_each_piece_separately(run):
     ctc_loss = jax.jit(optax.ctc_loss)
     for ink in inks:
         xs = features(resampled(normalised(paths_of([ink.strokes])), task.data.spacing))
-        padded = np.pad(xs, ((0, 96 - len(xs)), (0, 0)))  # one shape, which is compiled once
+        padded = np.pad(xs, ((0, 96 - len(xs)), (0, 0)))  # one shape, compiled once
         _, out = model((), features=padded[None], lengths=np.array([len(xs)]))
         count = int(out["steps"][0])
         past_end = (np.arange(48) >= count)[None].astype(float)
@@ -119,7 +119,7 @@ def test_the_nearest_neighbour_is_a_baseline(ink):
 
 @pytest.mark.data
 def test_the_baseline_of_public_data_is_close_to_the_known_value():
-    """Which has 27.5 and 58.4, measured by other code: the same within a few points."""
+    """It has 27.5 and 58.4, measured by other code; results agree within a few points."""
     try:
         task = Handwriting(HandwritingData(), HandwritingConfig(hidden_size=4))
     except UserError as error:

@@ -108,7 +108,7 @@ def walks(seed, pieces=40) -> list[Trail]:
 
 
 def test_simple_models_reach_their_theoretical_losses():
-    """A linear process: its own noise, and its stationary distribution."""
+    """For a linear process: that of its noise, and that of its stationary distribution."""
     train, test = walks(0), walks(1)
     pen = scipy.stats.entropy([30 / 31, 1 / 31])
     noise = 2 * (np.log(2 * np.pi * np.e) / 2 + np.log(0.5))
@@ -158,7 +158,7 @@ def test_generate_writes_a_text_word_by_word(run, ink, tmp_path, capsys, monkeyp
 
 
 def test_a_primer_is_read_before_the_text(run, ink):
-    """A model that has read a piece goes on from it, with the text of both."""
+    """A model that has read a piece continues from it, given the text of both."""
     loaded = load_run(run)
     task, model = loaded.task, loaded.model
     style = task._inks["test"][0]
@@ -180,7 +180,7 @@ def test_words_are_placed_on_lines():
 
 
 def test_a_reader_reads_the_generated_words(run, ink, tmp_path):
-    """By the function that the page shows."""
+    """Uses the function shown in the documentation."""
     page = (pathlib.Path(__file__).parents[2] / "docs" / "handwriting.md").read_text("utf-8")
     names: dict = {}
     exec(re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0], names)

@@ -85,13 +85,13 @@ def test_a_pitch_depends_only_on_previously_chosen_ones():
 
 @pytest.mark.parametrize("conditioned", [False, True])
 def test_pieces_in_one_row_equal_separate_pieces(conditioned):
-    """And a row that is read in parts is as the whole."""
+    """A row that is read in parts also gives the same results."""
     model, pieces = model_of(conditioned), rolls(0, 3, 5, 4)
     frames = np.concatenate(pieces)[None].astype(np.float32)
     start = np.zeros((1, 12), bool)
     start[0, [0, 3, 8]] = True
     carry, parts = model.initial_carry(1), []
-    for part in (slice(0, 4), slice(4, 8), slice(8, 12)):  # one ends where a piece does
+    for part in (slice(0, 4), slice(4, 8), slice(8, 12)):  # one part ends where a piece ends
         carry, outputs = model(carry, frames=frames[:, part], start=start[:, part])
         parts.append(outputs["logits"][0])
     alone = [
@@ -143,7 +143,7 @@ def test_frames_are_chosen_pitch_by_pitch(temperature):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A few tunes as MIDI files: a scale in two voices, from different pitches on."""
+    """A few tunes as MIDI files: a scale in two voices, starting at different pitches."""
     folder = tmp_path_factory.mktemp("tunes")
     scale = np.array([0, 2, 4, 5, 7, 9, 11, 12])
     for n in range(12):
@@ -192,7 +192,7 @@ def test_a_piece_of_one_frame_is_excluded_from_the_loss():
 
 @pytest.mark.data
 def test_baselines_of_public_sets_agree_with_the_literature(public_data):
-    """The guide's numbers, which were measured by other code."""
+    """The reference values were measured by other code."""
     public_data("poly_music/JSB_Chorales.mat")
     task = Music(MusicData(pieces="jsb"), PianoRollConfig(hidden_size=4))
     baselines = task.baselines("test")
@@ -213,7 +213,7 @@ def test_impossible_options_give_one_line(folder, tmp_path):
 
 @pytest.fixture(scope="module")
 def run(folder, tmp_path_factory):
-    """A run that has learned the scales."""
+    """A run whose model has learned the scales."""
     return trained(
         tmp_path_factory.mktemp("runs"),
         f'task = "music"\n[data]\npieces = "{folder}"\nframes_per_beat = 2\nlanes = 4\n'
@@ -259,7 +259,7 @@ def test_a_tune_starts_with_its_prompt_and_is_streamed(folder):
     model = Compiled(task.build(nnx.Rngs(0)))
     options = {"length": 3, "temperature": 1.0, "seed": 0}
     pieces = task.generate(model, prompt=str(folder / "00.mid"), **options)
-    assert next(pieces) == "D#4 D#3"  # before any frame is chosen
+    assert next(pieces) == "D#4 D#3"  # before any frame is sampled
     files = [piece for piece in pieces if isinstance(piece, File)]
     assert [file.name for file in files] == ["tune.mid", "tune.wav", "tune.png"]
     assert files[1].content.startswith(b"RIFF") and files[2].content.startswith(b"\x89PNG")
@@ -275,7 +275,7 @@ def test_predict_reads_midi_files_and_folders(run, folder, capsys):
 
 @pytest.mark.parametrize("format", ["stablehlo", "onnx"])
 def test_an_exported_model_streams(run, format, capsys):
-    """Frame by frame it gives what the run's model gives for the whole piece."""
+    """Frame by frame, its outputs equal those of the run's model for the whole piece."""
     pytest.importorskip("onnxruntime")
     assert main(["export", str(run), "--format", format]) == 0
     assert capsys.readouterr().err == ""

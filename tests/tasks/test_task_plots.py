@@ -1,4 +1,4 @@
-"""Plots of tasks: what they show, in which units, and that nothing overlaps."""
+"""Plots of tasks: their content, their units, and that nothing overlaps."""
 
 import dataclasses
 import itertools
@@ -98,7 +98,7 @@ def test_the_plot_of_a_forecaster_has_the_units_and_dates_of_the_table(dated, tm
     assert name == "forecasts"
     first = figure.axes[0]
     before, after, forecast = (line.get_xydata() for line in first.get_lines()[:3])
-    place = 2  # of the windows that forecast rows 20 and later, the first that is plotted
+    place = 2  # the first plotted window among those that forecast rows from 20 on
     end = 20 + place
     np.testing.assert_allclose(before[:, 1], 5000 + np.arange(end - 4, end), rtol=1e-6)
     np.testing.assert_allclose(after[:, 1], 5000 + np.arange(end, end + 2), rtol=1e-6)

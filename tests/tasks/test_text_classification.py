@@ -1,4 +1,4 @@
-"""Text classification from small files, against computations written for one text at a time."""
+"""Text classification from small files, against computations for one text at a time."""
 
 import csv
 import itertools
@@ -29,7 +29,7 @@ MODEL = {**SMALL, "word_dropout": 0.0, "embedding_dropout": 0.0, "dropout": 0.0}
 
 
 def rows(seed: int, count: int) -> list[tuple[str, str]]:
-    """Texts of 1 to 12 words, one of which decides the class; two of three are good."""
+    """Texts of 1 to 12 words, one of which determines the class; two of three are good."""
     rng = np.random.default_rng(seed)
     made = []
     for n in range(count):
@@ -137,7 +137,7 @@ def losses(scores, labels):
 
 
 def alone(model, texts) -> list[np.ndarray]:
-    """The scores of each text, read by itself."""
+    """The scores of each text, read separately."""
     calls = ((ids[None], np.array([len(ids)], np.int32)) for ids in texts)
     outputs = [model((), tokens=tokens, lengths=lengths)[1] for tokens, lengths in calls]
     return [np.asarray(each["logits"][0], np.float64) for each in outputs]
@@ -201,7 +201,7 @@ def test_macro_f1_is_the_mean_over_classes():
 
 
 def test_logistic_regression_is_at_the_minimum_and_follows_its_equations():
-    """At the minimum the gradient is zero: W = strength X^T (Y - P), with features by hand."""
+    """At the minimum the gradient is zero: W = strength X^T (Y - P), with hand-written features."""
     train, others = (
         ["good film", "a bad film", "good good", "bad"],
         ["good film a", "zebra bad bad"],
@@ -227,7 +227,7 @@ def test_logistic_regression_is_at_the_minimum_and_follows_its_equations():
         bias -= 0.1 * errors.sum(0)
     expected = np.array([features(text) for text in others]) @ weights + bias
     found = ngram_classifier(train, labels, 2, strength=3.0)(others)
-    # L-BFGS-B stops where the loss changes by less than 1e-9 or so of its size.
+    # L-BFGS-B stops when the relative change of the loss is below about 1e-9.
     np.testing.assert_allclose(found, expected, atol=1e-3)
     assert found.argmax(1).tolist() == [1, 0]
 
@@ -238,7 +238,7 @@ def test_baselines_are_measured_on_the_same_split(make):
         always, regression = task.baselines(split).values()
         share = 100 * np.mean(task.data.read()[split].labels == 1)
         assert always["accuracy"] == share and "loss" not in always
-        # Six words decide the class, and all are in the training texts.
+        # Six words determine the class, and all are in the training texts.
         assert regression["accuracy"] > 90 > share
 
 

@@ -1,4 +1,4 @@
-"""Forecasts of tables: metrics against loops, and nothing is seen that is not known yet."""
+"""Forecasts of tables: metrics against loops, and no use of values that are not yet known."""
 
 import dataclasses
 import json
@@ -68,7 +68,7 @@ def model(task):
     return Compiled(task.build(nnx.Rngs(0)))
 
 
-# ---- what is inferred ----
+# ---- inferred options ----
 
 
 def test_missing_options_are_inferred(sales):
@@ -93,12 +93,12 @@ def test_splits_are_rows_fractions_or_dates(sales, part, rows):
     assert task.splits == (("validation",) if part == "none" else ("validation", "test"))
 
 
-# ---- nothing is seen that is not known yet ----
+# ---- no use of future values ----
 
 
 @pytest.mark.parametrize("decoding", ["direct", "autoregressive"])
 def test_the_future_can_be_poisoned_where_it_is_not_known(sales, task, model, decoding):
-    """All that lies beyond the present, but for columns that are known in advance."""
+    """All future values, except in columns that are known in advance."""
     if decoding == "autoregressive":
         task = task_of(sales, SAMPLED)
         model = Compiled(task.build(nnx.Rngs(0)))
@@ -303,8 +303,8 @@ def test_an_ensemble_of_sampled_forecasters_is_trained_and_forecasts(sales, tmp_
 
 
 def test_a_forecast_has_the_units_of_the_data(task, sales, model, tmp_path):
-    """Sales of a thousand times the size have forecasts of a thousand times the size, but for what
-    the model knows of the size itself."""
+    """Sales a thousand times as large have forecasts a thousand times as large, except for the
+    effect of the scale that the model reads."""
     columns = task.predict(model, None)
     assert len(columns["ds"]) == 2 * F and columns["unique_id"][0] == "north"
     assert 20 < np.median(columns["q0.5"]) < 200

@@ -1,4 +1,4 @@
-"""Translation: training on a made-up language, BLEU, beams, attention maps, and bad input."""
+"""Translation: training on an artificial language, BLEU, beams, attention maps, errors."""
 
 import functools
 import json
@@ -81,7 +81,7 @@ def test_smoothed_cross_entropy_equals_that_of_smoothed_labels():
 
 
 def test_losses_of_given_targets(task, model):
-    """Of many sentences in padded batches as of each by itself."""
+    """Losses in padded batches equal those of each sentence separately."""
     source, target = (task.tokenizer.encode(side) for side in sentences(5, seed=3))
     order = np.argsort([len(tokens) for tokens in source], kind="stable")
     expected = []
@@ -120,7 +120,7 @@ def test_coverage_changes_the_score(task, model):
     for each in plain:
         if tuple(each.tokens) in by_tokens:
             weights = attention(model, np.append(source[0], END), each.tokens)
-            weights = weights[: 2 * 8]  # of as many steps as the search takes
+            weights = weights[: 2 * 8]  # as many steps as the search takes
             expected = each.score + 0.5 * np.log(np.minimum(weights.sum(0), 1)).sum()
             np.testing.assert_allclose(by_tokens[tuple(each.tokens)], expected, rtol=1e-3)
             compared += 1
@@ -234,7 +234,7 @@ def test_options_of_the_other_kind_are_named(files, model, message):
 
 
 def test_both_kinds_of_model_have_as_many_parameters():
-    """With as many subwords as the configs ask for, which Multi30k has."""
+    """With the number of subwords of the configs, which Multi30k reaches."""
     sizes = []
     for name in ("multi30k", "multi30k_transformer"):
         config = load_config(CONFIGS / f"{name}.toml")
@@ -257,7 +257,7 @@ dropout = 0.0""",
 
 @pytest.fixture(scope="module", params=KINDS)
 def run(request, files, tmp_path_factory):
-    """A short training that learns the language by heart, through the command line."""
+    """A short training from the command line; the model memorises the language."""
     folder = tmp_path_factory.mktemp("run") / "run"
     config = files / "small.toml"
     config.write_text(

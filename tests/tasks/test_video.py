@@ -1,4 +1,4 @@
-"""Video forecasting: metrics against sums, files of one's own, and the commands on a run."""
+"""Video forecasting: metrics against sums, custom files, and the commands on a run."""
 
 import jax
 import numpy as np
@@ -79,7 +79,7 @@ def test_training_examples_are_parts_of_training_videos(file):
 
 
 def test_both_kinds_can_have_as_many_parameters():
-    """The sizes that the documentation compares."""
+    """These are the sizes compared in the documentation."""
     count = {}
     for kind, size in (("conv_lstm", 48), ("lstm", 15)):
         task = object.__new__(VideoForecasting)

@@ -83,7 +83,7 @@ def unclassified(step, *arguments):
 
 @pytest.mark.parametrize("name", list(CELLS))
 def test_every_primitive_of_a_cell_is_classified(name):
-    """A new version of JAX may trace a cell to other primitives, which the lists must contain."""
+    """A new version of JAX may trace a cell to other primitives; the lists must contain them."""
     space = (3, 2) if name == "conv_lstm" else ()
     cell = CELLS[name](hidden_size=4)
     params = cell.init(jax.random.key(0), 3)

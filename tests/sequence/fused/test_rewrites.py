@@ -39,7 +39,7 @@ def evaluated(graph, arguments):
 
 def assert_same_values(graph, arguments, expected):
     for got, wanted in zip(evaluated(graph, arguments), jax.tree.leaves(expected), strict=True):
-        # Sums of about ten float64 terms in another order; slopes are up to some hundred.
+        # Sums of about ten float64 terms in another order; slopes reach several hundred.
         np.testing.assert_allclose(got, wanted, rtol=1e-11, atol=1e-12)
 
 
@@ -155,7 +155,7 @@ class TestReusableBuffers:
 
 @dataclasses.dataclass(frozen=True)
 class Gates:
-    """Gates that are not side by side, or of which a slice has several functions."""
+    """Gates that are not adjacent, or a slice of gates with several functions."""
 
     kind: str
     hidden_size: int = D
