@@ -1,4 +1,4 @@
-"""The benchmark script, every part of it once, at a size that says nothing."""
+"""Runs every part of the benchmark script once, with sizes too small to be meaningful."""
 
 import importlib.util
 import pathlib

@@ -1,4 +1,4 @@
-"""The configs of experiments/ and what their pages say of them."""
+"""The configs of experiments/ and the statements of their pages."""
 
 import importlib
 import importlib.util

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and what a killed process leaves of them."""
+"""Files are written completely or not at all; remains of killed processes are removed."""
 
 import os
 import pathlib
@@ -13,7 +13,7 @@ from lstm_jax._files import remove_leftovers, write_content
 from lstm_jax.errors import UserError
 from lstm_jax.train.files import locked
 
-# Writes a file and stops before it gets its name.
+# Writes a file and stops before renaming it.
 STOPPED = """
 import pathlib, sys, time
 from lstm_jax import _files

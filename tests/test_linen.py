@@ -130,7 +130,7 @@ class TestCells:
             LSTMCell(H, learn_initial_state=True, carry_init=jax.nn.initializers.ones)
 
     def test_inside_a_custom_module(self):
-        """Called step by step, and made where it is called."""
+        """The cell is created in the module's call and called step by step."""
 
         class Loop(nn.Module):
             @nn.compact
@@ -180,7 +180,7 @@ class TestLSTM:
         chex.assert_trees_all_equal((carry, turned(ys)), expected)
 
     def test_parameters_equal_those_of_the_nnx_module(self):
-        """A tree from the one is a tree for the other."""
+        """Parameters of one module can be used in the other."""
         shapes = jax.tree.map(jnp.shape, self.variables)
         theirs = lstm_jax.nnx.LSTM(D, H, num_layers=2, rngs=lstm_jax.nnx.nnx.Rngs(0))
         assert shapes == {"params": jax.tree.map(jnp.shape, theirs.params)}
@@ -364,7 +364,7 @@ def outcome(module, args, rngs, **given):
 
 
 class TestDropout:
-    """Ours against Flax's in the same place: which calls are noisy or fail."""
+    """Our dropout against Flax's in the same position: which calls are noisy or fail."""
 
     @pytest.mark.parametrize("built_with", [None, False, True])
     def test_every_call_behaves_as_in_flax(self, built_with):
@@ -394,12 +394,12 @@ class TestDropout:
 
     @pytest.mark.parametrize("kind", NOISY)
     def test_rates_of_zero_need_no_stream(self, kind):
-        """As in Flax's own attention."""
+        """As in Flax's attention."""
         nn.MultiHeadDotProductAttention(1).init(KEY, XS)
         _, *ours = modules(kind, 0.0)
         for module, args in ours:
             assert outcome(module, args, {}) == [False, False]
-        LSTM(H, 1, dropout=0.5).init(KEY, XS)  # nothing between
+        LSTM(H, 1, dropout=0.5).init(KEY, XS)  # no dropout between layers
 
     def test_noise_equals_flax_dropout_between_the_layers(self):
         lstm, key = LSTM(H, 2, dropout=0.5, time_major=True, deterministic=False), jax.random.key(3)
@@ -415,7 +415,7 @@ class TestDropout:
 
 
 class Halved(nn.RNNCellBase):
-    """A cell of Flax's with dropout on its output."""
+    """A Flax cell with dropout on its output."""
 
     deterministic: bool | None = None
 
@@ -432,7 +432,7 @@ class Halved(nn.RNNCellBase):
 
 
 def halved(deterministic=None):
-    """The same cell of ours."""
+    """The same with our cell."""
     cell = sequence.VariationalDropout(cells.RNNCell(H), 0.0, 0.0, output_rate=0.5)
     return Cell(cell, deterministic=deterministic)
 

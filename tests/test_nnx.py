@@ -45,7 +45,7 @@ class TestCells:
         np.testing.assert_allclose(turned(ys)[VALID], turned(expected)[VALID], atol=3e-6)
 
     def test_the_equations_equal_those_of_flax(self):
-        """The same weights in flax's own LSTMCell (gate order i, f, g, o by name)."""
+        """The same weights in Flax's LSTMCell (gates i, f, g, o by name)."""
         ours = LSTMCell(D, H, rngs=nnx.Rngs(0))
         theirs = nnx.LSTMCell(D, H, rngs=nnx.Rngs(1))
         for name, w, u, b in zip(
@@ -139,7 +139,7 @@ class Sum(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Summing:
-    """A cell of one's own, which inherits from nothing."""
+    """A custom cell without a base class."""
 
     hidden_size: int
     names: tuple[str, ...] = ("w",)
@@ -214,7 +214,7 @@ class TestLSTM:
 
     @pytest.mark.parametrize("reverse", [False, True])
     def test_padding_in_front_and_gaps(self, reverse):
-        """Row 0 has the steps 2, 3 and 5, row 1 none, row 2 all."""
+        """Steps 2, 3 and 5 of row 0 are valid, none of row 1, and all of row 2."""
         mask = np.array([[0, 0, 1, 1, 0, 1], [0] * T, [1] * T], bool)
         spoilt = jnp.where(mask[..., None], XS, jnp.nan)
         carry, ys = self.lstm(spoilt, mask=mask, reverse=reverse, return_carry=True)
@@ -255,7 +255,7 @@ class TestLSTM:
 
     def test_both_directions_as_in_flax(self):
         ours = LSTM(D, H, bidirectional=True, merge="sum", dropout=0.5, rngs=nnx.Rngs(0))
-        rngs = nnx.Rngs(0)  # each direction's cell draws for itself
+        rngs = nnx.Rngs(0)  # each direction samples its own parameters
         one_way = [LSTM(D, H, dropout=0.5, rngs=rngs) for _ in range(2)]
         theirs = nnx.Bidirectional(*one_way, merge_fn=jnp.add, return_carry=True)
         (forward, backward), zs = theirs(XS, seq_lengths=LENGTHS)
@@ -284,7 +284,7 @@ class TestLSTM:
         assert not np.allclose(lstm(XS), LSTM(D, H, bidirectional=True, rngs=nnx.Rngs(0))(XS))
 
     def test_options_of_cells_leave_modules_equal(self):
-        """So that what was compiled for one runs the other."""
+        """A program compiled for one module also runs the other."""
         options = {"kernel_init": jax.nn.initializers.zeros, "param_dtype": "bfloat16"}
         lstm, other = (LSTM(D, H, **options, rngs=nnx.Rngs(n)) for n in range(2))
         assert nnx.graphdef(lstm) == nnx.graphdef(other)
@@ -292,7 +292,7 @@ class TestLSTM:
         assert not lstm.layer_0.w_ih[...].any()
 
     def test_grids(self):
-        """Time stands before the axes of space."""
+        """The time axis comes before the axes of space."""
         xs = jax.random.normal(jax.random.key(3), (B, T, 3, 3, 2))
         lstm = LSTM(2, 4, cell="conv_lstm", rngs=nnx.Rngs(0))
         cell = ConvLSTMCell(2, 4, rngs=nnx.Rngs(0))
@@ -510,7 +510,7 @@ def outcome(module, call, *, rngs=None, **given):
 
 
 class TestDropout:
-    """Ours against Flax's in the same place: which calls are noisy, take a key or fail."""
+    """Our dropout against Flax's in one position: which calls are noisy, take a key or fail."""
 
     @pytest.mark.parametrize("built_with", [None, False, True])
     def test_every_call_behaves_as_in_flax(self, built_with):
@@ -556,11 +556,12 @@ class TestDropout:
             assert outcome(module, call, rngs=nnx.Rngs(1)) == ([*streams, 0], False)
 
     def test_deterministic_is_needed_only_with_dropout(self):
-        """As in Flax's own attention."""
+        """As in Flax's attention."""
         attention = nnx.MultiHeadAttention(1, D, deterministic=None, decode=False, rngs=nnx.Rngs(0))
         attention(XS)
         LSTM(D, H, 2, deterministic=None, rngs=nnx.Rngs(0))(XS)
-        LSTM(D, H, 1, dropout=0.5, deterministic=None, rngs=nnx.Rngs(0))(XS)  # nothing between
+        # With one layer, there is no dropout between layers.
+        LSTM(D, H, 1, dropout=0.5, deterministic=None, rngs=nnx.Rngs(0))(XS)
 
     def test_modules_without_noise_have_no_stream(self):
         for rate in (0.0, 0.5):
@@ -611,7 +612,7 @@ class TestDropout:
 
 
 class Halved(nnx.RNNCellBase):
-    """A cell of Flax's with dropout on its output."""
+    """A Flax cell with dropout on its output."""
 
     def __init__(self, rngs):
         self.cell = nnx.SimpleCell(D, H, rngs=rngs)
@@ -628,7 +629,7 @@ class Halved(nnx.RNNCellBase):
 
 
 def halved(rngs):
-    """The same cell of ours."""
+    """The same with our cell."""
     cell = sequence.VariationalDropout(cells.RNNCell(H), 0.0, 0.0, output_rate=0.5)
     return Cell(D, cell, rngs=rngs)
 
@@ -721,7 +722,7 @@ class TestDropoutBesideFlaxs:
         chex.assert_trees_all_close(second, model(XS), atol=1e-6)
 
     def test_vmap(self):
-        """Each member has its own noise where streams are split, and its own stream if built so."""
+        """Members have separate noise if streams are split, and separate streams if created so."""
 
         class Layers(nnx.Module):
             def __init__(self, rngs):
@@ -773,7 +774,7 @@ class TestDropoutBesideFlaxs:
             np.testing.assert_array_equal(model(XS), model(XS))
 
     def test_layers_in_both_directions_use_their_own_streams(self):
-        """And not the stream for carries that Flax's Bidirectional passes to its layers."""
+        """They do not use the stream for carries that Flax's Bidirectional passes to its layers."""
         lstms = [LSTM(D, H, 2, dropout=0.5, rngs=nnx.Rngs(n)) for n in range(2)]
         model = nnx.Bidirectional(*lstms)
         assert (model(XS) != model(XS)).any()
@@ -852,7 +853,7 @@ class TestTransforms:
         cells = make(nnx.Rngs(0))
         each = [LSTM(D, D, rngs=nnx.Rngs(0)) for _ in range(3)]
         for n, lstm in enumerate(each):
-            for name in ("w_ih", "w_hh", "b"):  # h_0 and c_0 begin at zero
+            for name in ("w_ih", "w_hh", "b"):  # h_0 and c_0 are initially zero
                 getattr(lstm.layer_0, name)[...] = getattr(cells, name)[n]
         ys = nnx.vmap(lambda cell: nnx.RNN(cell)(XS))(cells)
         for y, lstm in zip(ys, each, strict=True):

@@ -1,4 +1,4 @@
-"""The notebooks run from start to end, and what is shown of them is what their .py files say."""
+"""The notebooks run from start to end, and their cells equal those of the .py files."""
 
 import functools
 import importlib.util
@@ -43,14 +43,14 @@ def shown(name):
 
 
 def with_cpu_seconds(notebook):
-    """The notebook with one more cell: the CPU seconds of its kernel and of what that started."""
+    """The notebook with one more cell: the CPU seconds of its kernel and its child processes."""
     cell = nbformat.v4.new_code_cell("import os\n\nprint(sum(os.times()[:4]))")
     notebook.cells.append(cell)
     return notebook
 
 
 def check_outputs(notebook):
-    """Every code cell has run, in order, and none tells of an error or a warning."""
+    """Every code cell has run, in order and without errors or warnings."""
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     for cell in cells:

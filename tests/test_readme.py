@@ -1,4 +1,4 @@
-"""What the README and the metadata name exists; test_docs.py runs what is shown."""
+"""Targets, configs and files in the README and metadata exist; test_docs.py runs its code."""
 
 import pathlib
 import re

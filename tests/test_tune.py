@@ -1,4 +1,4 @@
-"""Each switch in a process of its own, since it cannot be taken back."""
+"""Each switch is tested in a separate process, since it cannot be undone."""
 
 import ctypes
 import os
@@ -48,7 +48,7 @@ def test_importing_changes_nothing():
 
 @needs_glibc
 def test_large_blocks_reuse_freed_memory():
-    """A block above the threshold for mmap lies on the heap, and is the same one again."""
+    """A block above the threshold for mmap is on the heap, and the same block is reused."""
     code = (
         LIBC
         + """
@@ -75,7 +75,7 @@ print(first, block(), libc.mallinfo2().fordblks >= 100 << 20)
 
 @needs_glibc
 def test_threads_reuse_freed_memory():
-    """What a thread frees and asks for again was touched before: no page comes from the kernel."""
+    """Memory that a thread frees and allocates again needs no new pages from the kernel."""
     code = (
         LIBC
         + """
@@ -114,7 +114,7 @@ print(counts["hits"] > 0, counts["misses"] > 0, values.tobytes().hex())
 
 
 def compiled(folder, *, change: str = "") -> tuple[pathlib.Path, bool, bool, str]:
-    """The cache's folder, whether programs were found and written there, and a result."""
+    """The folder of the cache, whether programs were found and written there, and a result."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
     ran = subprocess.run(
         [sys.executable, "-W", "error", "-c", change + COMPILES, str(folder)],
@@ -137,9 +137,9 @@ def first(tmp_path_factory) -> tuple[pathlib.Path, bool, bool, str]:
 def test_compiled_programs_are_found_again_and_give_the_same_bits(first):
     used, hit, missed, bits = first
     assert (hit, missed) == (False, True)
-    assert used.stat().st_mode & 0o077 == 0  # whoever writes here can run code
+    assert used.stat().st_mode & 0o077 == 0  # anyone who can write here can run code
     assert compiled(used.parent) == (used, True, False, bits)
-    # A damaged program is compiled again, and nothing is said of it.
+    # A damaged program is compiled again without a message.
     for program in used.glob("*-cache"):
         program.write_bytes(program.read_bytes()[:-7])
     assert compiled(used.parent)[3] == bits

@@ -86,7 +86,7 @@ def test_the_treebank_has_its_published_sizes(public_data):
         assert len(read_trees(path).texts) == five
         assert len(read_trees(path, polarity=True).texts) == two
     phrases = read_trees(fetch(files["train"]), phrases=True)
-    assert len(phrases.texts) == 159_275  # of 159,276: two differ in a bracket alone
+    assert len(phrases.texts) == 159_275  # of 159,276: two differ only in a bracket
 
 
 @pytest.mark.data

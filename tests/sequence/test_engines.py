@@ -245,7 +245,7 @@ def test_low_precision(name, dtype):
 
 
 def test_narrow_outputs_are_stacked_in_float32():
-    """On a CPU a scan needs time T² to stack bfloat16 numbers; the engine returns the same numbers."""
+    """A CPU scan needs time T² to stack bfloat16 numbers; the engine returns the same numbers."""
     cell = LSTMCell(H, dtype="bfloat16")
     params = cell.init(jax.random.key(0), D)
     xs = jax.random.normal(jax.random.key(1), (9, B, D))

@@ -402,7 +402,7 @@ def test_damaged_metrics_do_not_stop_a_run(whole, tmp_path):
 
 
 def test_changed_metrics_are_reported(whole, tmp_path):
-    """A changed digit leaves a valid line; the checkpoint holds a digest of the lines."""
+    """A changed digit leaves a valid line; the checkpoint contains a digest of the lines."""
     shutil.copytree(whole[1], tmp_path / "run")
     path, report = tmp_path / "run" / "metrics.jsonl", Listener()
     lines = path.read_text("utf-8")
