@@ -14,7 +14,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import jax  # noqa: E402
 
-# As the command line sets it on a machine with two cores.
+# The setting of the command line on a machine with two cores.
 jax.config.update("jax_num_cpu_devices", 2)
 jax.devices()
 
@@ -27,5 +27,5 @@ def pytest_sessionstart(session):
 
 
 def pytest_collection_modifyitems(items):
-    """Puts the longest tests first, so that no worker runs one of them alone at the end."""
+    """Puts the longest tests first, so that no worker runs one of them last while others wait."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)

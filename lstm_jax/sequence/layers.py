@@ -1,4 +1,4 @@
-"""Stacks of one kind of cell, made from sizes alone."""
+"""Stacks of one kind of cell, created from sizes."""
 
 import dataclasses
 import functools

@@ -317,8 +317,8 @@ class RecurrentDropout(Regularizer):
 def _with_own_activations(kind: type[GatedCell]) -> type[GatedCell]:
     """A kind of cell whose activations are an attribute of each cell, not given by its options.
 
-    No option sets the candidate's function alone: ``activation_fn`` may apply to the read-out, too,
-    and in the variant niaf to nothing else.
+    No option sets only the candidate's function: ``activation_fn`` may also apply to the read-out,
+    and in the variant niaf it applies to nothing else.
     """
     return type(kind.__name__, (kind,), {"activations": None})
 

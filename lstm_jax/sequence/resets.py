@@ -90,8 +90,8 @@ def reversed_resets(
 ) -> jax.Array:
     """Resets for ``unroll(..., reverse=True)`` at the document boundaries of ``resets``.
 
-    When time runs backwards, a document begins with its last step: the valid step before the
-    first step of the next document::
+    When time runs backwards, a document starts at its last step: the valid step before the first
+    step of the next document::
 
         t                    0   1   2   3   4   5
         document             a   a   -   b   b   b

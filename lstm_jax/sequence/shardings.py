@@ -51,7 +51,7 @@ def has_explicit_axes(array: jax.Array) -> bool:
 def mesh_of(array: jax.Array) -> AbstractContextManager[Any]:
     """The context of the mesh of an array with explicit axes, otherwise one that changes nothing.
 
-    From jax 0.11 on, the derivative of what is traced outside of its mesh's context contains
+    From jax 0.11 on, the derivative of operations traced outside of the mesh's context contains
     zeros without a sharding.
 
     >>> import jax.numpy as jnp

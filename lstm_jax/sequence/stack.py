@@ -324,7 +324,7 @@ def named(layers: Any) -> tuple[tuple[str, Any], ...]:
         check_cell_or_layer(name, layer)
         pairs.append((name, layer))
     if not pairs:
-        raise ValueError("layers must hold at least one layer, got none")
+        raise ValueError("layers must contain at least one layer, got none")
     return tuple(pairs)
 
 

@@ -88,7 +88,7 @@ def unroll(
         whose recurrence is linear.  ``"cudnn"`` is NVIDIA's, for :class:`LSTMCell`.  ``"auto"``
         uses the engine that :func:`choose_engine` returns.
       memory: the residuals stored for the derivative.  ``"full"``: all values that are expensive
-        to recompute, mainly the gates; ``"recompute"``: the states alone, the gates are
+        to recompute, mainly the gates; ``"recompute"``: only the states, so that gates are
         recomputed; ``"sqrt"``: about √T states, from which segments of √T steps are recomputed;
         ``"offload"``: as ``"full"``, but in the host's memory (no second derivatives).
 
@@ -151,7 +151,7 @@ def unroll(
 
     engine = _engine(engine, cell, params, xs, batch_shape, mask, resets, memory)
     split_batch = engine == "fused" and key is None and engines.splits_batch(state, batch_shape)
-    # Compiled once for each cell, also where unroll is called by itself, outside of jit.
+    # Compiled once for each cell, even if unroll is called outside of jit.
     run = _compiled_loop if _is_hashable(cell) else _loop
     how = {"reverse": reverse, "engine": engine, "memory": memory, "split_batch": split_batch}
     with shardings.mesh_of(xs):

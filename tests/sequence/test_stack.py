@@ -252,7 +252,7 @@ class TestErrors:
             Stack(LSTMCell(H))
 
     def test_no_layer(self):
-        with pytest.raises(ValueError, match="layers must hold at least one layer"):
+        with pytest.raises(ValueError, match="layers must contain at least one layer"):
             Stack([])
 
     def test_names(self):

@@ -5,11 +5,11 @@ derivative of a step is linear in three arguments,
 
     ds_t = J_s ds_{t-1} + (J_p dp + J_x dx_t),
 
-of which only the first depends on the step before.  The bracket is therefore precomputed for a
-block of steps at once.  In reverse mode, the loop then carries the gradient of the state alone,
-and the gradients of parameters and inputs are one product for a whole block.  In the same way,
-everything in the step that is independent of the carry is precomputed.  The step's own jaxpr
-determines which equations these are, so that any step will do.
+and only the first depends on the previous step.  The bracket is therefore precomputed for a block
+of steps at once.  In reverse mode, the loop then carries only the gradient of the state, and the
+gradients of parameters and inputs are one product for a whole block.  In the same way, everything
+in the step that is independent of the carry is precomputed.  The step's jaxpr determines which
+equations these are, so that any step is supported.
 
 All of this is one ``jax.custom_jvp`` rule that consists of plain scans, from which every transform
 follows.
@@ -241,9 +241,9 @@ class LoopBody(NamedTuple):
     def precomputed(self, wanted: Iterable[Var]) -> Vars:
         """The variables, independent of the carry, to compute for many steps before the loop.
 
-        These are the ``wanted`` ones, and for the loop either what is expensive to recompute or
-        what the loop reads in the end, whichever has fewer elements.  (A normalised array is
-        smaller than the array, its mean and its deviation.)
+        These are the ``wanted`` ones, and for the loop either the values that are expensive to
+        recompute or those that the loop reads directly, whichever have fewer elements.  (A
+        normalised array is smaller than the array, its mean and its deviation.)
         """
         graph = self.graph
         carry_dependent = graph.depending_on(self.carry)
