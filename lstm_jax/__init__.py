@@ -1,7 +1,7 @@
 """Long short-term memory networks in JAX: pure cells, scanned over time.
 
-Every name here, and every part such as ``lstm_jax.nnx``, is imported when it is first used.  So
-``import lstm_jax`` imports nothing else; the core imports jax and nothing heavier.
+All names, and parts such as ``lstm_jax.nnx``, are imported on first use.  ``import lstm_jax``
+therefore imports nothing else; the core imports jax and nothing heavier.
 """
 
 import importlib
@@ -101,7 +101,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """A public name of the core, or a part of the package, when it is first used (PEP 562)."""
+    """Imports a public name of the core, or a part of the package, on first use (PEP 562)."""
     if name in __all__:
         for part in ("cells", "sequence", "tune"):
             module = importlib.import_module(f"{__name__}.{part}")
@@ -118,6 +118,6 @@ def __dir__() -> list[str]:
 
 
 def _parts() -> list[str]:
-    """The public modules and packages inside this one."""
+    """The public modules and packages of this package."""
     names = (module.name for module in pkgutil.iter_modules(__path__))
     return [name for name in names if not name.startswith("_")]

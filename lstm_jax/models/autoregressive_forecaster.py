@@ -10,10 +10,10 @@ from lstm_jax.models.base import Carry, Outputs
 from lstm_jax.models.encoder_forecaster import (
     EncoderForecaster,
     Sizes,
-    beside,
     filled,
     scaled,
     with_flags,
+    with_static,
 )
 from lstm_jax.models.heads import Head
 
@@ -60,7 +60,7 @@ class AutoregressiveForecaster(EncoderForecaster):
       David Salinas, Valentin Flunkert, Jan Gasthaus, "DeepAR: Probabilistic Forecasting with
       Autoregressive Recurrent Networks", International Journal of Forecasting 36, 2020; Guokun Lai
       et al., "Modeling Long- and Short-Term Temporal Patterns with Deep Neural Networks", SIGIR
-      2018 (a linear autoregression beside the network).
+      2018 (a linear autoregression in parallel with the network).
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class AutoregressiveForecaster(EncoderForecaster):
         before = jnp.arange(self.sizes.horizon)[:, None] + jnp.arange(W - L, W)  # [F, L]
         values = filled(z, observed)[:, before]
         ks = self._step_inputs(values, observed[:, before], known)
-        us = self.decoder(beside(ks, read.static), initial_carry=read.state, rngs=rngs)
+        us = self.decoder(with_static(ks, read.static), initial_carry=read.state, rngs=rngs)
         us = self.dropout(us.astype(jnp.float32), rngs=rngs)
         return carry, {"raw": self._moved(self.readout(us), values @ self.linear[...]), **outputs}
 

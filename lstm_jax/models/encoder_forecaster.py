@@ -173,9 +173,9 @@ class EncoderForecaster(Model):
       Ruofeng Wen et al., "A Multi-Horizon Quantile Recurrent Forecaster", arXiv:1711.11053, 2017
       (direct forecasts of all steps, known covariates in the decoder); Shengsheng Lin et al.,
       "SegRNN", arXiv:2308.11200, 2023 (segments); Guokun Lai et al., "Modeling Long- and
-      Short-Term Temporal Patterns with Deep Neural Networks", SIGIR 2018 (a linear model beside
-      the network); Grey Nearing et al., "Global prediction of extreme floods in ungauged
-      watersheds", Nature 627, 2024 (handoff from a hindcast to a forecast LSTM).
+      Short-Term Temporal Patterns with Deep Neural Networks", SIGIR 2018 (a linear model in
+      parallel with the network); Grey Nearing et al., "Global prediction of extreme floods in
+      ungauged watersheds", Nature 627, 2024 (handoff from a hindcast to a forecast LSTM).
     """
 
     def __init__(
@@ -275,7 +275,7 @@ class EncoderForecaster(Model):
         future, rows = _segments(future, S), len(target)
         place = jnp.broadcast_to(jnp.eye(self.blocks), (rows, self.blocks, self.blocks))
         ks = jax.nn.relu(self.given(jnp.concatenate([future, place], -1)))
-        us = self.decoder(beside(ks, read.static), initial_carry=read.state, rngs=rngs)
+        us = self.decoder(with_static(ks, read.static), initial_carry=read.state, rngs=rngs)
         raw = self.readout(self.dropout(us.astype(jnp.float32), rngs=rngs))
         raw = raw.reshape(rows, self.blocks * S, -1)[:, :F]
         raw = self._moved(raw, filled(read.z, read.observed) @ self.linear[...])
@@ -291,7 +291,7 @@ class EncoderForecaster(Model):
         static = self._static(window, numbers, categories)
         pair = jnp.stack([z, observed.astype(z.dtype)], -1)
         xs = _segments(jnp.concatenate([pair, with_flags(past), known], -1), self.segment)
-        xs = beside(jax.nn.relu(self.read(self.dropout(xs, rngs=rngs))), static)
+        xs = with_static(jax.nn.relu(self.read(self.dropout(xs, rngs=rngs))), static)
         state, _ = self.encoder(
             xs, initial_carry=self._state(len(xs)), return_carry=True, rngs=rngs
         )
@@ -413,10 +413,10 @@ def _segments(xs: jax.Array, segment: int) -> jax.Array:
     return xs.reshape(len(xs), xs.shape[1] // segment, segment * xs.shape[2])
 
 
-def beside(xs: jax.Array, static: jax.Array) -> jax.Array:
+def with_static(xs: jax.Array, static: jax.Array) -> jax.Array:
     """Steps ``[..., N, D]``, with the same static features ``[..., K]`` appended to each.
 
-    >>> beside(jnp.ones((1, 2, 1)), jnp.zeros((1, 1))).tolist()
+    >>> with_static(jnp.ones((1, 2, 1)), jnp.zeros((1, 1))).tolist()
     [[[1.0, 0.0], [1.0, 0.0]]]
     """
     static = jnp.broadcast_to(static[..., None, :], (*xs.shape[:-1], static.shape[-1]))

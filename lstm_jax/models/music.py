@@ -137,7 +137,7 @@ class PianoRollModel(Model):
         the carry after it.
 
         Args:
-          carry: as from :meth:`initial_carry`, or from the frames before.
+          carry: as from :meth:`initial_carry`, or from the previous frames.
           frames: zeros and ones, float32 ``[B, T, 88]``, T at least 1.
           start: true for the first frame of a piece, which does not depend on earlier frames; bool
             ``[B, T]``. None if no piece starts within these frames.

@@ -65,7 +65,7 @@ def resets_from_segments(segment_ids: jax.Array) -> jax.Array:
 
     Returns:
       Booleans ``[T, ...]`` for ``unroll(..., resets=)``: true at t = 0 and where the id
-      differs from that of the step before.
+      differs from that of the previous step.
 
     Raises:
       TypeError: ``segment_ids`` are not integers.

@@ -138,7 +138,7 @@ class ActionRecognition(Task):
         share = float((labels == np.bincount(train).argmax()).mean())
         found = train[nearest(self._every_second(split), self._every_second("train"))]
         return {
-            "always the commonest class": {"accuracy": 100.0 * share},
+            "always the most common class": {"accuracy": 100.0 * share},
             "nearest neighbour, time warped": {"accuracy": 100.0 * float((found == labels).mean())},
         }
 

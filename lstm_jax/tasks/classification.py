@@ -176,9 +176,9 @@ class Classification(Task):
         return {"sequence": sequences.names, **columns}
 
     def baselines(self, split: str) -> dict[str, Metrics]:
-        commonest = np.bincount(self._splits["train"].labels).argmax()
-        share = float((self._splits[split].labels == commonest).mean())
-        return {"always the commonest class": {"accuracy": 100.0 * share}}
+        most_common = np.bincount(self._splits["train"].labels).argmax()
+        share = float((self._splits[split].labels == most_common).mean())
+        return {"always the most common class": {"accuracy": 100.0 * share}}
 
     def plots(self, model: Any) -> Plots:
         """The confusion matrix of the test split."""

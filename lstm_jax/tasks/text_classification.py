@@ -162,11 +162,11 @@ class TextClassification(Task):
 
     def baselines(self, split: str) -> dict[str, Metrics]:
         found, count = self._texts[split], len(self.known["classes"])
-        commonest = np.bincount(self._texts["train"].labels).argmax()
-        always = class_metrics(np.eye(count)[np.full(len(found.texts), commonest)], found.labels)
+        most_common = np.bincount(self._texts["train"].labels).argmax()
+        always = class_metrics(np.eye(count)[np.full(len(found.texts), most_common)], found.labels)
         del always["loss"]  # this method has no probabilities
-        regression = class_metrics(self._regression(found.texts), found.labels)
-        return {"always the commonest class": always, "logistic regression, 1-2-grams": regression}
+        logistic = class_metrics(self._regression(found.texts), found.labels)
+        return {"always the most common class": always, "logistic regression, 1-2-grams": logistic}
 
     @functools.cached_property
     def _regression(self) -> Callable[[list[str]], np.ndarray]:

@@ -73,7 +73,7 @@ class ParallelData(Section):
             source, target = (getattr(self, f"{split}_{side}") for side in ("source", "target"))
             if bool(source) != bool(target):
                 name = f"{split}_{'target' if source else 'source'}"
-                raise UserError(f"data.{name}: expected a file, got none beside {source or target}")
+                raise UserError(f"data.{name}: expected a file, got none for {source or target}")
         if (self.source in NAMED) != (self.target in NAMED):
             raise UserError(
                 f"data.target: expected translations of {self.source}, got {self.target}"

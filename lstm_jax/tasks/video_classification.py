@@ -100,9 +100,9 @@ class VideoClassification(Task):
         return class_metrics(video_logits(model, videos), videos.labels)
 
     def baselines(self, split: str) -> dict[str, Metrics]:
-        commonest = np.bincount(self._videos["train"].labels).argmax()
-        share = float((self._videos[split].labels == commonest).mean())
-        return {"always the commonest class": {"accuracy": 100.0 * share}}
+        most_common = np.bincount(self._videos["train"].labels).argmax()
+        share = float((self._videos[split].labels == most_common).mean())
+        return {"always the most common class": {"accuracy": 100.0 * share}}
 
     def predict(self, model: Any, source: pathlib.Path | None) -> Columns:
         """The most likely class of each video, and the probability of each class.

@@ -152,7 +152,7 @@ def test_recurrent_weights_are_orthogonal_for_each_gate(name):
     for block in blocks:
         np.testing.assert_allclose(block @ block.T, np.eye(H), atol=1e-5)
     for n, block in enumerate(blocks):
-        assert not any(np.array_equal(block, other) for other in blocks[:n]), "drawn apart"
+        assert not any(np.array_equal(block, other) for other in blocks[:n]), "equal gates"
 
 
 def test_heads_and_projections_are_orthogonal_too():

@@ -496,6 +496,6 @@ def test_padding_changes_nothing_in_the_japanese_vowels(public_data):
             scores[row], network(params_of(model), x, "mean"), rtol=0, atol=4 * TOLERANCE
         )
     # 88 of the 370 test utterances are by one speaker; in training, each speaker has 30.
-    assert task.baselines("test")["always the commonest class"]["accuracy"] == pytest.approx(
+    assert task.baselines("test")["always the most common class"]["accuracy"] == pytest.approx(
         100 * 31 / 370
     )

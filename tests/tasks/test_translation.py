@@ -181,8 +181,8 @@ def test_long_pairs_are_left_out_and_counted(files, tmp_path):
 @pytest.mark.parametrize(
     "data, message",
     [
-        ({"validation_source": "x.a"}, "data.validation_target: expected a file, got none beside"),
-        ({"test_target": "x.b"}, "data.test_source: expected a file, got none beside x.b"),
+        ({"validation_source": "x.a"}, "data.validation_target: expected a file, got none for"),
+        ({"test_target": "x.b"}, "data.test_source: expected a file, got none for x.b"),
         ({"batch_size": 1000}, "data.batch_size: pairs of at most .* expected at least 1000, got"),
         ({"max_tokens": 3}, r"validation split: sentence \d: expected at most data.max_tokens = 3"),
     ],
@@ -325,7 +325,7 @@ def test_a_plot_of_one_sentence(run, tmp_path, capsys):
     texts = ["--text", "one.", "--text", "two."]
     assert main(["predict", str(run), *texts, "--plot", str(path)]) == 1
     assert (
-        capsys.readouterr().err == "lstm-jax: error: --plot: expected one --text beside it, got 2\n"
+        capsys.readouterr().err == "lstm-jax: error: --plot: expected exactly one --text, got 2\n"
     )
     assert main(["predict", str(run), "--text", "one.", "--plot", "map.txt"]) == 1
     assert "expected a .png or .svg file, got map.txt" in capsys.readouterr().err

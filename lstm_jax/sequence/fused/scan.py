@@ -264,7 +264,7 @@ class LoopBody(NamedTuple):
 
         Args:
           wanted: variables to be computed later.
-          known: variables whose values will be available, beside arguments.
+          known: variables whose values will be available, besides arguments.
           carry_dependent: variables that are excluded.
         """
         known = {*self.consts, *self.carry, *self.x, *known}
@@ -558,7 +558,7 @@ class LinearizedStep(NamedTuple):
         return not self.tangents().isdisjoint([*self.body.new_carry, *self.body.y])
 
     def residuals(self) -> Vars:
-        """What to store for the derivative, beside carries and inputs."""
+        """The values to store for the derivative, besides carries and inputs."""
         tangents = self.tangents()
         needed = self.read_by(tangents, lambda v: v not in tangents)
         return self.body.expensive(needed, self.body.new_carry)
