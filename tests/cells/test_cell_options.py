@@ -333,7 +333,7 @@ def test_a_new_cell_of_the_lstm_family_has_its_zero_state(kind):
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_functions_by_name(name):
     x = jnp.linspace(-4.0, 4.0, 41)
-    # Float32 functions of numbers up to exp(4) = 55: a few roundings of 6e-8 of them.
+    # Float32 functions of numbers up to exp(4) = 55: a few rounding errors of 6e-8 of them.
     np.testing.assert_allclose(
         ACTIVATIONS[name](x), oracles.FUNCTIONS[name](np.float64(x)), rtol=2e-6, atol=1e-6
     )

@@ -26,7 +26,7 @@ def test_step_equals_the_numpy_equations():
         params, state, x = random_case()
         new, y = lstm_cell(params, state, x)
         h, c = oracle.lstm_step(*jax.tree.map(np.asarray, (params, state.h, state.c, x)))
-        # A handful of float64 roundings of numbers of order 1.
+        # A handful of float64 rounding errors of numbers of order 1.
         np.testing.assert_allclose(new.h, h, rtol=0, atol=1e-14)
         np.testing.assert_allclose(new.c, c, rtol=0, atol=1e-14)
         np.testing.assert_array_equal(y, new.h)

@@ -209,7 +209,7 @@ def test_values_equal_the_numpy_loop(case):
             (given,) = dicts(state)
             expected, expected_ys = case.oracle(params, xs, given, LENGTHS, RESETS, reverse)
             assert dtypes((last, ys)) == {"float64"}, "float64 in, float64 out"
-            # Sums of at most 9 * (D + H) terms of order 1 over T steps: some hundred roundings
+            # Sums of at most 9 * (D + H) terms of order 1 over T steps: a hundred rounding errors
             # of 1e-16.  Layer normalisation divides by a standard deviation of that order.
             close = functools.partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-12)
             close(ys, expected_ys, err_msg=f"outputs, {reverse=}")
@@ -237,7 +237,7 @@ def test_derivatives_equal_finite_differences(case):
             return value_and_grad(*move(1)), value_and_grad(*move(-1))
 
         # Central differences along directions of length one err by the third derivative times
-        # step**2 = 1e-10 and by roundings of 1e-15 / step = 1e-10, each times order 1 to 100.
+        # step**2 = 1e-10 and by rounding errors of 1e-15 / step = 1e-10, each times order 1 to 100.
         close = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-7)
         none = jax.tree.map(np.zeros_like, args)
         for n, what in enumerate(("parameters", "inputs", "initial state")):
@@ -306,7 +306,7 @@ def test_linear_cells_in_parallel_equal_the_numpy_loop(case, reverse):
 def test_transformations_change_nothing(case):
     with jax.enable_x64(True):
         cell, params, xs, state = arguments(case)
-        # A few roundings of numbers of order 1, in a different order.
+        # A few rounding errors of numbers of order 1, in a different order.
         close = functools.partial(chex.assert_trees_all_close, rtol=1e-11, atol=1e-12)
 
         compiled = quick_jit(cell.step)
@@ -428,7 +428,7 @@ def test_low_precision_gradient_errors_are_bounded(case, dtype):
     """The reference is the gradient in float32 of the rounded weights and inputs.
 
     Each step rounds h in the forward pass, and the cotangents of its products and of h in the
-    backward pass: 3 T consecutive roundings of eps / 2.
+    backward pass: 3 T consecutive rounding errors of eps / 2.
     """
     cell, params, xs, state = arguments(case, np.float32, dtype=dtype)
     rounded = lambda array: array.astype(dtype).astype(np.float32)  # noqa: E731

@@ -255,7 +255,7 @@ def test_values_agree_with_onnxruntime(runtime, name, operator, ours, theirs, di
         operator, params, xs, state, direction=direction, lengths=LENGTHS, **theirs
     )
     # Float32 sums of D + H = 9 terms of order 1 over T = 6 steps; its exponentials are
-    # approximations of a few roundings.
+    # approximations of a few rounding errors.
     agree(runtime(model), fed, last, ys, 1e-5)
 
 

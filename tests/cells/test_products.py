@@ -160,7 +160,7 @@ def test_every_transformation_multiplies_narrow_numbers(name):
     wide = X.astype(jnp.float32), W.astype(jnp.float32)
     for got, right in zip(lowered.compile()(X, W), TRANSFORMED[name](*wide), strict=True):
         got, right = np.asarray(got, np.float32), np.asarray(right)
-        # At most six roundings follow one another, of cotangents twice and of their products.
+        # At most six rounding errors follow one another, of cotangents twice and of their products.
         bound = 6 * 2.0**-9 * np.linalg.norm(right)
         assert np.linalg.norm(got - right) <= bound
 

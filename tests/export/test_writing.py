@@ -318,7 +318,7 @@ def test_random_bits_equal_those_of_jax(seed):
 
 
 def test_noise_of_both_runtimes_equals_that_of_categorical():
-    """More samples than one block; the logarithms differ by one or two roundings."""
+    """More samples than one block; the logarithms differ by one or two rounding errors."""
     seed, length, size = 7, runner.NOISE_BLOCK + 5, 9
     noise = np.stack(list(runner.ONNX.noise(None, seed, length, size)))
     runtime = runner.StableHLO.__new__(runner.StableHLO)

@@ -143,7 +143,8 @@ def test_a_keras_model_stores_order_and_options(keras, tmp_path):
     _, ys = layer.apply(params, xs)
     features = keras.Model(model.inputs, model.layers[-2].output)
     expected = features.predict_on_batch(xs.swapaxes(0, 1))
-    np.testing.assert_allclose(ys.swapaxes(0, 1), expected, atol=1e-6)  # a few float32 roundings
+    # A few float32 rounding errors.
+    np.testing.assert_allclose(ys.swapaxes(0, 1), expected, atol=1e-6)
 
 
 @pytest.mark.peers

@@ -207,7 +207,7 @@ def test_paths_are_those_of_a_model(keras):
     xs = draw(np.random.default_rng(0), 5, 2, 4)
     _, ys = stack.apply(from_keras({w.path: w for w in model.weights})[1], xs)
     expected = model.predict_on_batch(np.swapaxes(xs, 0, 1))
-    np.testing.assert_allclose(ys[-1], expected, atol=1e-6)  # a few float32 roundings
+    np.testing.assert_allclose(ys[-1], expected, atol=1e-6)  # a few float32 rounding errors
 
 
 @pytest.mark.peers

@@ -13,7 +13,7 @@ from lstm_jax.cells import GRUCell
 from lstm_jax.interop import fill, from_flax, from_keras, from_torch, to_keras, to_torch
 
 XS = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 3)), "float32")  # [B, T, D]
-# Outputs are in [-1, 1], so an absolute error of 1e-6 is eight roundings of float32.
+# Outputs are in [-1, 1], so an absolute error of 1e-6 is eight rounding errors of float32.
 LAYER = LSTM(4, 2, bidirectional=True)
 
 

@@ -28,7 +28,7 @@ from tests.interop.test_interop_files import random_params
 h5py = pytest.importorskip("h5py", reason="needs h5py")
 
 XS = np.random.default_rng(0).normal(size=(5, 2, 3)).astype("float32")  # [T, B, D]
-TOLERANCE = 1e-6  # a few float32 roundings of numbers below 1
+TOLERANCE = 1e-6  # a few float32 rounding errors of numbers below 1
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from flax import nnx
 from lstm_jax.models import Seq2Seq
 from tests.arrays import doubled, in_float64, params_of, with_params
 
-# Sums of some ten terms in float32 (eps 1.2e-7) through ten steps, each of which passes errors on
+# Sums of about ten terms in float32 (eps 1.2e-7) through ten steps, each of which passes errors on
 # by a factor of about one.
 TOLERANCE = 2e-5
 V, E, H, S, T = 11, 4, 5, 6, 5

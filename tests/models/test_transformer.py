@@ -12,7 +12,7 @@ from lstm_jax.models import Compiled, TransformerLanguageModel
 from lstm_jax.models.transformer import windowed_attention
 from tests.arrays import doubled, in_float64, params_of, with_params
 
-# Sums of some ten terms in float32 (eps 1.2e-7) through two blocks of normalised features.
+# Sums of about ten terms in float32 (eps 1.2e-7) through two blocks of normalised features.
 TOLERANCE = 2e-5
 TOKENS = np.random.default_rng(0).integers(0, 9, (2, 23)).astype(np.int32)
 

@@ -14,7 +14,7 @@ from lstm_jax.tasks.translating import Search, begun, searched
 from tests.arrays import doubled, in_float64, params_of, with_params
 from tests.models.test_transformer import norm, turned
 
-# Sums of some ten terms in float32 (eps 1.2e-7) through two blocks of normalised features.
+# Sums of about ten terms in float32 (eps 1.2e-7) through two blocks of normalised features.
 TOLERANCE = 2e-5
 V, D, HEADS, S, T = 9, 8, 2, 6, 11
 rng = np.random.default_rng(0)

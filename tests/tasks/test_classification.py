@@ -372,7 +372,7 @@ def test_the_fingerprint_changes_with_either_file(make):
 
 
 def csv_content(xs, labels, labelled=True) -> str:
-    """The rows of all sequences, starting with the last step, with columns that are no features."""
+    """The rows of all sequences, the last step first, with columns that are not features."""
     rows = [
         f"s{n};{t};{CLASSES[label]};{x[t, 0]};{x[t, 1]};a note"
         for n, (x, label) in enumerate(zip(xs, labels, strict=True))
