@@ -1,7 +1,7 @@
 """Long short-term memory networks in JAX: pure cells, scanned over time.
 
-All names, and parts such as ``lstm_jax.nnx``, are imported on first use.  ``import lstm_jax``
-therefore imports nothing else; the core imports jax and nothing heavier.
+Every name here, and every part such as ``lstm_jax.nnx``, is imported when it is first used, so
+``import lstm_jax`` itself imports nothing.  The core imports no library heavier than jax.
 """
 
 import importlib
@@ -101,7 +101,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a public name of the core, or a part of the package, on first use (PEP 562)."""
+    """Imports a name of the core, or a part of the package, at its first use (PEP 562)."""
     if name in __all__:
         for part in ("cells", "sequence", "tune"):
             module = importlib.import_module(f"{__name__}.{part}")

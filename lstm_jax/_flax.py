@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from lstm_jax import sequence
 from lstm_jax.cells import CELLS
 from lstm_jax.cells.base import Cell, Initializer, Params, State, check_features, check_size
-from lstm_jax.cells.base import draw as draw_parameter
 from lstm_jax.cells.initializers import Joint
 from lstm_jax.sequence.bidirectional import Bidirectional, BidirectionalState
 from lstm_jax.sequence.protocol import (
@@ -33,27 +32,27 @@ Unbox = Callable[[Any], tuple[jax.Array, Any]]  # from an initialiser's result t
 # ---- initialisation ----
 
 
-class Drawn(NamedTuple):
+class NewParameter(NamedTuple):
     """One new parameter.
 
     Attributes:
       value: the array.
-      source: the field of the cell that initialised it, such as ``"kernel_init"``, or None.
-      box: the box with metadata in which the initialiser returned the array (of one gate); None
-        for a bare array.
+      role: the role that the cell declares, such as ``"kernel"``, or None.
+      box: the box with metadata in which the initialiser of this role returned an array; None if
+        it returned a bare array.
     """
 
     value: jax.Array
-    source: str | None = None
+    role: str | None = None
     box: Any = None
 
 
-def draw(thing: Any, input_size: int, new_key: NewKey, unbox: Unbox) -> dict[str, Any]:
-    """Initialises the parameters of a cell or layer, as a nested dict of :class:`Drawn`.
+def new_parameters(thing: Any, input_size: int, new_key: NewKey, unbox: Unbox) -> dict[str, Any]:
+    """Initialises the parameters of a cell or layer, as a nested dict of :class:`NewParameter`.
 
     An initialiser may return its array in a box with metadata.  Cells initialise each gate
     separately and concatenate the arrays, so the arrays of the gates are unboxed.  The caller puts
-    the whole parameter into the box of its first gate.
+    the whole parameter into a box of its role.
 
     Args:
       thing: a cell or layer.
@@ -65,35 +64,35 @@ def draw(thing: Any, input_size: int, new_key: NewKey, unbox: Unbox) -> dict[str
       TypeError: the parameters are not a (nested) dict of arrays.
     """
     # The wrapped cells create their own keys.
-    return _drawing(thing, new_key, unbox).init(jax.random.key(0), input_size)
+    return _wrapped(thing, new_key, unbox).init(jax.random.key(0), input_size)
 
 
-def values(drawn: dict[str, Any]) -> Params:
+def values(parameters: dict[str, Any]) -> Params:
     """The bare arrays."""
-    return map_drawn(lambda one: one.value, drawn)
+    return map_parameters(lambda parameter: parameter.value, parameters)
 
 
-def map_drawn(function: Callable[[Drawn], Any], drawn: Any) -> Any:
-    """Applies ``function`` to each :class:`Drawn` of a nested dict."""
-    if isinstance(drawn, Drawn):
-        return function(drawn)
-    return {name: map_drawn(function, one) for name, one in drawn.items()}
+def map_parameters(function: Callable[[NewParameter], Any], parameters: Any) -> Any:
+    """Applies ``function`` to each :class:`NewParameter` of a nested dict."""
+    if isinstance(parameters, NewParameter):
+        return function(parameters)
+    return {name: map_parameters(function, child) for name, child in parameters.items()}
 
 
-def _drawing(thing: Any, new_key: NewKey, unbox: Unbox) -> Any:
-    """The cell or layer, with cells whose ``init`` also returns the fields and boxes."""
+def _wrapped(thing: Any, new_key: NewKey, unbox: Unbox) -> Any:
+    """The cell or layer, with each cell wrapped in :class:`_Initialisable`."""
     if isinstance(thing, Stacked):
         layers = dict(thing.layers)
-        layers = {name: _drawing(layer, new_key, unbox) for name, layer in layers.items()}
+        layers = {name: _wrapped(layer, new_key, unbox) for name, layer in layers.items()}
         return Stack(layers, connections=thing.connections)
     if isinstance(thing, Bidirectional):
-        cells = (_drawing(cell, new_key, unbox) for cell in (thing.forward, thing.backward))
+        cells = (_wrapped(cell, new_key, unbox) for cell in (thing.forward, thing.backward))
         return Bidirectional(*cells, merge=thing.merge)
-    return _Drawing(thing, new_key, unbox)
+    return _Initialisable(thing, new_key, unbox)
 
 
-class _Drawing:
-    """A cell whose ``init`` creates its own key and returns a dict of :class:`Drawn`."""
+class _Initialisable:
+    """A cell whose ``init`` creates its own key and returns a dict of :class:`NewParameter`."""
 
     def __init__(self, cell: Any, new_key: NewKey, unbox: Unbox):
         self.cell, self.new_key, self.unbox = cell, new_key, unbox
@@ -102,48 +101,42 @@ class _Drawing:
         return getattr(self.cell, name)
 
     def init(self, _: jax.Array, input_size: int) -> dict[str, Any]:
-        key, seen = self.new_key(), []
-        cell = self._recording(seen)
-        params = cell.init(key, input_size)
-        if not hasattr(cell, "all_parameters"):
-            return self._checked(params, nested=is_layer(cell))
-        drawn = self._checked(params, nested=False)
-        for name, parameter in cell.all_parameters(input_size).items():
-            seen.clear()  # record the initialiser of this parameter, without computing it again
-            jax.eval_shape(lambda k, p=parameter: draw_parameter(p, k, cell.param_dtype), key)
-            if seen:
-                drawn[name] = Drawn(params[name], *seen[0])
-        return drawn
-
-    def _recording(self, seen: list[tuple[str, Any]]) -> Any:
-        """The cell, with initialisers that unbox and record their field and the box in ``seen``."""
         cell = without_regularizers(self.cell)  # regularisers have no parameters
         if not hasattr(cell, "all_parameters"):
-            return cell
+            return self._checked(cell.init(self.new_key(), input_size), nested=is_layer(cell))
+        bare, boxes = self._without_boxes(cell)
+        parameters = self._checked(bare.init(self.new_key(), input_size), nested=False)
+        for name, declared in cell.all_parameters(input_size).items():
+            box = boxes.get(declared.role)
+            parameters[name] = parameters[name]._replace(role=declared.role, box=box)
+        return parameters
 
-        def recording(source: str, init: Initializer) -> Initializer:
-            def unboxed(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-                value, box = self.unbox(init(key, shape, dtype))
-                seen.append((source, box))
+    def _without_boxes(self, cell: Any) -> tuple[Any, dict[str, Any]]:
+        """A copy of a cell whose initialisers return bare arrays and store their boxes by role."""
+        boxes = {}
+
+        def unboxed(role: str, init: Initializer) -> Initializer:
+            def bare(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+                value, boxes[role] = self.unbox(init(key, shape, dtype))
                 return value
 
-            return Joint(unboxed) if isinstance(init, Joint) else unboxed
+            return Joint(bare) if isinstance(init, Joint) else bare
 
         copied = copy.copy(cell)  # dataclasses.replace would check the initialisers
         for field in dataclasses.fields(cell):
             if field.name.endswith("_init"):
-                init = recording(field.name, getattr(cell, field.name))
-                object.__setattr__(copied, field.name, init)
-        return copied
+                role, init = field.name.removesuffix("_init"), getattr(cell, field.name)
+                object.__setattr__(copied, field.name, unboxed(role, init))
+        return copied, boxes
 
     def _checked(self, params: Any, nested: bool) -> Any:
         if isinstance(params, dict):
             if all(isinstance(leaf, jax.Array) for leaf in params.values()):
-                return {name: Drawn(leaf) for name, leaf in params.items()}
+                return {name: NewParameter(leaf) for name, leaf in params.items()}
             if nested:
                 return {name: self._checked(child, nested) for name, child in params.items()}
         elif nested and isinstance(params, jax.Array):
-            return Drawn(params)
+            return NewParameter(params)
         kind = "dict" if nested else "flat dict"
         raise TypeError(
             f"parameters of {type(self.cell).__name__} must be a {kind} of arrays to be held by "
@@ -166,7 +159,7 @@ def options(functional: Any) -> tuple[tuple[str, Any, Any], ...]:
 
 
 def check_options(module: str, functional: Any, given: dict[str, Any]) -> None:
-    """Raises a TypeError if a keyword is not an option of the functional cell."""
+    """Raises an error if a keyword is not an option of the functional cell."""
     known = [name for name, _, _ in options(functional)]
     for name in given:
         if name not in known:
@@ -176,7 +169,7 @@ def check_options(module: str, functional: Any, given: dict[str, Any]) -> None:
             )
 
 
-def drawn_carry(
+def new_carry(
     cell: Cell,
     params: Params,
     batch_shape: tuple[int, ...],
@@ -191,9 +184,9 @@ def drawn_carry(
 
 
 def check_carry_init(cell: Cell, carry_init: Initializer | None) -> None:
-    """Raises if ``carry_init`` is given for a cell that learns its initial state."""
+    """Raises an error if ``carry_init`` is given for a cell that learns its initial state."""
     if carry_init is not None and getattr(cell, "learn_initial_state", False):
-        raise ValueError("carry_init must be None where learn_initial_state is true")
+        raise ValueError("carry_init must be None if learn_initial_state is True")
 
 
 def learns_initial_state(thing: Any) -> bool:
@@ -307,7 +300,7 @@ def _layer_state(carry: Any, cell: Any) -> tuple[State, Back]:
 def lstm(
     widths: dict[str, Any], num_layers: int, *, cell: Any, options: dict[str, Any], **rest: Any
 ) -> Stack:
-    """The stack of an :class:`lstm_jax.LSTM`; unlike these, equal stacks compare equal.
+    """The stack inside an :class:`lstm_jax.LSTM`; equal stacks, unlike layers, compare equal.
 
     Args:
       widths: the hidden sizes, by the name of the argument.
@@ -336,7 +329,7 @@ def as_layer(thing: Any) -> Any:
 
 
 def checked_inputs(layer: Any, params: Params | None, xs: Any, time_major: bool) -> jax.Array:
-    """Converts inputs to an array; raises if axes are missing or the feature size differs.
+    """Converts inputs to an array and checks their axes and feature size.
 
     Args:
       layer: a functional layer.

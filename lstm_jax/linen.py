@@ -1,8 +1,8 @@
-"""Flax linen modules over the cells: they hold the parameters, the cells do the arithmetic.
+"""Flax linen modules for the cells.  Modules hold the parameters, and cells compute the steps.
 
-One module a cell, for ``flax.linen.RNN`` and ``flax.linen.Bidirectional``, and modules that run
-whole sequences.  Parameters have the names and shapes that they have in the functional cells.
-Dropout and regularisers follow ``deterministic`` and the stream ``dropout`` as ``nn.Dropout`` does.
+There is a module for each cell, for ``flax.linen.RNN`` and ``flax.linen.Bidirectional``, and
+modules for whole sequences.  Parameters have the same names and shapes as in the functional cells.
+Dropout and regularisers use ``deterministic`` and the stream ``dropout`` like ``nn.Dropout``.
 """
 
 import functools
@@ -51,17 +51,18 @@ __all__ = [
 
 
 def _params(module: nn.Module, functional: Any, input_size: int) -> dict[str, Any]:
-    """The parameters of a cell or layer, which are the module's: drawn where there are none."""
+    """The parameters of a cell or layer, which the module stores and, if needed, initialises."""
 
     @functools.cache
-    def drawn() -> dict[str, Any]:
-        return _flax.draw(functional, input_size, lambda: module.make_rng("params"), _unboxed)
+    def parameters() -> dict[str, Any]:
+        new_key = functools.partial(module.make_rng, "params")
+        return _flax.new_parameters(functional, input_size, new_key, _unboxed)
 
     def new(name: str, key: jax.Array) -> Any:
-        # Not from the key of this one parameter: a cell initialises all parameters from one key.
-        return _flax.map_drawn(_boxed, drawn()[name])
+        # This parameter's key is not used, since a cell initialises all parameters from one key.
+        return _flax.map_parameters(_boxed, parameters()[name])
 
-    def zeros(shapes: Any, key: jax.Array) -> Any:  # of a parameter that is there, to be checked
+    def zeros(shapes: Any, key: jax.Array) -> Any:  # to check an existing parameter
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
     return {
@@ -82,20 +83,21 @@ def _shapes(functional: Any, input_size: int) -> dict[str, Any]:
 
 
 def _anew(functional: Any, input_size: int) -> dict[str, Any]:
-    """Some parameters."""
-    return _flax.values(_flax.draw(functional, input_size, lambda: jax.random.key(0), _unboxed))
+    """Parameters from an arbitrary key."""
+    new_key = functools.partial(jax.random.key, 0)
+    return _flax.values(_flax.new_parameters(functional, input_size, new_key, _unboxed))
 
 
 def _unboxed(value: Any) -> tuple[jax.Array, Any]:
-    """What an initialiser returned, and its box where ``nn.with_partitioning`` gave it one."""
+    """The array that an initialiser returned, and its box if ``nn.with_partitioning`` made one."""
     if not isinstance(value, nn.meta.AxisMetadata):
         return value, None
-    (array,) = jax.tree.leaves(value)  # and not value.unbox(), which may constrain the sharding
+    (array,) = jax.tree.leaves(value)  # value.unbox() may constrain the sharding
     return array, value
 
 
-def _boxed(one: _flax.Drawn) -> Any:
-    return one.value if one.box is None else one.box.replace_boxed(one.value)
+def _boxed(new: _flax.NewParameter) -> Any:
+    return new.value if new.box is None else new.box.replace_boxed(new.value)
 
 
 # ---- dropout ----
@@ -116,9 +118,9 @@ def _key(
 
 
 def _initial_carry(module: Any, functional: Any, input_shape: tuple[int, ...]) -> Any:
-    """The state of a cell or layer before its first step: zeros, or what the module has learned."""
+    """The state of a cell or layer before its first step: zeros, or the learned state."""
     *batch_shape, input_size = input_shape
-    batch_shape = tuple(batch_shape)  # with the axes of space, where a cell has some
+    batch_shape = tuple(batch_shape)  # followed by the spatial axes, if the cell has any
     params = _params_if_bound(module)
     if params and _shapes(functional, input_size).keys() <= params.keys():
         return initial_state(functional, params, batch_shape)
@@ -126,20 +128,20 @@ def _initial_carry(module: Any, functional: Any, input_shape: tuple[int, ...]) -
         return functional.zero_state(batch_shape)
     if module.scope is None:
         raise ValueError(
-            "a learned initial state is known inside of apply alone: "
+            "a learned initial state is only available inside apply: "
             "module.apply(variables, rng, input_shape, method='initialize_carry')"
         )
-    # How it will begin; jit leaves out what does not matter to that.
+    # The value at initialisation; jit removes the parameters that do not affect it.
     return jax.jit(lambda: initial_state(functional, _anew(functional, input_size), batch_shape))()
 
 
 def _params_if_bound(module: Any) -> dict[str, Any]:
-    """The parameters of the module inside of ``apply``, and none elsewhere."""
+    """The parameters of the module if it is bound, as inside ``apply``; otherwise none."""
     return {} if module.scope is None else nn.meta.unbox(module.variables.get("params", {}))
 
 
 class _Cell(nn.RNNCellBase):
-    """A module that runs ``self.cell``; the kinds of it have ``cell`` and ``carry_init``."""
+    """A module that runs ``self.cell``; subclasses define ``cell`` and ``carry_init``."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -154,8 +156,8 @@ class _Cell(nn.RNNCellBase):
     def initialize_carry(self, rng: jax.Array, input_shape: tuple[int, ...]) -> Any:
         """The state before the first step, for inputs of a shape ``[..., D]``.
 
-        A learned one is a parameter of the module, and so only known inside of ``apply``
-        (which ``flax.linen.RNN`` is):
+        A learned state is a parameter of the module, and therefore only available inside
+        ``apply``, where ``flax.linen.RNN`` calls this method:
         ``cell.apply(variables, rng, input_shape, method="initialize_carry")``.
 
         Args:
@@ -163,12 +165,12 @@ class _Cell(nn.RNNCellBase):
           input_shape: shape of one step's input.
 
         Raises:
-          ValueError: the state is learned, and this is not inside of ``apply``.
+          ValueError: the state is learned, and this is not inside ``apply``.
         """
         if self.carry_init is None:
             return _initial_carry(self, self.cell, input_shape)
         keys = iter(jax.random.split(rng, len(jax.tree.leaves(self.cell.zero_state()))))
-        return _flax.drawn_carry(
+        return _flax.new_carry(
             self.cell,
             _params_if_bound(self),
             tuple(input_shape[:-1]),
@@ -178,36 +180,36 @@ class _Cell(nn.RNNCellBase):
 
     @property
     def num_feature_axes(self) -> int:
-        """The number of feature axes of an input: the last one, and spatial axes before it."""
+        """The number of trailing feature axes of an input: spatial axes and features."""
         return num_feature_axes(self.cell)
 
 
 class Cell(_Cell):
     """Any functional cell as a cell for ``flax.linen.RNN``.
 
-    The module for a custom cell, or for a cell with a regulariser around it; the cells of
+    Use it for a custom cell, or for a cell with a regulariser.  The cells of
     :data:`lstm_jax.CELLS` have their own modules.  Parameters have the same names as in the
     cell, and the carry is the state of the cell.
 
-    A regulariser is switched and seeded as an ``nn.Dropout`` inside the cell would be, with the
-    stream ``dropout``, which ``flax.linen.RNN`` has to pass on.  With
-    ``nn.RNN(cell, split_rngs={"params": False, "dropout": True})`` every step has noise of its own
-    (:class:`lstm_jax.sequence.Zoneout` and :class:`lstm_jax.sequence.RecurrentDropout` want that);
-    ``"dropout": False`` uses one key for all steps of a sequence, which
-    :class:`lstm_jax.sequence.VariationalDropout` and :class:`lstm_jax.sequence.DropConnect` want.
-    :class:`Stack` does the right thing for each.
+    A regulariser is switched and seeded like an ``nn.Dropout`` inside the cell, with the stream
+    ``dropout``, which ``flax.linen.RNN`` must pass to it.  With
+    ``nn.RNN(cell, split_rngs={"params": False, "dropout": True})`` every step has its own noise, as
+    :class:`lstm_jax.sequence.Zoneout` and :class:`lstm_jax.sequence.RecurrentDropout` require.
+    ``"dropout": False`` uses one key for all steps of a sequence, as
+    :class:`lstm_jax.sequence.VariationalDropout` and :class:`lstm_jax.sequence.DropConnect`
+    require.  :class:`Stack` handles both kinds correctly.
 
     Attributes:
       cell: a functional cell, such as ``lstm_jax.LSTMCell(4)``, whose parameters are a flat
         dict of arrays.
       carry_init: initialises each array of the first carry; None for the cell's own initial state,
         which is zeros or learned.
-      deterministic: whether the noise of regularisers is off; where there is a regulariser, it
-        must be given here or to the call.
+      deterministic: whether the noise of regularisers is off; with a regulariser, it must be given
+        here or to the call.
 
     Raises:
       TypeError, ValueError: ``cell`` is not a cell, its parameters are not a flat dict of
-        arrays, or there is a ``carry_init`` although the state is learned.
+        arrays, or ``carry_init`` is given although the state is learned.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -260,7 +262,7 @@ class Cell(_Cell):
 
 
 class _Named(_Cell):
-    """A cell made from its size and options; the fields of a kind are those of ``functional``.
+    """A cell that is constructed from its size and options, the fields of ``functional``.
 
     Attributes:
       features: H.
@@ -526,22 +528,22 @@ class _Sequence(nn.Module):
         deterministic: bool | None = None,
         rng: jax.Array | None = None,
     ) -> Any:
-        """The layer over a sequence; the arguments are those of ``flax.linen.RNN``, and some more.
+        """The layer over a sequence, with the arguments of ``flax.linen.RNN`` and some more.
 
         Args:
-          xs: ``[..., T, D]``, or ``[T, ..., D]`` where ``time_major``.
+          xs: ``[..., T, D]``, or ``[T, ..., D]`` if ``time_major``.
           initial_carry: the state before the first step, as :meth:`initialize_carry` returns it;
-            the initial state, zeros unless learned, if None.  A single layer also accepts its own
-            state, such as :class:`lstm_jax.LSTMState`, or a carry of Flax's: ``(c, h)`` for an
-            LSTM, an array for a GRU, the pair of both for two directions.
-          init_key: not used, since no state is drawn; ``flax.linen.Bidirectional`` gives it.
+            None for the initial state, which is zeros unless learned.  A single layer also accepts
+            its own state, such as :class:`lstm_jax.LSTMState`, or a carry of Flax: ``(c, h)`` for
+            an LSTM, an array for a GRU, and a pair of these for two directions.
+          init_key: ignored; ``flax.linen.Bidirectional`` passes it.
           seq_lengths: the number of valid steps of each row, as in :func:`lstm_jax.unroll`;
             outputs of other steps are zero.
-          mask: booleans ``[..., T]``, or ``[T, ...]`` where ``time_major``; a false step is
+          mask: booleans ``[..., T]``, or ``[T, ...]`` if ``time_major``; a false step is
             treated as absent, as in :func:`lstm_jax.unroll`.
-          resets: booleans ``[..., T]``, or ``[T, ...]`` where ``time_major``; a true flag restores
+          resets: booleans ``[..., T]``, or ``[T, ...]`` if ``time_major``; a true flag restores
             the layer's initial state before that step.
-          return_carry: whether the last states are returned, too.
+          return_carry: whether the last states are also returned.
           time_major: see the class.
           reverse: whether time runs backwards, each row from its own last valid step.
           keep_order: see the class.
@@ -550,10 +552,10 @@ class _Sequence(nn.Module):
             if None.
 
         Returns:
-          The outputs, laid out as ``xs``; with ``return_carry`` the pair ``(carry, outputs)``.
-          The carry has the form of ``initial_carry``; where that is None, it is a dict with the
-          state of each layer, as from :meth:`initialize_carry`.
-          Arguments that are None are as in the constructor.
+          The outputs, with the layout of ``xs``; with ``return_carry`` the pair
+          ``(carry, outputs)``.  The carry has the form of ``initial_carry``; if that is None, it is
+          a dict with the state of each layer, as from :meth:`initialize_carry`.
+          Arguments that are None default to those of the constructor.
 
         Raises:
           ValueError: ``xs`` lacks an axis or has another feature size than the parameters,
@@ -584,13 +586,13 @@ class _Sequence(nn.Module):
 
     @nn.nowrap
     def initialize_carry(self, rng: jax.Array, input_shape: tuple[int, ...]) -> Any:
-        """The state before the first step, for steps of shape ``[..., D]``, as in Flax's cells.
+        """The state before the first step, as in the cells of Flax.
 
-        A learned one is a parameter of the module, and so only known inside of ``apply``:
+        A learned state is a parameter of the module, and therefore only available inside ``apply``:
         ``module.apply(variables, rng, input_shape, method="initialize_carry")``.
 
         Args:
-          rng: not used; as in Flax's cells.
+          rng: ignored; the cells of Flax have this argument.
           input_shape: shape of one step's input: ``(B, D)`` for sequences ``[B, T, D]``.
 
         Returns:
@@ -598,7 +600,7 @@ class _Sequence(nn.Module):
           first.
 
         Raises:
-          ValueError: the state is learned, and this is not inside of ``apply``.
+          ValueError: the state is learned, and this is not inside ``apply``.
 
         Example:
           >>> carry = LSTM(4, num_layers=2).initialize_carry(jax.random.key(0), (2, 3))
@@ -619,8 +621,8 @@ class Stack(_Sequence):
       keep_order: whether the outputs of a layer that runs backwards stay at the times of
         their inputs; otherwise they are in the order in which they were computed, each
         row's last step first, and masked steps stay in their positions, as in ``flax.linen.RNN``.
-      return_carry: whether calls return the last states, too.
-      deterministic: whether dropout and the noise of regularisers are off; where there are any,
+      return_carry: whether calls also return the last states.
+      deterministic: whether dropout and the noise of regularisers are off; if there are any,
         it must be given here or to the call, as in ``nn.Dropout``.
 
     Raises:
@@ -656,12 +658,12 @@ class LSTM(_Sequence):
 
     Attributes:
       features: H of every layer, or a tuple with one for each.
-      num_layers: L; a tuple determines it, too.
-      bidirectional: whether every layer reads its sequence from both ends; H is the width of
+      num_layers: L; also determined by a tuple.
+      bidirectional: whether every layer reads its sequence in both directions; H is the width of
         one direction.
-      cell: the kind of cell: a name in :data:`lstm_jax.CELLS`, a functional class, any function
-        that makes a functional cell, or a tuple with one for each layer.  Options of a cell
-        go in with it: ``functools.partial(lstm_jax.LSTMCell, forget_bias=2.0)``.
+      cell: a name in :data:`lstm_jax.CELLS`, a functional class, any function that constructs a
+        functional cell, or a tuple with one of these for each layer.  Set options of the cell with
+        ``functools.partial(lstm_jax.LSTMCell, forget_bias=2.0)``.
       dropout: probability that an output between layers is zeroed; switched and seeded as
         ``nn.Dropout`` is; see ``deterministic``.
       merge: how the outputs of both directions are merged: ``"concat"``, ``"sum"``, ``"mean"``,

@@ -1,8 +1,8 @@
-"""Flax nnx modules over the cells: they hold the parameters, the cells do the arithmetic.
+"""Flax nnx modules for the cells.  Modules hold the parameters, and cells compute the steps.
 
-One module a cell, for ``flax.nnx.RNN`` and ``flax.nnx.Bidirectional``, and modules that run
-whole sequences.  Their states hold ``nnx.Param``, and the random stream of those with dropout or
-a regulariser, which follow ``deterministic`` as ``nnx.Dropout`` does.
+There is a module for each cell, for ``flax.nnx.RNN`` and ``flax.nnx.Bidirectional``, and modules
+for whole sequences.  Their state consists of ``nnx.Param``.  Modules with dropout or a regulariser
+also have a random stream, and ``deterministic`` switches them as it does ``nnx.Dropout``.
 """
 
 import dataclasses
@@ -48,14 +48,14 @@ __all__ = [
 ]
 
 Metadata = Mapping[str, Any]
-RandomSource = nnx.Rngs | nnx.RngStream | jax.Array  # what nnx.Dropout takes at a call
+RandomSource = nnx.Rngs | nnx.RngStream | jax.Array  # accepted by calls of nnx.Dropout
 NO_METADATA: Metadata = MappingProxyType({})
 
 # ---- holding parameters ----
 
 
 class _Holder(nnx.Module):
-    """A module that holds a nested dict of parameters by the names they have there."""
+    """A module whose attributes are the entries of a nested dict of parameters."""
 
     def _hold(self, tree: dict[str, Any]) -> None:
         for name, child in tree.items():
@@ -71,7 +71,7 @@ class _Holder(nnx.Module):
 
     @property
     def params(self) -> dict[str, Any]:
-        """The parameters as the functional cell or layer takes them."""
+        """The parameters, in the form that the functional cell or layer accepts."""
         children = {name: getattr(self, name) for name in self._names}
         return {
             name: child.params if isinstance(child, _Holder) else child[...]
@@ -79,7 +79,7 @@ class _Holder(nnx.Module):
         }
 
 
-def _drawn(
+def _new_parameters(
     functional: Any, in_features: int, rngs: nnx.Rngs, metadata: dict[str, Metadata]
 ) -> dict[str, Any]:
     """New parameters as a nested dict of ``nnx.Param``.
@@ -88,15 +88,16 @@ def _drawn(
       functional: a cell or layer.
       in_features: D.
       rngs: its stream ``params`` gives one key a cell.
-      metadata: metadata of the parameters that an initialiser made, by its name.
+      metadata: metadata of the parameters, by their role.
     """
     check_size("in_features", in_features)
 
-    def variable(one: _flax.Drawn) -> nnx.Param:
-        value = one.value if one.box is None else _boxed(one.box, one.value)
-        return nnx.Param(value, **metadata.get(one.source or "", NO_METADATA))
+    def variable(new: _flax.NewParameter) -> nnx.Param:
+        value = new.value if new.box is None else _boxed(new.box, new.value)
+        return nnx.Param(value, **metadata.get(new.role or "", NO_METADATA))
 
-    return _flax.map_drawn(variable, _flax.draw(functional, in_features, rngs.params, _unboxed))
+    parameters = _flax.new_parameters(functional, in_features, rngs.params, _unboxed)
+    return _flax.map_parameters(variable, parameters)
 
 
 def _unboxed(value: Any) -> tuple[jax.Array, Any]:
@@ -112,7 +113,7 @@ def _boxed(box: Any, value: jax.Array) -> Any:
 
 
 class _Stochastic(_Holder):
-    """A holder with dropout or regularisers, switched and seeded as ``nnx.Dropout`` is."""
+    """A holder with dropout or regularisers, switched and seeded like ``nnx.Dropout``."""
 
     deterministic: bool | None = False
     rngs: nnx.RngStream | None = None
@@ -179,13 +180,13 @@ def _initial_carry(
 
     def new_key() -> jax.Array:
         if rngs is None:
-            raise ValueError("rngs must be given where carry_init is, got None")
+            raise ValueError("rngs must be given if carry_init is given, got None")
         return (rngs.carry if isinstance(rngs, nnx.Rngs) else rngs)()
 
-    batch_shape = tuple(input_shape[:-1])  # with the axes of space, where a cell has some
+    batch_shape = tuple(input_shape[:-1])  # followed by the spatial axes, if the cell has any
     if carry_init is None:
         return initial_state(functional, params, batch_shape)
-    return _flax.drawn_carry(functional, params, batch_shape, carry_init, new_key)
+    return _flax.new_carry(functional, params, batch_shape, carry_init, new_key)
 
 
 class _Cell(_Holder, nnx.RNNCellBase):
@@ -209,11 +210,11 @@ class _Cell(_Holder, nnx.RNNCellBase):
         self.cell = cell
         self.carry_init = carry_init
         metadata = {
-            "kernel_init": kernel_metadata,
-            "recurrent_kernel_init": recurrent_kernel_metadata,
-            "bias_init": bias_metadata,
+            "kernel": kernel_metadata,
+            "recurrent_kernel": recurrent_kernel_metadata,
+            "bias": bias_metadata,
         }
-        self._hold(_drawn(cell, in_features, rngs, metadata))
+        self._hold(_new_parameters(cell, in_features, rngs, metadata))
 
     def __call__(self, carry: Any, inputs: jax.Array) -> tuple[Any, jax.Array]:
         """One step: ``(carry, y)``; ``inputs`` is ``[..., D]``, ``y`` ``[..., H]``."""
@@ -241,24 +242,24 @@ class _Cell(_Holder, nnx.RNNCellBase):
 
     @property
     def num_feature_axes(self) -> int:
-        """The number of feature axes of an input: the last one, and spatial axes before it."""
+        """The number of trailing feature axes of an input: spatial axes and features."""
         return num_feature_axes(self.cell)
 
 
 class Cell(_Stochastic, _Cell):
     """Any functional cell as a cell for ``flax.nnx.RNN``.
 
-    The module for a custom cell, or for a cell with a regulariser around it; the cells of
+    Use it for a custom cell, or for a cell with a regulariser.  The cells of
     :data:`lstm_jax.CELLS` have their own modules.  Parameters have the same names as in the
     cell, and the carry is the state of the cell.
 
-    A regulariser is switched and seeded as an ``nnx.Dropout`` inside the cell would be: each call
-    takes one key from the stream ``dropout`` unless ``deterministic``.  So in ``flax.nnx.RNN``
-    every step has its own noise, as :class:`lstm_jax.sequence.Zoneout` and
-    :class:`lstm_jax.sequence.RecurrentDropout` require;
+    A regulariser is switched and seeded like an ``nnx.Dropout`` inside the cell: each call
+    takes one key from the stream ``dropout`` unless ``deterministic``.  In ``flax.nnx.RNN``,
+    every step therefore has its own noise, as :class:`lstm_jax.sequence.Zoneout` and
+    :class:`lstm_jax.sequence.RecurrentDropout` require.
     ``nnx.RNN(cell, broadcast_rngs="dropout")`` uses one key for all steps of a sequence, as
     :class:`lstm_jax.sequence.VariationalDropout` and :class:`lstm_jax.sequence.DropConnect`
-    require.  :class:`Stack` handles each correctly.
+    require.  :class:`Stack` handles both kinds correctly.
 
     Args:
       in_features: D.
@@ -268,7 +269,7 @@ class Cell(_Stochastic, _Cell):
         cell's own initial state, which is zeros or learned.
       deterministic: whether the noise of regularisers is off; set by ``train()``, ``eval()`` and
         ``nnx.view``.
-      kernel_metadata: metadata of the parameters that ``kernel_init`` initialised, such as
+      kernel_metadata: metadata of the parameters that ``kernel_init`` initialises, such as
         ``{"out_sharding": (None, "model")}``.
       recurrent_kernel_metadata: the same for ``recurrent_kernel_init``.
       bias_metadata: the same for ``bias_init``.
@@ -339,7 +340,7 @@ class Cell(_Stochastic, _Cell):
 
         Raises:
           ValueError: a regulariser needs ``rngs`` or ``deterministic``, and there is none.
-          TypeError: ``rngs`` is of another type.
+          TypeError: ``rngs`` has another type.
         """
         key = self._key(self.cell, deterministic, rngs)
         return single_step(self.cell, self.params, carry, inputs, key)
@@ -364,7 +365,7 @@ class _Signature:
 
 
 class _Named(_Cell):
-    """A cell made from its sizes and options.
+    """A cell that is constructed from its sizes and options.
 
     Args:
       in_features: D.
@@ -654,10 +655,10 @@ class Stack(_Stochastic):
       keep_order: whether the outputs of a layer that runs backwards stay at the times of
         their inputs; otherwise they are in the order in which they were computed, each
         row's last step first, and masked steps stay in their positions, as in ``flax.nnx.RNN``.
-      return_carry: whether calls return the last states, too.
+      return_carry: whether calls also return the last states.
       deterministic: whether dropout and the noise of regularisers are off; set by ``train()``,
         ``eval()`` and ``nnx.view``.
-      kernel_metadata: metadata of the parameters that the cells' ``kernel_init`` initialised,
+      kernel_metadata: metadata of the parameters that the cells' ``kernel_init`` initialises,
         such as ``{"out_sharding": (None, "model")}``.
       recurrent_kernel_metadata: the same for ``recurrent_kernel_init``.
       bias_metadata: the same for ``bias_init``.
@@ -696,11 +697,11 @@ class Stack(_Stochastic):
         self.keep_order = keep_order
         self.return_carry = return_carry
         metadata = {
-            "kernel_init": kernel_metadata,
-            "recurrent_kernel_init": recurrent_kernel_metadata,
-            "bias_init": bias_metadata,
+            "kernel": kernel_metadata,
+            "recurrent_kernel": recurrent_kernel_metadata,
+            "bias": bias_metadata,
         }
-        self._hold(_drawn(self.layer, in_features, rngs, metadata))
+        self._hold(_new_parameters(self.layer, in_features, rngs, metadata))
         self._hold_stream(self.layer, deterministic, rngs)
 
     def __call__(
@@ -721,38 +722,38 @@ class Stack(_Stochastic):
         """The layer over a sequence, with the arguments of ``flax.nnx.RNN`` and some more.
 
         Args:
-          xs: ``[..., T, D]``, or ``[T, ..., D]`` where ``time_major``.
+          xs: ``[..., T, D]``, or ``[T, ..., D]`` if ``time_major``.
           initial_carry: the state before the first step, as :meth:`initialize_carry` returns it;
-            the initial state, zeros unless learned, if None.  A single layer also accepts its own
-            state, such as :class:`lstm_jax.LSTMState`, or a carry of Flax's: ``(c, h)`` for an
-            LSTM, an array for a GRU, the pair of both for two directions.
+            None for the initial state, which is zeros unless learned.  A single layer also accepts
+            its own state, such as :class:`lstm_jax.LSTMState`, or a carry of Flax: ``(c, h)`` for
+            an LSTM, an array for a GRU, and a pair of these for two directions.
           seq_lengths: the number of valid steps of each row, as in :func:`lstm_jax.unroll`;
             outputs of other steps are zero.
-          mask: booleans ``[..., T]``, or ``[T, ...]`` where ``time_major``; a false step is
+          mask: booleans ``[..., T]``, or ``[T, ...]`` if ``time_major``; a false step is
             treated as absent, as in :func:`lstm_jax.unroll`.
-          resets: booleans ``[..., T]``, or ``[T, ...]`` where ``time_major``; a true flag restores
+          resets: booleans ``[..., T]``, or ``[T, ...]`` if ``time_major``; a true flag restores
             the layer's initial state before that step.
-          return_carry: whether the last states are returned, too.
+          return_carry: whether the last states are also returned.
           time_major: see the class.
           reverse: whether time runs backwards, each row from its own last valid step.
           keep_order: see the class.
           deterministic: overrides the attribute.
           rngs: an ``nnx.Rngs`` (its stream ``dropout``), a stream or a key for dropout and the
             noise of regularisers, instead of the module's own stream.  A stream ``carry``, which
-            ``flax.nnx.Bidirectional`` passes, does not count.
+            ``flax.nnx.Bidirectional`` passes, is ignored.
 
         Returns:
-          The outputs, laid out as ``xs``; with ``return_carry`` the pair ``(carry, outputs)``.
-          The carry has the form of ``initial_carry``; where that is None, it is a dict with the
-          state of each layer, as from :meth:`initialize_carry`.
-          Arguments that are None are as in the constructor.
+          The outputs, with the layout of ``xs``; with ``return_carry`` the pair
+          ``(carry, outputs)``.  The carry has the form of ``initial_carry``; if that is None, it is
+          a dict with the state of each layer, as from :meth:`initialize_carry`.
+          Arguments that are None default to those of the constructor.
 
         Raises:
           ValueError: ``xs`` lacks an axis or has another feature size than the parameters,
             ``reverse`` is set for a layer with its own directions, dropout or a regulariser
             needs ``rngs`` or ``deterministic`` and there is none, or as in
             :func:`lstm_jax.unroll`.
-          TypeError: ``rngs`` is of another type, or ``initial_carry`` of another structure.
+          TypeError: ``rngs`` has another type, or ``initial_carry`` another structure.
         """
         if isinstance(rngs, nnx.RngStream) and rngs.tag == "carry":
             rngs = None
@@ -779,11 +780,11 @@ class Stack(_Stochastic):
         rngs: nnx.Rngs | nnx.RngStream | None = None,
         carry_init: Initializer | None = None,
     ) -> Any:
-        """The state before the first step, for steps of shape ``[..., D]``, as in Flax's cells.
+        """The state before the first step, as in the cells of Flax.
 
         Args:
           input_shape: shape of one step's input: ``(B, D)`` for sequences ``[B, T, D]``.
-          rngs: its stream ``carry`` (or the stream itself) is for ``carry_init``.
+          rngs: its stream ``carry`` (or the stream itself) is used by ``carry_init``.
           carry_init: initialises each array of the state; None for the layer's initial state,
             which is zeros or learned.
 
@@ -792,7 +793,7 @@ class Stack(_Stochastic):
           first.
 
         Raises:
-          ValueError: there is a ``carry_init`` and no ``rngs``.
+          ValueError: ``carry_init`` is given, but ``rngs`` is not.
 
         Example:
           >>> carry = LSTM(3, 4, num_layers=2, rngs=nnx.Rngs(0)).initialize_carry((2, 3))
@@ -808,12 +809,12 @@ class LSTM(Stack):
     Args:
       in_features: D.
       hidden_features: H of every layer, or a tuple with one for each.
-      num_layers: L; a tuple determines it, too.
-      bidirectional: whether every layer reads its sequence from both ends; H is the width of
+      num_layers: L; also determined by a tuple.
+      bidirectional: whether every layer reads its sequence in both directions; H is the width of
         one direction.
-      cell: the kind of cell: a name in :data:`lstm_jax.CELLS`, a functional class, any function
-        that makes a functional cell, or a tuple with one for each layer.  Options of a cell
-        go in with it: ``functools.partial(lstm_jax.LSTMCell, forget_bias=2.0)``.
+      cell: a name in :data:`lstm_jax.CELLS`, a functional class, any function that constructs a
+        functional cell, or a tuple with one of these for each layer.  Set options of the cell with
+        ``functools.partial(lstm_jax.LSTMCell, forget_bias=2.0)``.
       dropout: probability that an output between layers is zeroed; switched and seeded as
         ``nnx.Dropout`` is; see ``deterministic`` and ``rngs``.
       merge: how the outputs of both directions are merged: ``"concat"``, ``"sum"``, ``"mean"``,

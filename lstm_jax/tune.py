@@ -26,9 +26,9 @@ class Tuned(NamedTuple):
       devices: the number of JAX's CPU devices.
       allocator: the settings of the C library's memory allocator.
 
-    >>> print(Tuned("devices: 2", "allocator: as it was"))
+    >>> print(Tuned("devices: 2", "allocator: unchanged"))
     devices: 2
-    allocator: as it was
+    allocator: unchanged
     """
 
     devices: str
@@ -77,12 +77,12 @@ def tune_cpu(num_devices: int | None = None) -> Tuned:
 def _set_devices(num_devices: int | None) -> str:
     count = _physical_cores() if num_devices is None else num_devices
     if jax.config.jax_num_cpu_devices == count:  # type: ignore[missing-attribute]
-        return f"{count}, as it was"
+        return f"{count}, unchanged"
     try:
         jax.config.update("jax_num_cpu_devices", count)
     except RuntimeError:
-        return "as they were, since JAX has been used already"
-    return f"{count} on the CPU, each with its share of a batch"
+        return "unchanged, since JAX is already in use"
+    return f"{count} on the CPU, each for a part of the batch"
 
 
 def _physical_cores() -> int:
@@ -102,13 +102,13 @@ def _physical_cores() -> int:
 
 def _set_allocator() -> str:
     if platform.libc_ver()[0] != "glibc":
-        return "as it was, since it is not glibc's"
+        return "unchanged, since the C library is not glibc"
     mallopt = ctypes.CDLL("libc.so.6").mallopt
     # mallopt returns 1 on success.  A threshold is a C int.
     switches = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_ARENA_MAX, 1))
     if all([mallopt(switch, value) for switch, value in switches]):
-        return "keeps freed memory for the next call"
-    return "as it was, since it refused"
+        return "retains freed memory for reuse"
+    return "unchanged, since glibc rejected a setting"
 
 
 def cache_compiled(

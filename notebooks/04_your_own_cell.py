@@ -72,7 +72,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from lstm_jax.cells import BaseCell, Parameter, RNNState, affine, blocks, like, named
+from lstm_jax.cells import BaseCell, RNNState, affine, like, named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,9 +80,9 @@ class UpdateGateCell(BaseCell):
     def parameters(self, input_size):
         D, H = input_size, self.hidden_size
         return {
-            "w_ih": Parameter(blocks(self.kernel_init, 2), (D, 2 * H)),
-            "w_hh": Parameter(blocks(self.recurrent_kernel_init, 2), (H, 2 * H)),
-            "b": Parameter(self.bias_init, (2 * H,)),
+            "w_ih": self.declare("kernel", (D, 2 * H), gates=2),
+            "w_hh": self.declare("recurrent_kernel", (H, 2 * H), gates=2),
+            "b": self.declare("bias", (2 * H,)),
         }
 
     def zero_state(self, batch_shape=()):
@@ -98,9 +98,9 @@ class UpdateGateCell(BaseCell):
 # %% [markdown]
 # Line by line:
 #
-# - `parameters` returns an initialiser and a shape for each array. One matrix contains both
-#   pre-activations side by side, so one product computes both; `blocks` initialises the two halves
-#   separately.
+# - `parameters` declares each array: its role, which selects its initialiser, and its shape. One
+#   matrix contains both pre-activations side by side, so one product computes both; `gates=2`
+#   initialises the two halves separately.
 # - `zero_state` is a NamedTuple. Ours has one field, `h`, and `RNNState` is just that.
 # - `affine` is `x @ w_ih + h @ w_hh + b`, summed in float32 even if the arrays are bfloat16.
 # - `named` does not change a value; it gives the value a name for `lstm_jax.inspect`.

@@ -11,7 +11,10 @@ from pathlib import Path
 from lstm_jax._program_cache import processor_and_version, remove_oldest
 
 LIMIT = 2_000_000_000  # bytes; one run of the tests stores about a tenth
-QUICK = "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false"
+QUICK = (
+    "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false "
+    "--xla_cpu_parallel_codegen_split_count=1"
+)
 
 
 def root() -> Path:
@@ -43,9 +46,10 @@ def compile_quickly() -> None:
 
     The tests spend most of their time compiling small programs.  LLVM's level 1 and XLA's older
     code for fusions take half of the default's time; level 0 takes less, but its loops are many
-    times slower.  XLA's own passes (fusion, layouts, buffers) are the default's.  With
-    ``XLA_FLAGS=--xla_backend_optimization_level=3`` in the environment, the tests compile what
-    users run.
+    times slower.  The workers use all cores, so that compiling a program in parallel parts only
+    adds a seventh to the time.  XLA's own passes (fusion, layouts, buffers) are the default's.
+    With ``XLA_FLAGS=--xla_backend_optimization_level=3`` in the environment, the tests compile
+    what users run.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_backend_optimization_level" not in flags:

@@ -89,12 +89,12 @@ def test_runs_of_the_comparison_have_names(comparison):
 def test_tables_select_by_validation_and_report_the_test(comparison, tmp_path, capsys):
     compare, _, tables = comparison
     for dropout, seed, validation, test in ((0.2, 0, 30, 35), (0.3, 0, 31, 33), (0.3, 1, 20, 34)):
-        run = compare.Run("translation", "LSTM", 1.0, 1e-3, dropout, seed)
+        run = compare.Run("translation", "LSTM", 1.0, 2e-3, dropout, seed)
         (tmp_path / run.name).mkdir()
         results = {"validation": {"BLEU": validation}, "test": {"BLEU": test}}
         (tmp_path / run.name / "results.json").write_text(json.dumps(results))
     tables.write(tmp_path, compare.RUNS)
-    row = "| translation | 100% | LSTM | 0.001 | 0.3 | 2 | 25.5 ± 7.8 | 33.5 ± 0.7 |"
+    row = "| translation | 100% | LSTM | 0.002 | 0.3 | 2 | 25.5 ± 7.8 | 33.5 ± 0.7 |"
     assert row in capsys.readouterr().out
 
 

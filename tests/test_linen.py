@@ -119,14 +119,14 @@ class TestCells:
 
     def test_a_learned_first_carry_outside_of_flax_rnn(self):
         cell = LSTMCell(H, learn_initial_state=True)
-        with pytest.raises(ValueError, match="known inside of apply alone"):
+        with pytest.raises(ValueError, match="only available inside apply"):
             cell.initialize_carry(KEY, (B, D))
         params = {**cell.cell.init(KEY, D), "h_0": jnp.arange(float(H))}
         carry = cell.apply({"params": params}, KEY, (B, D), method="initialize_carry")
         assert carry.h.tolist() == [list(range(H))] * B
 
     def test_a_carry_is_learned_or_sampled(self):
-        with pytest.raises(ValueError, match="carry_init must be None where learn_initial_state"):
+        with pytest.raises(ValueError, match="carry_init must be None if learn_initial_state"):
             LSTMCell(H, learn_initial_state=True, carry_init=jax.nn.initializers.ones)
 
     def test_inside_a_custom_module(self):
@@ -316,7 +316,7 @@ class TestCarries:
         lstm = LSTM(H, num_layers=2, cell=("gru", learning))
         variables = lstm.init(KEY, XS)
         variables["params"]["layer_1"]["h_0"] += 0.5
-        with pytest.raises(ValueError, match=r"known inside of apply alone: module\.apply"):
+        with pytest.raises(ValueError, match=r"only available inside apply: module\.apply"):
             lstm.initialize_carry(KEY, (B, D))
         carry = lstm.apply(variables, KEY, (B, D), method="initialize_carry")
         assert (carry["layer_1"].h == 0.5).all() and not carry["layer_0"].h.any()

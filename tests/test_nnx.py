@@ -96,7 +96,7 @@ class TestCells:
         cell = LSTMCell(D, H, rngs=nnx.Rngs(0))
         drawn = cell.initialize_carry((B, D), nnx.Rngs(carry=1), normal)
         assert not np.array_equal(drawn.h, drawn.c)
-        with pytest.raises(ValueError, match="rngs must be given where carry_init is"):
+        with pytest.raises(ValueError, match="rngs must be given if carry_init is given"):
             cell.initialize_carry((B, D), None, normal)
 
         told = LSTMCell(D, H, carry_init=jax.nn.initializers.ones, rngs=nnx.Rngs(0))
@@ -123,7 +123,7 @@ class TestCells:
         assert abs(gradients["h_0"]).min() > 0
 
     def test_a_carry_is_learned_or_sampled(self):
-        with pytest.raises(ValueError, match="carry_init must be None where learn_initial_state"):
+        with pytest.raises(ValueError, match="carry_init must be None if learn_initial_state"):
             LSTMCell(
                 D,
                 H,
@@ -451,7 +451,7 @@ class TestCarries:
         rngs = nnx.Rngs(carry=0)
         lstm.initialize_carry((B, D), rngs, jax.nn.initializers.normal())
         assert rngs.carry.count[...] == 4  # a key for each array
-        with pytest.raises(ValueError, match="rngs must be given where carry_init is"):
+        with pytest.raises(ValueError, match="rngs must be given if carry_init is given"):
             lstm.initialize_carry((B, D), carry_init=ones)
 
     def test_errors_describe_what_to_pass(self):
@@ -895,6 +895,23 @@ class TestMetadata:
         cell = GRUCell(D, H, reset_after=True, bias_metadata={"tag": "bias"}, rngs=nnx.Rngs(0))
         assert cell.b.tag == cell.b_hg.tag == "bias"
         assert not hasattr(cell.w_ih, "tag")
+
+    def test_of_a_custom_cell(self):
+        @dataclasses.dataclass(frozen=True)
+        class WithoutARole(lstm_jax.RNNCell):
+            gate_init: cells.base.Initializer = jax.nn.initializers.ones
+
+            def parameters(self, input_size):
+                w_ih = cells.Parameter(self.kernel_init, (input_size, H))
+                own = self.declare("gate", (2 * H,), gates=2)
+                return super().parameters(input_size) | {"w_ih": w_ih, "own": own}
+
+        tagged = nnx.with_metadata(jax.nn.initializers.ones, tag="box")
+        functional = WithoutARole(H, kernel_init=tagged, bias_init=tagged, gate_init=tagged)
+        cell = Cell(D, functional, kernel_metadata={"by": "kernel_init"}, rngs=nnx.Rngs(0))
+        assert cell.b.tag == cell.own.tag == "box" and cell.own.shape == (2 * H,)
+        assert not hasattr(cell.w_ih, "tag") and not hasattr(cell.w_ih, "by")
+        assert cell.w_ih[...].all()
 
     def test_a_sharded_step_gives_the_same_numbers(self):
         def make(across=lambda init, axes: init):

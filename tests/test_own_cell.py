@@ -284,8 +284,8 @@ def test_linen(my_cells, cell):
 
 
 def test_options_and_mistakes(my_cells):
-    init, shape = my_cells.LeakyCell(1000, chrono=50.0).parameters(D)["r"]
-    rates = jax.nn.sigmoid(init(jax.random.key(0), shape, "float32"))
+    r = my_cells.LeakyCell(1000, chrono=50.0).parameters(D)["r"]
+    rates = jax.nn.sigmoid(r.init(jax.random.key(0), r.shape, "float32"))
     assert (1.0 / rates).min() >= 2.0 and (1.0 / rates).max() <= 50.0
     cell = my_cells.LeakyCell(H)
     assert cell == my_cells.LeakyCell(H) and hash(cell) == hash(my_cells.LeakyCell(H))

@@ -31,14 +31,14 @@ def printed(code):
 def test_devices_before_jax_is_used():
     code = "import jax, lstm_jax; print(lstm_jax.tune_cpu(3)); print(len(jax.devices('cpu')))"
     lines = printed(code)
-    assert lines[0] == "devices: 3 on the CPU, each with its share of a batch"
+    assert lines[0] == "devices: 3 on the CPU, each for a part of the batch"
     assert lines[-1] == "3"
 
 
 def test_devices_after_jax_was_used():
     code = "import jax, lstm_jax; n = len(jax.devices()); print(lstm_jax.tune_cpu(n + 1)); print(n)"
     lines = printed(code)
-    assert lines[0] == "devices: as they were, since JAX has been used already"
+    assert lines[0] == "devices: unchanged, since JAX is already in use"
 
 
 def test_importing_changes_nothing():
@@ -69,7 +69,7 @@ print(first, block(), libc.mallinfo2().fordblks >= 100 << 20)
     if not hasattr(ctypes.CDLL("libc.so.6"), "mallinfo2"):
         pytest.skip("needs glibc 2.33 for mallinfo2")
     lines = printed(code)
-    assert lines[0] == "allocator: keeps freed memory for the next call"
+    assert lines[0] == "allocator: retains freed memory for reuse"
     assert lines[1] == "1 0 True"
 
 

@@ -63,7 +63,7 @@ CELLS: dict[str, Callable[..., Any]] = {
     "ea_lstm": EntityAwareLSTMCell,
     "conv_lstm": ConvLSTMCell,
 }
-"""Cell classes by the name that a config gives them; each is built from ``hidden_size=`` alone."""
+"""Cell classes by their name in configs; each can be constructed with only ``hidden_size=``."""
 
 __all__ = [
     "ACTIVATIONS",

@@ -1,4 +1,4 @@
-"""Activation functions by name, and the four places where an LSTM has one."""
+"""Activation functions by name, and the four uses of them in an LSTM."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
@@ -12,7 +12,7 @@ F = TypeVar("F")
 
 
 def identity(x: jax.Array) -> jax.Array:
-    """``x`` as it is."""
+    """Returns ``x`` unchanged."""
     return x
 
 
@@ -32,17 +32,17 @@ ACTIVATIONS: dict[str, Function] = {
     "softsign": jax.nn.soft_sign,
     "tanh": jnp.tanh,
 }
-"""Element-wise functions by the name that a config gives them."""
+"""Element-wise functions by their name in configs."""
 
 
 class Activations(NamedTuple):
-    """The element-wise functions of a gated cell; equations call them by these names.
+    """The element-wise functions of a gated cell, by their names in the equations.
 
     Attributes:
-      gate: of every gate's pre-activation, σ in the equations.
-      candidate: of what is to be written, g in the equations.
-      output: of the cell state on its way to the hidden state.
-      clip: of the new cell state; the identity unless cells are clipped.
+      gate: applied to the pre-activation of each gate; σ in the docstrings.
+      candidate: applied to the pre-activation of the candidate g.
+      output: applied to the cell state to compute the hidden state.
+      clip: applied to the new cell state; the identity unless there is a ``cell_clip``.
 
     >>> import jax.numpy as jnp
     >>> Activations().candidate(jnp.zeros(2)).tolist()
@@ -56,14 +56,14 @@ class Activations(NamedTuple):
 
 
 STANDARD = Activations()
-"""σ, tanh and tanh, and no clipping."""
+"""σ, tanh, tanh and no clipping."""
 
 
 def activation(name: str, given: Activation) -> Function:
-    """The function that an option asks for, by its name or itself.
+    """The function that an option selects.
 
     Args:
-      name: the option, for messages.
+      name: the option, for error messages.
       given: a key of :data:`ACTIVATIONS` or a callable.
 
     Raises:
@@ -77,7 +77,7 @@ def activation(name: str, given: Activation) -> Function:
 
 
 def chosen_function(name: str, given: F | str, known: Mapping[str, F]) -> F:
-    """A function that an option gives itself, or by its name in ``known``.
+    """Returns a function unchanged, and for a name the function in ``known``.
 
     Raises:
       ValueError: the string is not a key of ``known``.
@@ -95,14 +95,14 @@ def chosen_function(name: str, given: F | str, known: Mapping[str, F]) -> F:
 
 
 def clipped(function: Function, limit: float | None) -> Function:
-    """``function`` of its argument clipped to [-limit, limit]; ``function`` itself for None."""
+    """``function`` with its argument clipped to [-limit, limit]; unchanged if ``limit`` is None."""
     if limit is None:
         return function
     return lambda x: function(jnp.clip(x, -limit, limit))
 
 
 def check_limit(name: str, limit: Any) -> None:
-    """Raises where ``limit`` is neither None nor a positive number."""
+    """Raises an error if ``limit`` is neither None nor a positive number."""
     if limit is None:
         return
     if isinstance(limit, bool) or not isinstance(limit, int | float):

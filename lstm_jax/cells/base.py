@@ -1,4 +1,4 @@
-"""What every cell is, and what all cells share: drawing parameters, checking, casting."""
+"""The cell protocol, and base classes that initialise parameters, check arguments and cast."""
 
 import dataclasses
 import functools
@@ -18,20 +18,21 @@ from lstm_jax.cells.initializers import (
     initializer,
     lecun_normal,
     orthogonal,
+    side_by_side,
     zeros,
 )
 from lstm_jax.cells.products import accumulation_dtype, dot
 
 Params = Any  # a pytree of arrays
-State = Any  # a pytree of arrays, each with the batch axes leading
+State = Any  # a pytree of arrays whose leading axes are the batch axes
 
 
 class Cell(Protocol):
     """A recurrent cell: its sizes and options, and its equations as one pure step.
 
-    Implementations are frozen dataclasses, so that they are hashable and can be
-    static arguments of a jitted function.  They hold no arrays.  :class:`BaseCell` gives
-    most of it as a base class, which is optional.
+    Implementations are frozen dataclasses without arrays.  They are therefore hashable and can
+    be static arguments of a jitted function.  The base class :class:`BaseCell` implements most of
+    the protocol; its use is optional.
     """
 
     @property
@@ -40,56 +41,59 @@ class Cell(Protocol):
         ...
 
     def init(self, key: jax.Array, input_size: int) -> Params:
-        """Parameters for inputs of ``input_size`` features, drawn from ``key``."""
+        """Initialises the parameters for inputs with ``input_size`` features."""
         ...
 
     def zero_state(self, batch_shape: tuple[int, ...] = ()) -> State:
-        """The state of a sequence that has not begun."""
+        """The state before the first step, unless learned; ``batch_shape`` are its leading axes."""
         ...
 
     def step(self, params: Params, state: State, x: jax.Array) -> tuple[State, jax.Array]:
-        """One step in time: ``(state, y)``."""
+        """Computes one time step and returns ``(state, y)``."""
         ...
 
 
 class Parameter(NamedTuple):
-    """How one parameter begins.
+    """The declaration of one parameter.
 
     Attributes:
-      init: draws it, called as ``init(key, shape, dtype)``.
+      init: its initialiser, called as ``init(key, shape, dtype)``.
       shape: its shape.
+      role: prefix of the option that selects the initialiser, such as ``"recurrent_kernel"`` for
+        ``recurrent_kernel_init``; None if there is no such option.
     """
 
     init: Initializer | str
     shape: tuple[int, ...]
+    role: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class BaseCell:
-    """What cells share.  A cell says its parameters, its state and its equations::
+    """The base class of cells.  A subclass defines its parameters, state and equations::
 
         @dataclasses.dataclass(frozen=True)
         class MyCell(BaseCell):
-            def parameters(self, input_size): ...   # name to Parameter
+            def parameters(self, input_size): ...   # a Parameter by name
             def zero_state(self, batch_shape=()): ...
             def equations(self, params, state, x): ...
 
-    and has ``init``, ``initial_state`` and a checked ``step`` from here.  Parameters are a
-    flat dict.  Those whose names begin with ``w_`` are the matrices of products and are
-    cast to ``dtype`` before each step; all others keep the type they are stored in.
+    It inherits ``init``, ``initial_state`` and a ``step`` that checks its arguments.  Parameters
+    are a flat dict.  Those whose names begin with ``w_`` are the weights of matrix products and
+    are cast to ``dtype`` before each step.  All others keep the type in which they are stored.
 
     Attributes:
       hidden_size: H, the number of hidden features.
-      dtype: type of the products (``"bfloat16"``, ``"float32"``, ...); None takes the widest
-        of parameters and inputs.  Cell states and every sum stay in float32 or wider.
+      dtype: type of the matrix products (``"bfloat16"``, ``"float32"``, ...); None for the widest
+        type of parameters and inputs.  Cell states and all sums stay in float32 or wider.
       param_dtype: type in which parameters are stored.
-      kernel_init: initialises each gate's input weights; normal with variance 1 / D
-        (``lecun_normal``).  An initialiser is given by its name in
-        :data:`lstm_jax.cells.INITIALIZERS` or itself, here and elsewhere.
-      recurrent_kernel_init: draws each gate's recurrent weights; orthogonal.
-      bias_init: draws each gate's bias; zeros.
-      learn_initial_state: whether the state before the first step is a parameter, too:
-        ``h_0`` for the state's ``h`` and so on, beginning with the zero state.
+      kernel_init: initialises each gate's input weights; by default normal with variance 1 / D
+        (``lecun_normal``).  Every option for an initialiser accepts a function or a name in
+        :data:`lstm_jax.cells.INITIALIZERS`.
+      recurrent_kernel_init: initialises each gate's recurrent weights; by default orthogonal.
+      bias_init: initialises each gate's bias; by default zeros.
+      learn_initial_state: whether the initial state is also a parameter (``h_0`` for the field
+        ``h`` of the state, and so on), initialised as the zero state.
     """
 
     hidden_size: int
@@ -106,49 +110,52 @@ class BaseCell:
         for name in ("dtype", "param_dtype"):
             check_dtype(name, getattr(self, name))
         for field in dataclasses.fields(self):
-            if field.name.endswith("_init"):  # from here on the functions, which cells compare by
+            if field.name.endswith("_init"):  # cells compare by functions, not by their names
                 given = initializer(field.name, getattr(self, field.name))
                 object.__setattr__(self, field.name, given)
         check_bool("learn_initial_state", self.learn_initial_state)
 
-    # ---- what a cell says ----
+    # ---- defined by subclasses ----
 
     def parameters(self, input_size: int) -> dict[str, Parameter]:
-        """How each parameter begins, by its name."""
+        """The declaration of each parameter, by name."""
         raise NotImplementedError
 
     def zero_state(self, batch_shape: tuple[int, ...] = ()) -> Any:
-        """The state of a sequence that has not begun: a NamedTuple of arrays."""
+        """The state before the first step, unless learned: a NamedTuple of arrays."""
         raise NotImplementedError
 
     def equations(self, params: Params, state: Any, x: jax.Array) -> tuple[Any, jax.Array]:
-        """One step, its arguments checked and cast."""
+        """Computes one step from arguments that have been checked and cast."""
         raise NotImplementedError
 
-    # ---- what follows from it ----
+    # ---- provided by this class ----
 
     @property
     def output_size(self) -> int:
-        """Features of one output: H unless a cell says otherwise."""
+        """The number of output features, H by default."""
         return self.hidden_size
 
     @property
     def num_feature_axes(self) -> int:
-        """The number of feature axes of an input: the last one, unless a cell defines more."""
+        """The number of trailing feature axes of an input, 1 by default."""
         return 1
 
     @property
     def recurrent_weights(self) -> tuple[str, ...]:
-        """Names of the parameters that read the last state, for DropConnect."""
+        """Names of the weights that multiply the previous state, for DropConnect."""
         return ("w_hh",)
 
     @property
     def is_linear(self) -> bool:
-        """Whether h_t = a_t ∘ h_{t-1} + b_t with a and b free of h, by ``linear_recurrence``."""
+        """Whether h_t = a_t ∘ h_{t-1} + b_t, where a and b do not depend on h.
+
+        If so, the method ``linear_recurrence`` returns a and b.
+        """
         return False
 
     def init(self, key: jax.Array, input_size: int) -> dict[str, jax.Array]:
-        """The parameters by name, as this cell's docstring lists them, in ``param_dtype``.
+        """Initialises the parameters, in ``param_dtype``; the cell's docstring lists their names.
 
         Args:
           key: a random key.
@@ -160,12 +167,12 @@ class BaseCell:
         parameters = self.all_parameters(input_size)
         keys = jax.random.split(key, len(parameters))
         return {
-            name: draw(parameter, k, self.param_dtype)
+            name: new_parameter(parameter, k, self.param_dtype)
             for (name, parameter), k in zip(parameters.items(), keys, strict=True)
         }
 
     def all_parameters(self, input_size: int) -> dict[str, Parameter]:
-        """:meth:`parameters`, and the initial state's where that is learned."""
+        """All declarations: :meth:`parameters`, and the initial state if it is learned."""
         check_size("input_size", input_size)
         parameters = dict(self.parameters(input_size))
         if self.learn_initial_state:
@@ -174,10 +181,10 @@ class BaseCell:
         return parameters
 
     def initial_state(self, params: Params, batch_shape: tuple[int, ...] = ()) -> Any:
-        """The state before the first step: zeros, or what was learned.
+        """The state before the first step: zeros, or the learned state.
 
-        Its types are those of :meth:`zero_state`, but follow the ``params`` as they are, and not
-        ``param_dtype``, where ``dtype`` is None.
+        It has the types of :meth:`zero_state`, except that a ``dtype`` of None means the type of
+        ``params`` instead of ``param_dtype``.
         """
         state = dataclasses.replace(self, dtype=self._dtype(params)).zero_state(batch_shape)
         if not self.learn_initial_state:
@@ -190,30 +197,47 @@ class BaseCell:
         )
 
     def step(self, params: Params, state: Any, x: jax.Array) -> tuple[Any, jax.Array]:
-        """One step in time, its arguments checked and cast to ``dtype``.
+        """Checks its arguments, casts them to ``dtype`` and computes one time step.
 
         Args:
           params: as from :meth:`init`.
-          state: as from :meth:`zero_state`, or the state that the step before returned.
-          x: this step's input, ``[..., D]``.
+          state: as from :meth:`zero_state`, or the state that the previous step returned.
+          x: the input of this step, ``[..., D]``.
 
         Returns:
-          ``(state, y)``: the new state, in the types of the old one, and the output.
+          ``(state, y)``: the new state, with the dtypes of the old one, and the output.
 
         Raises:
-          TypeError: ``state`` has another structure than :meth:`zero_state`, ``params`` lack
-            a name, or an array is not floating-point.
-          ValueError: a shape does not fit the cell's sizes.
+          TypeError: ``state`` does not have the structure of :meth:`zero_state`, a parameter is
+            missing, or an array is not floating-point.
+          ValueError: a shape does not match the cell's sizes.
         """
         params, x = self.prepared(params, x)
         state = jax.tree.map(jnp.asarray, state)
         self.check_state(state)
         return self.equations(params, state, x)
 
-    # ---- help for cells ----
+    # ---- helpers for subclasses ----
+
+    def declare(
+        self, role: str, shape: tuple[int, ...], gates: int | tuple[int, ...] = 1
+    ) -> Parameter:
+        """Declares a parameter that the option ``{role}_init`` initialises.
+
+        Args:
+          role: ``"kernel"`` for input weights, ``"recurrent_kernel"``, ``"bias"``, or the prefix of
+            an option that the cell adds.
+          shape: the shape of the parameter.
+          gates: the number of gates in the last axis, or their relative widths; each gate is
+            initialised separately.
+        """
+        init = getattr(self, f"{role}_init")
+        if gates != 1:
+            init = side_by_side(init, (1,) * gates if isinstance(gates, int) else gates)
+        return Parameter(init, shape, role)
 
     def prepared(self, params: Params, x: jax.Array) -> tuple[Params, jax.Array]:
-        """Parameters and an input (or several, with more axes), checked and cast to ``dtype``."""
+        """Checks parameters and inputs (of one step or more) and casts them to ``dtype``."""
         x = jnp.asarray(x)
         self.check_params(params)
         self.check_x(params, x)
@@ -225,22 +249,22 @@ class BaseCell:
         return params, cast(x, dtype)
 
     def _dtype(self, *given: Any) -> DTypeLike | None:
-        """The type of the products: the option, or the widest of what is given."""
+        """The type of the matrix products: the option ``dtype``, or the widest of the arrays."""
         return widest(*given) if self.dtype is None else self.dtype
 
     def zeros(self, *shape: int, accumulated: bool = False) -> jax.Array:
-        """Zeros of a state: in the type of the products, or of sums where ``accumulated``."""
+        """Zeros for a state, in the type of the products, or of the sums if ``accumulated``."""
         dtype = jnp.dtype(self.param_dtype if self.dtype is None else self.dtype)
         return jnp.zeros(shape, accumulation_dtype(dtype) if accumulated else dtype)
 
     def input_size(self, params: Params) -> int | None:
-        """D as the parameters have it, or None where it cannot be told."""
+        """D according to the shapes of the parameters; None if they do not determine it."""
         return params["w_ih"].shape[-2] if "w_ih" in params else None
 
     def check_params(self, params: Params) -> None:
-        """Raises where parameters are not as :meth:`init` makes them."""
+        """Raises an error if names or shapes differ from those of :meth:`init`."""
         size = self.input_size(params)
-        expected = self.all_parameters(size or 2**16)  # names are the same whatever D is
+        expected = self.all_parameters(size or 2**16)  # the names do not depend on D
         if set(params) != set(expected):
             raise TypeError(
                 f"params of {type(self).__name__} must have {', '.join(expected)}, "
@@ -248,35 +272,36 @@ class BaseCell:
             )
         if size is None:
             return
-        for name, (_, shape) in expected.items():
-            if jnp.shape(params[name]) != shape:
+        for name, parameter in expected.items():
+            if jnp.shape(params[name]) != parameter.shape:
                 raise ValueError(
                     f"params[{name!r}] of {type(self).__name__} with hidden_size="
-                    f"{self.hidden_size} must have shape {shape}, got {jnp.shape(params[name])}"
+                    f"{self.hidden_size} must have shape {parameter.shape}, "
+                    f"got {jnp.shape(params[name])}"
                 )
 
     def check_x(self, params: Params, x: jax.Array) -> None:
-        """Raises where an input does not fit the parameters."""
+        """Raises an error if an input does not match the parameters."""
         check_real("x", x)
         check_features("x", x, self.input_size(params), self.num_feature_axes)
 
     def check_state(self, state: Any) -> None:
-        """Raises where a state does not have the fields, sizes and types of :meth:`zero_state`."""
+        """Raises an error if fields, sizes or types differ from those of :meth:`zero_state`."""
         check_state(state, jax.eval_shape(self.zero_state), any_batch=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class GatedCell(BaseCell):
-    """Options of cells with gates; they mean the same in each of them.
+    """The common options of cells with gates.
 
     Attributes:
-      gate_fn: activation of the gates, by name or itself; ``"sigmoid"``.
-      activation_fn: activation of what is to be written; ``"tanh"``.
-      preactivation_clip: gates and candidates are computed of pre-activations clipped to
-        plus and minus this (ONNX ``clip``); None for no clipping.
-      chrono: the longest dependency to expect, in steps, above 2: gates that keep the state
-        begin with biases log u, u uniform in [1, chrono - 1], and gates that write it with
-        the negative of the same (Tallec & Ollivier 2018); None for none.
+      gate_fn: activation of the gates, a name or a function; by default ``"sigmoid"``.
+      activation_fn: activation of the candidate; by default ``"tanh"``.
+      preactivation_clip: limit to which the pre-activations of gates and candidates are clipped,
+        on both sides of 0 (ONNX ``clip``); None for no clipping.
+      chrono: the longest expected dependency, in steps, above 2.  Biases of gates that keep the
+        state are initialised to log u, with u uniform in [1, chrono - 1], and those of gates that
+        write it to -log u (Tallec & Ollivier 2018); None for ``bias_init`` alone.
 
     References:
       Corentin Tallec, Yann Ollivier, "Can recurrent neural networks warp time?", ICLR 2018.
@@ -299,7 +324,7 @@ class GatedCell(BaseCell):
 
     @property
     def activations(self) -> Activations:
-        """The functions that the options ask for."""
+        """The functions that the options select."""
         limit = self.preactivation_clip
         candidate = activation("activation_fn", self.activation_fn)
         return Activations(
@@ -311,14 +336,13 @@ class GatedCell(BaseCell):
     def biases(
         self, gates: str, keeps: str = "", writes: str = "", forget_bias: float = 0.0
     ) -> Initializer:
-        """Draws the biases of gates side by side.
+        """An initialiser of the concatenated biases of several gates.
 
         Args:
-          gates: a letter for each block, such as ``"ifgo"``.
-          keeps: the gate that keeps the state; begins with ``forget_bias`` more than
-            ``bias_init`` draws, or as ``chrono`` has it.
-          writes: the gate that writes it, the negative of it with ``chrono``.
-          forget_bias: see there.
+          gates: a letter for each gate, such as ``"ifgo"``.
+          keeps: the gate that keeps the state; ``forget_bias`` or ``chrono`` applies to it.
+          writes: the gate that writes the state; ``chrono`` applies to it with a minus sign.
+          forget_bias: added to the bias of the gate ``keeps``, unless ``chrono`` is set.
         """
 
         def init(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
@@ -336,11 +360,11 @@ class GatedCell(BaseCell):
 
 
 class LSTMState(NamedTuple):
-    """What an LSTM hands from one step to the next.
+    """The state of an LSTM between steps.
 
     Attributes:
       h: hidden state, which is also the step's output; ``[..., H]``.
-      c: cell state; ``[..., H]``, float32 (or float64) whatever the computation's type.
+      c: cell state; ``[..., H]``, always in float32 (or float64).
 
     >>> import jax.numpy as jnp
     >>> LSTMState(h=jnp.zeros(3), c=jnp.ones(3)).c.sum()
@@ -353,15 +377,15 @@ class LSTMState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class LSTMFamilyCell(GatedCell):
-    """Options of the LSTM family, cells with a cell state c; they mean the same in each.
+    """The common options of cells with a cell state c.
 
     Attributes:
-      output_fn: activation of the cell state on its way to the hidden state;
+      output_fn: activation applied to the cell state to compute the hidden state;
         ``activation_fn`` if None.
-      cell_clip: the new cell state is clipped to plus and minus this (Sak et al. 2014);
+      cell_clip: limit to which the new cell state is clipped, on both sides of 0 (Sak et al. 2014);
         None for no clipping.
-      forget_bias: added to the forget gate's initial bias; 0.  With a positive value a new
-        network remembers longer (Gers et al. 2000; Jozefowicz et al. 2015 recommend 1);
+      forget_bias: added to the forget gate's initial bias; by default 0.  With a positive value a
+        new network remembers longer (Gers et al. 2000; Jozefowicz et al. 2015 recommend 1).
         ``chrono`` replaces it.
     """
 
@@ -379,32 +403,32 @@ class LSTMFamilyCell(GatedCell):
 
     @property
     def activations(self) -> Activations:
-        """The functions that the options ask for."""
+        """The functions that the options select."""
         functions = super().activations
         if self.output_fn is not None:
             functions = functions._replace(output=activation("output_fn", self.output_fn))
         return functions._replace(clip=clipped(functions.clip, self.cell_clip))
 
     def zero_state(self, batch_shape: tuple[int, ...] = ()) -> LSTMState:
-        """Zeros: ``h`` as wide as an output and ``c`` ``[*batch_shape, H]``, float32 or wider."""
+        """Zeros: ``h`` with the output features, and ``c`` with H, in float32 or wider."""
         return LSTMState(
             h=self.zeros(*batch_shape, self.output_size),
             c=self.zeros(*batch_shape, self.hidden_size, accumulated=True),
         )
 
     def gate_biases(self, gates: str) -> Initializer:
-        """Draws the biases of gates side by side, such as ``"ifgo"``, f keeping, i writing."""
+        """An initialiser of biases, where gate f keeps the state and gate i writes it."""
         return self.biases(gates, keeps="f", writes="i", forget_bias=self.forget_bias)
 
 
-# ---- drawing ----
+# ---- initialisation ----
 
 
-def draw(parameter: Parameter, key: jax.Array, dtype: DTypeLike) -> jax.Array:
-    """A new parameter in ``dtype``.
+def new_parameter(parameter: Parameter, key: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """Initialises one parameter, in ``dtype``.
 
-    Drawn in float32 or wider: an orthogonal matrix comes from a QR decomposition, which has
-    no narrower types.
+    The initialiser computes in float32 or wider, since the QR decomposition, which orthogonal
+    matrices need, does not support narrower types.
     """
     init = initializer("init", parameter.init)
     return init(key, parameter.shape, accumulation_dtype(dtype)).astype(dtype)
@@ -414,19 +438,19 @@ def draw(parameter: Parameter, key: jax.Array, dtype: DTypeLike) -> jax.Array:
 
 
 def widest(*trees: Any) -> jnp.dtype | None:
-    """The type to which the floating arrays of the trees promote; None where there are none.
+    """The type to which the floating-point arrays of the trees promote; None if there are none.
 
     >>> widest({"w": jnp.ones(2, "bfloat16")}, jnp.ones(2, "float16"), jnp.arange(2))
     dtype('float32')
     """
     dtypes = [jnp.result_type(leaf) for leaf in jax.tree.leaves(trees)]
     floats = [dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating)]
-    with jax.numpy_dtype_promotion("standard"):  # also where the user has promotion strict
+    with jax.numpy_dtype_promotion("standard"):  # even if the user set it to strict
         return functools.reduce(jnp.promote_types, floats) if floats else None
 
 
 def widened(tree: Any, *others: Any) -> Any:
-    """The tree with its floating arrays at least as wide as those of ``others``.
+    """Casts the floating-point arrays of a tree to types at least as wide as those of ``others``.
 
     >>> widened(jnp.ones(2, "bfloat16"), jnp.ones(3)).dtype
     dtype('float32')
@@ -440,9 +464,9 @@ def widened(tree: Any, *others: Any) -> Any:
 
 
 def affine(params: Params, h: jax.Array, x: jax.Array) -> jax.Array:
-    """``x @ w_ih + h @ w_hh + b``: the pre-activations of all gates, side by side.
+    """``x @ w_ih + h @ w_hh + b``: the concatenated pre-activations of all gates.
 
-    They are in float32 or wider whatever the operands are.
+    They are in float32 or wider for operands of any type.
 
     >>> params = {"w_ih": jnp.ones((3, 4)), "w_hh": jnp.ones((2, 4)), "b": jnp.ones(4)}
     >>> affine(params, h=jnp.ones((5, 2)), x=jnp.ones((5, 3)))[0].tolist()
@@ -453,9 +477,9 @@ def affine(params: Params, h: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def named(name: str, value: jax.Array) -> jax.Array:
-    """``value`` as it is, under its name in the equations, where ``lstm_jax.inspect`` finds it.
+    """Returns ``value`` unchanged and records its name, for ``lstm_jax.inspect``.
 
-    The name costs nothing when the program runs; ``jax.checkpoint``'s policies know it, too.
+    The name has no cost at run time.  Policies of ``jax.checkpoint`` can also refer to it.
 
     >>> import jax.numpy as jnp
     >>> named("f", jnp.ones(2)).tolist()
@@ -465,7 +489,7 @@ def named(name: str, value: jax.Array) -> jax.Array:
 
 
 def like(new: State, old: State) -> State:
-    """The new state in the types of the old one, as a scan's carry must be.
+    """Casts the new state to the dtypes of the old one, as ``lax.scan`` requires of a carry.
 
     >>> like({"h": jnp.ones(2)}, {"h": jnp.zeros(2, "bfloat16")})["h"].dtype
     dtype(bfloat16)
@@ -474,7 +498,7 @@ def like(new: State, old: State) -> State:
 
 
 def cast(tree: Any, dtype: DTypeLike | None) -> Any:
-    """The tree with every array in ``dtype``; as it is where ``dtype`` is None."""
+    """Casts every array of a tree to ``dtype``; returns the tree unchanged if that is None."""
     if dtype is None:
         return tree
     return jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
@@ -484,7 +508,7 @@ def cast(tree: Any, dtype: DTypeLike | None) -> Any:
 
 
 def check_size(name: str, size: Any) -> None:
-    """Raises where ``size`` is not a positive integer."""
+    """Raises an error if ``size`` is not a positive integer."""
     if isinstance(size, bool) or not isinstance(size, int):
         raise TypeError(f"{name} must be an int, got {size!r}")
     if size < 1:
@@ -498,13 +522,13 @@ def check_number(name: str, value: Any) -> None:
 
 
 def check_bool(name: str, value: Any) -> None:
-    """Raises where ``value`` is neither True nor False."""
+    """Raises an error if ``value`` is neither True nor False."""
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {value!r}")
 
 
 def check_dtype(name: str, dtype: Any) -> None:
-    """Raises where ``dtype`` is neither None nor a floating type."""
+    """Raises an error if a type is not floating-point; only the option ``dtype`` may be None."""
     if dtype is None and name == "dtype":
         return
     try:
@@ -516,7 +540,7 @@ def check_dtype(name: str, dtype: Any) -> None:
 
 
 def check_unset(options: Any, why: str, **defaults: Any) -> None:
-    """Raises where an option of ``options`` is set that has nothing to act on."""
+    """Raises an error if an option that has no effect is not at its default."""
     for name, default in defaults.items():
         given = getattr(options, name)
         if given != default:
@@ -525,7 +549,7 @@ def check_unset(options: Any, why: str, **defaults: Any) -> None:
 
 
 def check_real(name: str, array: jax.Array) -> None:
-    """Raises where an array is complex."""
+    """Raises an error if an array is complex."""
     if jnp.issubdtype(array.dtype, jnp.complexfloating):
         raise TypeError(f"{name} must be real, got {array.dtype}")
 
@@ -533,29 +557,29 @@ def check_real(name: str, array: jax.Array) -> None:
 def check_features(
     name: str, x: jax.Array, size: int | None, num_feature_axes: int = 1, lead: str = "..."
 ) -> None:
-    """Raises where inputs lack an axis or have another feature size than the parameters.
+    """Raises an error if inputs lack an axis or their feature size differs from the parameters'.
 
     Args:
       name: the argument, ``"x"`` for one step and ``"xs"`` for a sequence.
       x: the inputs.
-      size: D as the parameters have it; None where they cannot tell.
-      num_feature_axes: the last axes that are not batch axes: D, and those of space before it.
+      size: D according to the parameters; None if it is unknown.
+      num_feature_axes: the number of trailing axes for spatial positions and features (D).
       lead: the axes before these: ``"..."`` for one step, ``"T, ..."`` or ``"..., T"`` for a
         sequence.
 
     >>> check_features("xs", jnp.ones((5, 4)), 3, lead="T, ...")
     Traceback (most recent call last):
-    ValueError: xs must be [T, ..., D] with D=3 (as the parameters have it), got shape (5, 4)
+    ValueError: xs must be [T, ..., D] with D=3 (the input size of the parameters), got shape (5, 4)
     """
     lacks_axis = x.ndim < num_feature_axes + ("T" in lead)
     if lacks_axis or size not in (None, x.shape[-1]):
         layout = f"[{lead}, {'space, ' * (num_feature_axes - 1)}D]"
-        known = "" if size is None else f" with D={size} (as the parameters have it)"
+        known = "" if size is None else f" with D={size} (the input size of the parameters)"
         raise ValueError(f"{name} must be {layout}{known}, got shape {x.shape}")
 
 
 def check_state(state: State, expected: State, *, any_batch: bool = False) -> None:
-    """Raises where a state has another structure, shape or kind of type than expected.
+    """Raises an error if the structure, a shape or a kind of type of a state is wrong.
 
     Args:
       state: a pytree of arrays.
@@ -583,9 +607,7 @@ def check_state(state: State, expected: State, *, any_batch: bool = False) -> No
                 sizes = f"[{', '.join(map(str, ('...', *wanted.shape)))}]"
             raise ValueError(f"{name} must have shape {sizes}, got shape {given.shape}")
         if jnp.issubdtype(given.dtype, jnp.floating) != jnp.issubdtype(wanted.dtype, jnp.floating):
-            raise TypeError(
-                f"{name} must be {wanted.dtype} or another such type, got {given.dtype}"
-            )
+            raise TypeError(f"{name} must be {wanted.dtype} or a similar type, got {given.dtype}")
 
 
 def _kind(tree: Any) -> str:

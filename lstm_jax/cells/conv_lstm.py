@@ -1,4 +1,4 @@
-"""The LSTM with convolutions in place of products, over 1, 2 or 3 spatial axes."""
+"""The LSTM with convolutions instead of matrix products, over 1, 2 or 3 spatial axes."""
 
 import dataclasses
 import math
@@ -10,7 +10,6 @@ from lstm_jax.cells.base import (
     Initializer,
     LSTMFamilyCell,
     Parameter,
-    blocks,
     check_bool,
     check_size,
     check_unset,
@@ -22,7 +21,7 @@ from lstm_jax.cells.products import product
 
 
 def convolve(x: jax.Array, w: jax.Array) -> jax.Array:
-    """``x`` ``[..., *space, D]`` convolved with ``w`` ``(*kernel, D, F)``, zeros around the edge.
+    """Convolves ``x`` ``[..., *space, D]`` with ``w`` ``(*kernel, D, F)``, with zero padding.
 
     >>> import jax.numpy as jnp
     >>> convolve(jnp.ones((5, 1)), jnp.ones((3, 1, 1)))[:, 0].tolist()
@@ -47,7 +46,7 @@ def conv_lstm_cell(
 ) -> tuple[LSTMState, jax.Array]:
     r"""One step of the convolutional LSTM.
 
-    With ∗ a convolution over space::
+    With ∗ for a convolution over space::
 
         i_t = σ(W_i ∗ x_t + U_i ∗ h_{t-1} [+ p_i ∘ c_{t-1}] + b_i)
         f_t = σ(W_f ∗ x_t + U_f ∗ h_{t-1} [+ p_f ∘ c_{t-1}] + b_f)
@@ -57,14 +56,14 @@ def conv_lstm_cell(
 
     Args:
       params: ``w_ih`` ``(*kernel, D, 4H)``, ``w_hh`` ``(*kernel, H, 4H)``, ``b`` ``(4H,)``, gates
-        in the order i, f, g, o; with peepholes ``p_i``, ``p_f``, ``p_o``, ``(H,)`` or
+        in the order i, f, g, o; with peepholes also ``p_i``, ``p_f``, ``p_o``, ``(H,)`` or
         ``(*space, H)``.
       state: ``h`` and ``c``, each ``[..., *space, H]``.
       x: the input of this step, ``[..., *space, D]``.
-      a: the element-wise functions; σ, tanh and tanh, and no clipping.
+      a: the element-wise functions; by default σ, tanh, tanh and no clipping.
 
     Returns:
-      ``(state, y)``: the new state, in the types of the old one, and ``y = h_t``.
+      ``(state, y)``: the new state, with the dtypes of the old one, and ``y = h_t``.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -87,21 +86,20 @@ class ConvLSTMCell(LSTMFamilyCell):
     """Sizes and options of a convolutional LSTM; its equations are :func:`conv_lstm_cell`.
 
     Parameters are ``w_ih`` ``(*kernel, D, 4H)``, ``w_hh`` ``(*kernel, H, 4H)`` and ``b``
-    ``(4H,)`` with gates in the order i, f, g, o, and with peepholes ``p_i``, ``p_f``, ``p_o``;
-    options are those of :class:`LSTMFamilyCell` and these.  H counts channels; every input
-    is ``[..., *space, D]``, and the shape that ``zero_state`` is given is that of the batch axes
-    and then the spatial ones.
+    ``(4H,)`` with gates in the order i, f, g, o, and with peepholes ``p_i``, ``p_f``, ``p_o``.
+    Options are those of :class:`LSTMFamilyCell` and the following.  H is the number of channels.
+    Every input is ``[..., *space, D]``; the argument of ``zero_state`` is the batch shape followed
+    by the spatial shape.
 
     Attributes:
-      kernel_size: of the convolutions, a number for each spatial axis, of which there are
-        1, 2 or 3; odd.
-      peepholes: whether the gates see the cell state.
-      spatial_shape: sizes of the spatial axes where each place is to have peepholes of its
-        own, ``(*spatial_shape, H)``, as in the paper; None for ones that all share, ``(H,)``.
-      peephole_init: draws each peephole, where there are any; zeros.
+      kernel_size: size of the convolutions, an odd number for each of the 1, 2 or 3 spatial axes.
+      peepholes: whether the gates read the cell state.
+      spatial_shape: sizes of the spatial axes, for separate peepholes at each position,
+        ``(*spatial_shape, H)``, as in the paper; None for shared peepholes, ``(H,)``.
+      peephole_init: initialises the peephole weights, if there are any; by default zeros.
 
     Raises:
-      TypeError, ValueError: a size or option is impossible; the message names it.
+      TypeError, ValueError: a size or option is invalid; the message names it.
 
     Example:
       >>> import jax
@@ -132,7 +130,7 @@ class ConvLSTMCell(LSTMFamilyCell):
             object.__setattr__(self, name, tuple(sizes))
         if not 1 <= len(self.kernel_size) <= 3 or not all(size % 2 for size in self.kernel_size):
             raise ValueError(
-                f"kernel_size must be 1, 2 or 3 odd numbers, one a spatial axis, "
+                f"kernel_size must be 1, 2 or 3 odd numbers, one for each spatial axis, "
                 f"got {self.kernel_size}"
             )
         if self.spatial_shape is not None and len(self.spatial_shape) != len(self.kernel_size):
@@ -143,16 +141,16 @@ class ConvLSTMCell(LSTMFamilyCell):
 
     @property
     def num_feature_axes(self) -> int:
-        """The spatial axes and the channels."""
+        """The number of spatial axes, plus 1 for the channels."""
         return 1 + len(self.kernel_size)
 
     def parameters(self, input_size: int) -> dict[str, Parameter]:
         D, H, kernel = input_size, self.hidden_size, self.kernel_size
-        peephole = Parameter(self.peephole_init, (*(self.spatial_shape or ()), H))
+        peephole = self.declare("peephole", (*(self.spatial_shape or ()), H))
         return {
-            "w_ih": Parameter(blocks(self.kernel_init, 4), (*kernel, D, 4 * H)),
-            "w_hh": Parameter(blocks(self.recurrent_kernel_init, 4), (*kernel, H, 4 * H)),
-            "b": Parameter(self.gate_biases("ifgo"), (4 * H,)),
+            "w_ih": self.declare("kernel", (*kernel, D, 4 * H), gates=4),
+            "w_hh": self.declare("recurrent_kernel", (*kernel, H, 4 * H), gates=4),
+            "b": Parameter(self.gate_biases("ifgo"), (4 * H,), "bias"),
             **{name: peephole for name in ("p_i", "p_f", "p_o") if self.peepholes},
         }
 
@@ -171,7 +169,7 @@ class ConvLSTMCell(LSTMFamilyCell):
             if array.ndim < self.num_feature_axes:
                 raise ValueError(
                     f"state.{name} must be [..., *space, H] with H={self.hidden_size} and as many "
-                    f"axes of space as kernel_size={self.kernel_size}, got shape {array.shape}"
+                    f"spatial axes as kernel_size={self.kernel_size}, got shape {array.shape}"
                 )
 
     def equations(

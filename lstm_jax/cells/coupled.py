@@ -1,4 +1,4 @@
-"""The LSTM with coupled gates: it writes as much as it forgets."""
+"""The LSTM with coupled gates: the input gate is one minus the forget gate."""
 
 import dataclasses
 
@@ -11,7 +11,6 @@ from lstm_jax.cells.base import (
     LSTMFamilyCell,
     Parameter,
     affine,
-    blocks,
     check_bool,
     check_unset,
     like,
@@ -40,13 +39,13 @@ def coupled_cell(
 
     Args:
       params: ``w_ih`` ``(D, 3H)``, ``w_hh`` ``(H, 3H)``, ``b`` ``(3H,)``, gates in the order
-        f, g, o; ``p_f`` and ``p_o``, each ``(H,)``, may be left out (no peepholes).
+        f, g, o; with peepholes also ``p_f`` and ``p_o``, each ``(H,)``.
       state: ``h`` and ``c``, each ``[..., H]``.
       x: the input of this step, ``[..., D]``.
-      a: the element-wise functions; σ, tanh and tanh, and no clipping.
+      a: the element-wise functions; by default σ, tanh, tanh and no clipping.
 
     Returns:
-      ``(state, y)``: the new state, in the types of the old one, and the output
+      ``(state, y)``: the new state, with the dtypes of the old one, and the output
       ``y = h_t``, ``[..., H]``.
 
     Example:
@@ -60,8 +59,8 @@ def coupled_cell(
     References:
       Klaus Greff, Rupesh K. Srivastava, Jan Koutník, Bas R. Steunebrink, Jürgen Schmidhuber,
       "LSTM: A Search Space Odyssey", IEEE Transactions on Neural Networks and Learning
-      Systems 28(10), 2017, variant CIFG (which keeps the input gate and has f = 1 - i: the
-      same cells, with the gate's sign turned).
+      Systems 28(10), 2017, variant CIFG (which computes the input gate and f = 1 - i; this is
+      equivalent, with the sign of the gate's pre-activation reversed).
     """
     f, g, o = jnp.split(affine(params, state.h, x), 3, -1)
     f = named("f", a.gate(f + peephole(params, "f", state.c)))
@@ -80,14 +79,14 @@ class CoupledLSTMCell(LSTMFamilyCell):
 
     Parameters are ``w_ih`` ``(D, 3H)``, ``w_hh`` ``(H, 3H)`` and ``b`` ``(3H,)`` with gates in
     the order f, g, o, and with peepholes ``p_f`` and ``p_o``, each ``(H,)``.  Options are those
-    of :class:`LSTMFamilyCell` and these.
+    of :class:`LSTMFamilyCell` and the following.
 
     Attributes:
-      peepholes: whether gates see the cell state, as they do in the paper.
-      peephole_init: draws each gate's peephole weights, where there are any; zeros.
+      peepholes: whether the gates read the cell state, as in the paper.
+      peephole_init: initialises each gate's peephole weights, if there are any; by default zeros.
 
     Raises:
-      TypeError, ValueError: a size or option is impossible; the message names it.
+      TypeError, ValueError: a size or option is invalid; the message names it.
 
     Example:
       >>> import jax
@@ -113,13 +112,13 @@ class CoupledLSTMCell(LSTMFamilyCell):
     def parameters(self, input_size: int) -> dict[str, Parameter]:
         D, H = input_size, self.hidden_size
         parameters = {
-            "w_ih": Parameter(blocks(self.kernel_init, 3), (D, 3 * H)),
-            "w_hh": Parameter(blocks(self.recurrent_kernel_init, 3), (H, 3 * H)),
-            "b": Parameter(self.gate_biases("fgo"), (3 * H,)),
+            "w_ih": self.declare("kernel", (D, 3 * H), gates=3),
+            "w_hh": self.declare("recurrent_kernel", (H, 3 * H), gates=3),
+            "b": Parameter(self.gate_biases("fgo"), (3 * H,), "bias"),
         }
         if self.peepholes:
-            parameters["p_f"] = Parameter(self.peephole_init, (H,))
-            parameters["p_o"] = Parameter(self.peephole_init, (H,))
+            parameters["p_f"] = self.declare("peephole", (H,))
+            parameters["p_o"] = self.declare("peephole", (H,))
         return parameters
 
     def equations(

@@ -1,4 +1,4 @@
-"""The LSTM whose input gate is driven by what does not change in time."""
+"""The LSTM whose input gate depends only on static features."""
 
 import dataclasses
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.activations import STANDARD, Activations
-from lstm_jax.cells.base import LSTMFamilyCell, Parameter, blocks, check_size, dot, like, named
+from lstm_jax.cells.base import LSTMFamilyCell, Parameter, check_size, dot, like, named
 from lstm_jax.cells.lstm import LSTMState
 
 
@@ -15,7 +15,7 @@ def ea_lstm_cell(
 ) -> tuple[LSTMState, jax.Array]:
     r"""One step of the entity-aware LSTM.
 
-    With the input x_t = (x_d, x_s) of dynamic features and, last, the static ones::
+    With the input x_t = (x_d, x_s), dynamic features followed by static ones::
 
         i   = σ(W_i x_s + b_i)
         f_t = σ(W_f x_d + U_f h_{t-1} + b_f)
@@ -25,17 +25,17 @@ def ea_lstm_cell(
         h_t = o_t ∘ tanh(c_t)
 
     The static features are part of every step's input, so that resets, packed rows and
-    streams can change the entity; i is the same at each step where they are the same.
+    streams can change the entity.  As long as they are constant, so is i.
 
     Args:
       params: ``w_si`` ``(S, H)``; ``w_ih`` ``(D - S, 3H)`` and ``w_hh`` ``(H, 3H)`` in the order
         f, g, o; ``b`` ``(4H,)`` in the order i, f, g, o.
       state: ``h`` and ``c``, each ``[..., H]``.
-      x: the input of this step, ``[..., D]``, the last S features static.
-      a: the element-wise functions; σ, tanh and tanh, and no clipping.
+      x: the input of this step, ``[..., D]``; the last S features are static.
+      a: the element-wise functions; by default σ, tanh, tanh and no clipping.
 
     Returns:
-      ``(state, y)``: the new state, in the types of the old one, and ``y = h_t``.
+      ``(state, y)``: the new state, with the dtypes of the old one, and ``y = h_t``.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -68,14 +68,14 @@ class EntityAwareLSTMCell(LSTMFamilyCell):
     """Sizes and options of an entity-aware LSTM; its equations are :func:`ea_lstm_cell`.
 
     Parameters are ``w_si`` ``(S, H)``, ``w_ih`` ``(D - S, 3H)`` and ``w_hh`` ``(H, 3H)`` in the
-    order f, g, o, and ``b`` ``(4H,)`` in the order i, f, g, o; options are those of
-    :class:`LSTMFamilyCell` and this.  (The published experiments begin with ``forget_bias=5``.)
+    order f, g, o, and ``b`` ``(4H,)`` in the order i, f, g, o.  Options are those of
+    :class:`LSTMFamilyCell` and the following.  (The published experiments use ``forget_bias=5``.)
 
     Attributes:
-      static_size: S: the last S of the D input features are the static ones.
+      static_size: S, the number of static features, which are the last of the D input features.
 
     Raises:
-      TypeError, ValueError: a size or option is impossible; the message names it.
+      TypeError, ValueError: a size or option is invalid; the message names it.
 
     Example:
       >>> import jax
@@ -96,14 +96,14 @@ class EntityAwareLSTMCell(LSTMFamilyCell):
         if D <= S:
             raise ValueError(f"input_size must be above static_size={S}, got {D}")
         return {
-            "w_si": Parameter(self.kernel_init, (S, H)),
-            "w_ih": Parameter(blocks(self.kernel_init, 3), (D - S, 3 * H)),
-            "w_hh": Parameter(blocks(self.recurrent_kernel_init, 3), (H, 3 * H)),
-            "b": Parameter(self.gate_biases("ifgo"), (4 * H,)),
+            "w_si": self.declare("kernel", (S, H)),
+            "w_ih": self.declare("kernel", (D - S, 3 * H), gates=3),
+            "w_hh": self.declare("recurrent_kernel", (H, 3 * H), gates=3),
+            "b": Parameter(self.gate_biases("ifgo"), (4 * H,), "bias"),
         }
 
     def input_size(self, params: dict[str, jax.Array]) -> int | None:
-        """D, static features included."""
+        """D, including the static features."""
         dynamic = super().input_size(params)
         return None if dynamic is None else dynamic + self.static_size
 

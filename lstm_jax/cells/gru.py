@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.activations import STANDARD, Activations
-from lstm_jax.cells.base import GatedCell, Parameter, blocks, check_bool, dot, like, named
+from lstm_jax.cells.base import GatedCell, Parameter, check_bool, dot, like, named
 from lstm_jax.cells.rnn import RNNState
 
 
 def gru_cell(
     params: dict[str, jax.Array], state: RNNState, x: jax.Array, a: Activations = STANDARD
 ) -> tuple[RNNState, jax.Array]:
-    r"""One step of the gated recurrent unit, reset before the product.
+    r"""One step of the gated recurrent unit, with the reset gate before the product.
 
     ::
 
@@ -27,10 +27,10 @@ def gru_cell(
         r, z, g.
       state: ``h``, ``[..., H]``.
       x: the input of this step, ``[..., D]``.
-      a: the element-wise functions; σ and tanh.
+      a: the element-wise functions; by default σ and tanh.
 
     Returns:
-      ``(state, y)``: the new state, in the types of the old one, and ``y = h_t``.
+      ``(state, y)``: the new state, with the dtypes of the old one, and ``y = h_t``.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -60,23 +60,23 @@ def gru_cell(
 def gru_reset_after_cell(
     params: dict[str, jax.Array], state: RNNState, x: jax.Array, a: Activations = STANDARD
 ) -> tuple[RNNState, jax.Array]:
-    r"""One step of the gated recurrent unit, reset after the product.
+    r"""One step of the gated recurrent unit, with the reset gate after the product.
 
-    As :func:`gru_cell`, but for::
+    As :func:`gru_cell`, except for::
 
         g_t = tanh(W_g x_t + b_g + r_t ∘ (U_g h_{t-1} + b_hg))
 
-    with one more parameter, ``b_hg`` ``(H,)``; one product with h_{t-1} does for all three.
-    This is what cuDNN, PyTorch and Keras (``reset_after``) compute.
+    with one more parameter, ``b_hg`` ``(H,)``.  All three share one product with h_{t-1}.
+    cuDNN, PyTorch and Keras (``reset_after``) compute this variant.
 
     Args:
       params: those of :func:`gru_cell`, and ``b_hg`` ``(H,)``.
       state: ``h``, ``[..., H]``.
       x: the input of this step, ``[..., D]``.
-      a: the element-wise functions; σ and tanh.
+      a: the element-wise functions; by default σ and tanh.
 
     Returns:
-      ``(state, y)``: the new state, in the types of the old one, and ``y = h_t``.
+      ``(state, y)``: the new state, with the dtypes of the old one, and ``y = h_t``.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -105,15 +105,15 @@ class GRUCell(GatedCell):
     """Sizes and options of a gated recurrent unit; its equations are :func:`gru_cell`.
 
     Parameters are ``w_ih`` ``(D, 3H)``, ``w_hh`` ``(H, 3H)`` and ``b`` ``(3H,)`` with gates in
-    the order r, z, g, and with ``reset_after`` also ``b_hg`` ``(H,)``; options are those of
-    :class:`GatedCell` (``chrono`` acts on z, which keeps the state) and this.
+    the order r, z, g, and with ``reset_after`` also ``b_hg`` ``(H,)``.  Options are those of
+    :class:`GatedCell` (``chrono`` applies to z, which keeps the state) and the following.
 
     Attributes:
-      reset_after: whether the reset gate acts after the product with the last state
-        (:func:`gru_reset_after_cell`) and not before it.
+      reset_after: whether the reset gate is applied after the product with the previous state
+        (:func:`gru_reset_after_cell`) instead of before it.
 
     Raises:
-      TypeError, ValueError: a size or option is impossible; the message names it.
+      TypeError, ValueError: a size or option is invalid; the message names it.
 
     Example:
       >>> import jax
@@ -132,12 +132,12 @@ class GRUCell(GatedCell):
     def parameters(self, input_size: int) -> dict[str, Parameter]:
         D, H = input_size, self.hidden_size
         parameters = {
-            "w_ih": Parameter(blocks(self.kernel_init, 3), (D, 3 * H)),
-            "w_hh": Parameter(blocks(self.recurrent_kernel_init, 3), (H, 3 * H)),
-            "b": Parameter(self.biases("rzg", keeps="z"), (3 * H,)),
+            "w_ih": self.declare("kernel", (D, 3 * H), gates=3),
+            "w_hh": self.declare("recurrent_kernel", (H, 3 * H), gates=3),
+            "b": Parameter(self.biases("rzg", keeps="z"), (3 * H,), "bias"),
         }
         if self.reset_after:
-            parameters["b_hg"] = Parameter(self.bias_init, (H,))
+            parameters["b_hg"] = self.declare("bias", (H,))
         return parameters
 
     def zero_state(self, batch_shape: tuple[int, ...] = ()) -> RNNState:

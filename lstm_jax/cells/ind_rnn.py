@@ -1,4 +1,4 @@
-"""The recurrent network whose neurons each read their own last value alone."""
+"""The independently recurrent network: each unit reads only its own previous value."""
 
 import dataclasses
 from typing import Any
@@ -19,7 +19,7 @@ from lstm_jax.cells.rnn import RNNState
 
 
 def uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """Draws uniformly from [0, 1)."""
+    """Samples uniformly from [0, 1)."""
     return jax.random.uniform(key, shape, dtype)
 
 
@@ -39,10 +39,10 @@ def ind_rnn_cell(
       params: ``w_ih`` ``(D, H)``, ``u_hh`` ``(H,)``, ``b`` ``(H,)``.
       state: ``h``, ``[..., H]``.
       x: the input of this step, ``[..., D]``.
-      activation: the element-wise function, relu.
+      activation: the element-wise function; by default relu.
 
     Returns:
-      ``(state, y)``: the new state, in the types of the old one, and ``y = h_t``.
+      ``(state, y)``: the new state, with the dtypes of the old one, and ``y = h_t``.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -67,18 +67,18 @@ def ind_rnn_cell(
 class IndRNNCell(BaseCell):
     """Sizes and options of an IndRNN; its equations are :func:`ind_rnn_cell`.
 
-    Parameters are ``w_ih`` ``(D, H)``, ``u_hh`` ``(H,)`` and ``b`` ``(H,)``; options are those
-    of :class:`BaseCell` (``recurrent_kernel_init`` draws ``u_hh``, by default uniform in
-    [0, 1), as the paper has it for relu) and these.  With ``activation_fn="identity"`` the
-    recurrence is linear, and ``unroll`` has it in parallel, too.
+    Parameters are ``w_ih`` ``(D, H)``, ``u_hh`` ``(H,)`` and ``b`` ``(H,)``.  Options are those
+    of :class:`BaseCell` (``recurrent_kernel_init`` initialises ``u_hh``, by default uniformly in
+    [0, 1), as in the paper for relu) and the following.  With ``activation_fn="identity"`` the
+    recurrence is linear, and ``unroll`` can compute all steps in parallel.
 
     Attributes:
-      activation_fn: by name or itself; ``"relu"``.
-      preactivation_clip: pre-activations are clipped to plus and minus this; None for no
-        clipping.
+      activation_fn: the activation, a name or a function; by default ``"relu"``.
+      preactivation_clip: limit to which pre-activations are clipped, on both sides of 0; None for
+        no clipping.
 
     Raises:
-      TypeError, ValueError: a size or option is impossible; the message names it.
+      TypeError, ValueError: a size or option is invalid; the message names it.
 
     Example:
       >>> import jax
@@ -109,15 +109,15 @@ class IndRNNCell(BaseCell):
 
     @property
     def is_linear(self) -> bool:
-        """Whether there is no activation function."""
+        """Whether the activation is the identity."""
         return self._activation is identity
 
     def parameters(self, input_size: int) -> dict[str, Parameter]:
         D, H = input_size, self.hidden_size
         return {
-            "w_ih": Parameter(self.kernel_init, (D, H)),
-            "u_hh": Parameter(self.recurrent_kernel_init, (H,)),
-            "b": Parameter(self.bias_init, (H,)),
+            "w_ih": self.declare("kernel", (D, H)),
+            "u_hh": self.declare("recurrent_kernel", (H,)),
+            "b": self.declare("bias", (H,)),
         }
 
     def zero_state(self, batch_shape: tuple[int, ...] = ()) -> RNNState:
@@ -127,7 +127,7 @@ class IndRNNCell(BaseCell):
     def linear_recurrence(
         self, params: dict[str, jax.Array], xs: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """a and b of h_t = a_t ∘ h_{t-1} + b_t, each ``[..., H]``, where there is no activation."""
+        """a and b of h_t = a_t ∘ h_{t-1} + b_t, each ``[..., H]``, if the cell is linear."""
         params, xs = self.prepared(params, xs)
         b = dot(xs, params["w_ih"])
         b = b + params["b"].astype(b.dtype)

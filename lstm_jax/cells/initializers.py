@@ -1,4 +1,4 @@
-"""How parameters begin: initialisers by name, and of several gates at once."""
+"""Initialisers by name, and initialisers of several gates."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,17 +11,17 @@ from lstm_jax.cells.activations import chosen_function
 
 Initializer = Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
 
-# Functions of this module, since cells compare (and hash, and are pickled) by those they hold:
-# what JAX's factories return is new with each call.
+# JAX's factories return a new function at each call.  Cells are compared, hashed and pickled by
+# their initialisers, so these are functions of a module.
 
 
 def glorot_uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """Samples uniformly, with the variance 2 / (in + out) (Glorot & Bengio 2010)."""
+    """Samples uniformly, with variance 2 / (in + out) (Glorot & Bengio 2010)."""
     return jax.nn.initializers.glorot_uniform()(key, shape, dtype)
 
 
 def lecun_normal(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """Samples from a normal distribution cut off at two deviations, with the variance 1 / in."""
+    """Samples a normal distribution truncated at two standard deviations, with variance 1 / in."""
     return jax.nn.initializers.lecun_normal()(key, shape, dtype)
 
 
@@ -31,13 +31,13 @@ def orthogonal(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
 
 
 def torch_uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """Samples uniformly between plus and minus 1 / sqrt(H), H the last axis, as torch does."""
+    """Samples uniformly between ±1 / sqrt(H), with H the size of the last axis, as torch does."""
     limit = shape[-1] ** -0.5
     return jax.random.uniform(key, shape, dtype, -limit, limit)
 
 
 def torch_bias(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """Samples the sum of torch's two biases: of two values of :func:`torch_uniform`."""
+    """Samples the sum of torch's two biases, each from :func:`torch_uniform`."""
     return torch_uniform(key, (2, *shape), dtype).sum(0)
 
 
@@ -48,8 +48,8 @@ zeros = jax.nn.initializers.zeros
 class Joint:
     """Initialises the weights of all gates as one matrix: ``(D, 4H)``, not four of ``(D, H)``.
 
-    Jointly orthogonal recurrent weights ``(H, 4H)`` have orthonormal rows; each gate's elements are
-    half as large as those of a gate that is orthogonal by itself.
+    Jointly orthogonal recurrent weights ``(H, 4H)`` have orthonormal rows.  Their elements are
+    half as large as if each gate were orthogonal.
 
     Attributes:
       init: initialises the matrix.
@@ -71,14 +71,14 @@ INITIALIZERS: dict[str, Initializer] = {
     "torch_uniform": torch_uniform,
     "zeros": zeros,
 }
-"""Initialisers by the name that a config gives them."""
+"""Initialisers by their name in configs."""
 
 
 def initializer(name: str, given: Initializer | str) -> Initializer:
-    """The initialiser that an option asks for, by its name or itself.
+    """The initialiser that an option selects, as a function.
 
     Args:
-      name: the option, for messages.
+      name: the option, for error messages.
       given: a key of :data:`INITIALIZERS` or a callable.
 
     Raises:
@@ -92,10 +92,10 @@ def initializer(name: str, given: Initializer | str) -> Initializer:
 
 
 def blocks(init: Initializer | str, count: int) -> Initializer:
-    """An initialiser of ``count`` equal blocks side by side along the last axis.
+    """An initialiser of ``count`` equal blocks, concatenated along the last axis.
 
-    It initialises each block by itself: with an orthogonal ``init``, the recurrent weights of each
-    gate are orthogonal.  A :class:`Joint` one initialises all blocks as one matrix.
+    It initialises each block separately.  With an orthogonal ``init``, for example, the recurrent
+    weights of each gate are orthogonal.  A :class:`Joint` initialises all blocks as one matrix.
 
     >>> import jax
     >>> blocks(jax.nn.initializers.orthogonal(), 4)(jax.random.key(0), (3, 12), "float32").shape
@@ -105,7 +105,7 @@ def blocks(init: Initializer | str, count: int) -> Initializer:
 
 
 def side_by_side(init: Initializer | str, widths: tuple[int, ...]) -> Initializer:
-    """An initialiser of blocks whose widths are in these proportions, as :func:`blocks`."""
+    """Like :func:`blocks`, for blocks whose widths have these proportions."""
     function = initializer("init", init)
     if isinstance(function, Joint):
         return function
@@ -122,12 +122,12 @@ def side_by_side(init: Initializer | str, widths: tuple[int, ...]) -> Initialize
 
 
 def constant(value: jax.Array) -> Initializer:
-    """Begins with ``value``."""
+    """An initialiser that returns ``value``."""
     return lambda key, shape, dtype: jnp.broadcast_to(value, shape).astype(dtype)
 
 
 def chrono_bias(longest: float) -> Initializer:
-    """Samples log u with u uniform in [1, longest - 1] (Tallec & Ollivier 2018)."""
+    """An initialiser that samples log u, u uniform in [1, longest - 1] (Tallec & Ollivier 2018)."""
     return lambda key, shape, dtype: jnp.log(
         jax.random.uniform(key, shape, dtype, 1.0, longest - 1.0)
     )

@@ -1,4 +1,4 @@
-"""The LSTM with layer normalisation of its pre-activations and of what it reads out."""
+"""The LSTM with layer normalisation of its pre-activations and of the cell state it reads."""
 
 import dataclasses
 
@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.activations import STANDARD, Activations
-from lstm_jax.cells.base import LSTMFamilyCell, Parameter, blocks, check_number, dot, like
+from lstm_jax.cells.base import LSTMFamilyCell, Parameter, check_number, dot, like
 from lstm_jax.cells.lstm import LSTMState, gates
 
 ones, zeros = jax.nn.initializers.ones, jax.nn.initializers.zeros
 
 
 def layer_norm(x: jax.Array, scale: jax.Array, shift: jax.Array, epsilon: float) -> jax.Array:
-    """Features of mean 0 and variance 1, then scaled and shifted, in the type of ``x``.
+    """Normalises features to mean 0 and variance 1, then scales and shifts them.
 
     >>> import jax.numpy as jnp
     >>> x = jnp.array([1.0, 2.0, 3.0])
@@ -43,7 +43,7 @@ def layer_norm_cell(
         h_t = σ(o) ∘ tanh(LN(c_t; s_c, b_c))
 
     Mean and (biased) variance are over all 4H features of a product, or all H cells.  The
-    state keeps c_t as it is, before it is normalised.
+    state contains c_t without normalisation.
 
     Args:
       params: ``w_ih`` ``(D, 4H)``, ``w_hh`` ``(H, 4H)``, ``b`` ``(4H,)``, gates in the order
@@ -51,11 +51,11 @@ def layer_norm_cell(
         ``scale_c``, ``shift_c``, each ``(H,)``.
       state: ``h`` and ``c``, each ``[..., H]``.
       x: the input of this step, ``[..., D]``.
-      a: the element-wise functions; σ, tanh and tanh, and no clipping.
+      a: the element-wise functions; by default σ, tanh, tanh and no clipping.
       epsilon: ε, added to variances.
 
     Returns:
-      ``(state, y)``: the new state, in the types of the old one, and the output
+      ``(state, y)``: the new state, with the dtypes of the old one, and the output
       ``y = h_t``, ``[..., H]``.
 
     Example:
@@ -68,8 +68,8 @@ def layer_norm_cell(
 
     References:
       Jimmy Lei Ba, Jamie Ryan Kiros, Geoffrey E. Hinton, "Layer Normalization", 2016
-      (arXiv:1607.06450), supplementary material, equations 20-22.  There is no ε
-      in the paper; scales (the gains) begin at one and shifts at zero here.
+      (arXiv:1607.06450), supplementary material, equations 20-22.  The paper has no ε.
+      Here, scales (the gains) are initialised to one and shifts to zero.
     """
     z_x = layer_norm(dot(x, params["w_ih"]), params["scale_x"], params["shift_x"], epsilon)
     z_h = layer_norm(dot(state.h, params["w_hh"]), params["scale_h"], params["shift_h"], epsilon)
@@ -86,14 +86,14 @@ class LayerNormLSTMCell(LSTMFamilyCell):
 
     Parameters are ``w_ih`` ``(D, 4H)``, ``w_hh`` ``(H, 4H)`` and ``b`` ``(4H,)`` with gates in
     the order i, f, g, o; ``scale_x``, ``shift_x``, ``scale_h``, ``shift_h``, each ``(4H,)``,
-    and ``scale_c``, ``shift_c``, each ``(H,)``: scales of one, shifts of zero.  Options are
-    those of :class:`LSTMFamilyCell` and this.
+    and ``scale_c``, ``shift_c``, each ``(H,)``.  Scales are initialised to one, shifts to zero.
+    Options are those of :class:`LSTMFamilyCell` and the following.
 
     Attributes:
-      epsilon: added to variances, so that equal features divide by no zero.
+      epsilon: added to variances, so that equal features do not cause a division by zero.
 
     Raises:
-      TypeError, ValueError: a size or option is impossible; the message names it.
+      TypeError, ValueError: a size or option is invalid; the message names it.
 
     Example:
       >>> import jax
@@ -118,9 +118,9 @@ class LayerNormLSTMCell(LSTMFamilyCell):
     def parameters(self, input_size: int) -> dict[str, Parameter]:
         D, H = input_size, self.hidden_size
         return {
-            "w_ih": Parameter(blocks(self.kernel_init, 4), (D, 4 * H)),
-            "w_hh": Parameter(blocks(self.recurrent_kernel_init, 4), (H, 4 * H)),
-            "b": Parameter(self.gate_biases("ifgo"), (4 * H,)),
+            "w_ih": self.declare("kernel", (D, 4 * H), gates=4),
+            "w_hh": self.declare("recurrent_kernel", (H, 4 * H), gates=4),
+            "b": Parameter(self.gate_biases("ifgo"), (4 * H,), "bias"),
             "scale_x": Parameter(ones, (4 * H,)),
             "shift_x": Parameter(zeros, (4 * H,)),
             "scale_h": Parameter(ones, (4 * H,)),

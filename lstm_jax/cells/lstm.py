@@ -1,4 +1,4 @@
-"""The standard LSTM: input, forget and output gate around a cell state."""
+"""The standard LSTM: a cell state with input, forget and output gates."""
 
 import dataclasses
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.activations import STANDARD, Activations
-from lstm_jax.cells.base import LSTMFamilyCell, LSTMState, Parameter, affine, blocks, like, named
+from lstm_jax.cells.base import LSTMFamilyCell, LSTMState, Parameter, affine, like, named
 
 
 def lstm_cell(
@@ -26,19 +26,19 @@ def lstm_cell(
         c_t = f_t ∘ c_{t-1} + i_t ∘ g_t
         h_t = o_t ∘ tanh(c_t)
 
-    The four gates lie side by side in each parameter, in the order i, f, g, o.
-    ``functools.partial(lstm_cell, params)`` is the body of a ``jax.lax.scan``.
+    Each parameter concatenates those of the four gates, in the order i, f, g, o.
+    ``functools.partial(lstm_cell, params)`` can be the body of a ``jax.lax.scan``.
 
     Args:
       params: ``w_ih`` ``(D, 4H)``, ``w_hh`` ``(H, 4H)``, ``b`` ``(4H,)``.
       state: ``h`` and ``c``, each ``[..., H]``.
       x: the input of this step, ``[..., D]``.
-      a: the element-wise functions; σ, tanh and tanh, and no clipping.
+      a: the element-wise functions; by default σ, tanh, tanh and no clipping.
 
     Returns:
-      ``(state, y)``: the new state, in the types of the old one, and the output
-      ``y = h_t``, ``[..., H]``.  Products are formed in the type of their operands and
-      summed in float32 or wider; gates and cell state are computed in that wider type.
+      ``(state, y)``: the new state, with the dtypes of the old one, and the output
+      ``y = h_t``, ``[..., H]``.  Products are computed in the type of their
+      operands and summed in float32 or wider.  Gates and cell state have that wider type.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -61,7 +61,7 @@ def lstm_cell(
 
 
 def gates(z: jax.Array, a: Activations) -> tuple[jax.Array, ...]:
-    """The gates i, f, o and the candidate g, in the order i, f, g, o, from pre-activations.
+    """Computes i, f, g and o from their concatenated pre-activations.
 
     >>> import jax.numpy as jnp
     >>> [float(gate[0]) for gate in gates(jnp.zeros(4), STANDARD)]
@@ -81,10 +81,10 @@ class LSTMCell(LSTMFamilyCell):
     """Sizes and options of a standard LSTM; its equations are :func:`lstm_cell`.
 
     Parameters are ``w_ih`` ``(D, 4H)``, ``w_hh`` ``(H, 4H)`` and ``b`` ``(4H,)`` with gates in
-    the order i, f, g, o; options are those of :class:`LSTMFamilyCell`.
+    the order i, f, g, o.  Options are those of :class:`LSTMFamilyCell`.
 
     Raises:
-      TypeError, ValueError: a size or option is impossible; the message names it.
+      TypeError, ValueError: a size or option is invalid; the message names it.
 
     Example:
       >>> import jax
@@ -100,9 +100,9 @@ class LSTMCell(LSTMFamilyCell):
     def parameters(self, input_size: int) -> dict[str, Parameter]:
         D, H = input_size, self.hidden_size
         return {
-            "w_ih": Parameter(blocks(self.kernel_init, 4), (D, 4 * H)),
-            "w_hh": Parameter(blocks(self.recurrent_kernel_init, 4), (H, 4 * H)),
-            "b": Parameter(self.gate_biases("ifgo"), (4 * H,)),
+            "w_ih": self.declare("kernel", (D, 4 * H), gates=4),
+            "w_hh": self.declare("recurrent_kernel", (H, 4 * H), gates=4),
+            "b": Parameter(self.gate_biases("ifgo"), (4 * H,), "bias"),
         }
 
     def equations(

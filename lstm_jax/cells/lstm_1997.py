@@ -1,4 +1,4 @@
-"""The LSTM of 1997: no forget gate, and memory cells in blocks behind shared gates."""
+"""The LSTM of 1997: no forget gate, and blocks of memory cells that share their gates."""
 
 import dataclasses
 
@@ -15,22 +15,21 @@ from lstm_jax.cells.base import (
     like,
     named,
 )
-from lstm_jax.cells.initializers import side_by_side
 from lstm_jax.cells.lstm import LSTMState
 
 
 def input_squashing(x: jax.Array) -> jax.Array:
-    """The paper's g(x) = 4σ(x) - 2, as 2 tanh(x/2): the same, without cancellation near 0."""
+    """The paper's g(x) = 4σ(x) - 2, computed as 2 tanh(x/2) to avoid cancellation near 0."""
     return 2.0 * jnp.tanh(0.5 * x)
 
 
 def output_squashing(x: jax.Array) -> jax.Array:
-    """The paper's h(x) = 2σ(x) - 1, as tanh(x/2): the same, without cancellation near 0."""
+    """The paper's h(x) = 2σ(x) - 1, computed as tanh(x/2) to avoid cancellation near 0."""
     return jnp.tanh(0.5 * x)
 
 
 ORIGINAL = Activations(candidate=input_squashing, output=output_squashing)
-"""σ, 4σ - 2 and 2σ - 1, and no clipping."""
+"""σ, 4σ - 2, 2σ - 1 and no clipping."""
 
 
 def lstm_1997_cell(
@@ -41,26 +40,26 @@ def lstm_1997_cell(
 ) -> tuple[LSTMState, jax.Array]:
     r"""One step of the LSTM as it was first published.
 
-    For each memory cell v of a block j, with σ the logistic function, and with i and o one
-    number for the whole block::
+    For each memory cell v of a block j, with σ the logistic function, and with one value of i
+    and of o for the whole block::
 
         i_j(t) = σ(W_i x(t) + U_i h(t-1) + b_i)_j
         o_j(t) = σ(W_o x(t) + U_o h(t-1) + b_o)_j
         c_jv(t) = c_jv(t-1) + i_j(t) g((W_g x(t) + U_g h(t-1) + b_g)_jv)
         h_jv(t) = o_j(t) h(c_jv(t))
 
-    where g(z) = 4σ(z) - 2 and h(c) = 2σ(c) - 1.  Without a forget gate the cell state only
-    adds up: reset it between sequences.
+    where g(z) = 4σ(z) - 2 and h(c) = 2σ(c) - 1.  Without a forget gate, the cell state only
+    accumulates.  Reset it between sequences.
 
     Args:
       params: ``w_ih`` ``(D, 2n + H)``, ``w_hh`` ``(H, 2n + H)``, ``b`` ``(2n + H,)`` for n
-        blocks; columns i (n), g (H), o (n).  Cells of a block lie side by side.
+        blocks, with columns i (n), g (H), o (n).  The cells of a block are adjacent.
       state: ``h`` and ``c``, each ``[..., H]``.
       x: the input of this step, ``[..., D]``.
-      a: the element-wise functions; σ, the paper's g and h, and no clipping.
+      a: the element-wise functions; by default σ, the paper's g and h, and no clipping.
 
     Returns:
-      ``(state, y)``: the new state, in the types of the old one, and the output
+      ``(state, y)``: the new state, with the dtypes of the old one, and the output
       ``y = h(t)``, ``[..., H]``.
 
     Example:
@@ -73,9 +72,9 @@ def lstm_1997_cell(
 
     References:
       Sepp Hochreiter, Jürgen Schmidhuber, "Long Short-Term Memory", Neural Computation 9(8),
-      1997.  There, gates may also read each other, error is truncated where it leaves a
-      memory cell, and output gates begin with negative biases; here gates read x and h
-      alone, gradients are complete, and biases begin with what ``bias_init`` draws.
+      1997.  In the paper, gates may also read each other, the error is truncated where it leaves
+      a memory cell, and output gates are initialised with negative biases.  Here, gates read only
+      x and h, gradients are exact, and ``bias_init`` initialises all biases.
     """
     z = affine(params, state.h, x)
     H = state.c.shape[-1]
@@ -94,17 +93,17 @@ class LSTM1997Cell(LSTMFamilyCell):
     """Sizes and options of the LSTM of 1997; its equations are :func:`lstm_1997_cell`.
 
     Parameters are ``w_ih`` ``(D, 2n + H)``, ``w_hh`` ``(H, 2n + H)`` and ``b`` ``(2n + H,)``
-    for n = H / block_size blocks, columns i (n), g (H), o (n).  Options are those of
-    :class:`LSTMFamilyCell`, of which ``forget_bias`` and ``chrono`` must stay as they are,
-    and these.
+    for n = H / block_size blocks, with columns i (n), g (H), o (n).  Options are those of
+    :class:`LSTMFamilyCell`, of which ``forget_bias`` and ``chrono`` must have their defaults,
+    and the following.
 
     Attributes:
-      block_size: memory cells behind one input and one output gate; divides H.
-      activation_fn: the paper's g = 4σ - 2 unless another is given.
-      output_fn: the paper's h = 2σ - 1 unless another is given; ``activation_fn`` if None.
+      block_size: number of memory cells that share an input and an output gate; divides H.
+      activation_fn: by default the paper's g = 4σ - 2.
+      output_fn: by default the paper's h = 2σ - 1; ``activation_fn`` if None.
 
     Raises:
-      TypeError, ValueError: a size or option is impossible; the message names it.
+      TypeError, ValueError: a size or option is invalid; the message names it.
 
     Example:
       >>> import jax
@@ -135,9 +134,9 @@ class LSTM1997Cell(LSTMFamilyCell):
         D, H, n = input_size, self.hidden_size, self.hidden_size // self.block_size
         widths = (n, H, n)
         return {
-            "w_ih": Parameter(side_by_side(self.kernel_init, widths), (D, 2 * n + H)),
-            "w_hh": Parameter(side_by_side(self.recurrent_kernel_init, widths), (H, 2 * n + H)),
-            "b": Parameter(side_by_side(self.bias_init, widths), (2 * n + H,)),
+            "w_ih": self.declare("kernel", (D, 2 * n + H), gates=widths),
+            "w_hh": self.declare("recurrent_kernel", (H, 2 * n + H), gates=widths),
+            "b": self.declare("bias", (2 * n + H,), gates=widths),
         }
 
     def equations(

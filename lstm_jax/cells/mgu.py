@@ -1,4 +1,4 @@
-"""The minimal gated unit: one gate for both of the GRU's."""
+"""The minimal gated unit: a single gate instead of the two of the GRU."""
 
 import dataclasses
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.activations import STANDARD, Activations
-from lstm_jax.cells.base import GatedCell, Parameter, blocks, dot, like, named
+from lstm_jax.cells.base import GatedCell, Parameter, dot, like, named
 from lstm_jax.cells.rnn import RNNState
 
 
@@ -21,16 +21,16 @@ def mgu_cell(
         g_t = tanh(W_g x_t + U_g (f_t ∘ h_{t-1}) + b_g)
         h_t = (1 - f_t) ∘ h_{t-1} + f_t ∘ g_t
 
-    The paper calls f the forget gate; an open one writes.
+    The paper calls f the forget gate, although f = 1 replaces the state.
 
     Args:
       params: ``w_ih`` ``(D, 2H)``, ``w_hh`` ``(H, 2H)``, ``b`` ``(2H,)``, in the order f, g.
       state: ``h``, ``[..., H]``.
       x: the input of this step, ``[..., D]``.
-      a: the element-wise functions; σ and tanh.
+      a: the element-wise functions; by default σ and tanh.
 
     Returns:
-      ``(state, y)``: the new state, in the types of the old one, and ``y = h_t``.
+      ``(state, y)``: the new state, with the dtypes of the old one, and ``y = h_t``.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -60,10 +60,10 @@ class MGUCell(GatedCell):
     """Sizes and options of a minimal gated unit; its equations are :func:`mgu_cell`.
 
     Parameters are ``w_ih`` ``(D, 2H)``, ``w_hh`` ``(H, 2H)`` and ``b`` ``(2H,)`` in the order
-    f, g; options are those of :class:`GatedCell` (``chrono`` acts on f, which writes).
+    f, g.  Options are those of :class:`GatedCell` (``chrono`` applies to f, which writes).
 
     Raises:
-      TypeError, ValueError: a size or option is impossible; the message names it.
+      TypeError, ValueError: a size or option is invalid; the message names it.
 
     Example:
       >>> import jax
@@ -75,9 +75,9 @@ class MGUCell(GatedCell):
     def parameters(self, input_size: int) -> dict[str, Parameter]:
         D, H = input_size, self.hidden_size
         return {
-            "w_ih": Parameter(blocks(self.kernel_init, 2), (D, 2 * H)),
-            "w_hh": Parameter(blocks(self.recurrent_kernel_init, 2), (H, 2 * H)),
-            "b": Parameter(self.biases("fg", writes="f"), (2 * H,)),
+            "w_ih": self.declare("kernel", (D, 2 * H), gates=2),
+            "w_hh": self.declare("recurrent_kernel", (H, 2 * H), gates=2),
+            "b": Parameter(self.biases("fg", writes="f"), (2 * H,), "bias"),
         }
 
     def zero_state(self, batch_shape: tuple[int, ...] = ()) -> RNNState:

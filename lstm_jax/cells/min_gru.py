@@ -1,4 +1,4 @@
-"""The GRU whose gates do not read the state, so that all steps can be had at once."""
+"""The minGRU: its gate does not read the state, so all steps can be computed in parallel."""
 
 import dataclasses
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.activations import Activation, Activations, identity
-from lstm_jax.cells.base import GatedCell, Parameter, blocks, dot, like, named
+from lstm_jax.cells.base import GatedCell, Parameter, dot, like, named
 from lstm_jax.cells.rnn import RNNState
 
 LINEAR = Activations(candidate=identity)
@@ -15,7 +15,7 @@ LINEAR = Activations(candidate=identity)
 def min_gru_coefficients(
     params: dict[str, jax.Array], x: jax.Array, a: Activations = LINEAR
 ) -> tuple[jax.Array, jax.Array]:
-    """What a step multiplies the state by, 1 - z_t, and what it adds, z_t ∘ g_t.
+    """The factor 1 - z_t of the previous state, and the added term z_t ∘ g_t.
 
     >>> import jax, jax.numpy as jnp
     >>> params = MinGRUCell(hidden_size=3).init(jax.random.key(0), input_size=2)
@@ -44,10 +44,10 @@ def min_gru_cell(
       params: ``w_ih`` ``(D, 2H)`` and ``b`` ``(2H,)``, in the order z, g.
       state: ``h``, ``[..., H]``.
       x: the input of this step, ``[..., D]``.
-      a: the element-wise functions; σ and the identity.
+      a: the element-wise functions; by default σ and the identity.
 
     Returns:
-      ``(state, y)``: the new state, in the types of the old one, and ``y = h_t``.
+      ``(state, y)``: the new state, with the dtypes of the old one, and ``y = h_t``.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -68,19 +68,19 @@ def min_gru_cell(
 
 @dataclasses.dataclass(frozen=True)
 class MinimalCell(GatedCell):
-    """What minGRU and minLSTM share: gates and candidate read the input alone."""
+    """The base class of minGRU and minLSTM, whose gates and candidates read only the input."""
 
     _: dataclasses.KW_ONLY
     activation_fn: Activation = "identity"
 
     @property
     def recurrent_weights(self) -> tuple[str, ...]:
-        """None: gates and candidate read the input alone."""
+        """Empty, since gates and candidates read only the input."""
         return ()
 
     @property
     def is_linear(self) -> bool:
-        """Always."""
+        """Always true."""
         return True
 
     def zero_state(self, batch_shape: tuple[int, ...] = ()) -> RNNState:
@@ -92,12 +92,12 @@ class MinimalCell(GatedCell):
 class MinGRUCell(MinimalCell):
     """Sizes and options of a minGRU; its equations are :func:`min_gru_cell`.
 
-    Parameters are ``w_ih`` ``(D, 2H)`` and ``b`` ``(2H,)`` in the order z, g; options are those
-    of :class:`GatedCell` (``chrono`` acts on z, which writes), ``activation_fn`` being the
-    identity by default.  Its recurrence is linear: ``unroll`` has it in parallel, too.
+    Parameters are ``w_ih`` ``(D, 2H)`` and ``b`` ``(2H,)`` in the order z, g.  Options are those
+    of :class:`GatedCell` (``chrono`` applies to z, which writes); ``activation_fn`` is the
+    identity by default.  The recurrence is linear: ``unroll`` can compute all steps in parallel.
 
     Raises:
-      TypeError, ValueError: a size or option is impossible; the message names it.
+      TypeError, ValueError: a size or option is invalid; the message names it.
 
     Example:
       >>> import jax
@@ -109,8 +109,8 @@ class MinGRUCell(MinimalCell):
     def parameters(self, input_size: int) -> dict[str, Parameter]:
         D, H = input_size, self.hidden_size
         return {
-            "w_ih": Parameter(blocks(self.kernel_init, 2), (D, 2 * H)),
-            "b": Parameter(self.biases("zg", writes="z"), (2 * H,)),
+            "w_ih": self.declare("kernel", (D, 2 * H), gates=2),
+            "b": Parameter(self.biases("zg", writes="z"), (2 * H,), "bias"),
         }
 
     def linear_recurrence(

@@ -1,4 +1,4 @@
-"""The LSTM whose gates do not read the state, so that all steps can be had at once."""
+"""The minLSTM: its gates do not read the state, so all steps can be computed in parallel."""
 
 import dataclasses
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.activations import Activations, clipped, identity
-from lstm_jax.cells.base import Parameter, blocks, check_number, dot, like, named
+from lstm_jax.cells.base import Parameter, check_number, dot, like, named
 from lstm_jax.cells.min_gru import MinimalCell
 from lstm_jax.cells.rnn import RNNState
 
@@ -16,7 +16,7 @@ LOGARITHMIC = Activations(gate=jax.nn.log_sigmoid, candidate=identity)
 def min_lstm_coefficients(
     params: dict[str, jax.Array], x: jax.Array, a: Activations = LOGARITHMIC
 ) -> tuple[jax.Array, jax.Array]:
-    """What a step multiplies the state by, f', and what it adds, i' ∘ g.
+    """The factor f' of the previous state, and the added term i' ∘ g.
 
     >>> import jax, jax.numpy as jnp
     >>> params = MinLSTMCell(hidden_size=3).init(jax.random.key(0), input_size=2)
@@ -26,7 +26,7 @@ def min_lstm_coefficients(
     """
     z = dot(x, params["w_ih"])
     i, f, g = jnp.split(z + params["b"].astype(z.dtype), 3, -1)
-    # f / (f + i) = σ(log f - log i), which is no 0 / 0 where both gates are shut.
+    # f / (f + i) = σ(log f - log i), which avoids 0 / 0 if both gates are closed.
     odds = a.gate(f) - a.gate(i)
     f, i = named("f'", jax.nn.sigmoid(odds)), named("i'", jax.nn.sigmoid(-odds))
     return f, i * named("g", a.candidate(g))
@@ -48,10 +48,10 @@ def min_lstm_cell(
       params: ``w_ih`` ``(D, 3H)`` and ``b`` ``(3H,)``, in the order i, f, g.
       state: ``h``, ``[..., H]``.
       x: the input of this step, ``[..., D]``.
-      a: the element-wise functions; ``gate`` is log σ, ``candidate`` the identity.
+      a: the element-wise functions; by default, ``gate`` is log σ and ``candidate`` the identity.
 
     Returns:
-      ``(state, y)``: the new state, in the types of the old one, and ``y = h_t``.
+      ``(state, y)``: the new state, with the dtypes of the old one, and ``y = h_t``.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -74,16 +74,17 @@ def min_lstm_cell(
 class MinLSTMCell(MinimalCell):
     """Sizes and options of a minLSTM; its equations are :func:`min_lstm_cell`.
 
-    Parameters are ``w_ih`` ``(D, 3H)`` and ``b`` ``(3H,)`` in the order i, f, g; options are
-    those of :class:`GatedCell` but for another ``gate_fn``, and this; ``activation_fn`` is the
-    identity by default.  Its recurrence is linear: ``unroll`` has it in parallel, too.
+    Parameters are ``w_ih`` ``(D, 3H)`` and ``b`` ``(3H,)`` in the order i, f, g.  Options are
+    those of :class:`GatedCell` and the following; ``gate_fn`` must be the sigmoid, and
+    ``activation_fn`` is the identity by default.  The recurrence is linear: ``unroll`` can compute
+    all steps in parallel.
 
     Attributes:
-      forget_bias: added to the forget gate's initial bias; 1, since the paper finds that a
-        positive bias makes training more efficient.  ``chrono`` replaces it.
+      forget_bias: added to the forget gate's initial bias; by default 1, since the paper finds
+        that a positive bias makes training more efficient.  ``chrono`` replaces it.
 
     Raises:
-      TypeError, ValueError: a size or option is impossible; the message names it.
+      TypeError, ValueError: a size or option is invalid; the message names it.
 
     Example:
       >>> import jax
@@ -103,7 +104,7 @@ class MinLSTMCell(MinimalCell):
 
     @property
     def activations(self) -> Activations:
-        """The functions that the options ask for, the gates' in logarithms."""
+        """The functions that the options select; ``gate`` returns logarithms."""
         gate = clipped(jax.nn.log_sigmoid, self.preactivation_clip)
         return super().activations._replace(gate=gate)
 
@@ -111,8 +112,8 @@ class MinLSTMCell(MinimalCell):
         D, H = input_size, self.hidden_size
         biases = self.biases("ifg", keeps="f", writes="i", forget_bias=self.forget_bias)
         return {
-            "w_ih": Parameter(blocks(self.kernel_init, 3), (D, 3 * H)),
-            "b": Parameter(biases, (3 * H,)),
+            "w_ih": self.declare("kernel", (D, 3 * H), gates=3),
+            "b": Parameter(biases, (3 * H,), "bias"),
         }
 
     def linear_recurrence(

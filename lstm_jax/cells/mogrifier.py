@@ -1,4 +1,4 @@
-"""The Mogrifier LSTM: input and hidden state gate each other before the LSTM reads them."""
+"""The Mogrifier LSTM: input and hidden state gate each other before the LSTM step."""
 
 import dataclasses
 
@@ -7,10 +7,8 @@ import jax.numpy as jnp
 
 from lstm_jax.cells.activations import STANDARD, Activations
 from lstm_jax.cells.base import (
-    Initializer,
     LSTMFamilyCell,
     Parameter,
-    blocks,
     check_size,
     dot,
     like,
@@ -35,21 +33,21 @@ def mogrifier_cell(
         x = 2σ(Q_r h) ∘ x    for odd r
         h = 2σ(R_r x) ∘ h    for even r
 
-    beginning with x_t and h_{t-1}; then (h_t, c_t) = LSTM(x, h, c_{t-1}), where LSTM is
+    starting from x_t and h_{t-1}.  Then (h_t, c_t) = LSTM(x, h, c_{t-1}), where LSTM is
     :func:`lstm_cell`.  With a rank, each matrix is a product of two factors.
 
     Args:
-      params: ``w_q{r}`` ``(H, D)`` for odd r, ``w_r{r}`` ``(D, H)`` for even r, each of them
-        perhaps as two factors, ``w_q{r}_left`` ``(H, k)`` and ``w_q{r}_right`` ``(k, D)``; and
-        the LSTM's ``w_ih`` ``(D, 4H)``, ``w_hh`` ``(H, 4H)``, ``b`` ``(4H,)``, gates in the
-        order i, f, g, o.
+      params: ``w_q{r}`` ``(H, D)`` for odd r, ``w_r{r}`` ``(D, H)`` for even r, each optionally
+        as two factors, ``w_q{r}_left`` ``(H, k)`` and ``w_q{r}_right`` ``(k, D)``; and the LSTM's
+        ``w_ih`` ``(D, 4H)``, ``w_hh`` ``(H, 4H)``, ``b`` ``(4H,)``, gates in the order
+        i, f, g, o.
       state: ``h`` and ``c``, each ``[..., H]``.
       x: the input of this step, ``[..., D]``.
-      a: the element-wise functions; σ (of these gates, too), tanh and tanh, and no clipping.
-      rounds: how many rounds there are; 0 makes it a standard LSTM.
+      a: the element-wise functions; by default σ (also in the rounds), tanh, tanh and no clipping.
+      rounds: the number of rounds; 0 for a standard LSTM.
 
     Returns:
-      ``(state, y)``: the new state, in the types of the old one, and the output
+      ``(state, y)``: the new state, with the dtypes of the old one, and the output
       ``y = h_t``, ``[..., H]``.
 
     Example:
@@ -62,14 +60,14 @@ def mogrifier_cell(
 
     References:
       Gábor Melis, Tomáš Kočiský, Phil Blunsom, "Mogrifier LSTM", ICLR 2020 (arXiv:1909.01792),
-      where ``w_q{r}`` and ``w_r{r}`` stand transposed.
+      where ``w_q{r}`` and ``w_r{r}`` are transposed.
     """
 
     def gated(v: jax.Array, z: jax.Array) -> jax.Array:
         return like(2.0 * a.gate(z) * like(v, z), v)
 
     h = state.h
-    x = x.astype(jnp.result_type(x, params["w_ih"]))  # integers could not hold what follows
+    x = x.astype(jnp.result_type(x, params["w_ih"]))  # the gated input is not integral
     for r in range(1, rounds + 1):
         if r % 2:
             x = named(f"x_{r}", gated(x, product(h, params, f"w_q{r}")))
@@ -79,7 +77,7 @@ def mogrifier_cell(
 
 
 def product(v: jax.Array, params: dict[str, jax.Array], name: str) -> jax.Array:
-    """``v @ w`` for the matrix of this name, which may be there as two factors."""
+    """``v @ w``, where w is the parameter of this name or the product of its two factors."""
     if name in params:
         return dot(v, params[name])
     return dot(like(dot(v, params[f"{name}_left"]), v), params[f"{name}_right"])
@@ -90,18 +88,18 @@ class MogrifierLSTMCell(LSTMFamilyCell):
     """Sizes and options of a Mogrifier LSTM; its equations are :func:`mogrifier_cell`.
 
     Parameters are ``w_ih`` ``(D, 4H)``, ``w_hh`` ``(H, 4H)`` and ``b`` ``(4H,)`` with gates in
-    the order i, f, g, o; for odd rounds r ``w_q{r}`` ``(H, D)``, which
-    ``recurrent_kernel_init`` draws, and for even ones ``w_r{r}`` ``(D, H)``, which
-    ``kernel_init`` draws; with a rank, two factors ``..._left`` and ``..._right`` in place of
-    each.  Options are those of :class:`LSTMFamilyCell` and these.
+    the order i, f, g, o.  ``recurrent_kernel_init`` also initialises ``w_q{r}`` ``(H, D)`` for odd
+    rounds r, and ``kernel_init`` ``w_r{r}`` ``(D, H)`` for even rounds.  With a rank, the two
+    factors ``..._left`` and ``..._right`` replace each of these.  Options are those of
+    :class:`LSTMFamilyCell` and the following.
 
     Attributes:
-      rounds: how often input and hidden state gate each other, at most ``MOST_ROUNDS``; 0 makes a
-        standard LSTM.
-      rank: k, the rank of the matrices of these gates; full if None.
+      rounds: the number of times that input and hidden state gate each other, at most
+        ``MOST_ROUNDS``; 0 for a standard LSTM.
+      rank: k, the rank of the matrices of these gates; None for full rank.
 
     Raises:
-      TypeError, ValueError: a size or option is impossible; the message names it.
+      TypeError, ValueError: a size or option is invalid; the message names it.
 
     Example:
       >>> import jax
@@ -131,33 +129,31 @@ class MogrifierLSTMCell(LSTMFamilyCell):
 
     @property
     def recurrent_weights(self) -> tuple[str, ...]:
-        """Names of the parameters that read the last hidden state, gated or not."""
+        """Names of the weights that multiply the previous hidden state, gated or not."""
         suffix = "" if self.rank is None else "_left"
         return ("w_hh", *(f"w_q{r}{suffix}" for r in range(1, self.rounds + 1, 2)))
 
     def parameters(self, input_size: int) -> dict[str, Parameter]:
         D, H = input_size, self.hidden_size
         parameters = {
-            "w_ih": Parameter(blocks(self.kernel_init, 4), (D, 4 * H)),
-            "w_hh": Parameter(blocks(self.recurrent_kernel_init, 4), (H, 4 * H)),
-            "b": Parameter(self.gate_biases("ifgo"), (4 * H,)),
+            "w_ih": self.declare("kernel", (D, 4 * H), gates=4),
+            "w_hh": self.declare("recurrent_kernel", (H, 4 * H), gates=4),
+            "b": Parameter(self.gate_biases("ifgo"), (4 * H,), "bias"),
         }
         for r in range(1, self.rounds + 1):
             if r % 2:
-                parameters |= self.factors(f"w_q{r}", self.recurrent_kernel_init, H, D)
+                parameters |= self.factors(f"w_q{r}", "recurrent_kernel", H, D)
             else:
-                parameters |= self.factors(f"w_r{r}", self.kernel_init, D, H)
+                parameters |= self.factors(f"w_r{r}", "kernel", D, H)
         return parameters
 
-    def factors(
-        self, name: str, init: Initializer | str, rows: int, columns: int
-    ) -> dict[str, Parameter]:
-        """A matrix ``(rows, columns)`` by its name, as two factors where there is a rank."""
+    def factors(self, name: str, role: str, rows: int, columns: int) -> dict[str, Parameter]:
+        """Declares a matrix ``(rows, columns)``, or its two factors if there is a rank."""
         if self.rank is None:
-            return {name: Parameter(init, (rows, columns))}
+            return {name: self.declare(role, (rows, columns))}
         return {
-            f"{name}_left": Parameter(init, (rows, self.rank)),
-            f"{name}_right": Parameter(init, (self.rank, columns)),
+            f"{name}_left": self.declare(role, (rows, self.rank)),
+            f"{name}_right": self.declare(role, (self.rank, columns)),
         }
 
     def equations(

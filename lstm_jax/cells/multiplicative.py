@@ -1,11 +1,11 @@
-"""The multiplicative LSTM: each input chooses its own recurrent transition."""
+"""The multiplicative LSTM: the recurrent transition depends on the input."""
 
 import dataclasses
 
 import jax
 
 from lstm_jax.cells.activations import STANDARD, Activations
-from lstm_jax.cells.base import LSTMFamilyCell, Parameter, blocks, dot, like, named
+from lstm_jax.cells.base import LSTMFamilyCell, Parameter, dot, like, named
 from lstm_jax.cells.lstm import LSTMState, lstm_cell
 
 
@@ -22,17 +22,17 @@ def multiplicative_cell(
         m_t = (W_mx x_t) ∘ (W_mh h_{t-1})
         (h_t, c_t) = LSTM(x_t, m_t, c_{t-1})
 
-    where LSTM is :func:`lstm_cell`, which so reads m_t in place of h_{t-1}.
+    where LSTM is :func:`lstm_cell`, which thus reads m_t instead of h_{t-1}.
 
     Args:
       params: ``w_mx`` ``(D, H)``, ``w_mh`` ``(H, H)``, and the LSTM's ``w_ih`` ``(D, 4H)``,
         ``w_hh`` ``(H, 4H)``, ``b`` ``(4H,)``, gates in the order i, f, g, o.
       state: ``h`` and ``c``, each ``[..., H]``.
       x: the input of this step, ``[..., D]``.
-      a: the element-wise functions; σ, tanh and tanh, and no clipping.
+      a: the element-wise functions; by default σ, tanh, tanh and no clipping.
 
     Returns:
-      ``(state, y)``: the new state, in the types of the old one, and the output
+      ``(state, y)``: the new state, with the dtypes of the old one, and the output
       ``y = h_t``, ``[..., H]``.
 
     Example:
@@ -46,7 +46,7 @@ def multiplicative_cell(
     References:
       Ben Krause, Liang Lu, Iain Murray, Steve Renals, "Multiplicative LSTM for sequence
       modelling", ICLR 2017 workshop track (arXiv:1609.07959), the equations of mLSTM, with
-      as many intermediate features m as hidden ones.
+      as many intermediate features m as hidden features.
     """
     m = named("m", dot(x, params["w_mx"]) * dot(state.h, params["w_mh"]))
     return lstm_cell(params, state._replace(h=like(m, state.h)), x, a)
@@ -57,11 +57,11 @@ class MultiplicativeLSTMCell(LSTMFamilyCell):
     """Sizes and options of a multiplicative LSTM; see :func:`multiplicative_cell`.
 
     Parameters are ``w_mx`` ``(D, H)``, ``w_mh`` ``(H, H)``, ``w_ih`` ``(D, 4H)``, ``w_hh``
-    ``(H, 4H)`` and ``b`` ``(4H,)`` with gates in the order i, f, g, o; options are those of
+    ``(H, 4H)`` and ``b`` ``(4H,)`` with gates in the order i, f, g, o.  Options are those of
     :class:`LSTMFamilyCell`.
 
     Raises:
-      TypeError, ValueError: a size or option is impossible; the message names it.
+      TypeError, ValueError: a size or option is invalid; the message names it.
 
     Example:
       >>> import jax
@@ -76,17 +76,17 @@ class MultiplicativeLSTMCell(LSTMFamilyCell):
 
     @property
     def recurrent_weights(self) -> tuple[str, ...]:
-        """Names of the parameters between the last hidden state and this step's gates."""
+        """Names of the weights between the previous hidden state and the gates."""
         return ("w_mh", "w_hh")
 
     def parameters(self, input_size: int) -> dict[str, Parameter]:
         D, H = input_size, self.hidden_size
         return {
-            "w_mx": Parameter(self.kernel_init, (D, H)),
-            "w_mh": Parameter(self.recurrent_kernel_init, (H, H)),
-            "w_ih": Parameter(blocks(self.kernel_init, 4), (D, 4 * H)),
-            "w_hh": Parameter(blocks(self.recurrent_kernel_init, 4), (H, 4 * H)),
-            "b": Parameter(self.gate_biases("ifgo"), (4 * H,)),
+            "w_mx": self.declare("kernel", (D, H)),
+            "w_mh": self.declare("recurrent_kernel", (H, H)),
+            "w_ih": self.declare("kernel", (D, 4 * H), gates=4),
+            "w_hh": self.declare("recurrent_kernel", (H, 4 * H), gates=4),
+            "b": Parameter(self.gate_biases("ifgo"), (4 * H,), "bias"),
         }
 
     def equations(

@@ -1,4 +1,4 @@
-"""The variants of "LSTM: A Search Space Odyssey": the LSTM with peepholes, less one part."""
+"""The variants of "LSTM: A Search Space Odyssey": the LSTM with peepholes and one change."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -12,7 +12,6 @@ from lstm_jax.cells.base import (
     LSTMFamilyCell,
     Parameter,
     affine,
-    blocks,
     check_unset,
     dot,
     like,
@@ -31,24 +30,24 @@ VARIANTS = {
     "np": "ifgo",
     "fgr": "ifgo",
 }
-"""The gates of each variant, in the order in which they lie side by side."""
+"""The gates of each variant, in the order in which parameters concatenate them."""
 
 OWN_ACTIVATIONS = {
     "niaf": STANDARD._replace(candidate=identity),
     "noaf": STANDARD._replace(output=identity),
 }
-"""The element-wise functions of the variants that differ in these."""
+"""The element-wise functions of the variants that differ in them."""
 
 
 class FGRState(NamedTuple):
-    """What an LSTM with full gate recurrence hands from one step to the next.
+    """The state of an LSTM with full gate recurrence between steps.
 
     Attributes:
       h: hidden state, which is also the step's output; ``[..., H]``.
-      c: cell state; ``[..., H]``, float32 (or float64) whatever the computation's type.
-      i: the step's input gate, of the shape and type of ``c``; so are
-      f: the forget gate and
-      o: the output gate.
+      c: cell state; ``[..., H]``, always in float32 (or float64).
+      i: the step's input gate, with the shape and type of ``c``.
+      f: the forget gate, likewise.
+      o: the output gate, likewise.
 
     >>> import jax.numpy as jnp
     >>> FGRState(*[jnp.zeros(3)] * 5).f.shape
@@ -81,7 +80,7 @@ def odyssey_cell(
         o_t = σ(W_o x_t + U_o h_{t-1} + p_o ∘ c_t + b_o)
         h_t = o_t ∘ tanh(c_t)
 
-    but for one change::
+    with one change::
 
         nig   no input gate                   i_t = 1
         nfg   no forget gate                  f_t = 1
@@ -90,28 +89,28 @@ def odyssey_cell(
         noaf  no output activation function   h_t = o_t ∘ c_t
         np    no peepholes                    p_i = p_f = p_o = 0
         fgr   full gate recurrence            i_t, f_t, o_t also read i_{t-1}, f_{t-1}, o_{t-1},
-                                              each through a matrix of its own
+                                              each through a separate matrix
 
     The paper's eighth variant, coupled gates, is :func:`coupled_cell`.
 
     Args:
-      params: for n gates and candidates ``w_ih`` ``(D, nH)``, ``w_hh`` ``(H, nH)``, ``b``
-        ``(nH,)``, those that there are in the order i, f, g, o; ``p_i``, ``p_f``, ``p_o``,
-        each ``(H,)``, of those gates but for np; with fgr ``w_gates`` ``(3H, 3H)``, rows the
-        last step's i, f, o, and columns what they add to i, f, o.
+      params: ``w_ih`` ``(D, nH)``, ``w_hh`` ``(H, nH)`` and ``b`` ``(nH,)`` for the n gates and
+        candidates of the variant, in the order i, f, g, o; except for np, the peepholes ``p_i``,
+        ``p_f``, ``p_o`` of those gates, each ``(H,)``; with fgr ``w_gates`` ``(3H, 3H)``, with the
+        rows i, f, o of the previous step and the columns i, f, o of this step.
       state: ``h`` and ``c``, each ``[..., H]``; with fgr also ``i``, ``f``, ``o``.
       x: the input of this step, ``[..., D]``.
-      a: the element-wise functions; if None, σ, tanh and tanh and no clipping, with the
-        identity where niaf or noaf has it.
+      a: the element-wise functions; by default σ, tanh, tanh and no clipping, with the
+        identity where niaf and noaf require it.
       variant: a key of ``VARIANTS``.
 
     Returns:
-      ``(state, y)``: the new state, in the types of the old one, and the output
+      ``(state, y)``: the new state, with the dtypes of the old one, and the output
       ``y = h_t``, ``[..., H]``.
 
     Raises:
       ValueError: there is no such variant.
-      TypeError: ``state`` is none of this variant.
+      TypeError: ``state`` has the type of another variant.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -138,7 +137,7 @@ def odyssey_cell(
         added = jnp.split(dot(like(last, state.h), params["w_gates"]), 3, -1)
         z |= {gate: z[gate] + r for gate, r in zip("ifo", added, strict=True)}
 
-    def gate(name: str, c: jax.Array) -> jax.Array:  # open where there is none
+    def gate(name: str, c: jax.Array) -> jax.Array:  # 1 if the variant lacks it
         if name not in z:
             return jnp.ones_like(c)
         return named(name, a.gate(z[name] + peephole(params, name, c)))
@@ -155,21 +154,21 @@ def odyssey_cell(
 
 @dataclasses.dataclass(frozen=True)
 class OdysseyLSTMCell(LSTMFamilyCell):
-    """Sizes and options of the Odyssey's LSTM variants; their equations: :func:`odyssey_cell`.
+    """Sizes and options of the variants of the LSTM; their equations are :func:`odyssey_cell`.
 
-    Parameters are ``w_ih`` ``(D, nH)``, ``w_hh`` ``(H, nH)`` and ``b`` ``(nH,)`` with those of
-    the gates i, f, g, o that the variant has, in this order; their peepholes ``p_i``, ``p_f``,
-    ``p_o``, each ``(H,)``, but for np; and with fgr ``w_gates`` ``(3H, 3H)``.  Options are those
-    of :class:`LSTMFamilyCell` and these; in niaf ``activation_fn`` acts on the cell state
-    alone.  What has nothing to act on must stay as it is: ``forget_bias`` and ``chrono`` in
+    Parameters are ``w_ih`` ``(D, nH)``, ``w_hh`` ``(H, nH)`` and ``b`` ``(nH,)``, with the gates
+    of the variant in the order i, f, g, o; except for np, their peepholes ``p_i``, ``p_f``,
+    ``p_o``, each ``(H,)``; and with fgr ``w_gates`` ``(3H, 3H)``.  Options are those of
+    :class:`LSTMFamilyCell` and the following.  In niaf, ``activation_fn`` applies only to the cell
+    state.  Options without effect must have their defaults: ``forget_bias`` and ``chrono`` in
     nfg, ``output_fn`` in noaf, ``peephole_init`` in np.
 
     Attributes:
       variant: ``"nig"``, ``"nfg"``, ``"nog"``, ``"niaf"``, ``"noaf"``, ``"np"`` or ``"fgr"``.
-      peephole_init: draws each gate's peephole weights; zeros.
+      peephole_init: initialises each gate's peephole weights; by default zeros.
 
     Raises:
-      TypeError, ValueError: a size or option is impossible; the message names it.
+      TypeError, ValueError: a size or option is invalid; the message names it.
 
     Example:
       >>> import jax
@@ -202,7 +201,7 @@ class OdysseyLSTMCell(LSTMFamilyCell):
 
     @property
     def activations(self) -> Activations:
-        """The functions that the options and the variant ask for."""
+        """The functions that the options and the variant select."""
         functions = super().activations
         if self.variant == "niaf":
             return functions._replace(candidate=clipped(identity, self.preactivation_clip))
@@ -212,27 +211,26 @@ class OdysseyLSTMCell(LSTMFamilyCell):
 
     @property
     def recurrent_weights(self) -> tuple[str, ...]:
-        """Names of the parameters that read the last state, for DropConnect."""
+        """Names of the weights that multiply the previous state, for DropConnect."""
         return ("w_hh", "w_gates") if self.variant == "fgr" else ("w_hh",)
 
     def parameters(self, input_size: int) -> dict[str, Parameter]:
         D, H, gates = input_size, self.hidden_size, VARIANTS[self.variant]
         n = len(gates)
         parameters = {
-            "w_ih": Parameter(blocks(self.kernel_init, n), (D, n * H)),
-            "w_hh": Parameter(blocks(self.recurrent_kernel_init, n), (H, n * H)),
-            "b": Parameter(self.gate_biases(gates), (n * H,)),
+            "w_ih": self.declare("kernel", (D, n * H), gates=n),
+            "w_hh": self.declare("recurrent_kernel", (H, n * H), gates=n),
+            "b": Parameter(self.gate_biases(gates), (n * H,), "bias"),
         }
         if self.variant != "np":
             for gate in gates.replace("g", ""):
-                parameters[f"p_{gate}"] = Parameter(self.peephole_init, (H,))
+                parameters[f"p_{gate}"] = self.declare("peephole", (H,))
         if self.variant == "fgr":
-            init = blocks(self.recurrent_kernel_init, 3)
-            parameters["w_gates"] = Parameter(init, (3 * H, 3 * H))
+            parameters["w_gates"] = self.declare("recurrent_kernel", (3 * H, 3 * H), gates=3)
         return parameters
 
     def zero_state(self, batch_shape: tuple[int, ...] = ()) -> Any:
-        """Zeros, each ``[*batch_shape, H]``; all but ``h`` in float32 or wider."""
+        """Zeros ``[*batch_shape, H]``; all fields except ``h`` are in float32 or wider."""
         zero = super().zero_state(batch_shape)
         if self.variant == "fgr":
             return FGRState(h=zero.h, c=zero.c, i=zero.c, f=zero.c, o=zero.c)
@@ -245,6 +243,6 @@ class OdysseyLSTMCell(LSTMFamilyCell):
 
 
 def check_variant(variant: str) -> None:
-    """Raises where there is no such variant."""
+    """Raises an error if there is no such variant."""
     if not isinstance(variant, str) or variant not in VARIANTS:
         raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")

@@ -1,4 +1,4 @@
-"""The LSTM with peepholes: gates that see the cell state they guard."""
+"""The LSTM with peepholes: its gates read the cell state."""
 
 import dataclasses
 
@@ -11,7 +11,6 @@ from lstm_jax.cells.base import (
     LSTMFamilyCell,
     Parameter,
     affine,
-    blocks,
     like,
     named,
     zeros,
@@ -20,7 +19,7 @@ from lstm_jax.cells.lstm import LSTMState
 
 
 def peephole(params: dict[str, jax.Array], gate: str, c: jax.Array) -> jax.Array | float:
-    """What a gate sees of the cell state, ``p ∘ c``; nothing where it has no peephole.
+    """The contribution of the cell state to a gate, ``p ∘ c``; 0 if the gate has no peephole.
 
     >>> import jax.numpy as jnp
     >>> peephole({"p_i": jnp.array([2.0, 3.0])}, "i", jnp.array([1.0, 10.0])).tolist()
@@ -33,7 +32,7 @@ def peephole(params: dict[str, jax.Array], gate: str, c: jax.Array) -> jax.Array
 def gated(
     params: dict[str, jax.Array], state: LSTMState, z: jax.Array, a: Activations
 ) -> tuple[LSTMState, jax.Array]:
-    """The state and output of an LSTM with peepholes, from its pre-activations i, f, g, o."""
+    """Computes ``(state, y)`` from the concatenated pre-activations of i, f, g and o."""
     i, f, g, o = jnp.split(z, 4, -1)
     i = named("i", a.gate(i + peephole(params, "i", state.c)))
     f = named("f", a.gate(f + peephole(params, "f", state.c)))
@@ -62,17 +61,17 @@ def peephole_cell(
         o_t = σ(W_o x_t + U_o h_{t-1} + p_o ∘ c_t + b_o)
         h_t = o_t ∘ tanh(c_t)
 
-    The output gate sees the new cell state, after clipping where cells are clipped.
+    The output gate reads the new cell state, after clipping if there is any.
 
     Args:
       params: ``w_ih`` ``(D, 4H)``, ``w_hh`` ``(H, 4H)``, ``b`` ``(4H,)``, gates in the order
         i, f, g, o; ``p_i``, ``p_f``, ``p_o``, each ``(H,)``.
       state: ``h`` and ``c``, each ``[..., H]``.
       x: the input of this step, ``[..., D]``.
-      a: the element-wise functions; σ, tanh and tanh, and no clipping.
+      a: the element-wise functions; by default σ, tanh, tanh and no clipping.
 
     Returns:
-      ``(state, y)``: the new state, in the types of the old one, and the output
+      ``(state, y)``: the new state, with the dtypes of the old one, and the output
       ``y = h_t``, ``[..., H]``.
 
     Example:
@@ -86,7 +85,7 @@ def peephole_cell(
     References:
       Felix A. Gers, Nicol N. Schraudolph, Jürgen Schmidhuber, "Learning Precise Timing with
       LSTM Recurrent Networks", Journal of Machine Learning Research 3, 2002 (peepholes;
-      the cell state goes out unsquashed there, ``output_fn="identity"``).
+      there, the cell state has no output activation, as with ``output_fn="identity"``).
       Klaus Greff et al., "LSTM: A Search Space Odyssey", IEEE Transactions on Neural
       Networks and Learning Systems 28(10), 2017 (these equations).
     """
@@ -99,14 +98,14 @@ class PeepholeLSTMCell(LSTMFamilyCell):
 
     Parameters are ``w_ih`` ``(D, 4H)``, ``w_hh`` ``(H, 4H)`` and ``b`` ``(4H,)`` with gates in
     the order i, f, g, o, and ``p_i``, ``p_f``, ``p_o``, each ``(H,)``.  Options are those of
-    :class:`LSTMFamilyCell` and this.
+    :class:`LSTMFamilyCell` and the following.
 
     Attributes:
-      peephole_init: draws each gate's peephole weights; zeros, with which a new cell is a
-        standard LSTM.
+      peephole_init: initialises each gate's peephole weights; by default zeros, with which a new
+        cell computes the same as a standard LSTM.
 
     Raises:
-      TypeError, ValueError: a size or option is impossible; the message names it.
+      TypeError, ValueError: a size or option is invalid; the message names it.
 
     Example:
       >>> import jax
@@ -125,12 +124,12 @@ class PeepholeLSTMCell(LSTMFamilyCell):
     def parameters(self, input_size: int) -> dict[str, Parameter]:
         D, H = input_size, self.hidden_size
         return {
-            "w_ih": Parameter(blocks(self.kernel_init, 4), (D, 4 * H)),
-            "w_hh": Parameter(blocks(self.recurrent_kernel_init, 4), (H, 4 * H)),
-            "b": Parameter(self.gate_biases("ifgo"), (4 * H,)),
-            "p_i": Parameter(self.peephole_init, (H,)),
-            "p_f": Parameter(self.peephole_init, (H,)),
-            "p_o": Parameter(self.peephole_init, (H,)),
+            "w_ih": self.declare("kernel", (D, 4 * H), gates=4),
+            "w_hh": self.declare("recurrent_kernel", (H, 4 * H), gates=4),
+            "b": Parameter(self.gate_biases("ifgo"), (4 * H,), "bias"),
+            "p_i": self.declare("peephole", (H,)),
+            "p_f": self.declare("peephole", (H,)),
+            "p_o": self.declare("peephole", (H,)),
         }
 
     def equations(

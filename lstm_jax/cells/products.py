@@ -1,11 +1,11 @@
-"""Products of narrow types, such as bfloat16, that stay narrow when they are differentiated.
+"""Products of narrow types, such as bfloat16, whose derivatives are also narrow products.
 
-Products of narrow numbers are summed in float32, so the cotangent of a product is float32, too.
-JAX multiplies it in that type by the other operand, and two of the three products of a training
-step are as slow as those of float32.  Here, the transpose of a product first rounds the cotangent
-to the type of the operands, r(dy), and is itself such a product:
+Products of narrow numbers are summed in float32, so the cotangent of a product is also float32.
+JAX multiplies it in that type by the other operand.  Two of the three products of a training step
+are then as slow as in float32.  Here, the transpose of a product first rounds the cotangent to the
+type of the operands, r(dy).  It is then itself a narrow product:
 
-    y  = x w           x and w narrow, y in float32
+    y  = x w           x and w are narrow, y is in float32
     dx = r(dy) w^T     summed in float32
     dw = x^T r(dy)     summed in float32
 
@@ -24,12 +24,12 @@ from jax.typing import DTypeLike
 
 
 def accumulation_dtype(dtype: DTypeLike) -> jnp.dtype:
-    """The type in which products of this type are summed: float32, or wider if that is.
+    """The type in which products of this type are summed: float32, or the type itself if wider.
 
     >>> accumulation_dtype("bfloat16"), accumulation_dtype("float64")
     (dtype('float32'), dtype('float64'))
     """
-    # Not promote_types, which raises where the user has promotion strict.
+    # promote_types would raise an error if the user set promotion to strict.
     return jnp.dtype("float32") if jnp.finfo(dtype).bits < 32 else jnp.dtype(dtype)
 
 
@@ -45,12 +45,12 @@ def dot(x: jax.Array, w: jax.Array) -> jax.Array:
 def product(
     function: Callable[..., jax.Array], x: jax.Array, w: jax.Array, **options: Any
 ) -> jax.Array:
-    """A product by a function of ``jax.lax``, summed in float32 or wider.
+    """Multiplies with a function of ``jax.lax`` and sums in float32 or wider.
 
     Args:
       function: ``dot_general`` or ``conv_general_dilated``.
       x: the first operand.
-      w: the second operand; the wider type of the two is that of the product.
+      w: the second operand; the product is computed in the wider type of the two.
       options: arguments of the function.
 
     >>> one_each = ((1,), (1,)), ((0,), (0,))
@@ -69,7 +69,7 @@ def product(
 
 
 def _with_narrow(function: Callable[..., jax.Array], *arguments: jax.Array) -> Any:
-    """A function of arrays, evaluated with the primitives of :data:`_NARROW`."""
+    """Evaluates a function of arrays with the primitives in :data:`_NARROW`."""
     closed = jax.make_jaxpr(function)(*arguments)
     jaxpr = closed.jaxpr
     values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*closed.consts, *arguments), strict=True))
@@ -87,13 +87,13 @@ def _with_narrow(function: Callable[..., jax.Array], *arguments: jax.Array) -> A
 def _narrow(primitive: Primitive, cotangent_of: Callable[..., jax.Array]) -> Primitive:
     """A bilinear primitive whose transpose rounds the cotangent to the type of the operands.
 
-    It has the name, the parameters and otherwise the rules of the given one.
+    Its name, its parameters and its other rules are those of ``primitive``.
 
     Args:
       primitive: ``dot_general`` or ``conv_general_dilated``.
-      cotangent_of: the cotangent of the operand at a position (0 or 1), called as
-        ``cotangent_of(position, cotangent, known, unknown, **params)`` with the other operand
-        and the abstract value of this one.
+      cotangent_of: computes the cotangent of the operand at a position (0 or 1), called as
+        ``cotangent_of(position, cotangent, known, unknown=unknown, **params)`` with the other
+        operand and the abstract value of this one.
     """
     narrow = Primitive(primitive.name)
     narrow.def_impl(primitive.bind)
@@ -125,11 +125,11 @@ def _narrow(primitive: Primitive, cotangent_of: Callable[..., jax.Array]) -> Pri
 
 
 def _on_cpu(primitive: Primitive) -> Callable[..., jax.Array]:
-    """The primitive, its result fixed in place.
+    """The primitive, followed by an optimization barrier.
 
-    XLA's CPU compiler decides by the axes of a product whether its library multiplies narrow
-    numbers.  A transpose of the result that it moves into the product afterwards, against which
-    this is a barrier, makes it one that cannot be run at all.
+    XLA's CPU compiler chooses a library for narrow products by the axes of the product.  Without
+    the barrier, it may later move a transpose of the result into the product, which the library
+    then cannot run.
     """
     return lambda *operands, **params: jax.lax.optimization_barrier(
         primitive.bind(*operands, **params)
@@ -146,10 +146,10 @@ def _cotangent_of_dot(
     out_sharding: Any,
     **params: Any,
 ) -> jax.Array:
-    """The cotangent of one operand of ``dot_general``, the operands in their order.
+    """The cotangent of one operand of ``dot_general``, with the order of the operands preserved.
 
-    JAX has the cotangent always first and transposes the result, and so would XLA's CPU compiler
-    the cotangent of a step's gates, which is the larger one of the operands.
+    JAX always puts the cotangent first and transposes the result.  XLA's CPU compiler would then
+    transpose the cotangent of a step's gates, which is the larger operand.
     """
     del out_sharding
     contracted, batched = ([tuple(axes) for axes in pair] for pair in dimension_numbers)
@@ -170,7 +170,7 @@ def _cotangent_of_dot(
 
 
 def _sharding(aval: Any, order: list[int]) -> jax.sharding.NamedSharding | None:
-    """The sharding of an array with its axes in another order, where shardings are explicit."""
+    """The sharding of an array with reordered axes; None unless the mesh has explicit axes."""
     sharding = aval.sharding
     if jax.sharding.AxisType.Explicit not in sharding.mesh.axis_types:
         return None
@@ -181,7 +181,7 @@ def _sharding(aval: Any, order: list[int]) -> jax.sharding.NamedSharding | None:
 def _cotangent_of_conv(
     position: int, cotangent: jax.Array, known: jax.Array, *, unknown: Any, **params: Any
 ) -> jax.Array:
-    """The cotangent of one operand of ``conv_general_dilated``, as JAX has it."""
+    """The cotangent of one operand of ``conv_general_dilated``, by JAX's own rule."""
     operands: list[Any] = [known, known]
     operands[position] = ad.UndefinedPrimal(unknown)
     transposed = ad.get_primitive_transpose(jax.lax.conv_general_dilated_p)

@@ -1,4 +1,4 @@
-"""The LSTM with a projection: many memory cells behind a narrow hidden state."""
+"""The LSTM with a projection: many memory cells and a narrow hidden state."""
 
 import dataclasses
 
@@ -9,7 +9,6 @@ from lstm_jax.cells.base import (
     LSTMFamilyCell,
     Parameter,
     affine,
-    blocks,
     check_size,
     dot,
     like,
@@ -40,10 +39,10 @@ def projected_cell(
         i, f, g, o; ``w_hr`` ``(H, P)``.
       state: ``h`` ``[..., P]`` and ``c`` ``[..., H]``.
       x: the input of this step, ``[..., D]``.
-      a: the element-wise functions; σ, tanh and tanh, and no clipping.
+      a: the element-wise functions; by default σ, tanh, tanh and no clipping.
 
     Returns:
-      ``(state, y)``: the new state, in the types of the old one, and the output
+      ``(state, y)``: the new state, with the dtypes of the old one, and the output
       ``y = h_t``, ``[..., P]``.
 
     Example:
@@ -57,8 +56,8 @@ def projected_cell(
     References:
       Haşim Sak, Andrew Senior, Françoise Beaufays, "Long Short-Term Memory Recurrent Neural
       Network Architectures for Large Scale Acoustic Modeling", Interspeech 2014, the LSTM
-      with a recurrent projection layer.  Its gates have peepholes; these have none, as in
-      PyTorch's ``LSTM(proj_size=...)``.
+      with a recurrent projection layer.  The gates in the paper have peepholes.  These have none,
+      as in PyTorch's ``LSTM(proj_size=...)``.
     """
     i, f, g, o = gates(affine(params, state.h, x), a)
     c = a.clip(f * state.c + i * g)
@@ -73,15 +72,15 @@ class ProjectedLSTMCell(LSTMFamilyCell):
     """Sizes and options of an LSTM with a projection; its equations are :func:`projected_cell`.
 
     Parameters are ``w_ih`` ``(D, 4H)``, ``w_hh`` ``(P, 4H)`` and ``b`` ``(4H,)`` with gates in
-    the order i, f, g, o, and ``w_hr`` ``(H, P)``, which ``recurrent_kernel_init`` draws.
-    Options are those of :class:`LSTMFamilyCell` and this.
+    the order i, f, g, o, and ``w_hr`` ``(H, P)``, which ``recurrent_kernel_init`` initialises.
+    Options are those of :class:`LSTMFamilyCell` and the following.
 
     Attributes:
-      proj_size: P, the number of features of ``h`` and of the output; half of H, rounded
-        up, if None.
+      proj_size: P, the number of features of ``h`` and of the output; None for half of H, rounded
+        up.
 
     Raises:
-      TypeError, ValueError: a size or option is impossible; the message names it.
+      TypeError, ValueError: a size or option is invalid; the message names it.
 
     Example:
       >>> import jax
@@ -104,16 +103,16 @@ class ProjectedLSTMCell(LSTMFamilyCell):
 
     @property
     def output_size(self) -> int:
-        """P, the number of features of one output."""
+        """P, the number of output features."""
         return (self.hidden_size + 1) // 2 if self.proj_size is None else self.proj_size
 
     def parameters(self, input_size: int) -> dict[str, Parameter]:
         D, H, P = input_size, self.hidden_size, self.output_size
         return {
-            "w_ih": Parameter(blocks(self.kernel_init, 4), (D, 4 * H)),
-            "w_hh": Parameter(blocks(self.recurrent_kernel_init, 4), (P, 4 * H)),
-            "b": Parameter(self.gate_biases("ifgo"), (4 * H,)),
-            "w_hr": Parameter(self.recurrent_kernel_init, (H, P)),
+            "w_ih": self.declare("kernel", (D, 4 * H), gates=4),
+            "w_hh": self.declare("recurrent_kernel", (P, 4 * H), gates=4),
+            "b": Parameter(self.gate_biases("ifgo"), (4 * H,), "bias"),
+            "w_hr": self.declare("recurrent_kernel", (H, P)),
         }
 
     def equations(

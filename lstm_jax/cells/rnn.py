@@ -1,4 +1,4 @@
-"""The simple recurrent network: one layer that reads itself."""
+"""The simple recurrent network: one layer that reads its own previous output."""
 
 import dataclasses
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from lstm_jax.cells.base import BaseCell, Parameter, affine, like
 
 
 class RNNState(NamedTuple):
-    """What a cell without a cell state hands from one step to the next.
+    """The state of a cell without a cell state between steps.
 
     Attributes:
       h: hidden state, which is also the step's output; ``[..., H]``.
@@ -35,10 +35,10 @@ def rnn_cell(
       params: ``w_ih`` ``(D, H)``, ``w_hh`` ``(H, H)``, ``b`` ``(H,)``.
       state: ``h``, ``[..., H]``.
       x: the input of this step, ``[..., D]``.
-      activation: the element-wise function, tanh.
+      activation: the element-wise function; by default tanh.
 
     Returns:
-      ``(state, y)``: the new state, in the types of the old one, and the output
+      ``(state, y)``: the new state, with the dtypes of the old one, and the output
       ``y = h_t``, ``[..., H]``.
 
     Example:
@@ -51,7 +51,7 @@ def rnn_cell(
 
     References:
       Jeffrey L. Elman, "Finding Structure in Time", Cognitive Science 14, 1990, figure 2
-      (hidden units read the input and, through context units, their own last values).
+      (hidden units read the input and, through context units, their own previous values).
     """
     h = activation(affine(params, state.h, x))
     state = like(RNNState(h=h), state)
@@ -62,16 +62,16 @@ def rnn_cell(
 class RNNCell(BaseCell):
     """Sizes and options of a simple recurrent network; its equations are :func:`rnn_cell`.
 
-    Parameters are ``w_ih`` ``(D, H)``, ``w_hh`` ``(H, H)`` and ``b`` ``(H,)``; options are
-    those of :class:`BaseCell` and these.
+    Parameters are ``w_ih`` ``(D, H)``, ``w_hh`` ``(H, H)`` and ``b`` ``(H,)``.  Options are
+    those of :class:`BaseCell` and the following.
 
     Attributes:
-      activation_fn: by name or itself; ``"tanh"``, often ``"relu"``.
-      preactivation_clip: pre-activations are clipped to plus and minus this (ONNX ``clip``);
-        None for no clipping.
+      activation_fn: the activation, a name or a function; by default ``"tanh"``.
+      preactivation_clip: limit to which pre-activations are clipped, on both sides of 0 (ONNX
+        ``clip``); None for no clipping.
 
     Raises:
-      TypeError, ValueError: a size or option is impossible; the message names it.
+      TypeError, ValueError: a size or option is invalid; the message names it.
 
     Example:
       >>> import jax
@@ -94,9 +94,9 @@ class RNNCell(BaseCell):
     def parameters(self, input_size: int) -> dict[str, Parameter]:
         D, H = input_size, self.hidden_size
         return {
-            "w_ih": Parameter(self.kernel_init, (D, H)),
-            "w_hh": Parameter(self.recurrent_kernel_init, (H, H)),
-            "b": Parameter(self.bias_init, (H,)),
+            "w_ih": self.declare("kernel", (D, H)),
+            "w_hh": self.declare("recurrent_kernel", (H, H)),
+            "b": self.declare("bias", (H,)),
         }
 
     def zero_state(self, batch_shape: tuple[int, ...] = ()) -> RNNState:

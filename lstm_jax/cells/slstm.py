@@ -1,4 +1,4 @@
-"""The sLSTM of xLSTM: exponential gates with a normaliser and a stabiliser, in heads."""
+"""The sLSTM of xLSTM: exponential gates with a normaliser and a stabiliser, and heads."""
 
 import dataclasses
 from typing import NamedTuple
@@ -21,18 +21,18 @@ from lstm_jax.cells.base import (
 from lstm_jax.cells.products import product
 
 FORGET_FUNCTIONS = {"sigmoid": jax.nn.log_sigmoid, "exp": lambda z: z}
-"""The logarithm of the forget gate, by the gate's name."""
+"""Functions that compute the logarithm of the forget gate, by the name of the gate."""
 
-EMPTY = -1e30  # the stabiliser of a state in which nothing is stored yet; -inf gives NaN
+EMPTY = -1e30  # the stabiliser of an empty state; -inf would give NaN
 
 
 class SLSTMState(NamedTuple):
-    """What an sLSTM hands from one step to the next; all but ``h`` in float32 or wider.
+    """The state of an sLSTM between steps; all fields except ``h`` are in float32 or wider.
 
     Attributes:
       h: hidden state, which is also the step's output; ``[..., H]``.
       c: cell state, times exp(-m); ``[..., H]``.
-      n: normaliser, times exp(-m); ``[..., H]``, at least 0, and above where c is not 0.
+      n: normaliser, times exp(-m); ``[..., H]``, at least 0, and positive where c is not 0.
       m: stabiliser; ``[..., H]``.
 
     >>> import jax.numpy as jnp
@@ -56,7 +56,7 @@ def slstm_cell(
 ) -> tuple[SLSTMState, jax.Array]:
     r"""One step of the sLSTM.
 
-    With ĩ, f̃, g̃, õ = W x_t + U h_{t-1} + b, and U of blocks, one a head::
+    With ĩ, f̃, g̃, õ = W x_t + U h_{t-1} + b, where U is block diagonal with a block per head::
 
         g_t  = tanh(g̃)          o_t = σ(õ)
         m_t  = max(log f_t + m_{t-1}, ĩ)              log f_t = log σ(f̃), or f̃ itself
@@ -65,19 +65,19 @@ def slstm_cell(
         n_t  = f'_t ∘ n_{t-1} + i'_t
         h_t  = o_t ∘ c_t / n_t
 
-    m changes no h_t; it keeps the exponentials from overflowing.
+    The values of h_t do not depend on m, which keeps the exponentials from overflowing.
 
     Args:
       params: ``w_ih`` ``(D, 4H)``, ``b`` ``(4H,)``, gates in the order i, f, g, o;
-        ``w_hh`` ``(heads, d, 4d)`` with d = H / heads, the same order in each head.
+        ``w_hh`` ``(heads, d, 4d)`` with d = H / heads, in the same order in each head.
       state: ``h``, ``c``, ``n``, ``m``, each ``[..., H]``.
       x: the input of this step, ``[..., D]``.
-      a: the element-wise functions of o and g; σ and tanh.
-      log_forget: the logarithm of the forget gate.
-      clip: of the pre-activations of i and f; none.
+      a: the element-wise functions of o and g; by default σ and tanh.
+      log_forget: computes the logarithm of the forget gate from its pre-activation.
+      clip: applied to the pre-activations of i and f; by default the identity.
 
     Returns:
-      ``(state, y)``: the new state, in the types of the old one, and ``y = h_t``.
+      ``(state, y)``: the new state, with the dtypes of the old one, and ``y = h_t``.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -115,19 +115,19 @@ class SLSTMCell(GatedCell):
     """Sizes and options of an sLSTM; its equations are :func:`slstm_cell`.
 
     Parameters are ``w_ih`` ``(D, 4H)``, ``w_hh`` ``(heads, d, 4d)`` with d = H / heads and ``b``
-    ``(4H,)`` with gates in the order i, f, g, o; options are those of :class:`GatedCell`
-    (``gate_fn`` is the output gate's) and these.  The zero state has ``m`` = -1e30: nothing
-    is stored, and the first step decides the scale.  With ``learn_initial_state`` there are
-    ``h_0``, ``c_0`` and ``m_0``, zeros at first, and n is 1: times exp(m), which m_0 decides, it
-    is any positive number, and no other may divide c.
+    ``(4H,)`` with gates in the order i, f, g, o.  Options are those of :class:`GatedCell`
+    (``gate_fn`` applies to the output gate) and the following.  The zero state has ``m`` = -1e30:
+    it is empty, and the first step determines the scale.  With ``learn_initial_state`` there are
+    ``h_0``, ``c_0`` and ``m_0``, initialised to zeros.  The initial n is then 1.  This is no
+    restriction: n must be positive, and m_0 determines its scale exp(m).
 
     Attributes:
-      num_heads: how many blocks the recurrent weights have; divides H.
-      forget_fn: the forget gate, ``"sigmoid"`` or ``"exp"``.
-      forget_bias: added to the forget gate's initial bias; 0.  ``chrono`` replaces it.
+      num_heads: the number of blocks of the recurrent weights; divides H.
+      forget_fn: activation of the forget gate, ``"sigmoid"`` or ``"exp"``.
+      forget_bias: added to the forget gate's initial bias; by default 0.  ``chrono`` replaces it.
 
     Raises:
-      TypeError, ValueError: a size or option is impossible; the message names it.
+      TypeError, ValueError: a size or option is invalid; the message names it.
 
     Example:
       >>> import jax
@@ -150,7 +150,7 @@ class SLSTMCell(GatedCell):
                 f"num_heads must divide hidden_size={self.hidden_size}, got {self.num_heads}"
             )
         if self.chrono and self.forget_fn == "exp":
-            raise ValueError("chrono is for a sigmoid forget gate, got forget_fn='exp'")
+            raise ValueError("chrono requires a sigmoid forget gate, got forget_fn='exp'")
         if not isinstance(self.forget_fn, str) or self.forget_fn not in FORGET_FUNCTIONS:
             raise ValueError(
                 f"forget_fn must be one of {', '.join(FORGET_FUNCTIONS)}, got {self.forget_fn!r}"
@@ -166,13 +166,13 @@ class SLSTMCell(GatedCell):
 
         biases = self.biases("ifgo", keeps="f", writes="i", forget_bias=self.forget_bias)
         return {
-            "w_ih": Parameter(blocks(self.kernel_init, 4), (D, 4 * H)),
-            "w_hh": Parameter(each_head, (heads, d, 4 * d)),
-            "b": Parameter(biases, (4 * H,)),
+            "w_ih": self.declare("kernel", (D, 4 * H), gates=4),
+            "w_hh": Parameter(each_head, (heads, d, 4 * d), "recurrent_kernel"),
+            "b": Parameter(biases, (4 * H,), "bias"),
         }
 
     def all_parameters(self, input_size: int) -> dict[str, Parameter]:
-        """Those of any cell, but a learned initial state has no n and begins with m = 0."""
+        """As for any cell, but a learned initial state has no ``n_0``, and ``m_0`` is zeros."""
         parameters = super().all_parameters(input_size)
         if self.learn_initial_state:
             del parameters["n_0"]
@@ -182,7 +182,7 @@ class SLSTMCell(GatedCell):
     def initial_state(
         self, params: dict[str, jax.Array], batch_shape: tuple[int, ...] = ()
     ) -> SLSTMState:
-        """The state before the first step: nothing stored, or what was learned with n = 1."""
+        """The state before the first step: the zero state, or the learned state with n = 1."""
         if self.learn_initial_state:
             params = {**params, "n_0": jnp.ones_like(params["c_0"])}
         return super().initial_state(params, batch_shape)
@@ -194,7 +194,7 @@ class SLSTMCell(GatedCell):
         return SLSTMState(h=self.zeros(*shape), c=zero, n=zero, m=zero + EMPTY)
 
     def mean_state(self, old: SLSTMState, new: SLSTMState, rate: float) -> SLSTMState:
-        """``rate`` of the old state and the rest of the new one, both on one scale of m."""
+        """The mean ``rate * old + (1 - rate) * new``, with both states at the same scale m."""
         m = jnp.maximum(old.m, new.m)
         old_share, new_share = rate * jnp.exp(old.m - m), (1.0 - rate) * jnp.exp(new.m - m)
         c = old_share * old.c + new_share * new.c

@@ -141,7 +141,7 @@ def test_integer_state(name):
     cell, params, x, state = fitting(name)
     for field in state._fields:
         whole = state._replace(**{field: getattr(state, field).astype("int32")})
-        with refused(TypeError, f"state.{field} must be float32 or another such type, got int32"):
+        with refused(TypeError, f"state.{field} must be float32 or a similar type, got int32"):
             cell.step(params, whole, x)
 
 

@@ -1,6 +1,7 @@
 """The effect of options on initial parameters, and functions by name."""
 
 import copy
+import dataclasses
 import functools
 import itertools
 import pickle
@@ -190,6 +191,35 @@ def test_initialisers_can_be_replaced(name):
     if "w_hh" in params:
         np.testing.assert_array_equal(params["w_hh"], np.full_like(params["w_hh"], 3.0))
     np.testing.assert_array_equal(params["b"], np.full_like(params["b"], 4.0))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        *[(name, {}) for name in CELLS],
+        *[(name, {"peepholes": True}) for name in ("coupled", "conv_lstm")],
+        ("gru", {"reset_after": True}),
+        ("lstm_1997", {"block_size": 3}),
+        ("mogrifier", {"rank": 2}),
+        ("slstm", {"num_heads": 2, "learn_initial_state": True}),
+    ],
+)
+def test_parameters_have_the_role_of_their_initialiser(name, options):
+    """With another initialiser in one option, the parameters of its role change and no others."""
+    cell = CELLS[name](hidden_size=H, **options)
+    params, found = cell.init(KEY, D), {}
+    for field in dataclasses.fields(cell):
+        role = field.name.removesuffix("_init")
+        if role == field.name:
+            continue
+        try:
+            other = dataclasses.replace(cell, **{field.name: jax.nn.initializers.constant(7.0)})
+        except ValueError:  # the cell has no peepholes
+            continue
+        changed = {key for key, array in other.init(KEY, D).items() if (array != params[key]).any()}
+        found |= dict.fromkeys(changed, role)
+    declared = cell.all_parameters(D)
+    assert {key: found.get(key) for key in params} == {key: p.role for key, p in declared.items()}
 
 
 @pytest.mark.parametrize(

@@ -291,8 +291,8 @@ def test_convolution_agrees_with_torch(torch):
     )
     rng = np.random.default_rng(0)
     params = {
-        key: rng.normal(size=shape).astype(np.float32)
-        for key, (_, shape) in cell.parameters(D).items()
+        key: rng.normal(size=parameter.shape).astype(np.float32)
+        for key, parameter in cell.parameters(D).items()
     }
     x, h, c = (rng.normal(size=(B, 4, 6, size)).astype(np.float32) for size in (D, H, H))
     state, _ = cell.step(params, cell.zero_state((B, 4, 6))._replace(h=h, c=c), jnp.asarray(x))

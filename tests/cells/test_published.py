@@ -16,8 +16,8 @@ from lstm_jax.cells import CELLS
 def constant(cell, input_size, given, **others):
     """Constant parameters: ``given`` for all, except those given by name."""
     return {
-        name: jnp.broadcast_to(jnp.asarray(others.get(name, given), "float32"), shape)
-        for name, (_, shape) in cell.parameters(input_size).items()
+        name: jnp.broadcast_to(jnp.asarray(others.get(name, given), "float32"), one.shape)
+        for name, one in cell.parameters(input_size).items()
     }
 
 

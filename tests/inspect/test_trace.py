@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from lstm_jax import CELLS, LSTM, Bidirectional, LSTMCell, Stack, unroll
-from lstm_jax.cells import BaseCell, GRUCell, Parameter, RNNCell, named
+from lstm_jax.cells import BaseCell, GRUCell, RNNCell, named
 from lstm_jax.inspect import trace
 from lstm_jax.inspect.models import cells_by_path
 from lstm_jax.sequence import Zoneout, engines
@@ -306,7 +306,7 @@ class LeakyCell(BaseCell):
     """A custom cell: a named gate, an output that is not a state, a nested function."""
 
     def parameters(self, input_size):
-        return {"w_ih": Parameter(self.kernel_init, (input_size, self.hidden_size))}
+        return {"w_ih": self.declare("kernel", (input_size, self.hidden_size))}
 
     def zero_state(self, batch_shape=()):
         zero = jnp.zeros((*batch_shape, self.hidden_size))

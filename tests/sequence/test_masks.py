@@ -163,8 +163,8 @@ class Singular(BaseCell):
 
     def parameters(self, input_size):
         return {
-            "w_ih": Parameter(self.kernel_init, (input_size, self.hidden_size)),
-            "w_hh": Parameter(self.recurrent_kernel_init, (self.hidden_size, self.hidden_size)),
+            "w_ih": self.declare("kernel", (input_size, self.hidden_size)),
+            "w_hh": self.declare("recurrent_kernel", (self.hidden_size, self.hidden_size)),
             "b": Parameter(zeros, (self.hidden_size,)),
         }
 

@@ -367,7 +367,7 @@ class TestErrors:
     def test_integer_state(self):
         bad = LSTMState(h=jnp.zeros((B, H)), c=jnp.zeros((B, H), int))
         with pytest.raises(
-            TypeError, match=r"state\.c must be float32 or another such type, got int32"
+            TypeError, match=r"state\.c must be float32 or a similar type, got int32"
         ):
             unroll(CELL, PARAMS, XS, bad)
 

@@ -20,7 +20,7 @@ from lstm_jax.cells import (
     RNNCell,
 )
 from lstm_jax.cells.activations import Activations
-from lstm_jax.cells.base import affine, blocks, like, zeros
+from lstm_jax.cells.base import affine, like, zeros
 from lstm_jax.cells.peephole import peephole
 from lstm_jax.interop.conventions import CONVENTIONS, GATES, from_ours, to_ours
 from lstm_jax.interop.onnx.activations import (
@@ -105,9 +105,9 @@ class InputForgetLSTMCell(LSTMFamilyCell):
     def parameters(self, input_size: int) -> dict[str, Parameter]:
         D, H = input_size, self.hidden_size
         return {
-            "w_ih": Parameter(blocks(self.kernel_init, 3), (D, 3 * H)),
-            "w_hh": Parameter(blocks(self.recurrent_kernel_init, 3), (H, 3 * H)),
-            "b": Parameter(self.bias_init, (3 * H,)),
+            "w_ih": self.declare("kernel", (D, 3 * H), gates=3),
+            "w_hh": self.declare("recurrent_kernel", (H, 3 * H), gates=3),
+            "b": self.declare("bias", (3 * H,)),
             "p_i": Parameter(zeros, (H,)),
             "p_o": Parameter(zeros, (H,)),
         }
