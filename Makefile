@@ -8,7 +8,7 @@ RUN := runs/quickstart
 
 setup: $(VENV)/.installed
 
-# Adds the libraries that benchmarks, notebooks and some tests compare with.
+# Installs the other libraries that benchmarks, notebooks and some tests use for comparison.
 peers: $(VENV)/.peers
 
 INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
@@ -26,17 +26,17 @@ $(VENV)/.peers: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) '.[$(EXTRAS),bench]'
 	@touch $(VENV)/.installed $@
 
-# Trains the quickstart (or goes on with it), prints a sample, draws the loss curve.
+# Trains the quickstart (or resumes it), prints a sample and plots the loss curve.
 demo: setup
 	$(BIN)/lstm-jax train configs/quickstart.toml --workdir $(RUN)
 
 test: setup
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
-# The core's tests with the oldest versions that pyproject.toml declares and with the newest published
-# ones, each in an environment of its own; another Python may have newer ones: PYTHON=python3.13.
-# Every cell, fused engine, sequences, stacks, both directions, shardings, nnx, linen, models, and one
-# short training: about 5 minutes each.
+# Core tests with the oldest versions that pyproject.toml declares, and with the newest published
+# ones, in separate environments. A newer Python may support newer versions: PYTHON=python3.13.
+# They cover all cells, the fused engine, sequences, stacks, both directions, shardings, nnx, linen,
+# models and one short training run: about 5 minutes each.
 CORE := cells/test_lstm.py cells/test_published.py cells/test_ways.py sequence/fused \
   sequence/test_unroll.py sequence/test_stack.py sequence/test_bidirectional.py \
   sequence/test_shardings.py test_nnx.py test_linen.py models \
@@ -50,30 +50,30 @@ test-oldest test-newest: test-%:
 	.venv-$*/bin/python -m pip list | grep -E '^(jax|jaxlib|flax|optax|chex) '
 	.venv-$*/bin/python -m pytest --numprocesses 2 --dist worksteal $(CORE:%=tests/%)
 
-# Tests of the LSTM and of equality to the last bit, compiled with the optimisations that users have;
-# the others are compiled with fewer (tests/compiled.py).
+# Tests of the LSTM and of bitwise equality, compiled with the default optimisations of users;
+# other tests are compiled with fewer optimisations (tests/compiled.py).
 test-optimized: setup
 	XLA_FLAGS=--xla_backend_optimization_level=3 $(BIN)/python -m pytest \
 	  tests/cells/test_lstm.py tests/inspect/test_trace.py
 
-# A wheel and an sdist, and the quickstart from the wheel in an environment without this repository.
+# Builds an sdist and a wheel, and runs the quickstart from the wheel in a separate environment.
 test-wheel: setup
 	.ci/wheel $(BIN)/python
 
-# Each extra alone in a fresh environment, with what it is for; about a minute per extra.
+# Installs each extra in a new environment and uses its features; about a minute per extra.
 test-extras: setup
 	.ci/extras $(BIN)/python
 
-# Tables and pictures of docs/benchmarks/, beside the peers of the [bench] extra; a quarter hour.
+# Tables and plots of docs/benchmarks/, with the libraries of the [bench] extra; 15 minutes.
 bench: peers
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/speed.py --devices 1 --name one_device --peers lstm_jax torch onnx
 
-# Runs the notebooks and writes their .ipynb, and the README's pictures of them.
+# Runs the notebooks, and writes their .ipynb files and their images in the docs.
 notebooks: peers
 	$(BIN)/python notebooks/build.py
 
-# The site: guides, applications, notebooks and the API reference; every warning is an error.
+# Builds the site of guides, applications, notebooks and API reference; warnings are errors.
 docs: $(VENV)/.docs
 	$(BIN)/sphinx-build -q -W --keep-going -c docs -d docs/_build/doctrees . docs/_build/html
 	@echo docs/_build/html/index.html

@@ -1,4 +1,4 @@
-"""Settings of every test, the doctests of the package included; must come before JAX is used."""
+"""Settings of all tests, including the doctests of the package; must run before JAX is used."""
 
 import os
 
@@ -7,22 +7,25 @@ from tests import compiled
 compiled.share()
 compiled.compile_quickly()
 os.environ.setdefault("MPLBACKEND", "agg")
-# Threads of NumPy's and torch's products in several workers would wait for each other, busily.
+# Otherwise the product threads of NumPy and torch in several workers would busy-wait for each
+# other.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import jax  # noqa: E402
 
-# As the command line has it on a machine of two cores.
+# The setting of the command line on a machine with two cores.
 jax.config.update("jax_num_cpu_devices", 2)
 jax.devices()
 
 
 def pytest_sessionstart(session):
-    if not hasattr(session.config, "workerinput"):  # once, before pytest-xdist starts its workers
+    if not hasattr(
+        session.config, "workerinput"
+    ):  # only once, before pytest-xdist starts its workers
         compiled.limit()
 
 
 def pytest_collection_modifyitems(items):
-    """The longest tests come first, so that no worker is left alone with one at the end."""
+    """Puts the longest tests first, so that no worker runs one of them last while others wait."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)

@@ -436,7 +436,7 @@ def summary(results: Any, train: bool) -> list[str]:
     if not train:
         rivals.append((["onnxruntime"], "onnxruntime"))
     lines = [
-        "| time of | over that of | geometric mean | at each shape |",
+        "| time of | relative to | geometric mean | at each shape |",
         "| --- | --- | --- | --- |",
     ]
     rows = list(itertools.product(("lstm_jax, all devices", "lstm_jax"), rivals))
@@ -488,7 +488,7 @@ def latency(rounds: int) -> str:
 def memory() -> list[str]:
     """Temporary memory, in units of H floats per step and row."""
     lines = [
-        "| memory= | T | H floats a step and row | MB | MB with products of bfloat16 |",
+        "| memory= | T | H floats per step and row | MB | MB with products of bfloat16 |",
         "| --- | --- | --- | --- | --- |",
     ]
     b, d, h = 16, 64, 256
@@ -551,7 +551,7 @@ def compile_times() -> list[str]:
 def variants(rounds: int, shapes: list[Any]) -> list[str]:
     """Training steps of other cells, compared with our LSTM and with a loop in torch."""
     lines = [
-        "| (T, B, D, H) | cell | ms | over our lstm | torch loop, ms | torch loop over ours |",
+        "| (T, B, D, H) | cell | ms | relative to lstm | torch loop, ms | loop relative to ours |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for shape in shapes:
@@ -594,7 +594,7 @@ def variants_at(rounds: int, shape: Any) -> dict[str, float]:
 def narrow(rounds: int, shapes: list[Any]) -> list[str]:
     """Training steps with bfloat16 products, and with float32 in the same rounds."""
     lines = [
-        "| (T, B, D, H) | | float32, ms | bfloat16, ms | bfloat16 over float32 |",
+        "| (T, B, D, H) | | float32, ms | bfloat16, ms | bfloat16 relative to float32 |",
         "| --- | --- | --- | --- | --- |",
     ]
     makers: dict[str, Callable[..., Callable[[Any, bool, bool], Call]]] = {
@@ -674,7 +674,7 @@ def torch_loop(name: str, shape: Any) -> Call:
 def scaling(rounds: int) -> list[str]:
     """The time per step of training on sequences of increasing length."""
     b, d, h = 4, 16, 32
-    lines = ["| T | µs a step |", "| --- | --- |"]
+    lines = ["| T | µs per step |", "| --- | --- |"]
     calls = {str(t): ours()((t, b, d, h), True, False) for t in (128, 1024, 8192, 131072)}
     for name, times in measured(calls, max(5, rounds // 3), 60.0).items():
         lines.append(f"| {name} | {1e6 * statistics.median(times) / int(name):.2f} |")

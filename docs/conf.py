@@ -33,7 +33,7 @@ highlight_language = "none"
 toc_object_entries_show_parents = "hide"
 autosummary_generate = False
 
-# The API reference. A part's ``__all__`` says what is public.
+# The API reference. A part's ``__all__`` lists its public names.
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
@@ -51,13 +51,13 @@ html_show_sphinx = False
 
 
 def without_docstring_of_type(app, what, name, value, options, lines) -> None:
-    """A constant has no docstring; autodoc would show that of its type."""
+    """Removes the docstring of a constant, for which autodoc would show that of its type."""
     if what == "data" and lines[:1] == (type(value).__doc__ or "").splitlines()[:1]:
         lines.clear()
 
 
 class Shown:
-    """A default value as a signature shows it: a function by its name."""
+    """A default value in a signature: functions are shown by name."""
 
     def __init__(self, value):
         self.text = getattr(value, "__name__", None) or repr(value)
@@ -67,7 +67,7 @@ class Shown:
 
 
 def class_signature(app, what, name, value, options, signature, returns):
-    """A class by the names of its options and their defaults; its docstring says what they are."""
+    """The options of a class with their defaults; the docstring of the class explains them."""
     if what != "class":
         return None
     try:
@@ -85,7 +85,7 @@ def class_signature(app, what, name, value, options, signature, returns):
 
 
 def add_other_pages(app, name, source) -> None:
-    """Pages that the contents do not list are applications."""
+    """Adds the pages that the contents do not list as applications."""
     if name == root_doc:
         listed = set(source[0].splitlines())
         others = sorted({page.stem for page in ROOT.glob("docs/*.md")} - listed - {"index"})

@@ -1,4 +1,4 @@
-"""Draws the pictures of docs/cells.md: ``python docs/draw_cells.py``."""
+"""Draws the schematics of docs/cells.md: ``python docs/draw_cells.py``."""
 
 import pathlib
 
@@ -12,7 +12,7 @@ OPTIONS = {"mogrifier": {"rounds": 2}}  # five rounds are too wide for a page
 
 
 def picture(name: str) -> CellDrawing:
-    """The drawing of a cell by its name."""
+    """Draws the cell with this name."""
     return draw_cell(CELLS[name](hidden_size=4, **OPTIONS.get(name, {})))
 
 

@@ -43,11 +43,11 @@ class RecallState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Recall:
-    """Remember the cue of the first step, and name it when asked in the last one.
+    """The task is to remember the cue of the first step and to name it in the last one.
 
     An observation is ``[num_cues + 1]``: the one-hot cue in the first step, and a flag in the last
     one. The reward is 1 if the action of the last step is the cue, and 0 otherwise, so an agent
-    without memory earns ``1 / num_cues`` per episode.
+    without memory has a mean reward of ``1 / num_cues`` per episode.
     """
 
     num_cues: int = 4
@@ -210,8 +210,8 @@ class PPO:
 def advantages(rollout: Rollout, last_values: jax.Array, options: PPO) -> jax.Array:
     """Generalised advantage estimates ``[T, B]``.
 
-    A_t = δ_t + γ λ (1 - d_t) A_{t+1}, where δ_t = r_t + γ (1 - d_t) V_{t+1} - V_t and d_t says
-    whether step t ended its episode.
+    A_t = δ_t + γ λ (1 - d_t) A_{t+1}, where δ_t = r_t + γ (1 - d_t) V_{t+1} - V_t and d_t is 1 if
+    step t ended its episode.
     """
     following = jnp.concatenate([rollout.values[1:], last_values[None]])
     goes_on = 1 - rollout.dones

@@ -118,6 +118,6 @@ def __dir__() -> list[str]:
 
 
 def _parts() -> list[str]:
-    """The public modules and packages inside this one."""
+    """The public modules and packages of this package."""
     names = (module.name for module in pkgutil.iter_modules(__path__))
     return [name for name in names if not name.startswith("_")]

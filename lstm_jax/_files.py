@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and messages of one line."""
+"""Atomic writes of files, and one-line messages."""
 
 import contextlib
 import fcntl
@@ -17,7 +17,7 @@ from lstm_jax.errors import UserError, printable
 
 
 def one_line(message: Any) -> str:
-    """A message of another library as one printable line, without its line ends.
+    """Converts a message of another library to one printable line.
 
     >>> one_line("no array\\n  is named \\x1b[2J")
     'no array is named \\\\x1b[2J'
@@ -27,7 +27,7 @@ def one_line(message: Any) -> str:
 
 @contextlib.contextmanager
 def writing(path: pathlib.Path) -> Iterator[None]:
-    """Turns an error of the file system into a :class:`UserError` that names a file or folder.
+    """Converts an error of the file system to a :class:`UserError` that names the file or folder.
 
     >>> with writing(pathlib.Path("runs/a")):
     ...     raise OSError(28, "No space left on device")
@@ -42,24 +42,24 @@ def writing(path: pathlib.Path) -> Iterator[None]:
 
 
 def make_folder(path: pathlib.Path) -> None:
-    """Makes a folder where there is none.
+    """Creates a folder if it is missing.
 
     Raises:
-      UserError: it cannot be made, or something else has its name.
+      UserError: it cannot be created, or a file has its name.
     """
     with writing(path):
         path.mkdir(parents=True, exist_ok=True)
 
 
 def write_content(path: pathlib.Path, content: bytes | str) -> None:
-    """Writes a file as a whole: until it is complete, what was there before stays.
+    """Writes a file atomically: an existing file is replaced once the new one is complete.
 
     Args:
       path: the file.
-      content: bytes, or a text for UTF-8.
+      content: bytes, or a string, which is encoded in UTF-8.
 
     Raises:
-      UserError: the folder does not exist, the disk is full, or anything else prevents it.
+      UserError: the folder does not exist, the disk is full, or writing fails in another way.
 
     >>> write_content(pathlib.Path("/no/such/folder/a.txt"), "a")
     Traceback (most recent call last):
@@ -76,7 +76,7 @@ def write_content(path: pathlib.Path, content: bytes | str) -> None:
         partial = target.with_name(f".{secrets.token_hex(8)}.partial")
         try:
             with partial.open("xb") as file:
-                lock(file.fileno())  # until the file has its name: it is not a leftover
+                lock(file.fileno())  # until it is renamed, so that it is not a leftover
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
@@ -102,13 +102,13 @@ def npz_content(arrays: Mapping[str, Any]) -> bytes:
 
 
 def lock(file: int) -> bool:
-    """Locks an open file for this process, until it is closed; False if it has another lock.
+    """Locks an open file for this process until it is closed; returns False if it is locked.
 
-    The lock is the operating system's and ends with the process, however that ends.
+    The operating system holds the lock and releases it when the process ends for any reason.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # also where a file system has no locks
+    except OSError:  # also if the file system does not support locks
         return False
     return True
 
@@ -116,7 +116,7 @@ def lock(file: int) -> bool:
 def remove_leftovers(folder: pathlib.Path) -> None:
     """Removes the partial files of :func:`write_content` that a killed process has left.
 
-    What another process is writing stays.
+    Files that another process is writing are not removed.
 
     >>> remove_leftovers(pathlib.Path("/no/such/folder"))
     """

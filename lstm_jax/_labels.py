@@ -1,15 +1,15 @@
-"""Names of columns, classes, files and runs as labels of plots."""
+"""Labels of plots, from names of columns, classes, files and runs."""
 
 
 def label(name: object, longest: int = 60) -> str:
-    r"""A name as matplotlib shows it literally: a ``$`` begins no formula.
+    r"""Escapes a name so that matplotlib shows it literally: a ``$`` does not start a formula.
 
     Control characters and bytes that are not UTF-8 become ``?``, and a long name is shortened.  A
     legend leaves out names that begin with ``_``; a space before them prevents it.
 
     Args:
       name: the name.
-      longest: characters to show.
+      longest: the largest number of characters to show.
 
     >>> label("$\\frac{$")
     '\\$\\frac{\\$'

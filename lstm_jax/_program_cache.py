@@ -7,7 +7,7 @@ import platform
 
 
 def processor_and_version() -> str:
-    """A name for all that makes a compiled program run here and perhaps not elsewhere.
+    """A name for the properties of this machine and of JAX on which compiled programs depend.
 
     >>> processor_and_version().startswith("jax-")
     True
@@ -26,11 +26,11 @@ def processor_and_version() -> str:
 
 
 def remove_oldest(folder: pathlib.Path, max_bytes: int) -> None:
-    """Removes the files that were not used for longest, of all processors and versions.
+    """Removes the least recently used files, of all processors and versions.
 
     Args:
       folder: the folder.
-      max_bytes: the other files are at most so large together.
+      max_bytes: the largest total size of the remaining files.
     """
     found = []
     for path in folder.rglob("*"):

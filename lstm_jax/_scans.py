@@ -1,13 +1,13 @@
-"""What an equation of a scan says, whichever version of JAX wrote it."""
+"""The numbers of constants and carried values of a scan, for all versions of JAX."""
 
 from typing import Any
 
 
 def scan_counts(equation: Any) -> tuple[int, int]:
-    """How many constants and how many carried values a scan has.
+    """The number of constants and the number of carried values of a scan.
 
-    Both have the same rank inside the loop as outside; what is scanned over or stacked has an
-    axis less inside.  JAX's own counts have other names in each version.
+    Both have the same rank inside the loop as outside; arrays that are scanned over or stacked have
+    one axis less inside.  The names of JAX's own counts differ between versions.
 
     >>> import jax, jax.numpy as jnp
     >>> def summed(a, xs):

@@ -1,14 +1,14 @@
-"""The error that a person, not a programmer, is meant to read."""
+"""Errors for users of the command line, and one-line messages."""
 
 from typing import Any
 
 
 class UserError(Exception):
-    """Something a user can mend: a config, a file, a flag.
+    """An error that a user can correct: in a config, a file or a flag.
 
-    The message is one line that names what is wrong and what was expected; the command
-    line prints it without a traceback.  Names and values in it can come from a file:
-    :func:`printable` is applied to it.
+    The message is one line that gives the cause and the expected value; the command line prints it
+    without a traceback.  Names and values in it can come from a file: :func:`printable` is applied
+    to it.
 
     >>> raise UserError("model.dropout must be below 1, got 1.5")
     Traceback (most recent call last):
@@ -19,14 +19,14 @@ class UserError(Exception):
         return printable(super().__str__())
 
 
-LONGEST = 1000  # characters of a message
+LONGEST = 1000  # the largest number of characters of a message
 
 
 def printable(text: str) -> str:
-    r"""A message as one line of printable characters; a long one is shortened in the middle.
+    r"""Converts a message to one printable line; a long message is shortened in the middle.
 
     Other characters (line ends, escape sequences of terminals, bytes that are not UTF-8) are
-    written as in a Python string.
+    written as in the representation of a Python string.
 
     >>> printable("a\n\x1b[2J.csv: no such file")
     'a\\n\\x1b[2J.csv: no such file'
@@ -36,7 +36,8 @@ def printable(text: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of another library's error, at most 120 characters; its type if it is empty.
+    """The first line of another library's error, at most 120 characters; its type if the line is
+    empty.
 
     >>> first_line(ValueError("bad magic number\\nin the header"))
     'bad magic number'
@@ -45,7 +46,7 @@ def first_line(error: BaseException) -> str:
 
 
 def expect(fits: Any, name: str, expected: str, got: Any) -> None:
-    """Raises a :class:`UserError` that names what does not fit.
+    """Raises a :class:`UserError` with the expected and the actual value unless a condition holds.
 
     >>> expect(5 > 6, "data.window", "at least 6", 5)
     Traceback (most recent call last):

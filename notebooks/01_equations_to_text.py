@@ -16,10 +16,10 @@
 # - what the four gates of an LSTM compute, and why its cell state remembers;
 # - how one step becomes a sequence: a `jax.lax.scan` by hand, then `lstm_jax.unroll`;
 # - how a character model is trained on a stream of text with optax;
-# - how the trained model writes, and what the temperature does.
+# - how the trained model generates text, and what the temperature does.
 #
-# You should have used JAX before. You need not have seen an LSTM. It takes about a minute on two
-# cores and downloads nothing.
+# You should have used JAX before, but you need not know LSTMs. The notebook takes about a minute on
+# two cores and downloads nothing.
 
 # %%
 import functools
@@ -34,34 +34,34 @@ from lstm_jax import LSTMCell, LSTMState, lstm_cell, unroll
 from lstm_jax.data import encode, ngram_loss, python_reference, stream_windows
 
 plt.rcParams.update({"figure.figsize": (6, 4), "figure.constrained_layout.use": True})
-BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "0.55"  # told apart by all readers
+BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "0.55"
 
 # %% [markdown]
 # ## Why gates?
 #
-# A recurrent network reads a sequence $x_1, x_2, \dots$ one step at a time. What it knows about
-# the past is in a vector $h_t$, its *state*. The simplest network writes the state anew at each
+# A recurrent network reads a sequence $x_1, x_2, \dots$ one step at a time. A vector $h_t$, its
+# *state*, stores what it knows about the past. The simplest network replaces the state at each
 # step:
 #
 # $$h_t = \tanh(W x_t + U h_{t-1} + b)$$
 #
-# Nothing survives this unless $U$ happens to preserve it. After some tens of steps little is left
-# of an input, and just as little of the gradient that training sends back to it.
+# Information survives only if $U$ happens to preserve it. After some tens of steps, little of an
+# input is left in the state, and the gradient that reaches this input in training is equally small.
 #
-# The LSTM adds a second vector, the *cell state* $c_t$. It is not written anew. It is kept, and
-# changed a little:
+# The LSTM adds a second vector, the *cell state* $c_t$. It is not replaced at each step, but
+# preserved and changed a little:
 #
 # $$c_t = f_t \circ c_{t-1} + i_t \circ g_t \qquad h_t = o_t \circ \tanh(c_t)$$
 #
-# The product $\circ$ goes element by element. Here
+# The product $\circ$ is element-wise. Here
 #
 # - $g_t$ is the *candidate*: what could be written;
-# - $i_t$, the *input gate*, says how much of it is written;
-# - $f_t$, the *forget gate*, says how much of the old content is kept;
-# - $o_t$, the *output gate*, says how much the rest of the network gets to see.
+# - $i_t$, the *input gate*, determines how much of it is written;
+# - $f_t$, the *forget gate*, determines how much of the old content is retained;
+# - $o_t$, the *output gate*, determines how much of it the rest of the network sees.
 #
 # Gates are numbers between 0 and 1, one for each unit, and each is computed from the input and the
-# last output. With the logistic function $\sigma(z) = 1 / (1 + e^{-z})$:
+# previous output. With the logistic function $\sigma(z) = 1 / (1 + e^{-z})$:
 #
 # $$
 # \begin{aligned}
@@ -70,13 +70,13 @@ BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "0.55"  # told apar
 # \end{aligned}
 # $$
 #
-# That is all of it. Let us compute one step.
+# These are all of the equations. Let us compute one step.
 
 # %% [markdown]
 # ## One step by hand
 #
-# `LSTMCell` holds the sizes and draws the parameters. They are three arrays. The four gates lie
-# side by side in each, in the order i, f, g, o, so that one matrix product serves all four.
+# `LSTMCell` stores the sizes and initialises the parameters, which are three arrays. Each array has
+# the four gates side by side, in the order i, f, g, o, so one matrix product computes all four.
 
 # %%
 cell = LSTMCell(hidden_size=4)
@@ -86,8 +86,8 @@ for name, array in params.items():
 print("b =", params["b"])
 
 # %% [markdown]
-# All biases begin at zero. Since $\sigma(0) = 0.5$, a new network keeps about half of its state
-# from step to step, and has to learn to remember longer. (`LSTMCell(4, forget_bias=1.0)` begins
+# All biases are initially zero. Since $\sigma(0) = 0.5$, a new network retains about half of its
+# state from step to step, and must learn to remember longer. (`LSTMCell(4, forget_bias=1.0)` starts
 # with $\sigma(1) \approx 0.73$.)
 #
 # Now the equations, line by line, in NumPy:
@@ -113,8 +113,8 @@ print("c =", c)
 print("h =", h)
 
 # %% [markdown]
-# `lstm_cell` is the same function in JAX. It takes the parameters, the state and an input, and
-# returns the new state and the output, which is $h_t$:
+# `lstm_cell` is the same function in JAX. It receives the parameters, the state and an input, and
+# returns the new state and the output $h_t$:
 
 # %%
 state, y = lstm_cell(params, cell.zero_state(), jnp.asarray(x))
@@ -125,13 +125,13 @@ print(state)
 # %% [markdown]
 # ## A memory made by hand
 #
-# To see what gates are good for, let us set the weights of one unit ourselves. It reads two
-# numbers a step: a value, and a flag. We want it to store the value where the flag is 1, and to
-# hold it until the next flag.
+# To see what gates are good for, let us set the weights of one unit ourselves. It reads two numbers
+# per step, a value and a flag. It should store the value when the flag is 1, and preserve it until
+# the next flag.
 #
-# A gate with a pre-activation of +10 is open ($\sigma(10) = 0.99995$), and with -10 it is shut. So
-# the input gate gets 20 times the flag minus 10, the forget gate the opposite, and the candidate
-# the value:
+# A gate with a pre-activation of +10 is open ($\sigma(10) = 0.99995$), and with -10 it is shut. The
+# pre-activation of the input gate is therefore 20 times the flag minus 10, that of the forget gate
+# is the opposite, and that of the candidate is the value:
 
 # %%
 #                   i      f     g     o
@@ -158,19 +158,19 @@ axes.legend(loc="upper center", ncols=3, frameon=False, fontsize="small", column
 plt.show()
 
 # %% [markdown]
-# The blue line jumps at each flag and is level in between: the unit holds a number for as long as
-# we like, and no other input disturbs it. (It jumps to $\tanh$ of the value, a little less than
-# the value.)
+# The blue line jumps at each flag and is constant in between: the unit stores a number for any
+# number of steps, and no other input disturbs it. (It jumps to $\tanh$ of the value, a little less
+# than the value.)
 #
-# The gradient goes the same way back. Along the cell state alone, $\partial c_t / \partial c_{t-1}
-# = f_t$, and while the gate is open this is nearly 1, however many steps there are. Training finds
-# weights like ours because such gradients reach back far enough to find them.
+# The gradient takes the same path backwards. Along the cell state, we have
+# $\partial c_t / \partial c_{t-1} = f_t$. While the gate is open, this factor is nearly 1, so the
+# gradient reaches back over any number of steps. That is why training can find weights like ours.
 
 # %% [markdown]
 # ## From a step to a sequence
 #
-# The step has the shape that `jax.lax.scan` wants: `(state, x) -> (state, y)`. With the parameters
-# filled in by `functools.partial`, it is a scan body as it stands. Time is the first axis.
+# The step has the signature that `jax.lax.scan` requires: `(state, x) -> (state, y)`. With the
+# parameters bound by `functools.partial`, it is a valid scan body. Time is the first axis.
 
 # %%
 xs = jax.random.normal(jax.random.key(1), (50, 3))  # 50 steps of 3 features
@@ -184,10 +184,10 @@ for x in np.asarray(xs, np.float64):
 np.testing.assert_allclose(last.c, c, atol=1e-5)
 
 # %% [markdown]
-# `unroll` does the same, and more. It takes batch axes, rows of different lengths, resets between
-# documents, and either direction of time. And it arranges the loop so that its gradient is cheap:
-# the scan above would sum up a gradient for every weight *in* its backward loop; `unroll` keeps
-# that out of the loop, and gets the same numbers.
+# `unroll` does the same, and more. It supports batch axes, rows of different lengths, resets
+# between documents, and both directions of time. It also reorganises the loop so that the gradient
+# is cheap: the scan above accumulates the gradient of every weight *in* its backward loop, whereas
+# `unroll` computes these gradients outside the loop, with the same result.
 
 # %%
 _, unrolled = unroll(cell, params, xs)
@@ -200,9 +200,9 @@ print("outputs", ys.shape, " last state", last.h.shape)
 # %% [markdown]
 # ## A text
 #
-# We train on Python's own language reference, which comes with every Python. A character is a
-# number, its place in the alphabet of the text. The last tenth is held out: the model never trains
-# on it.
+# We train on Python's own language reference, which comes with every Python. Each character is
+# represented by a number, its index in the alphabet of the text. The last tenth is held out: the
+# model is not trained on it.
 
 # %%
 text = python_reference()
@@ -215,14 +215,13 @@ start = text.find("Lambda expressions")
 print(text[start : start + 260])
 
 # %% [markdown]
-# The model has three parts. A table gives each character a vector (its *embedding*). The LSTM
-# reads these. A matrix turns each output $h_t$ into scores, one for each character that may come
-# next.
+# The model has three parts. A table gives each character a vector (its *embedding*). The LSTM reads
+# these vectors. A matrix turns each output $h_t$ into scores, one for each possible next character.
 #
 # The *loss* is the mean of $-\log p(\text{next character})$, where $p$ is the softmax of the
-# scores. It is measured in nats. A loss of $\log 103 \approx 4.6$ means all 103 characters seem
-# equally likely. A loss of $1.4$ means the model is as unsure as if it chose among $e^{1.4}
-# \approx 4$.
+# scores. It is measured in nats. A loss of $\log 103 \approx 4.6$ means that all 103 characters
+# seem equally likely. A loss of $1.4$ means that the model is as unsure as if it chose among
+# $e^{1.4} \approx 4$ equally likely characters.
 
 # %%
 lstm = LSTMCell(hidden_size=192)
@@ -255,13 +254,13 @@ def loss(params, state, inputs, targets):
 # %% [markdown]
 # ## Training on a stream
 #
-# The text is one long sequence, too long to differentiate through at once. So it is read in
-# windows of 64 characters. The state at the end of a window is handed to the next one, but the
-# gradient stops at the border. This is *truncated backpropagation through time*.
+# The text is one long sequence, too long to differentiate through at once. It is therefore read in
+# windows of 64 characters. The state at the end of a window is the initial state of the next one,
+# but the gradient stops at the boundary. This is *truncated backpropagation through time*.
 #
-# To make a batch, the text is laid out in 32 lanes, and each row reads a lane of its own.
-# `stream_windows` cuts the windows so that each row goes on where it stopped. Where it begins a
-# new pass through the text, it says so with a flag `start`, and we begin with a zero state.
+# To make a batch, the text is divided into 32 lanes, one for each row. `stream_windows` chooses the
+# windows so that each row continues where it stopped. If a row starts a new pass through the text,
+# the flag `start` is true, and we reset the state to zero.
 
 # %%
 LANES, WINDOW, STEPS = 32, 64, 600
@@ -289,7 +288,7 @@ def held_out_loss(params):
 
 @functools.partial(jax.jit, static_argnames="length")
 def continued(params, prompt, length, temperature, key):
-    """Characters that the model puts after a prompt, [length]."""
+    """Characters that the model generates after a prompt, [length]."""
     state, predicted = scores(params, lstm.zero_state((1,)), prompt[:, None])
 
     def write(carried, key):
@@ -309,8 +308,8 @@ def written(params, prompt, length=300, temperature=0.6, seed=0):
 
 
 # %% [markdown]
-# `written` lets the model write: it draws a character from the predicted probabilities, feeds it
-# back as the next input, and so on. Let us watch it while it trains.
+# `written` generates text: it samples a character from the predicted probabilities, passes it back
+# as the next input, and so on. We print such text during training.
 
 # %%
 params = init(jax.random.key(0))
@@ -333,9 +332,10 @@ for number in range(STEPS):
         print(written(params, "The ", length=120), "\n")
 
 # %% [markdown]
-# First it finds out which characters are common, then words, then phrases. Is that better than
-# counting? An *n-gram* model predicts a character from the n - 1 before it, by how often each
-# followed them in the training text. `ngram_loss` has a good one (with Witten-Bell smoothing):
+# The model first learns which characters are common, then words, then phrases. Is this better than
+# counting? An *n-gram* model predicts a character from the previous n - 1 characters, by counting
+# which ones followed them in the training text. `ngram_loss` computes the loss of a good n-gram
+# model (with Witten-Bell smoothing):
 
 # %%
 ngrams = {n: ngram_loss(train, held_out, len(alphabet), order=n) for n in (1, 2, 5)}
@@ -354,19 +354,19 @@ print("LSTM  ", round(held_out_losses[STEPS], 3))
 assert held_out_losses[STEPS] < ngrams[5]
 
 # %% [markdown]
-# After a few steps the LSTM knows what letter frequencies know, and after some 25 what pairs of
-# letters know. At the end it is better than the 5-gram model: it uses more than the last four
-# characters. The orange points end a little above the blue line. That gap is what the model has
-# learned by heart of the training text; the rest holds for any text of this kind.
+# After a few steps the LSTM is as good as letter frequencies, and after about 25 steps it is as
+# good as frequencies of letter pairs. At the end it is better than the 5-gram model, since it uses
+# more than the last four characters. The orange points end slightly above the blue line, because
+# the model has memorised a little of the training text.
 #
 # `make demo` trains a larger model for longer, with dropout, and reaches about 1.2 nats.
 
 # %% [markdown]
 # ## Sampling
 #
-# The scores can be divided by a *temperature* before we draw. Below 1, likely characters become
-# likelier still: the text is safe, and repeats itself. At 1 we draw from what the model believes.
-# Above 1, unlikely characters get their chance.
+# The scores can be divided by a *temperature* before sampling. Below 1, likely characters become
+# even more likely: the text is safe, and repeats itself. At 1, the model's own probabilities are
+# used. Above 1, unlikely characters occur more often.
 
 # %%
 for temperature in (0.3, 0.8, 1.3):
@@ -374,7 +374,7 @@ for temperature in (0.3, 0.8, 1.3):
     print(written(params, "The value of", length=250, temperature=temperature), "\n")
 
 # %% [markdown]
-# At 0.3 nearly every word is right, and the same phrases come back. At 1.3 spelling breaks down.
+# At 0.3 nearly every word is right, and phrases are repeated. At 1.3 the spelling breaks down.
 #
 # ## Where to go from here
 #

@@ -14,11 +14,11 @@
 # At the end of this notebook you will know
 #
 # - how to see every gate and state of a trained model, step by step;
-# - how to search its units for one that follows something in the text, such as an open quotation;
+# - how to find a unit that follows a property of the text, such as an open quotation;
 # - how to find out whether the model *uses* that unit;
 # - how often its gates are open or shut, and for how long its units remember.
 #
-# It takes about a minute on two cores, most of it to train the model.
+# The notebook takes about a minute on two cores, mostly to train the model.
 # [01_equations_to_text](01_equations_to_text.ipynb) explains the gates $i, f, o$, the candidate
 # $g$ and the states $c$ and $h$.
 
@@ -53,10 +53,10 @@ plt.rcParams.update({"figure.figsize": (6, 4), "figure.constrained_layout.use": 
 # %% [markdown]
 # ## A trained model
 #
-# We train a character model of Python's language reference, as `make demo` does, but a smaller
-# one. Its run folder has all we need: the config, which says what the model is, and a checkpoint.
-# (With another version of Python the text is a little different, and other units will do what is
-# shown here.)
+# We train a smaller version of the character model of Python's language reference that `make demo`
+# trains. Its run folder contains all that we need: the config, which describes the model, and a
+# checkpoint. (With another version of Python the text is slightly different, and other units will
+# have the behaviour that is shown here.)
 
 # %%
 CONFIG = """\
@@ -94,8 +94,8 @@ print(*task.generate(run.model, prompt="The ", length=200, temperature=0.5, seed
 # %% [markdown]
 # ## Every gate of every step
 #
-# `trace` runs a layer and hands out what it computes on the way, by the names that the equations
-# have. We let it read 18,000 characters that the model was not trained on.
+# `trace` runs a layer and returns its intermediate values, under their names in the equations. The
+# layer reads 18,000 characters that the model was not trained on.
 
 # %%
 lstm, params = model.lstm.layer, model.lstm.params
@@ -111,15 +111,15 @@ _, ys = lstm.apply(params, xs)
 np.testing.assert_allclose(values.values["layer_0"]["h"], ys, atol=1e-5)
 
 # %% [markdown]
-# That the outputs agree is no surprise: it is the same run. (Of a longer text or a larger model,
-# ask for some `names`, `units` or `layers` only.)
+# The outputs agree, since it is the same computation. (For a longer text or a larger model, request
+# only some `names`, `units` or `layers`.)
 #
 # ## What does a unit follow?
 #
-# There are 192 units. Is there one that knows whether a quotation is open? Karpathy, Johnson and
+# There are 192 units. Does one of them indicate whether a quotation is open? Karpathy, Johnson and
 # Fei-Fei ("Visualizing and Understanding Recurrent Networks", 2015) found one in a large model. We
-# compute the property, a number for each character, and `find_units` looks for the units whose
-# output correlates most with it. Any property will do:
+# compute the property, one number per character, and `find_units` finds the units whose output
+# correlates most with it. You can use any property:
 
 
 # %%
@@ -133,7 +133,7 @@ def inside_quotes(text):
 
 
 def letters_so_far(text):
-    """How many letters of its word have been read, up to 12."""
+    """The number of letters of the current word that have been read, up to 12."""
     count, found = 0, []
     for character in text:
         count = count + 1 if character.isalpha() else 0
@@ -142,7 +142,7 @@ def letters_so_far(text):
 
 
 def spaces_so_far(text):
-    """How many spaces stand in a row, up to 12: the margin of a list or of code."""
+    """The number of consecutive spaces, up to 12: the margin of a list or of code."""
     count, found = 0, []
     for character in text:
         count = count + 1 if character == " " else 0
@@ -166,9 +166,9 @@ units = found["inside quotes (h)"]
 plot_units(units, title="inside quotes")
 
 # %% [markdown]
-# One unit stands out for quotations, and others follow words and margins. How good is a
-# correlation of that size? Let us look. Here is a piece of text, coloured by the output of the
-# first unit after it has read the character:
+# One unit stands out for quotations, and others follow words and margins. How good is a correlation
+# of that size? This is a piece of text, in which each character is coloured by the output of the
+# first unit after reading it:
 
 # %%
 quote_unit = int(units.unit[0])
@@ -179,12 +179,12 @@ piece = slice(begin, begin + 240)
 text_html(held_out[piece], sign * h[piece], title=f"output of unit {quote_unit}")
 
 # %% [markdown]
-# It is orange within quotation marks and blue outside. And it is orange between *stars*, too,
-# which this text puts around the names of arguments. So the unit does not follow quite what we
-# asked for. It follows "this is a name or a piece of code", however it is marked, and our
-# correlation was low only because the stars counted against it.
+# It is orange within quotation marks and blue outside. It is also orange between *stars*, which
+# surround the names of arguments in this text. The unit therefore does not follow exactly the
+# property that we requested. It indicates "this is a name or a piece of code", regardless of how
+# that is marked, and the correlation was low only because stars are not quotation marks.
 #
-# How does it do that? Here are its gates, around the first quotation of this piece:
+# How does it work? These are its gates around the first quotation of this piece:
 
 # %%
 middle = begin + held_out[begin:].index('"') - 6
@@ -194,17 +194,17 @@ few = few._replace(values={"layer_0": {k: v[line] for k, v in few.values["layer_
 plot_unit(few, quote_unit, text=held_out[line])
 
 # %% [markdown]
-# At the opening mark the forget gate $f$ falls to 0: what was in the cell is thrown away. The
-# input gate $i$ is open, and the candidate $g$ is +1: the cell now says "inside". At the closing
-# mark the forget gate shuts once more, little is left, and what is written after it is negative:
-# "outside". Within later words, $f$ stays near 1, and the cell keeps what it has. Nobody designed
-# this. It is what training made of the equations.
+# At the opening mark the forget gate $f$ falls to 0, which erases the content of the cell. The
+# input gate $i$ is open, and the candidate $g$ is +1: the cell now stores "inside". At the closing
+# mark the forget gate shuts again, little is left, and a negative value is written afterwards:
+# "outside". Within later words, $f$ stays near 1, and the cell retains its content. Nobody designed
+# this behaviour; it is the result of training.
 #
 # ## Does the model use it?
 #
-# A correlation is not a cause. So let us silence the unit: no other unit may read it, and neither
-# may the readout. That is a row of zeros in two matrices. If the unit tells the model that a
-# quotation is open, the model should now be worse at closing quotations, and much the same
+# A correlation is not a cause. We therefore silence the unit, so that neither the other units nor
+# the readout can read it. This takes a row of zeros in two matrices. If the model uses the unit to
+# recognise an open quotation, it should now be worse at closing quotations, and almost unchanged
 # elsewhere.
 
 
@@ -217,7 +217,7 @@ def silenced(model, unit):
 
 
 def losses(model):
-    """The loss at each character but the first, in nats."""
+    """The loss at each character except the first, in nats."""
     _, outputs = model(model.initial_carry(1), tokens=jnp.asarray(tokens[None, :-1]))
     logits = outputs["logits"][0]
     return np.asarray(optax.softmax_cross_entropy_with_integer_labels(logits, tokens[1:]))
@@ -241,15 +241,15 @@ for name, (at_quotes, elsewhere) in rows.items():
     print(f"{name:20} {at_quotes:14.2f} {elsewhere:18.2f}")
 
 # %% [markdown]
-# One unit of 192 is gone, and the loss at closing quotation marks is much higher, while the other
-# characters hardly notice. Without some other unit (the mean of ten is shown) nothing much happens
-# anywhere. The model does use this unit, and for this.
+# Without this one of 192 units, the loss at closing quotation marks is much higher, while that at
+# other characters hardly changes. Without another unit (the mean over ten units is shown), both
+# hardly change. The model does use this unit, and it uses it to follow quotations.
 #
 # ## Open, shut, or in between
 #
-# How often is a gate wide open (above 0.9), and how often shut (below 0.1)? `saturation` counts it
-# for each unit, and each point below is a unit. On the right are gates that are mostly open, at
-# the top those that are mostly shut.
+# How often is a gate wide open (above 0.9), and how often is it shut (below 0.1)? `saturation`
+# computes this for each unit, and each point below is a unit. Gates on the right are mostly open,
+# and gates at the top are mostly shut.
 
 # %%
 shares = saturation(values)
@@ -259,13 +259,13 @@ for gate in "ifo":
     print(f"gate {gate}: shut {shut.mean():.0%} of the time, open {wide.mean():.0%}")
 
 # %% [markdown]
-# Some forget gates are open most of the time: these are the units that can hold something. Most
-# are shut much of the time and start afresh with nearly every character. Few input gates are ever
-# shut for long.
+# Some forget gates are open most of the time; their units can store something. Most forget gates
+# are often shut, and their units start again with nearly every character. Few input gates are shut
+# for long.
 #
 # ## How long is its memory?
 #
-# A unit whose forget gate is at $f$ keeps the fraction $f^n$ of its content for $n$ steps.
+# A unit with the forget gate $f$ retains the fraction $f^n$ of its content after $n$ steps.
 # `memory_horizon` gives the number of steps after which $1/e$ is left, from the mean of $\log
 # f_t$.
 
@@ -276,13 +276,12 @@ steps = horizon.steps["layer_0"]
 print(f"median {np.median(steps):.1f} steps, longest {steps.max():.0f} steps")
 
 # %% [markdown]
-# Most of the units forget within a step or so: for them a character counts only once. Some
-# remember for a word, and a few for a line. The model has divided the labour, and most of its work
-# is short-term.
+# Most of the units forget within about one step, so a character influences them only once. Some
+# remember for a word, and a few for a line.
 #
 # ## Where to go from here
 #
-# - `lstm-jax inspect runs/text --text some.txt` puts all this into one HTML page.
-# - [03_vanishing_gradients](03_vanishing_gradients.ipynb) asks how far back training can reach.
-# - `trace` works on a cell of your own: [04_your_own_cell](04_your_own_cell.ipynb) names its
+# - `lstm-jax inspect runs/text --text some.txt` writes all of this as one HTML page.
+# - [03_vanishing_gradients](03_vanishing_gradients.ipynb) shows how far back training can reach.
+# - `trace` works on your own cell: [04_your_own_cell](04_your_own_cell.ipynb) names its
 #   gates.

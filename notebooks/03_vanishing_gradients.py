@@ -15,11 +15,11 @@
 #
 # - why the gradient of a plain recurrent network vanishes, and why that of an LSTM need not;
 # - how to measure it exactly, over a thousand steps, before you train anything;
-# - why a new LSTM may forget as well, and what its biases have to do with it;
-# - what this means for learning: a task that the LSTM learns and the plain network does not.
+# - why a new LSTM may forget, too, and how this depends on its biases;
+# - the consequence for learning: a task that the LSTM learns and the plain network does not.
 #
-# It takes about a minute on two cores. [01_equations_to_text](01_equations_to_text.ipynb) explains
-# the LSTM's gates.
+# The notebook takes about a minute on two cores. [01_equations_to_text](01_equations_to_text.ipynb)
+# explains the LSTM's gates.
 
 # %%
 import functools
@@ -42,29 +42,30 @@ COLOURS = {"Elman": "#d55e00", "LSTM": "#0072b2", "peephole LSTM": "#009e73"}
 # %% [markdown]
 # ## Two ways back
 #
-# Say the loss is read off the last step $T$, and what matters happened at step $t$. Training can
-# only find that out if a change of the state at $t$ changes the loss, that is, if the gradient
-# $\partial L / \partial h_t$ is not zero. It is made by the chain rule, one factor a step.
+# Let the loss depend on the last step $T$, and let the relevant input be at step $t$. Training can
+# learn this dependency only if a change of the state at $t$ changes the loss, that is, if the
+# gradient $\partial L / \partial h_t$ is not zero. By the chain rule, it is a product with one
+# factor per step.
 #
 # The plain network (Elman's) is $h_t = \tanh(W x_t + U h_{t-1} + b)$. Each factor is
 #
 # $$\frac{\partial h_t}{\partial h_{t-1}} = \mathrm{diag}(1 - h_t^2)\, U.$$
 #
-# $U$ begins as a rotation, which keeps lengths. But $1 - h_t^2$ is below 1 wherever a unit is away
-# from zero, and a product of many numbers below 1 goes to zero exponentially fast.
+# $U$ is initially a rotation, which preserves lengths. But $1 - h_t^2$ is below 1 if a unit is not
+# zero, and a product of many numbers below 1 approaches zero exponentially fast.
 #
-# The LSTM keeps $c_t = f_t \circ c_{t-1} + i_t \circ g_t$. Along the cell state the factor is the
-# forget gate alone, $f_t$, and that can be as close to 1 as training wants it. Hochreiter and
-# Schmidhuber called this the *constant error carousel*. (Their cell of 1997 had no forget gate:
-# the factor was 1.)
+# The LSTM has the cell state $c_t = f_t \circ c_{t-1} + i_t \circ g_t$. Along the cell state the
+# factor is only the forget gate $f_t$, which training can make as close to 1 as necessary.
+# Hochreiter and Schmidhuber called this the *constant error carousel*. (Their cell of 1997 had no
+# forget gate: the factor was 1.)
 #
 # ## Measuring it
 #
-# `gradient_flow` gives the norm of the exact derivative of a loss by the state of every earlier
-# step, from one backward pass. We take new networks, nothing is trained, and 1000 steps of noise.
+# `gradient_flow` computes the norm of the exact derivative of a loss with respect to the state of
+# every earlier step, in one backward pass. We use new, untrained networks and 1000 steps of noise.
 # The loss is the sum of the last outputs.
 #
-# The *peephole* LSTM is one whose gates also see the cell state.
+# In the *peephole* LSTM, the gates also read the cell state.
 
 # %%
 STEPS, D, H = 1001, 5, 32
@@ -93,19 +94,19 @@ def print_table(flows):
 print_table(new)
 
 # %% [markdown]
-# So an LSTM is no better? After 100 steps next to nothing is left. Look at the factor: a new
+# Is an LSTM no better, then? After 100 steps almost nothing is left. Consider the factor: a new
 # forget gate is $\sigma(b_f)$ with a bias of 0, about one half, and $0.5^{100}$ is about
-# $10^{-30}$. (Units whose gates happen to be more open do better, and so does the whole, but not
-# by enough. The often recommended bias of 1 makes it 0.73, and $0.73^{100}$ is still only
-# $10^{-14}$.) Such a network remembers for a handful of steps, which will do for the letters of a
-# word, and not for what we want here.
+# $10^{-30}$. (Units whose gates happen to be more open retain more, which helps the whole network,
+# but not enough. With the often recommended bias of 1, the gate is 0.73, and $0.73^{100}$ is still
+# only $10^{-14}$.) Such a network remembers for a few steps. That is enough for the letters of a
+# word, but not for this task.
 #
 # ## Biases that remember
 #
-# A gate that keeps the fraction $f$ each step remembers for about $1 / (1 - f)$ steps. Turned
-# round: to remember for $\tau$ steps, a gate needs $f = 1 - 1/\tau$, a bias of about $\log \tau$.
-# Tallec and Ollivier ("Can recurrent neural networks warp time?", ICLR 2018) draw each unit's time
-# between 1 and the longest that one expects. This is the option `chrono`:
+# A gate that retains the fraction $f$ in each step remembers for about $1 / (1 - f)$ steps.
+# Conversely, to remember for $\tau$ steps, a gate needs $f = 1 - 1/\tau$, that is, a bias of about
+# $\log \tau$. Tallec and Ollivier ("Can recurrent neural networks warp time?", ICLR 2018) sample
+# each unit's time between 1 and the longest expected one. This is the option `chrono`:
 
 # %%
 chrono = {
@@ -120,22 +121,21 @@ display(figure)
 
 # %% [markdown]
 # The axis is logarithmic, so straight lines are exponential decay. Elman's line ends after fewer
-# than 200 steps, where numbers are too small for float32: from there on the gradient is exactly
-# zero, and no amount of training can make anything of it. The line of the plain LSTM falls hardly
-# more slowly, and ends, too. With biases that fit, a fifth of the gradient is left after 1000
-# steps.
+# than 200 steps, where the values are too small for float32: beyond that distance the gradient is
+# exactly zero, and no amount of training can use it. The line of the plain LSTM falls almost as
+# fast, and also ends. With suitable biases, a fifth of the gradient is left after 1000 steps.
 #
-# (The peephole LSTM's line hides the LSTM's. New peephole weights are zero, so both begin as the
-# same network, and part only in training.)
+# (The peephole LSTM's line covers the LSTM's. New peephole weights are zero, so both are initially
+# the same network, and differ only after training.)
 #
 # ## A task: delayed recall
 #
-# At the first step the network sees one of four symbols, with a flag that says *this one*. Then
-# come other symbols, without a flag, for as many steps as the *lag* says. After the last it must
-# name the first. By guessing it is right in a quarter of cases.
+# At the first step the network reads one of four symbols, with a flag that marks it. Other symbols
+# without a flag follow; their number is the *lag*. After the last one, the network must name the
+# first symbol. Guessing is right in a quarter of cases.
 #
-# To remember one symbol, and to keep all the later ones from disturbing it: this is just what
-# gates are for.
+# The network must remember one symbol and protect it from all later ones, which is exactly the
+# purpose of gates.
 
 # %%
 SYMBOLS, ROWS, UPDATES = 4, 32, 240
@@ -163,7 +163,7 @@ optimizer = optax.chain(
 
 @functools.partial(jax.jit, static_argnames=("cell", "lag"))
 def learned(cell, lag, key):
-    """The whole training as one program: the parameters, and the accuracy at each update."""
+    """Trains in one program; returns the parameters, and the accuracy at each update."""
     glorot = jax.nn.initializers.glorot_uniform()
     params = {
         "cell": cell.init(key, input_size=SYMBOLS + 1),
@@ -215,21 +215,20 @@ assert all(curves["LSTM", lag][-24:].mean() > 0.7 for lag in LAGS)
 assert all(curves["Elman", lag][-24:].mean() < 0.5 for lag in LAGS[1:])
 
 # %% [markdown]
-# With a lag of 10 all of them learn it, and the simplest is the first. With 100 and more the Elman
-# network never leaves the level of guessing: it cannot find out that the first symbol mattered.
-# Both LSTMs learn it in some hundred steps.
+# With a lag of 10 all of them learn the task, and the simplest learns it first. With a lag of 100
+# or more, the Elman network remains at the level of guessing: it cannot learn that the first symbol
+# is relevant. Both LSTMs learn the task in a few hundred steps.
 #
 # ## What the state still knows
 #
-# `trace` hands out the state of every step. With it we can ask how long the networks that were
-# trained for a lag of 100 know the symbol. We take 512 new sequences. Half of them tell where in
-# the space of states each symbol lies, on average. Of the others we guess the symbol by the
-# nearest of these four points.
+# `trace` returns the state of every step. We use it to measure how long the networks that were
+# trained for a lag of 100 store the symbol. From half of 512 new sequences, we compute the mean
+# state for each symbol. For the other half, we predict the symbol whose mean state is the nearest.
 
 
 # %%
 def readable(states, symbols):
-    """How often the nearest mean state tells the symbol, [T], for states [T, B, H]."""
+    """How often the nearest mean state is that of the symbol, [T], for states [T, B, H]."""
     half = len(symbols) // 2
     known, asked = states[:, :half], states[:, half:]
     means = np.stack([known[:, symbols[:half] == n].mean(1) for n in range(SYMBOLS)])
@@ -253,15 +252,15 @@ axes.legend(frameon=False, loc="center right")
 plt.show()
 
 # %% [markdown]
-# The LSTM's cell state tells the symbol at any time. The Elman network has lost it after some ten
-# steps, and with it everything that the gradient at the end could tell about the beginning.
-# Forgetting on the way forward and vanishing on the way back are two sides of one thing.
+# The LSTM's cell state identifies the symbol at any time. The Elman network has lost the symbol
+# after about ten steps, so the gradient at the end contains no information about the start.
+# Forgetting in the forward pass and vanishing gradients in the backward pass have the same cause.
 #
 # ## Where to go from here
 #
-# - `jacobian_spectrum` in `lstm_jax.inspect` gives all directions at once, not only the norm, and
+# - `jacobian_spectrum` in `lstm_jax.inspect` computes all directions instead of only the norm, and
 #   the Lyapunov exponent.
-# - [02_inside_the_gates](02_inside_the_gates.ipynb) looks at what a trained network keeps in its
+# - [02_inside_the_gates](02_inside_the_gates.ipynb) shows what a trained network stores in its
 #   state.
 # - `chrono` is an option of every cell with gates, in a config as well: `--model.cell
 #   "lstm(chrono=300.0)"`.

@@ -14,11 +14,11 @@
 # At the end of this notebook you will know
 #
 # - how to write a new recurrent cell in ten lines;
-# - how to check that it computes what you meant;
-# - why it runs at full speed at once, with the same numbers as the plain loop;
-# - how to train it from a config file, without touching the library.
+# - how to check that it computes what you intended;
+# - why it immediately runs at full speed, with the same values as the plain loop;
+# - how to train it from a config file, without changing the library.
 #
-# It takes about a minute on two cores. You should know what a gate is:
+# The notebook takes about a minute on two cores. You should know what a gate is:
 # [01_equations_to_text](01_equations_to_text.ipynb) explains it.
 
 # %%
@@ -43,9 +43,9 @@ plt.rcParams.update({"figure.figsize": (6, 4), "figure.constrained_layout.use": 
 # %% [markdown]
 # ## The idea
 #
-# The LSTM has four products a step, and two state vectors. How far does one gate go? Take the
-# plain recurrent network, which would write $s_t$, and let a gate $u_t$ decide how much of the old
-# state stays:
+# The LSTM has four products per step, and two state vectors. How good is a cell with a single gate?
+# Take the plain recurrent network, whose new state would be $s_t$, and let a gate $u_t$ determine
+# how much of the old state is retained:
 #
 # $$
 # \begin{aligned}
@@ -57,12 +57,13 @@ plt.rcParams.update({"figure.figsize": (6, 4), "figure.constrained_layout.use": 
 #
 # This is the *update gate RNN* of Collins, Sohl-Dickstein and Sussillo ("Capacity and Trainability
 # in Recurrent Neural Networks", ICLR 2017). It has half the weights of an LSTM. The library does
-# not have it. The 1 in the gate makes a new network keep about 73 % of its state at each step.
+# not contain it. Because of the 1 in the gate, a new network retains about 73 % of its state at
+# each step.
 #
 # ## Ten lines
 #
-# A cell says three things: which parameters it has, with which state it begins, and how it gets
-# from one step to the next. We write it to a file, since a config will need it there.
+# A cell defines three things: its parameters, its initial state, and how it computes one step from
+# the previous one. We write it to a file, so that a config can use it.
 
 # %%
 # %%writefile my_cells.py
@@ -97,15 +98,14 @@ class UpdateGateCell(BaseCell):
 # %% [markdown]
 # Line by line:
 #
-# - `parameters` declares each array: its role, which selects its initialiser, and its shape. Both
-#   pre-activations lie side by side in one matrix, so that one product does for both; `gates=2`
+# - `parameters` declares each array: its role, which selects its initialiser, and its shape. One
+#   matrix contains both pre-activations side by side, so one product computes both; `gates=2`
 #   initialises the two halves separately.
 # - `zero_state` is a NamedTuple. Ours has one field, `h`, and `RNNState` is just that.
-# - `affine` is `x @ w_ih + h @ w_hh + b`, summed in float32 even where the arrays are bfloat16.
-# - `named` changes nothing. It tells `lstm_jax.inspect` what the values are called.
-# - `like` gives the new state the types of the old one, as every loop in JAX wants it.
-# - A frozen dataclass is hashable, so that JAX can compile one program for each cell and find it
-#   again.
+# - `affine` is `x @ w_ih + h @ w_hh + b`, summed in float32 even if the arrays are bfloat16.
+# - `named` does not change a value; it gives the value a name for `lstm_jax.inspect`.
+# - `like` gives the new state the types of the old one, as every loop in JAX requires.
+# - A frozen dataclass is hashable, so JAX can compile one program for each cell and cache it.
 #
 # `init`, a `step` that checks its arguments, types and learned initial states come from
 # `BaseCell`.
@@ -123,8 +123,8 @@ print({name: array.shape for name, array in params.items()}, ys.shape)
 # ## Is it right?
 #
 # Write the equations a second time, in NumPy, from the formulas and not from the code, and
-# compare. In float64 nothing is left but your mistakes. `check_grads` compares the gradient with
-# finite differences.
+# compare. In float64, rounding errors are negligible, so any difference is a mistake. `check_grads`
+# compares the gradient with finite differences.
 
 
 # %%
@@ -153,8 +153,8 @@ print("values and gradients agree")
 # %% [markdown]
 # ## Everything else comes with it
 #
-# Rows of different lengths, stacks, both directions, one step at a time, a Flax module: none of
-# them knows our cell, and all of them run it.
+# The code for rows of different lengths, stacks, both directions, single steps and Flax modules
+# does not know our cell, but it can run it.
 
 # %%
 lengths = jnp.array([100, 60, 10, 0])
@@ -179,8 +179,8 @@ print("in Flax, batch first:", module(xs.swapaxes(0, 1)).shape)
 # %% [markdown]
 # ## At full speed
 #
-# `unroll` has several engines. `choose_engine` says which one it takes for a cell, and why not
-# another:
+# `unroll` has several engines. `choose_engine` returns the one that is used for a cell, and
+# explains why the others are not:
 
 # %%
 choice = choose_engine(cell, num_steps=100, batch_shape=(4,), platform="cpu")
@@ -189,18 +189,18 @@ for engine, why in choice.rejected.items():
     print(f"  not {engine}: {why}")
 
 # %% [markdown]
-# `"scan"` is the plain `jax.lax.scan` over `cell.step`. Differentiated by JAX, its backward loop
-# carries the gradient of *every weight* along and adds to it at each step. `"fused"` works on any
-# cell: the backward loop carries the gradient of the state alone, and the weights' gradients
-# follow for a whole block of steps at once, as one large matrix product.
+# `"scan"` is the plain `jax.lax.scan` over `cell.step`. When JAX differentiates it, the backward
+# loop carries the gradient of *every weight* and adds to it at each step. `"fused"` works on any
+# cell: its backward loop carries only the gradient of the state, and the gradients of the weights
+# are computed for a whole block of steps at once, as one large matrix product.
 #
-# We can see it in the traced program. This counts the numbers that one step of the innermost
-# backward loop hands to the next:
+# We can see it in the traced program. This function counts the numbers that one step of the
+# innermost backward loop passes to the next:
 
 
 # %%
 def loops(program):
-    """Every scan in a traced program, inner ones after those around them."""
+    """Every scan in a traced program, each before the scans that it contains."""
     for equation in program.eqns:
         if equation.primitive.name == "scan":
             yield equation
@@ -233,11 +233,12 @@ axes.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# With the plain scan (orange) the load grows as the square of the hidden size, since the weights
-# are in it. With the fused engine (blue) it grows as the state does. At 512 units that is about
-# 150 times less to read and write at each step. `docs/performance.md` has measured times.
+# With the plain scan (orange) this number grows with the square of the hidden size, since it
+# includes the weights. With the fused engine (blue) it grows linearly, with the size of the state.
+# At 512 units, each step reads and writes about 150 times less. `docs/performance.md` has measured
+# times.
 #
-# Both engines must give the same gradient, but for rounding in float32:
+# Both engines must give the same gradient, up to rounding in float32:
 
 
 # %%
@@ -254,8 +255,8 @@ for name in params:
 # %% [markdown]
 # ## In a config
 #
-# A config names a cell by its name in `lstm_jax.CELLS`, or as `module.Class`. The module is looked
-# for in the folder in which the command runs, and our file lies there.
+# A config names a cell by its name in `lstm_jax.CELLS`, or as `module.Class`. The module is found
+# in the folder in which the command runs, which contains our file.
 
 # %%
 CONFIG = """\
@@ -287,14 +288,15 @@ with open("small.toml", "w") as file:
     file.write(CONFIG)
 
 # %% [markdown]
-# In a shell one would type
+# In a shell, the commands are
 #
 # ```
 # lstm-jax train small.toml --workdir runs/update_gate
 # lstm-jax train small.toml --workdir runs/lstm --model.cell lstm
 # ```
 #
-# Here the notebook does, for our cell, the plain network without a gate, and the LSTM:
+# The notebook does the same in Python, for our cell, the plain network without a gate, and the
+# LSTM:
 
 # %%
 CELLS = {"update gate": "my_cells.UpdateGateCell", "no gate": "rnn", "LSTM": "lstm"}
@@ -329,16 +331,15 @@ for name, kind in count.items():
     print(f"{name:12} {sum(a.size for a in arrays.values()):,} parameters in the cell")
 
 # %% [markdown]
-# All three have 128 units. The network without a gate is ahead for the first 100 steps: it has the
-# least to learn. Then the two with gates pass it. One gate is here about as good as the LSTM's
-# three, with half the weights. That says little about longer texts and longer training. But the
-# experiment took ten lines and a config, and that was the point.
+# All three have 128 units. The network without a gate is the best for the first 100 steps, since it
+# has the least to learn. Then the two with gates overtake it. One gate is about as good as the
+# LSTM's three here, with half the weights. This says little about longer texts and longer training,
+# but the experiment took only ten lines and a config.
 #
 # ## Where to go from here
 #
-# - `docs/your_own_cell.md` goes through what else a cell may say: options, regularisers, linear
+# - `docs/your_own_cell.md` describes what else a cell can define: options, regularisers, linear
 #   recurrences, cells without the base class.
-# - `docs/cells.md` has the cells that are there already; each is one file to read and to begin
-#   from.
-# - [02_inside_the_gates](02_inside_the_gates.ipynb) looks into trained gates by the names given
-#   here.
+# - `docs/cells.md` describes the existing cells; you can start from the file of any of them.
+# - [02_inside_the_gates](02_inside_the_gates.ipynb) shows trained gates by the names that `named`
+#   gives.

@@ -13,17 +13,15 @@
 #
 # At the end of this notebook you will know
 #
-# - how an LSTM stands between other layers, a convolution below and attention above, in nnx;
-# - how the same model looks in linen, and that the parameters go from one to the other as they
-#   are;
-# - how a training step is shared among several devices;
-# - how `vmap` trains an ensemble, one member on each device, and what it is good for.
+# - how to combine an LSTM with a convolution below and attention above, in nnx;
+# - how to write the same model in linen, and that both have the same parameters;
+# - how to distribute a training step over several devices;
+# - how to train an ensemble with `vmap`, distributed over devices, and its advantages.
 #
-# You should have seen a Flax model before. It takes less than a minute on two cores.
+# You should have seen a Flax model before. The notebook takes less than a minute on two cores.
 #
-# The first cell asks JAX for two CPU devices, one for each core, so that there is something to
-# share the work. It must come before JAX is used. On a machine with several GPUs leave that line
-# out.
+# The first cell configures JAX to have two CPU devices, one for each core, so that work can be
+# distributed. This must precede any use of JAX. On a machine with several GPUs, omit that line.
 
 # %%
 
@@ -48,13 +46,13 @@ print(len(jax.devices()), "devices")
 # %% [markdown]
 # ## A task that needs all three
 #
-# A sensor records 96 noisy numbers. Somewhere in the first half an event happens, and somewhere in
-# the second half another one. An event is *up* (a bump up, then down) or *down* (the same upside
-# down). Tell which two there were, and in which order: up-up, up-down, down-up or down-down.
+# A sensor records 96 noisy numbers. There is one event at some position in the first half, and
+# another one in the second half. An event is *up* (a bump up, then down) or *down* (the same upside
+# down). The task is to identify both events in their order: up-up, up-down, down-up or down-down.
 #
-# - A *convolution* is good at finding a short shape wherever it is.
+# - A *convolution* is good at finding a short shape at any position.
 # - An *LSTM* is good at remembering what came first.
-# - *Attention* is good at reading the answer off at the right moment.
+# - *Attention* is good at reading the answer at the right step.
 
 # %%
 LENGTH, EVENT = 96, 12
@@ -63,7 +61,7 @@ SHAPE = 2 * np.sin(2 * np.pi * np.arange(EVENT) / EVENT) * np.hanning(EVENT)
 
 
 def signals(seed, count, noise=0.6):
-    """Signals [count, 96, 1], labels [count], and where the two events begin, [count, 2]."""
+    """Signals [count, 96, 1], labels [count], and the positions of both events, [count, 2]."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, len(CLASSES), count)
     xs = rng.normal(0, noise, (count, LENGTH))
@@ -91,15 +89,16 @@ figure.supylabel("signal (no unit)")
 plt.show()
 
 # %% [markdown]
-# One signal of each class. The events are drawn in orange here; the model must find them.
+# The plot has one signal of each class, with the events in orange; the model must find them.
 #
 # ## In nnx
 #
-# `lstm_jax.nnx.LSTM` is a module as any other. The batch leads, `[B, T, D]`, as everywhere in
-# Flax, and so it takes the convolution's output as it is. `strides=2` halves the number of steps.
+# `lstm_jax.nnx.LSTM` is a module like any other. The batch axis comes first, `[B, T, D]`, as
+# everywhere in Flax, so the LSTM can read the convolution's output directly. `strides=2` halves the
+# number of steps.
 #
-# Attention asks with one *query*, a vector that is learned. It compares the query with the LSTM's
-# output at each step, and takes a weighted mean of these outputs. The weights say where it looked.
+# Attention has one *query*, a learned vector. It compares the query with the LSTM's output at each
+# step, and computes a weighted mean of these outputs. The weights show which steps it reads.
 
 
 # %%
@@ -147,8 +146,8 @@ assert accuracy(scores, test_labels) > 0.7
 # %% [markdown]
 # ## In linen
 #
-# The same layers, by the same names. In linen a model is a description; the parameters are a tree
-# outside of it.
+# The linen model has the same layers with the same names. In linen a model is a description, and
+# its parameters are a separate tree.
 
 
 # %%
@@ -174,8 +173,8 @@ assert jax.tree.map(jnp.shape, new) == jax.tree.map(jnp.shape, trained)
 print("lstm:", jax.tree.map(jnp.shape, trained["lstm"]))
 
 # %% [markdown]
-# Both have the same tree of parameters: by name, and array by array. So the trained model can go
-# over as it is, and it tells the same:
+# Both have the same tree of parameters, with the same names and shapes. The trained parameters can
+# therefore be used directly, with the same results:
 
 # %%
 linen_scores, seen = net.apply({"params": trained}, test_xs, mutable="intermediates")
@@ -183,7 +182,7 @@ np.testing.assert_allclose(linen_scores, scores, atol=1e-4)
 print("the same scores")
 
 # %% [markdown]
-# `sow_weights=True` has noted down the attention weights. Where does the model look?
+# With `sow_weights=True` the attention weights were recorded. Which steps does the model read?
 
 # %%
 (weights,) = seen["intermediates"]["attention"]["attention_weights"]  # [B, heads, 1, 48]
@@ -209,15 +208,16 @@ for head in range(2):
     print(f"head {head}  {share[head, 0]:15.0%}  {share[head, 1]:16.0%}")
 
 # %% [markdown]
-# The grey bands are where the events are. Nobody told the model; it found out that these are the
-# moments to look at. Most of the weight of both heads lies on a quarter of the time.
+# The grey bands mark the events. Their positions were not part of the training data; the model has
+# learned that these steps are relevant. Both heads place most of their weight on a quarter of the
+# steps.
 #
-# ## Shared among devices
+# ## Distributed over devices
 #
-# A batch of 64 signals can be split: each of two devices takes 32 and computes their gradient, and
-# the mean of both is the gradient of the batch. In JAX one only says where the arrays lie. A
-# *mesh* names the devices, and a *sharding* says which axis of an array goes along which axis of
-# the mesh. The compiler does the rest.
+# A batch of 64 signals can be split: each of two devices computes the gradient of 32 signals, and
+# the mean of both is the gradient of the batch. In JAX you only specify where the arrays are
+# stored. A *mesh* names the devices, and a *sharding* maps axes of an array to axes of the mesh.
+# The compiler does the rest.
 
 # %%
 mesh = jax.make_mesh((len(jax.devices()),), ("devices",), axis_types=(AxisType.Auto,))
@@ -244,8 +244,8 @@ print(f"largest difference of a gradient: {max(jax.tree.leaves(difference)):.0e}
 assert max(jax.tree.leaves(difference)) < 1e-5
 
 # %% [markdown]
-# The same `loss`, the same gradient, on two devices. `train_step` needs no change, either. The
-# optimizer's state must lie where the model does, and batches by rows:
+# The same `loss` gives the same gradient on two devices. `train_step` needs no change, either. The
+# optimizer's state must be on the same devices as the model, and batches must be sharded by rows:
 
 # %%
 nnx.update(optimizer, jax.device_put(nnx.state(optimizer), everywhere))
@@ -258,13 +258,14 @@ print(f"training loss after 20 steps more: {value:.2f}, on {value.sharding.num_d
 # %% [markdown]
 # ## An ensemble
 #
-# Models that begin with different random parameters make different mistakes. Their mean is better
-# than each of them, and where they disagree, one should not trust them. With functions of
-# parameters, which linen gives, `vmap` turns one model into many: put four trees of parameters on
-# top of one another, and map over the first axis.
+# Models with different initial parameters make different mistakes. Their mean is better than each
+# of them, and if they disagree, the prediction is less reliable. A linen model is a function of its
+# parameters, so `vmap` turns one model into many: stack four trees of parameters, and map over the
+# first axis.
 #
-# Members do not talk to each other, so they are the ideal thing to share. `shard_map` gives each
-# device its part of the first axis, here two members, and runs the function on that part alone.
+# Members are independent of each other, so they are ideal for distribution over devices.
+# `shard_map` gives each device its part of the first axis, here two members, and runs the function
+# on that part.
 
 # %%
 MEMBERS = 4
@@ -284,7 +285,7 @@ def member_step(params, opt_state, xs, labels):
 
 keys = jax.random.split(jax.random.key(1), MEMBERS)
 members = jax.vmap(lambda key: net.init(key, test_xs[:1])["params"])(keys)
-members = jax.device_put(members, by_rows)  # the first axis is the member now
+members = jax.device_put(members, by_rows)  # the first axis is now that of the members
 opt_states = jax.device_put(jax.vmap(tx.init)(members), by_rows)
 ensemble_step = jax.jit(
     jax.shard_map(jax.vmap(member_step), mesh=mesh, in_specs=by_rows.spec, out_specs=by_rows.spec)
@@ -293,14 +294,14 @@ w_hh = members["lstm"]["layer_0"]["w_hh"]
 print("w_hh", w_hh.shape, "of which a device has", w_hh.addressable_shards[0].data.shape)
 
 for _ in range(300):
-    rows = rng.integers(0, len(train_xs), (MEMBERS, 64))  # each draws its own batch
+    rows = rng.integers(0, len(train_xs), (MEMBERS, 64))  # each member samples its own batch
     batch = jax.device_put((train_xs[rows], train_labels[rows]), by_rows)
     members, opt_states, values = ensemble_step(members, opt_states, *batch)
 
 
 # %% [markdown]
-# The ensemble's answer is the mean of its members' probabilities. Let us make it harder and
-# harder: signals with more noise than it was trained for.
+# The ensemble's prediction is the mean of its members' probabilities. We make the task harder, with
+# more noise than in the training signals:
 
 
 # %%
@@ -336,15 +337,14 @@ print("all agree on", {noise: f"{share:.0%}" for noise, share in zip(noises, sha
 assert (np.array(mean) > np.array(single).mean(1)).all()
 
 # %% [markdown]
-# The ensemble (orange) is better than its members (grey) at any noise. And it knows something of
-# its own doubt: where all four members agree (blue), it is right much more often. They agree on
-# fewer and fewer signals as the noise grows, and for the others one would better look at the
-# signal oneself.
+# The ensemble (orange) is better than its members (grey) at any noise. It also indicates its own
+# uncertainty: if all four members agree (blue), it is right much more often. As the noise grows,
+# they agree on fewer signals; the others are better checked by a person.
 #
 # ## Where to go from here
 #
 # - `lstm_jax.nnx.LSTM` and `lstm_jax.linen.LSTM` take `bidirectional=True`, `num_layers`, any
 #   `cell`, `seq_lengths` for rows of different lengths and `resets` between documents.
-# - A single cell, such as `lstm_jax.nnx.PeepholeLSTMCell`, goes into Flax's own `nnx.RNN`.
-# - Weights can be shared out, too: `kernel_metadata={"out_sharding": (None, "model")}`.
-# - [04_your_own_cell](04_your_own_cell.ipynb) puts a cell of your own into such a module.
+# - A single cell, such as `lstm_jax.nnx.PeepholeLSTMCell`, works in Flax's own `nnx.RNN`.
+# - Weights can be sharded, too: `kernel_metadata={"out_sharding": (None, "model")}`.
+# - [04_your_own_cell](04_your_own_cell.ipynb) puts a custom cell into such a module.

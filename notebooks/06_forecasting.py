@@ -13,13 +13,14 @@
 #
 # At the end of this notebook you will know
 #
-# - how a table with dates, gaps, several series and a planned promotion becomes a forecast file;
-# - what a config must say, and what is inferred from the table;
-# - how to compare a forecast with simple methods on weeks that it has not seen;
-# - how to forecast row by row, and what a promotion is worth.
+# - how to turn a table with dates, gaps, several series and planned promotions into a forecast
+#   file;
+# - what a config must specify, and what is inferred from the table;
+# - how to compare a forecast with simple methods on held-out weeks;
+# - how to forecast row by row, and how to measure the effect of a promotion.
 #
-# It needs no download, and takes about a minute on two cores. `docs/forecasting.md` is the page
-# that goes with it.
+# The notebook needs no download, and takes about a minute on two cores. `docs/forecasting.md` is
+# the corresponding page.
 
 # %%
 import pathlib
@@ -38,8 +39,8 @@ BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "0.55"
 # %% [markdown]
 # ## The spreadsheet
 #
-# Weekly sales of two shops over three years. A promotion raises sales by 40 %. Four weeks of the
-# southern shop are missing. The plan of promotions reaches eight weeks into the future, where the
+# The table has weekly sales of two shops over three years. A promotion raises sales by 40 %. Four
+# weeks of the southern shop are missing. Promotions are planned for the next eight weeks, where the
 # sales are still empty.
 
 # %%
@@ -56,7 +57,7 @@ for shop, size in (("north", 200), ("south", 80)):
     parts.append(part.drop(index=range(40, 44)) if shop == "south" else part)
 pd.concat(parts).to_csv("sales.csv", index=False)
 table = pd.read_csv("sales.csv", parse_dates=["week"])
-table.groupby("shop").tail(10).head(4)  # the present of the northern shop lies between them
+table.groupby("shop").tail(10).head(4)  # the present of the northern shop is between these lines
 
 # %%
 shops = {shop: part.set_index("week").asfreq("W-SUN") for shop, part in table.groupby("shop")}
@@ -78,15 +79,15 @@ panels[0].legend(frameon=False, ncols=2, fontsize="small")
 plt.show()
 
 # %% [markdown]
-# The promotions after the last week of sales are planned. A gap is a gap: nothing is filled in.
+# The promotions after the last week of sales are planned. Gaps are not filled.
 #
 # ## A config
 #
-# It names the table and says what each column is. All else is inferred: the frequency, the season,
-# the window of the past that a forecast sees, the horizon, the splits. Here we choose the horizon,
-# eight weeks, and a forecast in every week of the backtest (`stride`). `promotion` is *known in
-# advance*: the model may read the plan of the weeks that it forecasts. Any other column would be
-# read up to the present only.
+# The config names the table and the role of each column. Everything else is inferred: the
+# frequency, the season, the window of the past that a forecast reads, the horizon, the splits. Here
+# we set the horizon, eight weeks, and make a forecast in every week of the backtest (`stride`).
+# `promotion` is *known in advance*: the model can read it for the weeks that it forecasts. Any
+# other column would be read only up to the present.
 
 # %%
 HEAD = """
@@ -112,7 +113,7 @@ eval_every = 50
 
 
 def trained(name):
-    """The run of a config; its best checkpoint on the validation weeks."""
+    """Trains a config; returns the run with its best checkpoint on the validation weeks."""
     path = pathlib.Path(f"{name}.toml")
     path.write_text(HEAD + CONFIGS[name])
     quiet = Report(Console(quiet=True))
@@ -125,15 +126,15 @@ for line in runs["inferred"].task.described():
     print(line.replace(f"{pathlib.Path.cwd()}/", ""))
 
 # %% [markdown]
-# On the command line this is `lstm-jax train sales.toml --workdir runs/sales`, and the same lines
-# are printed there. What was inferred is written into the config of the run.
+# On the command line this is `lstm-jax train sales.toml --workdir runs/sales`, which prints the
+# same lines. Inferred values are written into the run's config.
 #
 # ## Is it any good?
 #
-# The last weeks of each series are the test: forecasts from every week, each with all the weeks
-# before it. Beside the run stand simple methods. `loss` is the weighted quantile loss, 0 for a
-# perfect forecast; `mae` and `smape` are errors of the median; `coverage_80` is the share of sales
-# inside the interval of 80 percent.
+# The last weeks of each series are the test. The model makes a forecast in every week, given all
+# previous weeks, and is compared with simple methods. `loss` is the weighted quantile loss, 0 for a
+# perfect forecast; `mae` and `smape` are errors of the median; `coverage_80` is the fraction of
+# sales inside the interval of 80 percent.
 
 
 # %%
@@ -148,17 +149,17 @@ def compared(runs):
 compared(runs).round(3)
 
 # %% [markdown]
-# Not yet: the seasonal naive forecast is better. The inferred window is a season, a year. Of the
-# two years of training, that leaves only a few windows, and the LSTM reads a quarter of a year in
-# one step.
+# Not yet: the seasonal naive forecast is better. The inferred window is a season, which is a year.
+# Two years of training data contain only a few such windows, and the LSTM reads a quarter of a year
+# in one step.
 #
 # ## A better config
 #
-# The calendar says what time of the year it is, so half a year of history will do, and gives more
-# windows to learn from. And the forecast may go week by week, each week given those before it: the
-# *autoregressive* decoding of DeepAR. In training the LSTM reads the true sales of the earlier
-# weeks. In a forecast it reads its own samples, from a Student-t distribution, and a hundred
-# sampled futures give the quantiles.
+# The calendar features contain the time of the year, so half a year of history is enough, and there
+# are more windows to learn from. The forecast can also be made week by week, each week given the
+# previous ones: this is the *autoregressive* decoding of DeepAR. In training the LSTM reads the
+# true sales of the earlier weeks. In a forecast it reads its own samples, from a Student-t
+# distribution, and a hundred sampled futures give the quantiles.
 
 # %%
 HEAD += "window = 26\nseason = 1\n"
@@ -180,9 +181,9 @@ results.round(3)
 # %% [markdown]
 # ## The forecast
 #
-# `predict` forecasts what follows the table, in the units of the table: the mean and quantiles of
-# each week. (On the command line: `lstm-jax predict runs/sales --output forecast.csv`, which also
-# draws a fan chart of each series and an HTML page of all of them.)
+# `predict` forecasts the weeks after the table, in the units of the table: the mean and quantiles
+# of each week. (On the command line: `lstm-jax predict runs/sales --output forecast.csv`, which
+# also writes a fan chart of each series and an HTML page of all of them.)
 
 # %%
 run = runs["row by row"]
@@ -206,13 +207,13 @@ figure.legend(handles, labels, loc="outside upper center", ncols=5, frameon=Fals
 plt.show()
 
 # %% [markdown]
-# The forecast rises in the weeks of planned promotions, and follows the year. The gap of the
+# The forecast rises in the weeks of planned promotions, and follows the season. The gap of the
 # southern shop is on the left.
 #
-# ## What is a promotion worth?
+# ## The effect of a promotion
 #
-# Forecast again from a table with another plan: the same history and no promotion in the eight
-# weeks. New tables may also bring new weeks, or new shops.
+# We make another forecast from a table with the same history, but no promotions in the eight weeks.
+# New tables may also contain new weeks or new shops.
 
 # %%
 without = table.copy()
@@ -227,13 +228,13 @@ print(f"the other weeks:                    {gain[~on].mean():+.0%}")
 assert gain[on].mean() > 0.2 > abs(gain[~on].mean())
 
 # %% [markdown]
-# The table was made with 40 %. The model has found more than half of it, from the promotions of two
-# years.
+# The table was made with an effect of 40 %. From the promotions of two years, the model has learned
+# more than half of it.
 #
 # ## Where to go from here
 #
-# - Your own table: change the names of the columns. `docs/forecasting.md` says what a table may
-#   hold, and what happens to time zones, words, missing values and mistakes.
+# - Your own table: change the names of the columns. `docs/forecasting.md` describes the contents of
+#   a table, and how time zones, words, missing values and mistakes are treated.
 # - Train on every week, once you trust the config: `data.test = "none"`.
 # - `model.members = 5` trains an ensemble; `model.head` offers counts, mixtures and quantiles.
 # - `configs/beijing_air.toml`, `configs/m4_hourly.toml` and `configs/tourism.toml` are real tables

@@ -13,12 +13,12 @@
 #
 # At the end of this notebook you will know
 #
-# - how to bring a trained `torch.nn.LSTM` over, and how to check that it computes the same;
+# - how to import a trained `torch.nn.LSTM`, and how to check that it computes the same;
 # - what differs between the two: gate blocks, orientation, the number of biases;
-# - how to fine-tune it here, beside training from scratch;
-# - how to take it back, so that the rest of a torch program never notices.
+# - how to fine-tune it in JAX, compared with training from scratch;
+# - how to export it again, so that the rest of a torch program needs no change.
 #
-# It needs PyTorch, and takes less than a minute on two cores.
+# The notebook needs PyTorch, and takes less than a minute on two cores.
 
 # %%
 import importlib
@@ -39,9 +39,10 @@ plt.rcParams.update({"figure.figsize": (6, 4), "figure.constrained_layout.use": 
 # %% [markdown]
 # ## A model in torch
 #
-# Somebody has trained a character model in PyTorch, on prose: Python's language reference. For
-# this notebook we do that ourselves, briefly. The model is an embedding, an LSTM and a linear
-# readout. We keep to 97 characters, so that it can read other texts later.
+# Suppose that somebody has trained a character model in PyTorch, on prose: Python's language
+# reference. For this notebook we do that ourselves, briefly. The model is an embedding, an LSTM and
+# a linear readout. We use a fixed set of 97 characters, so that the model can read other texts
+# later.
 
 # %%
 ALPHABET = "\t\n" + "".join(map(chr, range(32, 127)))
@@ -56,7 +57,7 @@ class TorchModel(torch.nn.Module):
     def __init__(self, hidden=128, embedding=32):
         super().__init__()
         self.embedding = torch.nn.Embedding(len(ALPHABET), embedding)
-        self.lstm = torch.nn.LSTM(embedding, hidden)  # time leads, as here
+        self.lstm = torch.nn.LSTM(embedding, hidden)  # time is the first axis
         self.head = torch.nn.Linear(hidden, len(ALPHABET))
 
     def forward(self, characters):  # [T, B]
@@ -85,7 +86,7 @@ for number in range(200):
 print(f"torch: training loss on prose {value.item():.2f} nats a character")
 
 # %% [markdown]
-# ## Bringing it over
+# ## Importing it
 #
 # A trained torch model is a `state_dict`: arrays by name.
 
@@ -94,10 +95,10 @@ for name, array in model.state_dict().items():
     print(f"{name:20} {tuple(array.shape)}")
 
 # %% [markdown]
-# The LSTM's arrays are `(4H, in)`, for $W x$, where ours are `(in, 4H)`, for `x @ w`. Torch adds
-# two biases, whose sum is all that counts; we have one. The gates happen to stand in the same
-# order, i, f, g, o; in other libraries they do not. `from_torch` knows all that. It tells from
-# names and shapes what the layer is, how many layers there are and whether it reads both ways:
+# The LSTM's arrays are `(4H, in)`, for $W x$, whereas ours are `(in, 4H)`, for `x @ w`. Torch adds
+# two biases, of which only the sum matters; we have one. The gates have the same order, i, f, g, o;
+# in other libraries they do not. `from_torch` converts all of this. From names and shapes, it
+# determines the kind of layer, the number of layers and whether they are bidirectional:
 
 # %%
 state_dict = model.state_dict()
@@ -127,16 +128,17 @@ print(f"largest difference of a score: {np.abs(ours - theirs).max():.0e}")
 np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 # %% [markdown]
-# The same scores, but for rounding in float32.
+# The scores are equal, up to rounding in float32.
 #
-# (A `state_dict` in a file is best kept as safetensors: `lstm_jax.interop.read_arrays` reads it,
-# and there is nothing in it that could be executed, as there is in a pickle.)
+# (Store a `state_dict` as safetensors: `lstm_jax.interop.read_arrays` reads this format, which,
+# unlike a pickle, cannot contain code.)
 #
 # ## Fine-tuning here
 #
-# The model has read prose. Now it shall read code: the sources of some modules of Python's
-# standard library. Is what it knows of use? We train two models for as many steps, one from
-# torch's parameters, one from new ones. The last tenth of each module is held out.
+# The model was trained on prose. Now we train it on code: the sources of some modules of Python's
+# standard library. Does its knowledge of prose help? We train two models for the same number of
+# steps, one from torch's parameters and one from new ones. The last tenth of each module is held
+# out.
 
 # %%
 NAMES = ["argparse", "ast", "collections", "dataclasses", "functools", "json", "pathlib"]
@@ -166,7 +168,7 @@ def train_step(params, opt_state, inputs, targets):
 
 
 def trained(params):
-    """The trained parameters, and the held-out loss on the way."""
+    """The trained parameters, and the held-out loss during training."""
     opt_state = optimizer.init(params)
     losses = {0: float(loss(params, rows[:-1], rows[1:]))}
     for number in range(STEPS):
@@ -190,8 +192,8 @@ scratch, scratch_losses = trained(new)
 # %% [markdown]
 # ## And back
 #
-# `to_torch` gives the arrays under torch's names, in torch's shapes. They go into the model that
-# was there, which notices nothing.
+# `to_torch` returns the arrays with torch's names and shapes. We load them into the original torch
+# model.
 
 # %%
 arrays = to_torch(lstm, tuned["lstm"], prefix="lstm.") | {
@@ -215,13 +217,13 @@ axes.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# What the model knew of prose helps it with code: before a single step it is where training from
-# scratch is only after some time, and it stays ahead. Torch finds the same loss as JAX (the star):
-# nothing was lost on either way.
+# The knowledge of prose helps with code: before the first step, the loss is one that training from
+# scratch reaches only after some time, and it remains lower. Torch computes the same loss as JAX
+# (the star), so both conversions are exact.
 #
 # ## Where to go from here
 #
-# - `fill` puts what was read into a module of `lstm_jax.nnx` or `lstm_jax.linen`.
-# - `from_keras`, `from_flax`, `from_haiku`, `from_equinox` and `from_cudnn` are the same for other
+# - `fill` copies the imported parameters into a module of `lstm_jax.nnx` or `lstm_jax.linen`.
+# - `from_keras`, `from_flax`, `from_haiku`, `from_equinox` and `from_cudnn` do the same for other
 #   libraries.
 # - `lstm_jax.interop.onnx` reads and writes graphs of ONNX.

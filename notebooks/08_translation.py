@@ -9,17 +9,17 @@
 # ---
 
 # %% [markdown]
-# # Translation, and where it looks
+# # Translation with attention
 #
 # At the end of this notebook you will know
 #
 # - how an encoder and a decoder, both LSTMs, turn one sequence into another of any length;
 # - what attention computes, and how a map of it explains a translation;
-# - how to train with teacher forcing, and how to write without it: greedily, and with a beam;
-# - what a beam knows that a single answer hides.
+# - how to train with teacher forcing, and how to generate without it: greedily, and with a beam;
+# - what a beam shows that a single answer hides.
 #
 # The two languages are small, so that a model learns them within a minute: dates as people write
-# them, and dates as computers do. No data are downloaded.
+# them, and dates as computers write them. No data are downloaded.
 
 # %%
 import datetime
@@ -42,8 +42,8 @@ plt.rcParams.update({"figure.figsize": (6, 4), "figure.constrained_layout.use": 
 # %% [markdown]
 # ## Pairs of sentences
 #
-# Each day is written in one of several ways. One of them is ambiguous on purpose: `03/04/2021` is
-# the third of April for one half of the world and the fourth of March for the other half.
+# Each day is written in one of several ways. One of them is deliberately ambiguous: `03/04/2021` is
+# the third of April in some countries and the fourth of March in others.
 
 # %%
 FORMATS = ["%-d %B %Y", "%B %-d, %Y", "%a, %d %b %Y", "%d.%m.%y", "%d/%m/%Y", "%m/%d/%Y"]
@@ -62,7 +62,7 @@ for source, target in pairs[:5]:
 
 # %% [markdown]
 # Tokens are characters here; `lstm_jax.data.Tokenizer` makes subwords of real sentences. Three
-# numbers have a meaning of their own: 0 fills rows up, 1 starts a target, 2 ends a sequence.
+# numbers have a special meaning: 0 is padding, 1 starts a target, and 2 ends a sequence.
 
 # %%
 PAD, START, END = range(3)
@@ -72,7 +72,7 @@ V = len(characters) + 3
 
 
 def encoded(texts):
-    """The characters of each text and the end, filled up: int32 [B, T], and the lengths [B]."""
+    """The characters of each text and the end, padded: int32 [B, T], and the lengths [B]."""
     rows = [[number[c] for c in text] + [END] for text in texts]
     tokens = np.zeros((len(rows), max(map(len, rows))), np.int32)
     for row, filled in zip(rows, tokens, strict=True):
@@ -91,9 +91,9 @@ print(xs.shape, ys.shape, "V =", V)
 # %% [markdown]
 # ## What attention computes
 #
-# The encoder leaves one vector $m_s$ for each source token. At each step the decoder has a query
-# $q$. Scores say how well they fit, a softmax makes weights of them that add up to 1, and the
-# *context* is the mean with these weights:
+# The encoder computes one vector $m_s$ for each source token. At each step the decoder has a query
+# $q$. Scores measure the similarity of $q$ and $m_s$, a softmax turns them into weights that add up
+# to 1, and the *context* is the mean with these weights:
 #
 # $$\alpha_s = \frac{e^{q \cdot m_s}}{\sum_r e^{q \cdot m_r}} \qquad
 #   \mathrm{context} = \sum_s \alpha_s m_s$$
@@ -112,13 +112,14 @@ np.testing.assert_allclose(weights, by_hand / by_hand.sum(), rtol=1e-5)
 # ## The model
 #
 # `Seq2Seq` reads the source in both directions. Its decoder reads the embedding of the last token
-# and the last *attentional vector* $a_{t-1}$ (input feeding), so that it knows where it has looked:
+# and the last *attentional vector* $a_{t-1}$ (input feeding), so it knows which source tokens it
+# has attended to:
 #
 # $$s_t = \mathrm{LSTM}(s_{t-1}, [E y_t, a_{t-1}]) \qquad
 #   a_t = \tanh(W [s_t, \mathrm{context}_t]) \qquad \mathrm{logits}_t = E a_t + b$$
 
 # %%
-# New forget gates that are open make 1500 steps enough.
+# With open initial forget gates, 1500 steps are enough.
 cell = functools.partial(LSTMCell, kernel_init="glorot_uniform", forget_bias=1.0)
 model = Seq2Seq(V, 32, 64, cell=cell, rngs=nnx.Rngs(0))
 carry = model.encode(source=xs[:4], lengths=lengths[:4])
@@ -126,9 +127,9 @@ _, outputs = model(carry, tokens=ys[:4])
 print({name: array.shape for name, array in outputs.items()})
 
 # %% [markdown]
-# ## Training: the right answer so far
+# ## Training with the right answer so far
 #
-# *Teacher forcing*: while it is trained, the decoder reads the true target, one step behind. All
+# In *teacher forcing*, the decoder reads the true target during training, one step behind. All
 # steps are then one call, and the loss is the cross-entropy of each next token.
 
 # %%
@@ -168,16 +169,16 @@ for n in range(STEPS):
 model = nnx.merge(graph, params, rest)
 
 # %% [markdown]
-# ## Writing without a teacher
+# ## Generation without a teacher
 #
-# Now the decoder reads what it has written itself. *Greedy* search takes the likeliest token at
-# each step. The search is one compiled loop, which asks only for a step
-# `(carry, token) -> (carry, log probabilities)`.
+# Now the decoder reads its own output. *Greedy* search chooses the most likely token at each step.
+# The search is one compiled loop, which only needs a step `(carry, token) -> (carry, log
+# probabilities)`.
 
 
 # %%
 def start(model, texts, times=1):
-    """What a search needs: a step, and the first carry with each row several times."""
+    """The arguments of a search: a step, and the first carry with each row repeated."""
     tokens, lengths = encoded(texts)
     memory, first = repeated(model.encode(source=tokens, lengths=lengths), times)
 
@@ -203,10 +204,10 @@ print(f"{right:.1%} of {len(clear)} unambiguous dates of the test are right")
 assert right > 0.95
 
 # %% [markdown]
-# ## Where it looks
+# ## The attention map
 #
-# The attention of each step is an output of the model. Read the map row by row: each character of
-# the answer, and what it was taken from.
+# The attention of each step is an output of the model. Each row of the map is a character of the
+# answer, with its weights on the source characters.
 
 
 # %%
@@ -230,14 +231,15 @@ plt.show()
 print(source, "->", target)
 
 # %% [markdown]
-# The year comes first in the answer and last in the source: a model that could only read along
-# would have to store all of it. For the month it looks at the letters that tell it apart from the
-# other eleven.
+# The year comes first in the answer and last in the source, so a model without attention would have
+# to store the whole source. For the month, the decoder attends to the letters that distinguish it
+# from the other eleven.
 #
-# ## What a beam knows
+# ## What a beam shows
 #
-# A beam keeps the K likeliest hypotheses instead of one. For most dates the second one is hardly
-# worth a look. For an ambiguous one it is the other reading, with a share that is worth knowing:
+# A beam retains the K most likely hypotheses instead of one. For most dates the second hypothesis
+# is very unlikely. For an ambiguous date it is the other interpretation, with a considerable
+# probability:
 
 # %%
 texts = ["19 December 2015", "03/04/2021", "30/04/2021"]
@@ -252,15 +254,15 @@ second = np.exp(np.asarray(found.scores[:2, 1]))
 assert second[1] > 4 * second[0]
 
 # %% [markdown]
-# Scores are log probabilities here. There is no 30th month, and so the third date is clear again:
-# nobody told the model, it has learned it from the pairs.
+# Scores are log probabilities here. There is no 30th month, so the third date is unambiguous; the
+# model has learned this from the pairs.
 #
 # ## Where to go from here
 #
 # - `lstm-jax train configs/multi30k.toml` trains the same model on real sentences, English to
-#   German, with subwords, dropout, averaged parameters and BLEU; `docs/translation.md` does it with
-#   two text files of yours.
-# - `beam_search(alpha=...)` divides scores by a length penalty, without which long translations
-#   lose; `bonus=` can add a penalty for source words that nobody has looked at.
+#   German, with subwords, dropout, averaged parameters and BLEU; `docs/translation.md` does this
+#   with your own text files.
+# - `beam_search(alpha=...)` divides scores by a length penalty, without which short translations
+#   are preferred; `bonus=` can add a penalty for source words that received little attention.
 # - `Seq2Seq(..., input_feeding=False)` is faster to train: no step waits for the attention of the
-#   step before.
+#   previous step.

@@ -15,12 +15,12 @@
 #
 # - how the path of a pen becomes a sequence of vectors;
 # - how CTC trains a model on texts without knowing which point belongs to which letter;
-# - how a network writes by hand: a mixture of Gaussians for each move of the pen, and a soft window
-#   that slides along the text;
+# - how a network generates handwriting: a mixture of Gaussians for each move of the pen, and a soft
+#   window that slides along the text;
 # - how to measure whether its writing is legible.
 #
 # The data are real: 10,992 digits that 44 people wrote on a tablet (Alimoğlu and Alpaydın, 1996).
-# They are fetched once, 0.5 MB. All in all it takes less than two minutes on two cores.
+# They are downloaded once (0.5 MB). The notebook takes less than two minutes on two cores.
 
 # %%
 import warnings
@@ -47,15 +47,15 @@ from lstm_jax.models.handwriting_synthesis import (
 )
 
 plt.rcParams.update({"figure.figsize": (6, 3), "figure.constrained_layout.use": True})
-# Downloads show their progress as text where Jupyter has no widgets, which is well.
+# Without widgets, Jupyter shows the progress of downloads as text, which is fine.
 warnings.filterwarnings("ignore", message="IProgress not found")
 
 # %% [markdown]
 # ## Numbers
 #
-# A digit is eight points along the path of the pen, (x, y) from 0 to 100. We set digits side by
-# side to write numbers of two to four digits. The test digits are by 14 people whose writing the
-# models never see in training.
+# A digit is eight points along the path of the pen, (x, y) from 0 to 100. We place digits side by
+# side to form numbers of two to four digits. The test digits are by 14 people whose handwriting is
+# not in the training data.
 
 # %%
 digits = read_ink_splits("pen_digits")
@@ -63,7 +63,7 @@ print({split: len(inks) for split, inks in digits.items()})
 
 
 def numbers(split, count, seed, least=2, most=4):
-    """Random numbers in handwriting: the digits' points ``[n, 8, 2]`` of each, and its labels."""
+    """Random handwritten numbers: the points ``[n, 8, 2]`` of each one's digits, and its labels."""
     rng, inks = np.random.default_rng(seed), digits[split]
     strokes, labels = [], []
     for size in rng.integers(least, most + 1, count):
@@ -95,14 +95,15 @@ plt.show()
 # %% [markdown]
 # ## Reading
 #
-# The reader gets handwriting of a standard size, and points at equal distances along the path, so
-# that the speed of the pen does not matter. Of each point it reads the direction of the move to it,
-# its height, whether the pen was lifted, and how far it then went: six features.
+# The reader receives handwriting of a standard size, with points at equal distances along the path,
+# so the speed of the pen has no influence. Each point has six features: the direction of the move
+# to it (two numbers), its height, whether the pen was lifted, and how far it then moved (two
+# numbers).
 #
-# A bidirectional LSTM gives at each step scores of the ten digits and of a *blank*. **CTC** sums
-# the probabilities of all alignments, that is of all sequences of digits and blanks that spell the
-# number once repetitions are merged and blanks removed. So it needs the number alone as the
-# target, not which points belong to which digit.
+# At each step, a bidirectional LSTM computes scores of the ten digits and of a *blank*. **CTC**
+# sums the probabilities of all alignments, that is, of all sequences of digits and blanks that
+# spell the number once repetitions are merged and blanks removed. The target is therefore only the
+# number, without the points that belong to each digit.
 
 # %%
 POINTS, LABELS = 120, 4  # at most; shorter ones are padded
@@ -132,7 +133,7 @@ def ctc(model, batch):
 
 
 def trained(model, loss, batches, steps, rate):
-    """Trains a model in place, and prints its loss now and then."""
+    """Trains a model in place, and prints its loss several times."""
     schedule = optax.warmup_cosine_decay_schedule(0.0, rate, 30, steps)
     chain = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
     optimizer = nnx.Optimizer(model, chain, wrt=nnx.Param)
@@ -147,14 +148,14 @@ def trained(model, loss, batches, steps, rate):
         value = step(model, optimizer, batches(number))
         if (number + 1) % (steps // 5) == 0:
             print(f"step {number + 1}: training loss {value:.3f}")
-    return Compiled(model)  # in evaluation mode, its calls compiled
+    return Compiled(model)  # in evaluation mode, with compiled calls
 
 
 read = trained(reader, ctc, lambda n: batch_of(*numbers("train", 64, n)), READER_STEPS, 1e-2)
 
 
 # %% [markdown]
-# To read, take the likeliest class of each step, merge repetitions and remove blanks.
+# To read, take the most likely class of each step, merge repetitions and remove blanks.
 
 
 # %%
@@ -170,7 +171,7 @@ def readings(strokes):
 
 
 def distance(a, b):
-    """Digits to insert, delete or replace."""
+    """The number of digits to insert, delete or replace."""
     row = list(range(len(b) + 1))
     for i, x in enumerate(a, 1):
         last, row[0] = row[0], i
@@ -193,8 +194,8 @@ print(f"new writers: {right:.1%} of the numbers are right, {real_rate:.1%} of th
 assert real_rate < 0.1
 
 # %% [markdown]
-# The model has learned on its own *where* each digit is. Its probabilities are spikes: blank almost
-# everywhere, and a digit at one or two steps.
+# The model has learned *where* each digit is, although the targets do not contain this. Its
+# probabilities are spikes: blank almost everywhere, and a digit at one or two steps.
 
 # %%
 chosen = next(n for n, text in enumerate(test_texts) if len(text) == 4 and found[n] == text)
@@ -214,23 +215,24 @@ plt.show()
 # %% [markdown]
 # ## Writing
 #
-# The writer predicts the next move of the pen, $\Delta_t = (\Delta x, \Delta y)$, from the moves
-# before and from the text. One number for each coordinate would be the mean of all possible moves,
-# and nobody writes means. So the network gives a **mixture** of Gaussians:
+# The writer predicts the next move of the pen, $\Delta_t = (\Delta x, \Delta y)$, from the previous
+# moves and from the text. If it predicted one number for each coordinate, the result would be the
+# mean of all possible moves, which does not look like handwriting. The network therefore predicts a
+# **mixture** of Gaussians:
 #
 # $$p(\Delta_t) = \sum_m \pi_m\, \mathcal{N}(\Delta_t;\, \mu_m, \Sigma_m)$$
 #
-# and whether a stroke, or all of the writing, ends there. A **soft window** says which letter is
-# being written: the first LSTM layer moves its centres $\kappa$ to the right, by as much as it
-# likes, and sees the letters weighted by their distance from them (Graves, 2013).
+# and the probability that a stroke, or the whole piece, ends there. A **soft window** determines
+# which letter is being written: the first LSTM layer moves the window's centres $\kappa$ to the
+# right and reads the letters, weighted by their distance from the centres (Graves, 2013).
 
 # %%
 WRITER_STEPS, MOVES = 1000, 8 * 3 - 1
-LAST = 11  # a letter that ends every text, so that the window can see the end coming
+LAST = 11  # a letter that ends every text, so that the window can see the end
 
 
 def trails(strokes, labels):
-    """Moves to each point but the last, moves to the next point, and what that point is."""
+    """Moves to each point except the last, moves to the next point, and the kind of that point."""
     batch = {
         "moves": np.zeros((len(labels), MOVES, 3), np.float32),
         "targets": np.zeros((len(labels), MOVES, 2), np.float32),
@@ -271,13 +273,13 @@ writing = trained(
 
 
 # %% [markdown]
-# To write, draw each move from the mixture and give it to the model as the next input. A *bias*
-# makes the deviations smaller: neater writing, with less variety.
+# To write, sample each move from the mixture and pass it to the model as the next input. A *bias*
+# makes the deviations smaller, so the writing is neater and has less variety.
 
 
 # %%
 def written(texts, bias, seed=0):
-    """The digits' points of each text."""
+    """The points of the digits of each text."""
     text = np.zeros((len(texts), 4), np.int32)
     for row, word in enumerate(texts):
         text[row, : len(word) + 1] = [*(1 + int(c) for c in word), LAST]
@@ -316,7 +318,7 @@ for row, bias in zip(panels, (0.0, 0.5, 2.0), strict=True):
 plt.show()
 
 # %% [markdown]
-# The window moves from digit to digit as the pen goes on:
+# The window moves from digit to digit while the pen writes:
 
 # %%
 samples, window = written(["318"], 1.0, seed=0)
@@ -329,7 +331,8 @@ figure.colorbar(image, label="weight")
 plt.show()
 
 # %% [markdown]
-# Is it legible? The reader of the first part, which has never seen this writer, is the judge.
+# Is it legible? We measure this with the reader of the first part, which was not trained on this
+# writer.
 
 # %%
 rng = np.random.default_rng(0)
@@ -345,7 +348,7 @@ assert rate < 0.3
 # %% [markdown]
 # ## Where to go from here
 #
-# - `lstm-jax train configs/unipen_words.toml` reads words, with a lexicon if you like, and
+# - `lstm-jax train configs/unipen_words.toml` reads words, optionally with a lexicon, and
 #   `configs/unipen_synthesis.toml` writes them. `docs/handwriting.md` describes both.
 # - Your own ink, as CSV, InkML or UNIPEN: `lstm-jax predict RUN my_word.inkml --plot word.svg`.
 # - The reader's model is also that of speech: `configs/spoken_digits.toml`.

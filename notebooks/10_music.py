@@ -9,18 +9,18 @@
 # ---
 
 # %% [markdown]
-# # Chorales: predicting and inventing chords
+# # Chorales: predicting and generating chords
 #
 # At the end of this notebook you will know
 #
-# - how music becomes a sequence of vectors, and what a likelihood of music is;
-# - why 88 independent predictions make poor chords, and how the chain rule mends it;
-# - how one model serves for scoring, for inventing and for harmonising a melody;
-# - how to hear what it has invented.
+# - how to represent music as a sequence of vectors, and what the likelihood of music is;
+# - why 88 independent predictions make poor chords, and how the chain rule solves this;
+# - how to score music, generate chords and harmonise a melody with one model;
+# - how to listen to the generated music.
 #
-# The music is real: 382 chorales harmonised by Johann Sebastian Bach, in the form and split in
-# which they are the standard test of such models (Boulanger-Lewandowski et al., 2012). They are
-# fetched once, 96 kB. All in all it takes about a minute on two cores.
+# The music is real: 382 chorales harmonised by Johann Sebastian Bach, in the representation and
+# split that are standard for such models (Boulanger-Lewandowski et al., 2012). They are downloaded
+# once (96 kB). The notebook takes about a minute on two cores.
 
 # %%
 import pathlib
@@ -47,14 +47,14 @@ from lstm_jax.models import Compiled, PianoRollModel
 from lstm_jax.tasks.piano_rolls import frame_losses
 
 plt.rcParams.update({"figure.figsize": (6, 4), "figure.constrained_layout.use": True})
-# Downloads show their progress as text where Jupyter has no widgets, which is well.
+# Without widgets, Jupyter shows the progress of downloads as text, which is fine.
 warnings.filterwarnings("ignore", message="IProgress not found")
 
 # %% [markdown]
 # ## Music as a sequence
 #
-# A *piano roll* has a row for each moment and a column for each of a piano's 88 keys: 1 where the
-# key sounds. Here a moment, a *frame*, lasts for a quarter note.
+# A *piano roll* has a row for each moment and a column for each of a piano's 88 keys, with a 1 if
+# the key sounds. Each moment, called a *frame*, lasts a quarter note here.
 
 # %%
 chorales = read_collection(fetch("poly_music/JSB_Chorales.mat"), frames_per_beat=1, held_out=0.1)
@@ -80,18 +80,17 @@ axes.set_xlabel("frame (quarter notes)")
 plt.show()
 
 # %% [markdown]
-# Four voices: soprano, alto, tenor, bass. Each moves by small steps, and together they make
-# chords.
+# There are four voices: soprano, alto, tenor and bass. Each moves by small steps, and together they
+# form chords.
 #
 # ## How likely is music?
 #
-# A model gives a probability to each frame $x_t \in \{0, 1\}^{88}$, given the frames before. We
-# measure it by the mean of $-\log p(x_t \mid x_{<t})$ in nats: how surprised is the model, on
-# average, by what comes next? As in the literature, the first frame of each piece is left out of
-# the mean.
+# A model assigns a probability to each frame $x_t \in \{0, 1\}^{88}$, given the previous frames. We
+# measure it by the mean of $-\log p(x_t \mid x_{<t})$ in nats: how surprising is the next frame for
+# the model, on average? As in the literature, the mean excludes the first frame of each piece.
 #
-# Two simple models treat each pitch by itself. The first knows how often each pitch sounds. The
-# second knows how likely it is to sound *after a frame in which it did*, or did not.
+# Two simple models treat each pitch separately. The first uses the frequency of each pitch. The
+# second uses the frequency of each pitch *after a frame in which it sounded*, or did not.
 
 # %%
 shares, chain = frequencies(train), transitions(train)
@@ -110,23 +109,24 @@ print(f"each pitch by itself {constant:.2f} nats a frame, as a Markov chain {mar
 # %% [markdown]
 # ## Chords and the chain rule
 #
-# The obvious LSTM reads the frames before and ends in 88 sigmoids. But then it chooses each key
-# without knowing what it has chosen for the others. Where Bach would go to C major or to A minor,
+# The obvious model is an LSTM that reads the previous frames, with 88 sigmoids as outputs. But it
+# chooses each key independently of the others. If Bach would continue with C major or with A minor,
 # such a model mixes both.
 #
-# Any distribution is a product of conditional ones. Let us go from the highest key down:
+# Any distribution is a product of conditional distributions. We order the keys from the highest to
+# the lowest:
 #
 # $$p(x_t \mid x_{<t}) = \prod_{k=88}^{1} p(x_{t,k} \mid x_{<t}, x_{t,k+1}, \dots, x_{t,88})$$
 #
-# `PianoRollModel` computes all these factors at once. An LSTM reads the past into $h_t$. Key $k$
-# then looks at the frame before and at the keys above it in the same frame, *as intervals*:
+# `PianoRollModel` computes all these factors at once. An LSTM encodes the past as $h_t$. The
+# probability of key $k$ also depends on the previous frame and on the higher keys in the same
+# frame, *as intervals*:
 #
 # $$u_{t,k} = \mathrm{silu}\Bigl(A h_t + c_k
 # + \sum_j x_{t-1,j}\, Q_{j-k} + \sum_{j>k} x_{t,j}\, P_{j-k}\Bigr)$$
 #
-# and its logit is $(W h_t + b)_k + V_k \cdot u_{t,k}$. A third below the soprano is a third below
-# the soprano, wherever it is: $P$ and $Q$ depend on the interval alone. That is why 229 chorales
-# are enough.
+# and its logit is $(W h_t + b)_k + V_k \cdot u_{t,k}$. $P$ and $Q$ depend only on the interval, so
+# a third below the soprano has the same effect at any pitch. That is why 229 chorales are enough.
 
 # %%
 HIDDEN, FEATURES, LANES, WINDOW, STEPS = 128, 24, 16, 48, 300
@@ -162,8 +162,8 @@ def train_step(model, optimizer, carry, batch):
 
 
 # %% [markdown]
-# Each row of a batch reads the chorales in an order of its own. `start` marks where one begins, and
-# there the state is reset. The state after one window is the state before the next.
+# Each row of a batch reads the chorales in its own order. `start` marks the first frame of a
+# chorale, at which the state is reset. The state after one window is the initial state of the next.
 
 # %%
 batches = roll_windows(train, LANES, WINDOW, transpose=1, seed=0)
@@ -173,7 +173,7 @@ for number in range(STEPS):
     if (number + 1) % 50 == 0:
         print(f"step {number + 1}: training loss {value:.2f}")
 
-trained = Compiled(model)  # in evaluation mode, its calls compiled
+trained = Compiled(model)  # in evaluation mode, with compiled calls
 loss = np.concatenate([losses[1:] for losses in frame_losses(trained, test)]).mean()
 print(
     f"{loss:.2f} nats a frame (a Markov chain: {markov:.2f}, each pitch by itself: {constant:.2f})"
@@ -181,14 +181,15 @@ print(
 assert loss < 0.8 * markov
 
 # %% [markdown]
-# A nat less is a factor of $e$: in the geometric mean, the model gives a chord of Bach's a
-# probability that is tens of times as high as the Markov chain's. (`configs/jsb_notes.toml`
-# trains longer and gets further.)
+# One nat less is a factor of $e$: in the geometric mean, the model assigns to a chord of Bach's a
+# probability that is tens of times as high as the Markov chain's. (`configs/jsb_notes.toml` trains
+# longer and reaches a lower loss.)
 #
-# ## Inventing
+# ## Generating
 #
-# To invent a frame, go down the keyboard and toss a coin for each key, with the probability that
-# the model gives it in view of the keys already chosen. The whole frame then becomes the past.
+# To generate a frame, sample the keys from the highest to the lowest, each with the probability
+# that the model assigns, given the keys chosen so far. The complete frame then becomes part of the
+# past.
 
 
 # %%
@@ -220,9 +221,9 @@ def tune(seed, melody):
 
 
 # %% [markdown]
-# The same function harmonises. Keys above a given soprano are silent, the soprano's own sounds,
-# and the model chooses the rest. Here is the melody of a chorale of the test set, with Bach's
-# voices below it and with the model's. It has never seen this chorale.
+# The same function harmonises a melody. Keys above a given soprano are silent, the soprano's key
+# sounds, and the model chooses the rest. The plot shows the melody of a chorale of the test set,
+# with Bach's voices below it and with the model's. This chorale is not in the training data.
 
 # %%
 FRAMES = 48
@@ -237,8 +238,8 @@ panels[1].set_xlabel("frame (quarter notes)")
 plt.show()
 
 # %% [markdown]
-# Two readers of the same notes: how likely does the model find Bach's voices, and its own? And
-# how often does it agree with Bach about a key?
+# How likely are Bach's voices for the model, and how likely are its own? And how often does it
+# choose the same key as Bach?
 
 # %%
 for name, roll in (("Bach", test[0][:FRAMES]), ("the model", harmonised)):
@@ -248,13 +249,13 @@ lower = test[0][:FRAMES].sum() - FRAMES
 print(f"{both.sum() - FRAMES} of Bach's {lower} lower notes are also the model's")
 
 # %% [markdown]
-# The model finds Bach's voices likelier than its own: it chooses each chord without knowing where
-# the melody will go, and Bach knew.
+# Bach's voices are more likely for the model than its own: the model chooses each chord without
+# knowing the rest of the melody, but Bach knew it.
 #
 # ## From nothing
 #
-# With no soprano given, every key is free, from the first chord on. A MIDI file is for a notation
-# program, a WAV file for the ears; both are written to the current folder.
+# Without a given soprano, the model chooses every key, from the first chord on. The MIDI file is
+# for a notation program, and the WAV file is for listening; both are written to the current folder.
 
 # %%
 free = tune(3, np.full(64, 88))
@@ -272,6 +273,6 @@ plt.show()
 # ## Where to go from here
 #
 # - `lstm-jax train configs/jsb_notes.toml` trains the full model, and
-#   `lstm-jax generate RUN --soprano melody.mid` harmonises a melody of yours.
-# - Your own music: `docs/music.md` goes from a folder of MIDI files to a new tune.
-# - A lower temperature (divide the logits by 0.8) makes safer chords and fewer surprises.
+#   `lstm-jax generate RUN --soprano melody.mid` harmonises your own melody.
+# - Your own music: `docs/music.md` describes the way from a folder of MIDI files to a new tune.
+# - A lower temperature (divide the logits by 0.8) gives safer chords and fewer surprises.

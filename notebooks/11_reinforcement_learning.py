@@ -13,14 +13,14 @@
 #
 # At the end of this notebook you will know
 #
-# - how vmapped environments and an LSTM make a rollout in one `lax.scan`;
+# - how to compute a rollout of vmapped environments and an LSTM in one `lax.scan`;
 # - why an update has to replay the rollout with the same resets, and how `resets_from_dones` makes
 #   them from the flags of the rollout;
-# - what happens with no memory, and with resets that are one step off;
-# - how the trained agent stores what it has seen.
+# - what happens without memory, and with resets that are one step off;
+# - how the trained agent stores the cue.
 #
-# The algorithm is recurrent PPO, in one file: [`examples/ppo.py`](../examples/ppo.py). It takes
-# about a minute on two cores.
+# The algorithm is recurrent PPO, in one file: [`examples/ppo.py`](../examples/ppo.py). The notebook
+# takes about a minute on two cores.
 
 # %%
 import sys
@@ -43,7 +43,7 @@ plt.rcParams.update({"figure.figsize": (6, 3.5), "figure.constrained_layout.use"
 #
 # In the first step of an episode the agent sees one of four cues. Then it sees nothing, for a
 # number of steps that differs from episode to episode. In the last step a flag asks for the cue,
-# and the right action earns 1. No single observation contains the answer together with the
+# and the right action has a reward of 1. No single observation contains both the answer and the
 # question.
 
 # %%
@@ -59,13 +59,13 @@ print("reward", reward, "done", done)
 # ## The rollout and its replay
 #
 # `play` steps the agent and 4 environments together. An environment that ends its episode starts
-# the next one by itself, so a rollout holds several episodes, and its first step may be in the
-# middle of one. The agent's LSTM therefore starts from its initial state where the *previous* step
+# the next one automatically, so a rollout contains several episodes, and its first step may be in
+# the middle of one. The agent's LSTM therefore starts from its initial state if the *previous* step
 # was the last of its episode.
 #
 # An update needs log-probabilities and values as functions of the parameters. It runs the agent
-# over the whole rollout in one call, from the carry with which the rollout began. With unchanged
-# parameters, that replay must return what the rollout had recorded.
+# over the whole rollout in one call, from the initial carry of the rollout. With unchanged
+# parameters, this replay must return the values that the rollout recorded.
 
 # %%
 agent = ppo.Agent(env.num_features, env.num_cues, hidden=32, rngs=nnx.Rngs(0))
@@ -84,7 +84,7 @@ print(
 )
 
 # %% [markdown]
-# With `dones` as resets the replay differs: the last step of each episode, the one that asks,
+# With `dones` as resets the replay differs: the last step of each episode, which asks for the cue,
 # would start from an empty memory.
 
 # %%
@@ -98,7 +98,7 @@ print(
 # %% [markdown]
 # ## Three agents
 #
-# The first remembers. The second is reset before each step, so it has no memory. The third acts
+# The first agent has a memory. The second is reset before each step, so it has none. The third acts
 # correctly, but its updates replay the rollout with `dones` as resets.
 
 
@@ -139,14 +139,14 @@ plt.legend()
 plt.show()
 
 # %% [markdown]
-# Nothing fails with the wrong resets: the loss falls and the agent acts. It has only lost the
+# There is no error with the wrong resets: the loss falls, and the agent acts. It only lacks the
 # gradient from the question to the cue.
 
 # %% [markdown]
 # ## What the agent stores
 #
-# The trained agent sees each cue, and then nothing. The cell state of its LSTM is different for
-# each cue and keeps the difference until the question comes.
+# The trained agent sees each cue, and then nothing. The cell state of its LSTM differs between cues
+# and preserves this difference until the question.
 
 # %%
 agent = agents["resets_from_dones"]
@@ -172,7 +172,7 @@ plt.show()
 # ## Exercises
 #
 # 1. Give the environment distractors: random cues in the steps between the first and the last, with
-#    a flag that says which one counts.
-# 2. Train with rollouts shorter than an episode (`num_steps=8`). The gradient does not reach the
-#    cue any more, since it ends where the rollout begins. How much is still learned, and why?
+#    a flag that marks the relevant one.
+# 2. Train with rollouts shorter than an episode (`num_steps=8`). The gradient then does not reach
+#    the cue, since it ends at the start of the rollout. How much is still learned, and why?
 # 3. Replace the LSTM by a `gru` or a `min_gru` ([the cells](../docs/cells.md)).

@@ -1,11 +1,11 @@
-"""Runs the notebooks: of each .py an .ipynb with what its cells print and draw.
+"""Runs the notebooks: writes an .ipynb with outputs for each .py.
 
     python notebooks/build.py                         # all of them
     python notebooks/build.py 01_equations_to_text
 
-The .py files are where notebooks are written (percent format, which jupytext and editors know);
-the .ipynb beside each is made here, and its metadata hold nothing that differs between two runs.
-One picture of each goes to docs/images/, for the README.
+Edit the .py files (percent format, which jupytext and editors support). This script writes the
+.ipynb next to each; its metadata do not differ between runs. One image of each notebook is written
+to docs/images/, for docs/notebooks.md.
 """
 
 import argparse
@@ -21,10 +21,10 @@ from nbclient import NotebookClient
 FOLDER = pathlib.Path(__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("[0-9][0-9]_*.py"))
 SHARP = "--InlineBackend.figure_formats={'retina'}"  # twice the pixels, in the same size
-CELL_SECONDS = 600  # a machine may be busy; the tests bound the work itself
+CELL_SECONDS = 600  # generous, since a machine may be busy; the tests limit the CPU time
 IMAGES = FOLDER.parent / "docs" / "images"
 EXAMPLES = FOLDER.parent / "examples"
-PICTURES = {
+IMAGE_OF = {
     "01_equations_to_text": 0,
     "02_inside_the_gates": 1,
     "03_vanishing_gradients": 0,
@@ -37,7 +37,7 @@ PICTURES = {
     "10_music": 1,
     "11_reinforcement_learning": 0,
 }
-"""Which picture of each stands in the README."""
+"""The index of the image of each notebook that docs/notebooks.md shows."""
 METADATA = {
     "jupytext": {"formats": "ipynb,py:percent"},
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -46,7 +46,7 @@ METADATA = {
 
 
 def source(name: str) -> nbformat.NotebookNode:
-    """The notebook as its .py has it, without outputs."""
+    """The notebook in a .py file, without outputs."""
     notebook = jupytext.read(FOLDER / f"{name}.py")
     notebook.metadata = nbformat.from_dict(METADATA)
     notebook.nbformat, notebook.nbformat_minor = 4, 5
@@ -64,18 +64,20 @@ def executed(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
             kernel_name="python3",
             resources={"metadata": {"path": folder}},
             record_timing=False,
-            coalesce_streams=True,  # however the text came, in one piece or many
+            coalesce_streams=True,  # regardless of how the kernel splits the text
             extra_arguments=["--log-level=ERROR", SHARP],
         )
         examples = os.pathsep.join([str(EXAMPLES), *filter(None, [os.environ.get("PYTHONPATH")])])
         environment = {"IPYTHONDIR": folder, "MPLBACKEND": "", "PYTHONPATH": examples}
         client.execute(env={**os.environ, **environment})
-    notebook.metadata = nbformat.from_dict(METADATA)  # the kernel has told its version
+    notebook.metadata = nbformat.from_dict(
+        METADATA
+    )  # without the version that the kernel has added
     return notebook
 
 
-def pictures(notebook: nbformat.NotebookNode) -> list[bytes]:
-    """The pictures in its outputs, from top to bottom, as PNG files."""
+def images(notebook: nbformat.NotebookNode) -> list[bytes]:
+    """The images in its outputs, from top to bottom, as PNG files."""
     outputs = (output for cell in notebook.cells for output in cell.get("outputs", []))
     texts = (output.get("data", {}).get("image/png") for output in outputs)
     return [base64.b64decode(text) for text in texts if text]
@@ -83,7 +85,7 @@ def pictures(notebook: nbformat.NotebookNode) -> list[bytes]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Runs notebooks and writes their .ipynb.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="which; all if none is named")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="notebooks to run; all by default")
     names = parser.parse_args().names or NAMES
     if unknown := set(names) - set(NAMES):
         parser.error(f"expected notebooks among {', '.join(NAMES)}, got {', '.join(unknown)}")
@@ -91,7 +93,7 @@ def main() -> None:
         print(name, flush=True)
         notebook = executed(source(name))
         nbformat.write(notebook, FOLDER / f"{name}.ipynb")
-        (IMAGES / f"notebook_{name}.png").write_bytes(pictures(notebook)[PICTURES[name]])
+        (IMAGES / f"notebook_{name}.png").write_bytes(images(notebook)[IMAGE_OF[name]])
 
 
 if __name__ == "__main__":

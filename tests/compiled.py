@@ -1,8 +1,8 @@
 """The compilation cache that the tests, their workers and their subprocesses share between runs.
 
-JAX stores every program that it compiles in a folder outside the repository, and loads it where the
-same program is compiled again. Its key covers the program, the compiler's options and its version.
-Loading skips nothing else: tracing, lowering and the counts of both are as without it.
+JAX stores every compiled program in a folder outside the repository, and loads it if the same
+program is compiled again. Its key covers the program, the compiler's options and its version.
+Tracing and lowering, and the counts of both, are the same as without the cache.
 """
 
 import os
@@ -18,7 +18,7 @@ QUICK = (
 
 
 def root() -> Path:
-    """The folder of the caches of all versions and processors."""
+    """The folder that contains the caches of all versions and processors."""
     user = os.environ.get("XDG_CACHE_HOME")
     return (Path(user) if user else Path.home() / ".cache") / "lstm_jax" / "tests"
 
@@ -57,10 +57,10 @@ def compile_quickly() -> None:
 
 
 def is_quick() -> bool:
-    """Whether programs are compiled as :func:`compile_quickly` has it."""
+    """Whether the settings of :func:`compile_quickly` are active."""
     return QUICK in os.environ.get("XLA_FLAGS", "")
 
 
 def limit() -> None:
-    """Deletes the entries that were not used for longest until at most ``LIMIT`` bytes are left."""
+    """Deletes the least recently used entries until at most ``LIMIT`` bytes are left."""
     remove_oldest(root(), LIMIT)

@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""Fixtures of all tests."""
 
 import gc
 import pathlib
@@ -9,9 +9,9 @@ import pytest
 
 @pytest.fixture
 def checking_leaks():
-    """``jax.checking_leaks``, which then does not search objects that are older than the test.
+    """``jax.checking_leaks``, without a search of objects that are older than the test.
 
-    JAX collects garbage once for each trace, which takes a second where a process holds much.
+    JAX collects garbage once for each trace, which takes a second in a process with many objects.
     """
     gc.freeze()
     yield jax.checking_leaks
@@ -20,9 +20,9 @@ def checking_leaks():
 
 @pytest.fixture(scope="module", autouse=True)
 def few_memory_maps():
-    """Forgets compiled programs before a process has as many memory maps as Linux allows.
+    """Clears compiled programs before a process reaches Linux's limit on memory maps.
 
-    Each program takes some, and past 65,530 of them the process is killed.
+    Each program uses some maps, and with more than 65,530 the process is killed.
     """
     yield
     maps = pathlib.Path("/proc/self/maps")
@@ -43,13 +43,13 @@ def pytest_addoption(parser):
 
 @pytest.fixture(scope="session")
 def fuzz_budget(pytestconfig):
-    """How many hostile inputs of each kind are tried."""
+    """The number of hostile inputs of each kind."""
     return pytestconfig.getoption("--fuzz")
 
 
 @pytest.fixture(scope="session")
 def public_data():
-    """Fetches a registered file, or skips the test where neither cache nor network has it."""
+    """Fetches a registered file, or skips the test if neither cache nor network has it."""
     from lstm_jax.data import fetch
     from lstm_jax.errors import UserError
 

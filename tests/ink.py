@@ -1,4 +1,4 @@
-"""Handwriting made by arithmetic: words of a few letters, each a stroke or two, by many hands."""
+"""Synthetic handwriting: words of a few letters, each one or two strokes, by many writers."""
 
 import pathlib
 

@@ -1,4 +1,4 @@
-"""The LSTM once more, in NumPy and float64, written from the equations alone."""
+"""A second LSTM, in NumPy and float64, written only from the equations."""
 
 import numpy as np
 

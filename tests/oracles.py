@@ -1,8 +1,8 @@
-"""Every cell once more, in NumPy and float64, one row at a time, written from the papers.
+"""A second implementation of every cell, in NumPy and float64, one row at a time, from the papers.
 
 A step is ``function(params, state, x, **options) -> (state, y)`` for one row: ``params`` and
 ``state`` are dicts of arrays without batch axes, and options are the cell's, functions by their
-names.  Nothing here is shared with the library but the layout of the parameters.
+names.  It shares only the layout of the parameters with the library.
 """
 
 import functools
@@ -16,7 +16,7 @@ def sigmoid(z):
     return 0.5 * (1.0 + np.tanh(0.5 * z))  # the logistic function, without overflow
 
 
-def gelu(z):  # the approximation by tanh that jax.nn.gelu is unless told otherwise
+def gelu(z):  # the approximation by tanh, which is the default of jax.nn.gelu
     return 0.5 * z * (1.0 + np.tanh(np.sqrt(2.0 / np.pi) * (z + 0.044715 * z**3)))
 
 
@@ -54,7 +54,7 @@ def functions(
     preactivation_clip=None,
     cell_clip=None,
 ):
-    """What a cell's options mean: gate, candidate, output and cell, each a function."""
+    """The functions that a cell's options select: gate, candidate, output and cell."""
     before = (lambda z: z) if preactivation_clip is None else limited(preactivation_clip)
     return SimpleNamespace(
         gate=lambda z: FUNCTIONS[gate_fn](before(z)),
@@ -108,7 +108,7 @@ def lstm_1997(params, state, x, block_size=1, **options):
 
 
 def peephole(params, state, x, **options):
-    """Gers, Schraudolph, Schmidhuber 2002: i, f see the old cell state, o the new one."""
+    """Gers, Schraudolph, Schmidhuber 2002: i and f read the old cell state, o the new one."""
     fn = functions(**options)
     z = split(affine(params, state["h"], x), "ifgo")
     i = fn.gate(z["i"] + params["p_i"] * state["c"])
@@ -119,7 +119,7 @@ def peephole(params, state, x, **options):
 
 
 def coupled(params, state, x, peepholes=False, **options):
-    """Greff et al. 2017, variant CIFG: what is not kept is written."""
+    """Greff et al. 2017, variant CIFG: the input gate is one minus the forget gate."""
     fn = functions(**options)
     z = split(affine(params, state["h"], x), "fgo")
     f = fn.gate(z["f"] + (params["p_f"] * state["c"] if peepholes else 0.0))
@@ -129,7 +129,7 @@ def coupled(params, state, x, peepholes=False, **options):
 
 
 def odyssey(params, state, x, variant, **options):
-    """Greff et al. 2017: the vanilla LSTM (with peepholes) and what each drops."""
+    """Greff et al. 2017: the vanilla LSTM (with peepholes) and its variants."""
     fn = functions(**options)
     names = {"nig": "fgo", "nfg": "igo", "nog": "ifg"}.get(variant, "ifgo")
     z = split(affine(params, state["h"], x), names)
@@ -178,7 +178,7 @@ def layer_norm(params, state, x, epsilon=1e-5, **options):
 
 
 def multiplicative(params, state, x, **options):
-    """Krause et al. 2017: the LSTM reads m in place of h."""
+    """Krause et al. 2017: the LSTM reads m instead of h."""
     m = (x @ params["w_mx"]) * (state["h"] @ params["w_mh"])
     return lstm(params, {"h": m, "c": state["c"]}, x, **options)
 
@@ -231,7 +231,7 @@ def slstm(
 
 
 def slstm_unstabilised(params, state, x, forget_fn="sigmoid"):
-    """The same paper's equations without the stabiliser, one head: what m must leave as it is."""
+    """The same paper's equations for one head, without the stabiliser m: the results must agree."""
     z = split(x @ params["w_ih"] + state["h"] @ params["w_hh"][0] + params["b"], "ifgo")
     i, f = np.exp(z["i"]), (sigmoid if forget_fn == "sigmoid" else np.exp)(z["f"])
     c = f * state["c"] + i * np.tanh(z["g"])
@@ -254,7 +254,7 @@ def ea_lstm(params, state, x, static_size=1, **options):
 
 
 def correlate(x, kernel):
-    """Each place of ``x`` ``[*space, in]`` with what lies around it; zeros outside."""
+    """Each position of ``x`` ``[*space, in]`` with its neighbours; zeros outside."""
     space, width = x.shape[:-1], kernel.shape[:-2]
     out = np.zeros((*space, kernel.shape[-1]))
     for place in itertools.product(*map(range, space)):
@@ -281,7 +281,7 @@ def conv_lstm(params, state, x, kernel_size=(3, 3), peepholes=False, spatial_sha
     return {"h": h, "c": c}, h
 
 
-# ---- cells with h alone ----
+# ---- cells whose state is only h ----
 
 
 def rnn(params, state, x, activation_fn="tanh", preactivation_clip=None):
@@ -292,7 +292,7 @@ def rnn(params, state, x, activation_fn="tanh", preactivation_clip=None):
 
 
 def ind_rnn(params, state, x, activation_fn="relu", preactivation_clip=None):
-    """Li et al. 2018: each unit reads its own past alone."""
+    """Li et al. 2018: each unit reads only its own past."""
     fn = functions(activation_fn=activation_fn, preactivation_clip=preactivation_clip)
     h = fn.candidate(x @ params["w_ih"] + params["u_hh"] * state["h"] + params["b"])
     return {"h": h}, h
@@ -325,7 +325,7 @@ def mgu(params, state, x, **options):
 
 
 def min_lstm(params, state, x, activation_fn="identity", **options):
-    """Feng et al. 2024, minLSTM: gates free of h, and summing to one."""
+    """Feng et al. 2024, minLSTM: the gates are independent of h and sum to one."""
     fn = functions(activation_fn=activation_fn, **options)
     z = split(x @ params["w_ih"] + params["b"], "ifg")
     i, f = fn.gate(z["i"]), fn.gate(z["f"])
@@ -369,7 +369,7 @@ ORACLES = {
 
 
 def zero_state(name, params, x):
-    """The state of one row that has not begun, for inputs like ``x``."""
+    """The zero state of one row, for inputs like ``x``."""
     gates = {"min_lstm": 3, "min_gru": 2, "gru": 3, "mgu": 2, "rnn": 1, "ind_rnn": 1}
     if name in gates:
         return {"h": np.zeros(params["b"].size // gates[name])}
@@ -388,7 +388,7 @@ def unroll(
 ):
     """A loop over rows and time: ``xs`` ``[T, B, ...]`` to ``(state, ys)``, states as dicts.
 
-    The initial state, to which resets go, is zero, or the parameters ``<field>_0``.
+    The initial state, which resets restore, is zero, or the parameters ``<field>_0``.
     """
     params = {key: np.asarray(array, np.float64) for key, array in params.items()}
     xs = np.asarray(xs, np.float64)

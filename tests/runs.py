@@ -1,4 +1,4 @@
-"""Small trainings through the command line, as a user starts them."""
+"""Short training runs by the command line."""
 
 import pathlib
 
@@ -6,7 +6,7 @@ from lstm_jax.cli import main
 
 
 def trained(folder: pathlib.Path, config: str) -> pathlib.Path:
-    """The folder of a run of this config, which is written into ``folder``."""
+    """Trains a config, which is written into ``folder``; returns the run's folder."""
     path, workdir = folder / "small.toml", folder / "run"
     path.write_text(config)
     assert main(["train", str(path), "--workdir", str(workdir)]) == 0

@@ -6,7 +6,7 @@ import numpy as np
 
 from lstm_jax.data.skeletons import BONES
 
-PLACES = {  # a person who stands, in pixels
+PLACES = {  # a standing person, in pixels
     6: (160, 120), 3: (160, 100), 2: (160, 70), 19: (160, 45),
     0: (145, 75), 7: (140, 95), 9: (138, 115), 11: (137, 122),
     1: (175, 75), 8: (180, 95), 10: (182, 115), 12: (183, 122),
@@ -17,7 +17,7 @@ assert {joint for bone in BONES for joint in bone} == set(PLACES)
 
 
 def screen(action: int, subject: int, frames: int, seed: int = 0) -> np.ndarray:
-    """``[T, 20, 3]``: the hand is raised to the side, to the front or up, by the action."""
+    """``[T, 20, 3]``: the action raises the hand to the side, to the front or up."""
     rng = np.random.default_rng((seed, action, subject))
     joints = np.zeros((frames, 20, 3))
     for joint, place in PLACES.items():
@@ -38,7 +38,7 @@ def content(joints: np.ndarray) -> str:
 def write_skeletons(
     folder: pathlib.Path, subjects=(1, 2, 3, 4), actions=(1, 2, 3), repetitions=(1, 2)
 ) -> pathlib.Path:
-    """A folder of skeleton files; every recording has another length."""
+    """Writes a folder of skeleton files; every recording has a different length."""
     folder.mkdir(exist_ok=True)
     for s in subjects:
         for a in actions:

@@ -1,4 +1,4 @@
-"""The benchmark script, every part of it once, at a size that says nothing."""
+"""Runs every part of the benchmark script once, with sizes too small to be meaningful."""
 
 import importlib.util
 import pathlib
@@ -53,7 +53,7 @@ def test_every_measured_library_has_a_colour(plot, name):
     assert len(set(plot.COLOURS.values())) == len(plot.COLOURS)
 
 
-def test_plots_are_drawn_from_the_tables_of_a_page(plot, tmp_path):
+def test_plots_are_made_from_the_tables_of_a_page(plot, tmp_path):
     page = tmp_path / "mine.md"
     lines = ["## Training step, milliseconds", "", "| (T, B, D, H) | lstm_jax | torch |"]
     lines += ["| --- | --- | --- |", "| (6, 2, 3, 4) | 3.0 (2.5–3.2) | 1.5 (1.2–1.9) |"]

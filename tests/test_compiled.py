@@ -57,7 +57,7 @@ print(memory.temp_size_in_bytes, memory.output_size_in_bytes)
     assert second == first.replace("True", "False")
 
 
-def test_a_broken_entry_is_compiled_again_without_a_word(tmp_path):
+def test_a_broken_entry_is_compiled_again_without_a_message(tmp_path):
     code = "import jax; print(float(jax.jit(lambda x: x * 2)(3.0)))"
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path)}
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""Every shipped config, shrunk, runs to its end."""
+"""Every config of the repository runs to its end with reduced sizes."""
 
 import gzip
 import itertools
@@ -112,7 +112,7 @@ SHORT = {
 def needed(path: pathlib.Path) -> list[str]:
     """The registered files that a config's data come from."""
     values = tomllib.loads(path.read_text("utf-8"))["data"].values()
-    names = {str(value).partition(".")[0] for value in values}  # multi30k.en is of multi30k
+    names = {str(value).partition(".")[0] for value in values}  # multi30k.en belongs to multi30k
     names |= {NAMED_MUSIC[name] for name in names & NAMED_MUSIC.keys()}
     names |= {"mnist_5k", "mnist_t10k"} if "moving_digits" in names else set()
     names |= {"m4"} if "m4_hourly" in names else set()
@@ -173,7 +173,7 @@ def test_every_key_is_known(path):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_sizes_fit(path):
-    """Of the values as they are shipped."""
+    """Checks the original values of the configs."""
     config = load_config(path)
     assert config.train.num_steps >= config.optimizer.warmup_steps
     for key in ("log_every", "eval_every", "checkpoint_every"):
@@ -182,7 +182,7 @@ def test_sizes_fit(path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", cases())
-def test_shrunk_it_runs_to_its_end(path, tmp_path, capsys, public_data, sliced):
+def test_a_shrunk_config_runs_to_its_end(path, tmp_path, capsys, public_data, sliced):
     public_data(*needed(path))
     if recorded(path) and not (cache_folder() / recorded(path)).is_dir():
         pytest.skip(f"needs public data: {recorded(path)}")

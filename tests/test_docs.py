@@ -1,4 +1,4 @@
-"""What the README and the pages of docs/ show runs as it stands there, and holds of the code."""
+"""Code in the README and in docs/ runs as printed; statements about the library are true."""
 
 import functools
 import importlib
@@ -31,7 +31,7 @@ def name_of(page: pathlib.Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
-# ---- what is shown runs ----
+# ---- code blocks ----
 
 
 def blocks(page: pathlib.Path, language: str = "python") -> list[str]:
@@ -41,13 +41,13 @@ def blocks(page: pathlib.Path, language: str = "python") -> list[str]:
 
 
 def file_name(block: str) -> str | None:
-    """The name in a block's first line, ``# name.py``, where it shows a file."""
+    """The file name from a block's first line, ``# name.py``, if it shows a file."""
     named = re.match(r"# (\w+\.\w+)\n", block)
     return named[1] if named else None
 
 
 def write_files(page: pathlib.Path, folder: pathlib.Path) -> None:
-    """Lays the files that a page shows into a folder."""
+    """Writes the files that a page shows into a folder."""
     for language in ("python", "toml"):
         for block in blocks(page, language):
             if name := file_name(block):
@@ -55,7 +55,7 @@ def write_files(page: pathlib.Path, folder: pathlib.Path) -> None:
 
 
 def run_block(block: str, name: str, namespace: dict, capsys) -> None:
-    """Runs it; what it prints must be what the comments behind its prints say."""
+    """Runs a block; its output must equal the comments after its prints."""
     capsys.readouterr()
     exec(compile(block, name, "exec"), namespace)
     expected = re.findall(r"print\(.*\)  # (.*)", block)
@@ -63,7 +63,7 @@ def run_block(block: str, name: str, namespace: dict, capsys) -> None:
 
 
 def run_page(page: pathlib.Path, folder: pathlib.Path, monkeypatch, capsys) -> None:
-    """Runs a page's blocks one after another in one namespace, its files in a folder."""
+    """Runs the blocks of a page in order in one namespace, with its files in a folder."""
     write_files(page, folder)
     monkeypatch.syspath_prepend(folder)
     for path in folder.glob("*.py"):
@@ -83,7 +83,7 @@ def test_each_block_of_the_readme_runs_by_itself(block, capsys):
     run_block(block, "README.md", {"__name__": "readme"}, capsys)
 
 
-# They are run in test_own_cell.py, test_own_task.py and interop/test_interop_docs.py.
+# Others are run in test_own_cell.py, test_own_task.py and interop/test_interop_docs.py.
 ELSEWHERE = ("your_own_cell", "your_own_task", "interop")
 
 
@@ -93,7 +93,7 @@ def test_the_blocks_of_a_page_run_in_order(page, tmp_path, monkeypatch, capsys):
 
 
 def test_several_hosts(tmp_path):
-    """Two processes, each with half of the rows, print what one process with all rows finds."""
+    """Two processes, each with half of the rows, print the results of one process with all rows."""
     write_files(ROOT / "docs" / "sharding.md", tmp_path)
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -122,11 +122,11 @@ def test_several_hosts(tmp_path):
         np.testing.assert_allclose(numbers, [8, value, norm], atol=2e-6)
 
 
-# ---- what is linked exists ----
+# ---- links ----
 
 
 def anchors(page: pathlib.Path) -> set[str]:
-    """The anchors of a page's headings, as Markdown on the web has them."""
+    """The anchors of a page's headings, as web pages made from Markdown have them."""
     text = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
     headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
@@ -150,7 +150,7 @@ def test_every_page_is_linked_from_the_readme():
         assert f"]({name_of(page)})" in readme, name_of(page)
 
 
-def test_every_part_is_in_the_contents_of_the_site():
+def test_every_page_is_in_the_contents_of_the_site():
     contents = re.findall(r"^```{toctree}\n(.*?)^```", INDEX.read_text("utf-8"), re.DOTALL | re.M)
     entries = {line.strip() for block in contents for line in block.splitlines()}
     assert {f"api/{page.stem}" for page in (ROOT / "docs" / "api").glob("*.md")} <= entries
@@ -158,7 +158,7 @@ def test_every_part_is_in_the_contents_of_the_site():
 
 @pytest.mark.parametrize("name", PUBLIC)
 def test_every_public_name_is_in_the_api_reference(name):
-    """By itself, in a table, or as a member of a part that is shown as a whole."""
+    """Separately, in a table, or as a member of a part that is shown as a whole."""
     stem = {"lstm_jax": "index", "lstm_jax.interop.onnx": "onnx"}.get(name, name.split(".")[-1])
     page = (ROOT / "docs" / "api" / f"{stem}.md").read_text("utf-8")
     if f".. automodule:: {name}\n" in page:
@@ -176,7 +176,7 @@ SIZES = [(3, 4), (5, 6)]
 
 
 def table() -> dict[str, list[str]]:
-    """The rows of the table of all cells by the cell's name, a list of columns each."""
+    """The table of all cells: the columns of each row, by the name of the cell."""
     rows = {}
     for line in CELLS_PAGE.read_text("utf-8").splitlines():
         if match := re.match(r"\| \[`(\w+)`\]\(#[\w-]+\) \| (`\w+Cell`.*) \|$", line):
@@ -186,7 +186,7 @@ def table() -> dict[str, list[str]]:
 
 
 def sections() -> dict[str, str]:
-    """What stands under a heading for each cell that it names."""
+    """The text under each heading, by the cells in the heading."""
     parts = re.split(r"^### (.*)$", CELLS_PAGE.read_text("utf-8"), flags=re.MULTILINE)
     found = {}
     for heading, text in zip(parts[1::2], parts[2::2], strict=True):
@@ -211,7 +211,7 @@ def value(formula: str, **letters: int) -> float:
 
 
 def letters(cell, D: int, H: int) -> dict[str, int]:
-    """What the letters of the formulas mean for a cell."""
+    """The values of the letters in the formulas for a cell."""
     kernel = getattr(cell, "kernel_size", ())
     return {
         "D": D,
@@ -256,7 +256,7 @@ def test_numbers_of_parameters(name, D, H):
     for options in ({}, OPTIONS.get(name, {})):
         cell = CELLS[name](hidden_size=H, **options)
         assert value(formula, **letters(cell, D, H)) == num_parameters(cell, D), options
-        # What the section says of options that change the number otherwise.
+        # The section's statements on options that change the number in another way.
         changes = re.findall(r"`(\w+=[^`]+)` (adds|makes it) `([^`]+)`", sections()[name])
         for option, verb, other in changes:
             more = {**options, **eval(f"dict({option})")}
@@ -267,12 +267,12 @@ def test_numbers_of_parameters(name, D, H):
 
 
 def lines(text: str) -> list[str]:
-    """Lines with something in them, without indentation and alignment."""
+    """Lines that are not empty, without indentation and alignment."""
     return [" ".join(line.split()) for line in text.splitlines() if line.strip()]
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_equations_are_those_of_the_docstrings(name):
+def test_equations_equal_those_of_the_docstrings(name):
     kind = type(CELLS[name](hidden_size=4))
     steps = [f for n, f in vars(sys.modules[kind.__module__]).items() if n.endswith("_cell")]
     known = {line for step in steps for line in lines(inspect.getdoc(step) or "")}

@@ -1,4 +1,4 @@
-"""The configs of experiments/ and what their pages say of them."""
+"""The configs of experiments/ and the statements of their pages."""
 
 import importlib
 import importlib.util
@@ -86,7 +86,7 @@ def test_runs_of_the_comparison_have_names(comparison):
             assert config.train.num_steps == compare.STEPS[task][1.0]
 
 
-def test_tables_choose_by_validation_and_report_the_test(comparison, tmp_path, capsys):
+def test_tables_select_by_validation_and_report_the_test(comparison, tmp_path, capsys):
     compare, _, tables = comparison
     for dropout, seed, validation, test in ((0.2, 0, 30, 35), (0.3, 0, 31, 33), (0.3, 1, 20, 34)):
         run = compare.Run("translation", "LSTM", 1.0, 2e-3, dropout, seed)
@@ -98,7 +98,7 @@ def test_tables_choose_by_validation_and_report_the_test(comparison, tmp_path, c
     assert row in capsys.readouterr().out
 
 
-def test_a_peer_reads_the_table_and_its_forecasts_are_those_of_the_backtest(tmp_path):
+def test_a_peer_reads_the_table_and_forecasts_from_the_origins_of_the_backtest(tmp_path):
     path = ROOT / "experiments" / "forecasting" / "compare.py"
     spec = importlib.util.spec_from_file_location("forecasting_compare", path)
     compare = importlib.util.module_from_spec(spec)

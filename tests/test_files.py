@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and what a killed process leaves of them."""
+"""Files are written completely or not at all; remains of killed processes are removed."""
 
 import os
 import pathlib
@@ -13,7 +13,7 @@ from lstm_jax._files import remove_leftovers, write_content
 from lstm_jax.errors import UserError
 from lstm_jax.train.files import locked
 
-# Writes a file and stops before it gets its name.
+# Writes a file and stops before renaming it.
 STOPPED = """
 import pathlib, sys, time
 from lstm_jax import _files
@@ -41,7 +41,7 @@ def writer(tmp_path):
         process.kill()
 
 
-def test_the_next_start_removes_what_a_killed_process_has_left(writer, tmp_path):
+def test_the_next_start_removes_the_remains_of_a_killed_process(writer, tmp_path):
     (tmp_path / "results.json").write_text("as before")
     (tmp_path / "plots").mkdir()
     (tmp_path / "plots" / ".0123456789abcdef.partial").write_bytes(b"")
@@ -56,7 +56,7 @@ def test_the_next_start_removes_what_a_killed_process_has_left(writer, tmp_path)
     assert (tmp_path / "results.json").read_text() == "as before"
 
 
-def test_files_of_users_stay(tmp_path):
+def test_files_of_users_are_not_removed(tmp_path):
     names = [
         ".movie.partial", "0123456789abcdef.partial", ".0123456789ABCDEF.partial",
         ".0123456789abcde.partial", ".0123456789abcdef.partial.txt", ".00123456789abcdef.partial",
@@ -70,7 +70,7 @@ def test_files_of_users_stay(tmp_path):
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_an_error_leaves_the_file_as_it_was(tmp_path, monkeypatch):
+def test_an_error_leaves_the_file_unchanged(tmp_path, monkeypatch):
     path = tmp_path / "a.txt"
     path.write_text("as before")
 

@@ -25,7 +25,7 @@ def functional(name):
 
 
 def module(flax_modules, name):
-    """The module of a cell by the name that its class has, and the options that make the cell."""
+    """The module with the name of a cell's class, and the options that create the cell."""
     make = CELLS[name]
     kind, options = (
         (make.func, make.keywords) if isinstance(make, functools.partial) else (make, {})
@@ -42,12 +42,12 @@ def inputs(name):
 
 @functools.cache
 def parameters(name):
-    """Of both directions."""
+    """The parameters of both directions."""
     return Bidirectional(functional(name)).init(jax.random.key(0), D)
 
 
 def fill(module, params):
-    """Puts parameters into an nnx module, where they must be all that it holds."""
+    """Sets the parameters of an nnx module, which must have no others."""
     state = nnx.state(module)
     assert jax.tree.leaves(state) == jax.tree.leaves(nnx.state(module, nnx.Param))
     shapes = jax.tree.map(jnp.shape, nnx.to_pure_dict(state))
@@ -57,10 +57,10 @@ def fill(module, params):
 
 
 def check(theirs, ours):
-    """``(carry, outputs)`` of Flax's module around our cells, and of our module."""
+    """Compares ``(carry, outputs)`` of Flax's module around our cells with those of our module."""
     carry, ys = (theirs[0], tuple(ours[0])), (theirs[1], ours[1])
     chex.assert_trees_all_close(*carry, atol=1e-5)
-    valid = np.arange(T)[:, None] < np.asarray(LENGTHS)  # Flax leaves what it likes in the rest
+    valid = np.arange(T)[:, None] < np.asarray(LENGTHS)  # Flax's values in padding are arbitrary
     np.testing.assert_allclose(*(np.asarray(y)[valid] for y in ys), atol=1e-5)
 
 
@@ -94,7 +94,7 @@ def dtypes(tree):
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_modules_of_float64_compute_in_it(name):
+def test_modules_of_float64_compute_in_float64(name):
     with jax.enable_x64(True):
         kind, options = module(lstm_jax.nnx, name)
         cell = kind(D, H, **options, rngs=nnx.Rngs(0))

@@ -45,7 +45,7 @@ class TestCells:
         np.testing.assert_allclose(carry.c, c, atol=3e-6)
         np.testing.assert_allclose(turned(ys)[VALID], turned(expected)[VALID], atol=3e-6)
 
-    def test_draws_each_gate_for_itself(self):
+    def test_initialises_each_gate_separately(self):
         params = self.variables["params"]["cell"]
         for gate in jnp.split(params["w_hh"], 4, -1):
             np.testing.assert_allclose(gate @ gate.T, jnp.eye(H), atol=1e-5)
@@ -53,12 +53,12 @@ class TestCells:
         keyed = nn.RNN(LSTMCell(H)).init(jax.random.key(7), XS)["params"]["cell"]
         assert not np.allclose(keyed["w_ih"], params["w_ih"])
 
-    def test_options_are_those_of_the_functional_cell(self):
+    def test_options_equal_those_of_the_functional_cell(self):
         cell = LSTMCell(H, forget_bias=3.0, cell_clip=0.5, dtype="bfloat16")
         assert cell.cell == lstm_jax.LSTMCell(H, forget_bias=3.0, cell_clip=0.5, dtype="bfloat16")
         assert GRUCell(H) == GRUCell(H) != GRUCell(H, reset_after=True)
 
-    def test_signatures_tell_the_options(self):
+    def test_signatures_show_the_options(self):
         parameters = inspect.signature(OdysseyLSTMCell).parameters
         assert list(parameters)[:2] == ["features", "variant"]
         assert parameters["variant"].default is inspect.Parameter.empty
@@ -69,7 +69,7 @@ class TestCells:
         with pytest.raises(TypeError, match="unexpected keyword argument 'forget'"):
             GRUCell(H, forget=1.0)
 
-    def test_options_are_checked_at_once(self):
+    def test_options_are_checked_in_the_constructor(self):
         with pytest.raises(ValueError, match="features must be at least 1, got 0"):
             GRUCell(0)
         with pytest.raises(ValueError, match="cell_clip must be above 0, got -1"):
@@ -83,7 +83,7 @@ class TestCells:
             with pytest.raises(error, match='"b"'):
                 self.rnn.apply({"params": {"cell": params}}, XS)
 
-    def test_first_carries_are_drawn_where_asked(self):
+    def test_first_carries_are_sampled_on_request(self):
         normal = jax.nn.initializers.normal(1.0)
         drawn = LSTMCell(H, carry_init=normal).initialize_carry(KEY, (B, D))
         assert not np.array_equal(drawn.h, drawn.c)
@@ -125,12 +125,12 @@ class TestCells:
         carry = cell.apply({"params": params}, KEY, (B, D), method="initialize_carry")
         assert carry.h.tolist() == [list(range(H))] * B
 
-    def test_a_carry_is_learned_or_drawn(self):
+    def test_a_carry_is_learned_or_sampled(self):
         with pytest.raises(ValueError, match="carry_init must be None if learn_initial_state"):
             LSTMCell(H, learn_initial_state=True, carry_init=jax.nn.initializers.ones)
 
-    def test_inside_a_module_of_ones_own(self):
-        """Called step by step, and made where it is called."""
+    def test_inside_a_custom_module(self):
+        """The cell is created in the module's call and called step by step."""
 
         class Loop(nn.Module):
             @nn.compact
@@ -150,14 +150,14 @@ class TestCells:
 
 
 class TestCell:
-    def test_holds_a_regularised_cell(self):
+    def test_accepts_a_regularised_cell(self):
         zoneout = sequence.Zoneout(lstm_jax.LSTMCell(H))
         variables = TestCells.variables
         ys = nn.RNN(Cell(zoneout, deterministic=True)).apply(variables, XS)
         _, expected = lstm_jax.unroll(zoneout, variables["params"]["cell"], turned(XS))
         np.testing.assert_allclose(ys, turned(expected), atol=1e-6)
 
-    def test_refuses_what_it_cannot_hold(self):
+    def test_rejects_unsupported_cells(self):
         @dataclasses.dataclass(frozen=True)
         class Nested(cells.RNNCell):
             def init(self, key, input_size):
@@ -179,13 +179,13 @@ class TestLSTM:
         expected = functional.apply(self.variables["params"], turned(XS), lengths=LENGTHS)
         chex.assert_trees_all_equal((carry, turned(ys)), expected)
 
-    def test_parameters_are_those_of_the_nnx_module(self):
-        """A tree from the one is a tree for the other."""
+    def test_parameters_equal_those_of_the_nnx_module(self):
+        """Parameters of one module can be used in the other."""
         shapes = jax.tree.map(jnp.shape, self.variables)
         theirs = lstm_jax.nnx.LSTM(D, H, num_layers=2, rngs=lstm_jax.nnx.nnx.Rngs(0))
         assert shapes == {"params": jax.tree.map(jnp.shape, theirs.params)}
 
-    def test_time_major_is_the_same_turned(self):
+    def test_time_major_equals_the_transposed_result(self):
         resets = jax.random.bernoulli(jax.random.key(2), 0.3, (B, T))
         ys = self.lstm.apply(self.variables, XS, resets=resets)
         zs = LSTM(H, num_layers=2, time_major=True).apply(
@@ -205,7 +205,7 @@ class TestLSTM:
 
     @pytest.mark.parametrize("keep_order", [False, True])
     @pytest.mark.parametrize("lengths", [LENGTHS, None])
-    def test_backwards_as_flax_does(self, lengths, keep_order):
+    def test_backwards_as_in_flax(self, lengths, keep_order):
         told = {"reverse": True, "keep_order": keep_order, "return_carry": True}
         variables = TestCells.variables
         expected, zs = nn.RNN(LSTMCell(H), **told).apply(variables, XS, seq_lengths=lengths)
@@ -218,7 +218,7 @@ class TestLSTM:
             LSTM(H).apply(variables, XS, seq_lengths=lengths, **told)[1], ys
         )
 
-    def test_both_directions_are_flaxs(self):
+    def test_both_directions_as_in_flax(self):
         ours = LSTM(H, bidirectional=True, merge="sum", dropout=0.5)
         variables = ours.init(KEY, XS)
         theirs = nn.Bidirectional(LSTM(H), LSTM(H), merge_fn=jnp.add)
@@ -245,14 +245,14 @@ class TestLSTM:
         np.testing.assert_array_equal(ys, turned(expected))
         assert variables["params"]["layer_1"]["b"][3] == 3.0
 
-    def test_activations_by_flaxs_names(self):
+    def test_activations_by_their_names_in_flax(self):
         told = {"gate_fn": "hard_sigmoid", "activation_fn": jax.nn.relu}
         expected = LSTM(H, 2, cell=functools.partial(lstm_jax.LSTMCell, **told))
         ys = LSTM(H, 2, **told).apply(self.variables, XS)
         np.testing.assert_array_equal(ys, expected.apply(self.variables, XS))
         assert not np.allclose(ys, self.lstm.apply(self.variables, XS))
 
-    def test_mistakes_are_named_as_they_were_made(self):
+    def test_mistakes_name_the_argument(self):
         with pytest.raises(ValueError, match=r"xs must be \[\.\.\., T, D\], got shape \(4,\)"):
             self.lstm.apply(self.variables, jnp.zeros(D))
         with pytest.raises(ValueError, match="features must be at least 1, got 0"):
@@ -275,7 +275,7 @@ def test_a_stack_equals_the_functional_layer():
 class TestCarries:
     c, h = (jax.random.normal(jax.random.key(n), (B, H)) for n in (3, 4))
 
-    def test_flaxs_carry_goes_in_and_comes_out(self):
+    def test_flax_carries_are_accepted_and_returned(self):
         """The same weights, carry and call as in Flax's RNN, for one direction and for both."""
         rnns = [nn.RNN(nn.LSTMCell(H)) for _ in range(2)]
         pair = (self.c, self.h)
@@ -299,7 +299,7 @@ class TestCarries:
             chex.assert_trees_all_close(found, expected, atol=1e-6)
             np.testing.assert_allclose(ys[VALID], zs[VALID], atol=1e-6)
 
-    def test_initialize_carry_is_where_a_call_begins(self):
+    def test_initialize_carry_is_the_default_carry(self):
         lstm, variables = TestLSTM.lstm, TestLSTM.variables
         carry = lstm.initialize_carry(KEY, (B, D))
         chex.assert_trees_all_equal(carry, lstm.functional.zero_state((B,)))
@@ -324,7 +324,7 @@ class TestCarries:
             lstm.apply(variables, XS, initial_carry=carry), lstm.apply(variables, XS)
         )
 
-    def test_errors_say_what_to_pass(self):
+    def test_errors_describe_what_to_pass(self):
         with pytest.raises(TypeError, match=r"initial_carry must be a dict .*, got LSTMState"):
             TestLSTM.lstm.apply(
                 TestLSTM.variables, XS, initial_carry=lstm_jax.LSTMState(h=self.h, c=self.c)
@@ -364,10 +364,10 @@ def outcome(module, args, rngs, **given):
 
 
 class TestDropout:
-    """Ours against Flax's in the same place: which calls are noisy or fail."""
+    """Our dropout against Flax's in the same position: which calls are noisy or fail."""
 
     @pytest.mark.parametrize("built_with", [None, False, True])
-    def test_every_call_does_what_flaxs_does(self, built_with):
+    def test_every_call_behaves_as_in_flax(self, built_with):
         (theirs, *layer), (_, _, *cell) = (
             modules(kind, 0.5, deterministic=built_with) for kind in ("dropout", "zoneout")
         )
@@ -383,7 +383,7 @@ class TestDropout:
         assert len(seen) >= {True: 2, False: 3, None: 4}[built_with]  # noise, none, failures
 
     @pytest.mark.parametrize("kind", NOISY)
-    def test_every_regulariser_is_switched_as_flaxs_dropout(self, kind):
+    def test_every_regulariser_is_switched_like_flax_dropout(self, kind):
         for deterministic, rngs, noisy in (
             (False, {"dropout": KEY}, [True, True]),
             (True, {"dropout": KEY}, [False, False]),
@@ -393,15 +393,15 @@ class TestDropout:
                 assert outcome(module, args, rngs) == noisy, (module, deterministic)
 
     @pytest.mark.parametrize("kind", NOISY)
-    def test_rates_of_zero_need_nothing(self, kind):
-        """As in Flax's own attention."""
+    def test_rates_of_zero_need_no_stream(self, kind):
+        """As in Flax's attention."""
         nn.MultiHeadDotProductAttention(1).init(KEY, XS)
         _, *ours = modules(kind, 0.0)
         for module, args in ours:
             assert outcome(module, args, {}) == [False, False]
-        LSTM(H, 1, dropout=0.5).init(KEY, XS)  # nothing between
+        LSTM(H, 1, dropout=0.5).init(KEY, XS)  # no dropout between layers
 
-    def test_noise_is_flaxs_dropout_between_the_layers(self):
+    def test_noise_equals_flax_dropout_between_the_layers(self):
         lstm, key = LSTM(H, 2, dropout=0.5, time_major=True, deterministic=False), jax.random.key(3)
         params = TestLSTM.variables["params"]
         lower, upper = (layer for _, layer in lstm.functional.layers)
@@ -415,7 +415,7 @@ class TestDropout:
 
 
 class Halved(nn.RNNCellBase):
-    """A cell of Flax's with dropout on its output."""
+    """A Flax cell with dropout on its output."""
 
     deterministic: bool | None = None
 
@@ -432,14 +432,14 @@ class Halved(nn.RNNCellBase):
 
 
 def halved(deterministic=None):
-    """The same cell of ours."""
+    """The same with our cell."""
     cell = sequence.VariationalDropout(cells.RNNCell(H), 0.0, 0.0, output_rate=0.5)
     return Cell(cell, deterministic=deterministic)
 
 
 class TestDropoutInFlaxsModules:
     @pytest.mark.parametrize("cell", [Halved, halved])
-    def test_as_flax_splits_its_streams(self, cell):
+    def test_streams_are_split_as_in_flax(self, cell):
         rngs = {"dropout": jax.random.key(3)}
         variables = nn.RNN(cell(deterministic=True)).init(KEY, XS)
         for split, whole in ((True, False), (False, True)):
@@ -589,7 +589,7 @@ class TestTransforms:
 
 
 class TestSharding:
-    def test_boxes_hold_whole_parameters(self):
+    def test_boxes_contain_whole_parameters(self):
         init = nn.with_partitioning(jax.nn.initializers.ones, (None, "model"))
         variables = LSTM(H, bidirectional=True, kernel_init=init).init(KEY, XS)
         params = variables["params"]["layer_0"]["backward"]

@@ -44,8 +44,8 @@ class TestCells:
         np.testing.assert_allclose(carry.c, c, atol=3e-6)
         np.testing.assert_allclose(turned(ys)[VALID], turned(expected)[VALID], atol=3e-6)
 
-    def test_the_equations_are_those_of_flax(self):
-        """The same weights in flax's own LSTMCell (gate order i, f, g, o by name)."""
+    def test_the_equations_equal_those_of_flax(self):
+        """The same weights in Flax's LSTMCell (gates i, f, g, o by name)."""
         ours = LSTMCell(D, H, rngs=nnx.Rngs(0))
         theirs = nnx.LSTMCell(D, H, rngs=nnx.Rngs(1))
         for name, w, u, b in zip(
@@ -58,16 +58,16 @@ class TestCells:
             getattr(theirs, f"h{name}").bias[...] = b
         np.testing.assert_allclose(nnx.RNN(ours)(XS), nnx.RNN(theirs)(XS), atol=3e-6)
 
-    def test_draws_are_those_of_the_functional_cell(self):
+    def test_parameters_equal_those_of_the_functional_cell(self):
         expected = lstm_jax.LSTMCell(H).init(nnx.Rngs(0).params(), D)
         chex.assert_trees_all_equal(LSTMCell(D, H, rngs=nnx.Rngs(0)).params, expected)
 
-    def test_options_are_those_of_the_functional_cell(self):
+    def test_options_equal_those_of_the_functional_cell(self):
         cell = LSTMCell(D, H, forget_bias=3.0, cell_clip=0.5, dtype="bfloat16", rngs=nnx.Rngs(0))
         assert cell.cell == lstm_jax.LSTMCell(H, forget_bias=3.0, cell_clip=0.5, dtype="bfloat16")
         assert cell.b[H] == 3.0
 
-    def test_signatures_tell_the_options(self):
+    def test_signatures_show_the_options(self):
         parameters = inspect.signature(OdysseyLSTMCell).parameters
         assert list(parameters)[:2] == ["in_features", "hidden_features"]
         assert parameters["variant"].default is inspect.Parameter.empty
@@ -91,7 +91,7 @@ class TestCells:
         with pytest.raises(TypeError, match=r"hidden_features must be an int, got 2\.5"):
             LSTMCell(D, 2.5, rngs=nnx.Rngs(0))
 
-    def test_first_carries_are_drawn_where_asked(self):
+    def test_first_carries_are_sampled_on_request(self):
         normal = jax.nn.initializers.normal(1.0)
         cell = LSTMCell(D, H, rngs=nnx.Rngs(0))
         drawn = cell.initialize_carry((B, D), nnx.Rngs(carry=1), normal)
@@ -122,7 +122,7 @@ class TestCells:
         chex.assert_trees_all_close(gradients, expected(cell.params), atol=1e-5, rtol=1e-5)
         assert abs(gradients["h_0"]).min() > 0
 
-    def test_a_carry_is_learned_or_drawn(self):
+    def test_a_carry_is_learned_or_sampled(self):
         with pytest.raises(ValueError, match="carry_init must be None if learn_initial_state"):
             LSTMCell(
                 D,
@@ -139,7 +139,7 @@ class Sum(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Summing:
-    """A cell of one's own, which inherits from nothing."""
+    """A custom cell without a base class."""
 
     hidden_size: int
     names: tuple[str, ...] = ("w",)
@@ -158,17 +158,17 @@ class Summing:
 
 
 class TestCell:
-    def test_holds_a_cell_of_ones_own(self):
+    def test_accepts_a_custom_cell(self):
         ys = nnx.RNN(Cell(D, Summing(2), rngs=nnx.Rngs(0)))(XS)
         np.testing.assert_allclose(ys[..., 0], XS.sum(-1).cumsum(-1), atol=1e-5)
 
-    def test_holds_a_regularised_cell(self):
+    def test_accepts_a_regularised_cell(self):
         zoneout = sequence.Zoneout(lstm_jax.LSTMCell(H))
         cell = Cell(D, zoneout, deterministic=True, rngs=nnx.Rngs(0))
         _, expected = lstm_jax.unroll(zoneout, cell.params, turned(XS))
         np.testing.assert_allclose(nnx.RNN(cell)(XS), turned(expected), atol=1e-6)
 
-    def test_refuses_what_it_cannot_hold(self):
+    def test_rejects_unsupported_cells(self):
         with pytest.raises(TypeError, match="cell must be a cell"):
             Cell(D, lstm_jax.LSTMCell, rngs=nnx.Rngs(0))
         with pytest.raises(TypeError, match="parameters of Summing must be a flat dict of arrays"):
@@ -189,14 +189,14 @@ class TestLSTM:
         expected = functional.apply(self.lstm.params, turned(XS), lengths=LENGTHS)
         chex.assert_trees_all_equal((carry, turned(ys)), expected)
 
-    def test_each_layer_draws_as_a_cell_does(self):
+    def test_each_layer_is_initialised_like_a_cell(self):
         rngs = nnx.Rngs(0)
         expected = {
             f"layer_{n}": LSTMCell(size, H, rngs=rngs).params for n, size in enumerate((D, H))
         }
         chex.assert_trees_all_equal(self.lstm.params, expected)
 
-    def test_time_major_is_the_same_turned(self):
+    def test_time_major_equals_the_transposed_result(self):
         resets = jax.random.bernoulli(jax.random.key(2), 0.3, (B, T))
         ys = self.lstm(XS, resets=resets)
         zs = self.lstm(turned(XS), resets=turned(resets), time_major=True)
@@ -214,7 +214,7 @@ class TestLSTM:
 
     @pytest.mark.parametrize("reverse", [False, True])
     def test_padding_in_front_and_gaps(self, reverse):
-        """Row 0 has the steps 2, 3 and 5, row 1 none, row 2 all."""
+        """Steps 2, 3 and 5 of row 0 are valid, none of row 1, and all of row 2."""
         mask = np.array([[0, 0, 1, 1, 0, 1], [0] * T, [1] * T], bool)
         spoilt = jnp.where(mask[..., None], XS, jnp.nan)
         carry, ys = self.lstm(spoilt, mask=mask, reverse=reverse, return_carry=True)
@@ -227,7 +227,7 @@ class TestLSTM:
             )
         assert (np.asarray(ys)[~mask] == 0).all()
 
-    def test_goes_on_from_a_carry(self):
+    def test_continues_from_a_carry(self):
         carry, first = self.lstm(XS[:, :2], return_carry=True)
         second = self.lstm(XS[:, 2:], initial_carry=carry)
         np.testing.assert_array_equal(jnp.concatenate([first, second], 1), self.lstm(XS))
@@ -239,7 +239,7 @@ class TestLSTM:
 
     @pytest.mark.parametrize("keep_order", [False, True])
     @pytest.mark.parametrize("lengths", [LENGTHS, None])
-    def test_backwards_as_flax_does(self, lengths, keep_order):
+    def test_backwards_as_in_flax(self, lengths, keep_order):
         ours = LSTM(D, H, reverse=True, keep_order=keep_order, rngs=nnx.Rngs(0))
         cell = LSTMCell(D, H, rngs=nnx.Rngs(0))
         theirs = nnx.RNN(cell, reverse=True, keep_order=keep_order, return_carry=True)
@@ -253,9 +253,9 @@ class TestLSTM:
         )
         np.testing.assert_array_equal(told, ys)
 
-    def test_both_directions_are_flaxs(self):
+    def test_both_directions_as_in_flax(self):
         ours = LSTM(D, H, bidirectional=True, merge="sum", dropout=0.5, rngs=nnx.Rngs(0))
-        rngs = nnx.Rngs(0)  # each direction's cell draws for itself
+        rngs = nnx.Rngs(0)  # each direction samples its own parameters
         one_way = [LSTM(D, H, dropout=0.5, rngs=rngs) for _ in range(2)]
         theirs = nnx.Bidirectional(*one_way, merge_fn=jnp.add, return_carry=True)
         (forward, backward), zs = theirs(XS, seq_lengths=LENGTHS)
@@ -275,7 +275,7 @@ class TestLSTM:
         np.testing.assert_array_equal(lstm(XS), turned(expected))
         assert lstm.layer_1.b[3] == 2.0
 
-    def test_activations_by_flaxs_names(self):
+    def test_activations_by_their_names_in_flax(self):
         told = {"gate_fn": "hard_sigmoid", "activation_fn": jax.nn.relu}
         lstm = LSTM(D, H, bidirectional=True, **told, rngs=nnx.Rngs(0))
         cell = functools.partial(lstm_jax.LSTMCell, **told)
@@ -284,7 +284,7 @@ class TestLSTM:
         assert not np.allclose(lstm(XS), LSTM(D, H, bidirectional=True, rngs=nnx.Rngs(0))(XS))
 
     def test_options_of_cells_leave_modules_equal(self):
-        """So that what was compiled for one runs the other."""
+        """A program compiled for one module also runs the other."""
         options = {"kernel_init": jax.nn.initializers.zeros, "param_dtype": "bfloat16"}
         lstm, other = (LSTM(D, H, **options, rngs=nnx.Rngs(n)) for n in range(2))
         assert nnx.graphdef(lstm) == nnx.graphdef(other)
@@ -292,19 +292,19 @@ class TestLSTM:
         assert not lstm.layer_0.w_ih[...].any()
 
     def test_grids(self):
-        """Time stands before the axes of space."""
+        """The time axis comes before the axes of space."""
         xs = jax.random.normal(jax.random.key(3), (B, T, 3, 3, 2))
         lstm = LSTM(2, 4, cell="conv_lstm", rngs=nnx.Rngs(0))
         cell = ConvLSTMCell(2, 4, rngs=nnx.Rngs(0))
         np.testing.assert_allclose(lstm(xs), nnx.RNN(cell)(xs), atol=1e-6)
 
-    def test_holds_parameters_only(self):
+    def test_contains_only_parameters(self):
         state = nnx.state(self.lstm)
         assert jax.tree.leaves(state) == jax.tree.leaves(nnx.state(self.lstm, nnx.Param))
         names = {"/".join(map(str, path)) for path, _ in nnx.to_flat_state(state)}
         assert names == {f"layer_{n}/{name}" for n in (0, 1) for name in ("w_ih", "w_hh", "b")}
 
-    def test_mistakes_are_named_as_they_were_made(self):
+    def test_mistakes_name_the_argument(self):
         with pytest.raises(
             ValueError, match=r"xs must be \[\.\.\., T, D\] with D=4.*got shape \(4,\)"
         ):
@@ -349,14 +349,14 @@ class TestStack:
         chex.assert_trees_all_equal((carry, turned(ys)), expected)
         assert stack.both.backward.w_hh.shape == (2, 6)
 
-    def test_directions_of_its_own(self):
+    def test_its_own_directions(self):
         with pytest.raises(ValueError, match="both is Bidirectional, which has directions"):
             Stack(D, self.layer, rngs=nnx.Rngs(0))(XS, reverse=True)
         both = Stack(D, sequence.Bidirectional(cells.RNNCell(2)), rngs=nnx.Rngs(0))
         with pytest.raises(ValueError, match="reverse is for stacks of cells, got Bidirectional"):
             both(XS, reverse=True)
 
-    def test_takes_a_cell(self):
+    def test_accepts_a_cell(self):
         stack = Stack(D, cells.RNNCell(2), rngs=nnx.Rngs(0))
         np.testing.assert_allclose(
             stack(XS), LSTM(D, 2, cell="rnn", rngs=nnx.Rngs(0))(XS), atol=1e-6
@@ -369,7 +369,7 @@ class TestCarries:
     c, h = (jax.random.normal(jax.random.key(n), (B, H)) for n in (3, 4))
     state = lstm_jax.LSTMState(h=h, c=c)
 
-    def test_flaxs_carry_goes_in_and_comes_out(self):
+    def test_flax_carries_are_accepted_and_returned(self):
         """The same weights, carry and call as in Flax's RNN, for one direction and for both."""
         theirs = [nnx.RNN(nnx.LSTMCell(D, H, rngs=nnx.Rngs(n)), rngs=False) for n in range(2)]
         one, both = (LSTM(D, H, bidirectional=way, rngs=nnx.Rngs(0)) for way in (False, True))
@@ -426,7 +426,7 @@ class TestCarries:
         expected = (last.forward.c, last.forward.h), last.backward
         chex.assert_trees_all_equal((forward, backward), expected)
 
-    def test_initialize_carry_is_where_a_call_begins(self):
+    def test_initialize_carry_is_the_default_carry(self):
         learning = functools.partial(lstm_jax.LSTMCell, learn_initial_state=True)
         lstm = LSTM(D, H, num_layers=2, cell=("gru", learning), rngs=nnx.Rngs(0))
         lstm.layer_1.h_0[...] += 0.5
@@ -454,7 +454,7 @@ class TestCarries:
         with pytest.raises(ValueError, match="rngs must be given if carry_init is given"):
             lstm.initialize_carry((B, D), carry_init=ones)
 
-    def test_errors_say_what_to_pass(self):
+    def test_errors_describe_what_to_pass(self):
         deep = LSTM(D, H, num_layers=2, rngs=nnx.Rngs(0))
         wanted = r"initial_carry must be a dict with the state of each layer, \{'layer_0': \.\.\., "
         wanted += r"'layer_1': \.\.\.\}, as initialize_carry returns it, got "
@@ -510,10 +510,10 @@ def outcome(module, call, *, rngs=None, **given):
 
 
 class TestDropout:
-    """Ours against Flax's in the same place: which calls are noisy, take a key or fail."""
+    """Our dropout against Flax's in one position: which calls are noisy, take a key or fail."""
 
     @pytest.mark.parametrize("built_with", [None, False, True])
-    def test_every_call_does_what_flaxs_does(self, built_with):
+    def test_every_call_behaves_as_in_flax(self, built_with):
         streams = [{}, {"rngs": nnx.Rngs(0)}, {"rngs": nnx.Rngs(params=0, dropout=1)}]
         seen = set()
         for options in streams:
@@ -538,7 +538,7 @@ class TestDropout:
         assert len(seen) >= 6  # noise from either stream or a key, none, and failures
 
     @pytest.mark.parametrize("kind", NOISY)
-    def test_every_regulariser_is_switched_as_flaxs_dropout(self, kind):
+    def test_every_regulariser_is_switched_like_flax_dropout(self, kind):
         for rngs, deterministic, noisy in (
             (nnx.Rngs(0), False, ([1], True)),
             (nnx.Rngs(0), True, ([0], False)),
@@ -549,20 +549,21 @@ class TestDropout:
                 assert outcome(module, call) == noisy, (module, deterministic)
 
     @pytest.mark.parametrize("kind", NOISY)
-    def test_rates_of_zero_take_no_key(self, kind):
+    def test_rates_of_zero_use_no_key(self, kind):
         for module, call in theirs_and_ours(kind, 0.0, rngs=nnx.Rngs(0)):
             streams = [] if module.rngs is None else [0]
             assert outcome(module, call) == (streams, False)
             assert outcome(module, call, rngs=nnx.Rngs(1)) == ([*streams, 0], False)
 
-    def test_deterministic_is_needed_only_where_there_is_dropout(self):
-        """As in Flax's own attention."""
+    def test_deterministic_is_needed_only_with_dropout(self):
+        """As in Flax's attention."""
         attention = nnx.MultiHeadAttention(1, D, deterministic=None, decode=False, rngs=nnx.Rngs(0))
         attention(XS)
         LSTM(D, H, 2, deterministic=None, rngs=nnx.Rngs(0))(XS)
-        LSTM(D, H, 1, dropout=0.5, deterministic=None, rngs=nnx.Rngs(0))(XS)  # nothing between
+        # With one layer, there is no dropout between layers.
+        LSTM(D, H, 1, dropout=0.5, deterministic=None, rngs=nnx.Rngs(0))(XS)
 
-    def test_modules_without_noise_keep_no_stream(self):
+    def test_modules_without_noise_have_no_stream(self):
         for rate in (0.0, 0.5):
             for kind in ("dropout", "both_directions", "zoneout"):
                 _, (stack, _), *_ = theirs_and_ours(kind, rate, rngs=nnx.Rngs(0))
@@ -572,7 +573,7 @@ class TestDropout:
         noisy, quiet = (LSTM(D, H, 2, dropout=rate, rngs=nnx.Rngs(0)) for rate in (0.5, 0.0))
         chex.assert_trees_all_equal(noisy.params, quiet.params)
 
-    def test_noise_is_flaxs_dropout_between_the_layers(self):
+    def test_noise_equals_flax_dropout_between_the_layers(self):
         lstm, key = LSTM(D, H, 2, dropout=0.5, time_major=True, rngs=nnx.Rngs(0)), KEY
         lower, upper = (lstm.layer.layers[n][1] for n in range(2))
         _, ys = lstm_jax.unroll(lower, lstm.params["layer_0"], turned(XS))
@@ -611,7 +612,7 @@ class TestDropout:
 
 
 class Halved(nnx.RNNCellBase):
-    """A cell of Flax's with dropout on its output."""
+    """A Flax cell with dropout on its output."""
 
     def __init__(self, rngs):
         self.cell = nnx.SimpleCell(D, H, rngs=rngs)
@@ -628,7 +629,7 @@ class Halved(nnx.RNNCellBase):
 
 
 def halved(rngs):
-    """The same cell of ours."""
+    """The same with our cell."""
     cell = sequence.VariationalDropout(cells.RNNCell(H), 0.0, 0.0, output_rate=0.5)
     return Cell(D, cell, rngs=rngs)
 
@@ -721,7 +722,7 @@ class TestDropoutBesideFlaxs:
         chex.assert_trees_all_close(second, model(XS), atol=1e-6)
 
     def test_vmap(self):
-        """Each member has its own noise where streams are split, and its own stream if built so."""
+        """Members have separate noise if streams are split, and separate streams if created so."""
 
         class Layers(nnx.Module):
             def __init__(self, rngs):
@@ -773,7 +774,7 @@ class TestDropoutBesideFlaxs:
             np.testing.assert_array_equal(model(XS), model(XS))
 
     def test_layers_in_both_directions_use_their_own_streams(self):
-        """And not the stream for carries that Flax's Bidirectional passes to its layers."""
+        """They do not use the stream for carries that Flax's Bidirectional passes to its layers."""
         lstms = [LSTM(D, H, 2, dropout=0.5, rngs=nnx.Rngs(n)) for n in range(2)]
         model = nnx.Bidirectional(*lstms)
         assert (model(XS) != model(XS)).any()
@@ -783,7 +784,7 @@ class TestDropoutBesideFlaxs:
         model.eval()
         np.testing.assert_array_equal(model(XS), model(XS))
 
-    def test_every_step_of_a_cell_takes_one_key(self):
+    def test_every_step_of_a_cell_uses_one_key(self):
         """Zoneout in Flax's RNN equals its equations with masks from the keys of the stream."""
         zoneout = sequence.Zoneout(cells.RNNCell(H), 0.5, 0.0)
         cell = Cell(D, zoneout, rngs=nnx.Rngs(0))
@@ -852,7 +853,7 @@ class TestTransforms:
         cells = make(nnx.Rngs(0))
         each = [LSTM(D, D, rngs=nnx.Rngs(0)) for _ in range(3)]
         for n, lstm in enumerate(each):
-            for name in ("w_ih", "w_hh", "b"):  # h_0 and c_0 begin at zero
+            for name in ("w_ih", "w_hh", "b"):  # h_0 and c_0 are initially zero
                 getattr(lstm.layer_0, name)[...] = getattr(cells, name)[n]
         ys = nnx.vmap(lambda cell: nnx.RNN(cell)(XS))(cells)
         for y, lstm in zip(ys, each, strict=True):

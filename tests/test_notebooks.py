@@ -1,4 +1,4 @@
-"""The notebooks run from start to end, and what is shown of them is what their .py files say."""
+"""The notebooks run from start to end, and their cells equal those of the .py files."""
 
 import functools
 import importlib.util
@@ -43,14 +43,14 @@ def shown(name):
 
 
 def with_cpu_seconds(notebook):
-    """The notebook with one more cell: the CPU seconds of its kernel and of what that started."""
+    """The notebook with one more cell: the CPU seconds of its kernel and its child processes."""
     cell = nbformat.v4.new_code_cell("import os\n\nprint(sum(os.times()[:4]))")
     notebook.cells.append(cell)
     return notebook
 
 
 def check_outputs(notebook):
-    """Every code cell has run, in order, and none tells of an error or a warning."""
+    """Every code cell has run, in order and without errors or warnings."""
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     for cell in cells:
@@ -62,7 +62,7 @@ def check_outputs(notebook):
 
 
 @pytest.mark.parametrize("name", PAIRED)
-def test_the_pair_is_in_step(name):
+def test_py_and_ipynb_have_the_same_cells(name):
     from_py, from_ipynb = build.source(name), shown(name)
     for one, other in zip(from_py.cells, from_ipynb.cells, strict=True):
         assert (one.id, one.cell_type, one.source) == (other.id, other.cell_type, other.source)
@@ -72,13 +72,13 @@ def test_the_pair_is_in_step(name):
 
 
 @pytest.mark.parametrize("name", PAIRED)
-def test_what_is_shown_has_run_without_a_warning(name):
+def test_outputs_have_no_warnings(name):
     check_outputs(shown(name))
     assert (FOLDER / f"{name}.ipynb").stat().st_size < 1000 * KILOBYTES
 
 
 @pytest.mark.parametrize("name", PAIRED)
-def test_the_first_cell_says_what_the_reader_will_know(name):
+def test_the_first_cell_lists_what_the_reader_will_know(name):
     first = shown(name).cells[0]
     assert first.cell_type == "markdown"
     title, *rest = first.source.splitlines()
@@ -88,7 +88,7 @@ def test_the_first_cell_says_what_the_reader_will_know(name):
 
 
 @pytest.mark.parametrize("name", PAIRED)
-def test_pictures_fit_a_page_and_the_readme_has_one_of_them(name):
+def test_images_fit_a_page_and_one_is_in_docs(name):
     texts = [
         output.data["text/plain"]
         for cell in shown(name).cells
@@ -97,12 +97,12 @@ def test_pictures_fit_a_page_and_the_readme_has_one_of_them(name):
     ]
     sizes = [re.match(r"<Figure size (\d+)x(\d+) with", text).groups() for text in texts]
     assert all((int(width), int(height)) <= (600, 400) for width, height in sizes)  # at 100 dpi
-    picture = build.pictures(shown(name))[build.PICTURES[name]]
+    picture = build.images(shown(name))[build.IMAGE_OF[name]]
     assert (build.IMAGES / f"notebook_{name}.png").read_bytes() == picture
 
 
 @pytest.mark.parametrize("name", PAIRED)
-def test_links_lead_to_notebooks_and_files(name):
+def test_links_refer_to_existing_files(name):
     text = "\n".join(cell.source for cell in shown(name).cells if cell.cell_type == "markdown")
     for link in re.findall(r"\]\(([^)\s]+)\)", text):
         assert "://" in link or (FOLDER / link).exists(), link
@@ -116,7 +116,7 @@ def marks(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param(name, marks=marks(name)) for name in PAIRED])
-def test_it_runs_from_start_to_end(name, public_data):
+def test_a_notebook_runs_from_start_to_end(name, public_data):
     public_data(*DATA.get(name, []))
     if name in PEERS:
         pytest.importorskip(PEERS[name])

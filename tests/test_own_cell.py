@@ -1,6 +1,6 @@
-"""A cell of one's own, as docs/your_own_cell.md writes it: the page as it stands, and its claims.
+"""A custom cell, as written in docs/your_own_cell.md: the code of the page, and its statements.
 
-What the cell computes is compared with loops in NumPy and float64.
+The results of the cell are compared with loops in NumPy and float64.
 """
 
 import functools
@@ -31,12 +31,12 @@ LENGTHS = np.array([7, 4, 1, 0])
 RESETS = np.random.default_rng(1).random((T, B)) < 0.3
 XS = np.random.default_rng(0).normal(size=(T, B, D))
 OPTIONS = {"chrono": 20.0, "min_rate": 0.05, "learn_initial_state": True}
-ATOL = 1e-5  # of values below 1, in float32, after some ten steps of sums of some ten terms
+ATOL = 1e-5  # for values below 1, in float32, after about ten steps of sums of about ten terms
 
 
 @pytest.fixture(scope="module", autouse=True)
 def quickly_compiled():
-    """Everything here is compiled once and run on small arrays."""
+    """All tests compile small programs once."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
@@ -60,7 +60,7 @@ def cell(my_cells):
 
 
 def drawn(thing, input_size=D):
-    """Some parameters, none of them zero as a new one may be."""
+    """Random parameters; new ones can be zero, these are not."""
     shapes = jax.eval_shape(lambda: thing.init(jax.random.key(0), input_size))
     rng = np.random.default_rng(2)
     return jax.tree.map(lambda p: jnp.asarray(rng.normal(0.0, 0.5, p.shape), p.dtype), shapes)
@@ -87,7 +87,7 @@ def by_hand(params, xs, lengths=None, resets=None, reverse=False, state=None, mi
 
 
 def both_ways(params, xs, lengths):
-    """The outputs of two directions side by side, by the loop."""
+    """The concatenated outputs of two directions, by the loop."""
     forward = by_hand(params["forward"], xs, lengths)[1]
     backward = by_hand(params["backward"], xs, lengths, reverse=True)[1]
     return np.concatenate([forward, backward], -1)
@@ -101,7 +101,7 @@ def test_the_page_runs(tmp_path, monkeypatch, capsys):
 
 
 def test_its_config_trains_in_the_folder_of_the_file(tmp_path):
-    """By a console script, which has its own folder on the path and not the current one."""
+    """Run by a console script, which has its own folder on the path, not the current one."""
     script = tmp_path / "bin" / "lstm-jax"
     script.parent.mkdir()
     script.write_text("import sys\nfrom lstm_jax.cli import main\nsys.exit(main())\n")
@@ -138,12 +138,12 @@ def test_its_config_trains_in_the_folder_of_the_file(tmp_path):
     [{}, {"lengths": LENGTHS}, {"resets": RESETS}, {"lengths": LENGTHS, "resets": RESETS}],
     ids=" and ".join,
 )
-def test_unroll_is_the_loop(my_cells, given, reverse):
+def test_unroll_equals_the_loop(my_cells, given, reverse):
     with jax.enable_x64(True):
         cell = my_cells.LeakyCell(H, param_dtype="float64", **OPTIONS)
         params = drawn(cell)
         state = None
-        if len(given) != 1:  # some with the initial state, some with another
+        if len(given) != 1:  # with the initial state, and with another one
             state = my_cells.LeakyState(*np.random.default_rng(3).normal(size=(2, B, H)))
         last, ys = unroll(cell, params, XS, state, **given, reverse=reverse)
         expected_last, expected = by_hand(params, XS, **given, reverse=reverse, state=state)
@@ -151,7 +151,7 @@ def test_unroll_is_the_loop(my_cells, given, reverse):
         np.testing.assert_allclose(np.stack(last), expected_last, rtol=1e-12)
 
 
-def test_gradients_are_those_of_finite_differences(my_cells):
+def test_gradients_equal_finite_differences(my_cells):
     with jax.enable_x64(True):
         cell = my_cells.LeakyCell(H, param_dtype="float64", **OPTIONS)
 
@@ -208,12 +208,12 @@ def test_stream_and_truncated(cell):
     assert reached.tolist() == [False] * 3 + [True] + [False] * 3
 
 
-def test_narrow_products_leave_the_memory_wide(my_cells):
+def test_narrow_products_do_not_narrow_the_memory(my_cells):
     cell = my_cells.LeakyCell(H, dtype="bfloat16", **OPTIONS)
     params = drawn(cell)
     state, ys = unroll(cell, params, XS)
     assert (state.h.dtype, state.c.dtype, ys.dtype) == (jnp.bfloat16, jnp.float32, jnp.bfloat16)
-    # 8 bits in each product and its operands, in sums of some ten terms of about 1.
+    # 8 bits in each product and its operands, in sums of about ten terms of about 1.
     np.testing.assert_allclose(ys.astype("float32"), by_hand(params, XS)[1], atol=10 * 2**-8)
 
 
@@ -232,14 +232,14 @@ def test_regularisers(cell):
     ):
         assert not np.allclose(unroll(noisy, params, XS, key=key)[1], plain)
 
-    # What is written is dropped, and what is kept is scaled; the memory stays.
+    # Written values are dropped or scaled; the memory is retained.
     _, ys = unroll(RecurrentDropout(cell, rate=0.5), params, XS[:1], key=key)
     rate = 0.05 + 0.95 * jax.nn.sigmoid(params["r"])
     memory = (1.0 - rate) * params["c_0"]
     written = (np.asarray(ys[0]) - memory) / (plain[0] - memory)
     assert {0.0, 2.0} == set(np.round(written.ravel(), 3).tolist())
 
-    # Units are as they were or as the cell has them.
+    # Each unit has its previous value or that of the cell.
     _, ys = unroll(Zoneout(cell, 0.5, 0.5), params, XS[:1], key=key)
     kept, renewed = ys[0] == params["h_0"], np.isclose(ys[0], plain[0], atol=ATOL)
     assert (kept | renewed).all() and kept.any() and renewed.any()
@@ -280,7 +280,7 @@ def test_linen(my_cells, cell):
     np.testing.assert_allclose(given, expected.swapaxes(0, 1), atol=ATOL)
 
 
-# ---- what the base class brings ----
+# ---- features of the base class ----
 
 
 def test_options_and_mistakes(my_cells):

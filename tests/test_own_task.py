@@ -26,7 +26,7 @@ PAGE = pathlib.Path(__file__).parents[1] / "docs" / "your_own_task.md"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """The page's files in a folder, which is the current one and where Python looks last."""
+    """The page's files in the current folder, which is the last one on Python's path."""
     folder = tmp_path_factory.mktemp("own_task")
     blocks = re.findall(
         r"^```(?:python|toml)\n(# (\S+\.\S+)\n.*?)^```$", PAGE.read_text(), re.M | re.S
@@ -46,7 +46,7 @@ def test_the_page_is_short():
 
 
 def test_the_pages_commands(folder, capsys):
-    """The model learns, and predicts what it was taught, in another folder, too."""
+    """The model learns and predicts, also in another folder."""
     from my_tasks import sequences
 
     commands = re.findall(r"^lstm-jax (.*)$", PAGE.read_text(), re.M)
@@ -56,7 +56,7 @@ def test_the_pages_commands(folder, capsys):
     with open("sums.csv") as file:
         sums = [float(row["sum"]) for row in csv.DictReader(file)]
     errors = np.array(sums) - sequences(7, 50, 10)["sums"]
-    # Always 1 has a mean square error of 1/6; 600 steps are enough for a third of it.
+    # The constant 1 has a mean squared error of 1/6; 600 steps are enough for a third of it.
     assert np.square(errors).mean() < 1 / 18
     assert load_workdir(folder / "runs" / "adding").data.hidden_size == 24
     moved = folder / "moved"
@@ -146,7 +146,7 @@ def test_a_plain_flax_module_trains_from_python(tmp_path):
     run = load_run(tmp_path / "run")
     assert isinstance(run.model.module, Plain) and run.config.task.endswith("test_own_task.Signals")
     assert run.task.evaluate(run.model, "validation") == results["validation"]
-    # Batch statistics were trained, too, and evaluation uses them: rows do not affect each other.
+    # Batch statistics were also trained, and evaluation uses them: rows do not affect each other.
     mean = np.asarray(run.model.module.norm.mean[...])
     assert np.abs(mean).max() > 1e-3
     xs = signals(1, 4)["xs"]
@@ -155,9 +155,9 @@ def test_a_plain_flax_module_trains_from_python(tmp_path):
     with pytest.raises(UserError, match="does not predict on new data"):
         run.predict("new.csv")
     assert evaluate(run.config, run.task, tmp_path / "run", _quiet()) == results
-    # The same call again resumes, and finds nothing left to do.
+    # The same call again resumes the run, which is already finished.
     assert train(Signals(SignalData()), tmp_path / "run", **OPTIONS) == results
-    with pytest.raises(UserError, match=r"data\.batch_size \(16 there, 8 asked\)"):
+    with pytest.raises(UserError, match=r"data\.batch_size \(16 in the folder, 8 requested\)"):
         train(Signals(SignalData(batch_size=8)), tmp_path / "run", **OPTIONS)
 
 
@@ -170,7 +170,7 @@ def _quiet():
 
 
 def test_batch_statistics_and_noise_of_devices(tmp_path):
-    """Statistics are the mean over devices; the noise of each device and step is its own."""
+    """Statistics are the mean over devices; noise differs between devices and between steps."""
     from lstm_jax.train import build_optimizer, build_step, data_mesh, init_state
     from lstm_jax.train.step import state_shardings
 
@@ -187,7 +187,7 @@ def test_batch_statistics_and_noise_of_devices(tmp_path):
     for _ in range(2):
         state, metrics = step(state, jax.device_put(batch, rows))
         losses.append(float(metrics.loss))
-    assert losses[0] != losses[1]  # another dropout
+    assert losses[0] != losses[1]  # different dropout masks
     conv = nnx.Conv(2, 8, kernel_size=3, rngs=nnx.Rngs(0))
     conv.kernel[...], conv.bias[...] = params["conv"]["kernel"], params["conv"]["bias"]
     halves = [np.asarray(conv(jnp.asarray(batch["xs"][part]))) for part in (slice(4), slice(4, 8))]

@@ -1,4 +1,4 @@
-"""What holds for the package as a whole."""
+"""Properties of the whole package."""
 
 import ast
 import functools
@@ -37,7 +37,7 @@ PARTS = {info.name for info in pkgutil.iter_modules([str(ROOT)]) if info.name[0]
 
 
 def imported_by(code: str, *modules: str) -> set[str]:
-    """Which of the modules a new process has imported after running the code."""
+    """The modules that a new process has imported after running the code."""
     code = f"import sys\n{code}\nprint(*({set(modules)} & sys.modules.keys()))"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return set(ran.stdout.split())
@@ -67,7 +67,7 @@ assert lstm_jax.nnx.LSTM is not LSTM
 
 
 def test_type_checkers_see_every_name_and_part():
-    """They read the imports under ``if TYPE_CHECKING``, which no running program does."""
+    """They read the imports under ``if TYPE_CHECKING``, which are not executed."""
     tree = ast.parse((ROOT / "__init__.py").read_text("utf-8"))
     (block,) = (node for node in tree.body if isinstance(node, ast.If))
     assert ast.unparse(block.test) == "TYPE_CHECKING"
@@ -118,10 +118,10 @@ def test_every_public_function_has_a_tested_example(name):
             assert ">>>" in (inspect.getdoc(getattr(module, public)) or ""), f"{name}.{public}"
 
 
-def test_arrows_between_the_parts_point_one_way():
+def test_dependencies_between_the_parts_point_one_way():
     """cells <- sequence <- nnx, linen <- inspect, interop <- models <- tasks <- train <- cli.
 
-    config and data stand beside models; export is the last before cli.
+    config and data are at the level of models; export is the last before cli.
     """
     order = [
         "errors",

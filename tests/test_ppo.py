@@ -1,4 +1,4 @@
-"""examples/ppo.py: environment, advantages, replay, and an agent that learns to remember."""
+"""examples/ppo.py: environment, advantages, replay, and an agent that learns to use its memory."""
 
 import importlib.util
 import pathlib
@@ -18,7 +18,7 @@ def ppo():
     path = pathlib.Path(__file__).parents[1] / "examples" / "ppo.py"
     spec = importlib.util.spec_from_file_location("ppo", path)
     module = importlib.util.module_from_spec(spec)
-    sys.modules["ppo"] = module  # where its dataclasses look annotations up
+    sys.modules["ppo"] = module  # where its dataclasses look up annotations
     spec.loader.exec_module(module)
     yield module
     del sys.modules["ppo"]
@@ -26,7 +26,7 @@ def ppo():
 
 @pytest.fixture(scope="module")
 def played(ppo):
-    """An environment, an agent with large weights, and two rollouts one after the other."""
+    """An environment, an agent with large weights, and two consecutive rollouts."""
     env = ppo.Recall(shortest=3, longest=5)
     agent = ppo.Agent(env.num_features, env.num_cues, 8, rngs=nnx.Rngs(0))
     noisy = jax.tree.map(
@@ -58,7 +58,7 @@ def test_an_episode_of_recall(ppo):
     assert seen[4][:3].sum() == 1 and seen[4][3] == 0  # a new episode
 
 
-def test_a_wrong_answer_earns_nothing(ppo):
+def test_a_wrong_answer_has_no_reward(ppo):
     env = ppo.Recall(num_cues=3, shortest=2, longest=2)
     state = env.reset(jax.random.key(0))._replace(step=jnp.array(1))
     for action in range(3):
@@ -67,7 +67,7 @@ def test_a_wrong_answer_earns_nothing(ppo):
 
 
 def test_the_replay_equals_the_rollout(ppo, played):
-    """Also in the second rollout, which begins in the midst of episodes."""
+    """Also in the second rollout, which starts in the middle of episodes."""
     _, agent, rollouts = played
     for players, rollout, _ in rollouts:
         logits, values = ppo.replay(agent, players.carry, players.previous_done, rollout)
@@ -85,7 +85,7 @@ def test_a_replay_with_dones_as_resets_differs(ppo, played):
     assert (resets != rollout.dones).any()
 
 
-def test_advantages_are_those_of_a_loop_over_episodes(ppo, played):
+def test_advantages_equal_a_loop_over_episodes(ppo, played):
     """Each step's estimate is the sum of (γλ)^k δ_{t+k} up to the end of its episode."""
     _, _, (_, (_, rollout, last_values)) = played
     options = ppo.PPO(discount=0.9, trace_decay=0.8)
@@ -115,7 +115,7 @@ def test_the_loss_of_the_first_update_has_the_ratio_one(ppo, played):
 
 
 def test_the_agent_learns_to_remember(ppo):
-    """Cues over 3 to 6 steps: an agent without memory earns a half."""
+    """Cues are 3 to 6 steps old: an agent without memory has a mean reward of 0.5."""
     env = ppo.Recall(num_cues=2, shortest=4, longest=7)
     options = ppo.PPO(num_updates=60, num_envs=32, num_steps=32, hidden=16, learning_rate=5e-3)
     rewards = [reward for _, reward in ppo.train(env, options)]

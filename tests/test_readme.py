@@ -1,4 +1,4 @@
-"""What the README and the metadata name exists; test_docs.py runs what is shown."""
+"""Targets, configs and files in the README and metadata exist; test_docs.py runs its code."""
 
 import pathlib
 import re
@@ -8,7 +8,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
 
 
-def test_every_make_target_and_config_of_the_readme_exists():
+def test_every_make_target_and_config_in_the_readme_exists():
     makefile = (ROOT / "Makefile").read_text("utf-8")
     for target in re.findall(r"^make (\w+)", README, re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target

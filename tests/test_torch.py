@@ -1,4 +1,4 @@
-"""Against torch.nn.LSTM, which packs ragged sequences and has its own gradients."""
+"""Comparison with torch.nn.LSTM, which packs ragged sequences and has its own gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ LENGTHS = [9, 5, 2, 1]
 
 
 def as_torch(params):
-    """torch: gates i, f, g, o, too, but weights (4H, in), and two biases."""
+    """Parameters for torch: the same gates i, f, g, o, but weights (4H, in) and two biases."""
     module = torch.nn.LSTM(D, H, LAYERS)
     with torch.no_grad():
         for n in range(LAYERS):

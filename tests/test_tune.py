@@ -1,4 +1,4 @@
-"""Each switch in a process of its own, since it cannot be taken back."""
+"""Each switch is tested in a separate process, since it cannot be undone."""
 
 import ctypes
 import os
@@ -47,8 +47,8 @@ def test_importing_changes_nothing():
 
 
 @needs_glibc
-def test_large_blocks_come_from_kept_memory():
-    """A block above the threshold for mmap lies on the heap, and is the same one again."""
+def test_large_blocks_reuse_freed_memory():
+    """A block above the threshold for mmap is on the heap, and the same block is reused."""
     code = (
         LIBC
         + """
@@ -74,8 +74,8 @@ print(first, block(), libc.mallinfo2().fordblks >= 100 << 20)
 
 
 @needs_glibc
-def test_threads_keep_their_memory():
-    """What a thread frees and asks for again was touched before: no page comes from the kernel."""
+def test_threads_reuse_freed_memory():
+    """Memory that a thread frees and allocates again needs no new pages from the kernel."""
     code = (
         LIBC
         + """
@@ -114,7 +114,7 @@ print(counts["hits"] > 0, counts["misses"] > 0, values.tobytes().hex())
 
 
 def compiled(folder, *, change: str = "") -> tuple[pathlib.Path, bool, bool, str]:
-    """The cache's folder, whether programs were found and written there, and a result."""
+    """The folder of the cache, whether programs were found and written there, and a result."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
     ran = subprocess.run(
         [sys.executable, "-W", "error", "-c", change + COMPILES, str(folder)],
@@ -137,9 +137,9 @@ def first(tmp_path_factory) -> tuple[pathlib.Path, bool, bool, str]:
 def test_compiled_programs_are_found_again_and_give_the_same_bits(first):
     used, hit, missed, bits = first
     assert (hit, missed) == (False, True)
-    assert used.stat().st_mode & 0o077 == 0  # whoever writes here can run code
+    assert used.stat().st_mode & 0o077 == 0  # anyone who can write here can run code
     assert compiled(used.parent) == (used, True, False, bits)
-    # A damaged program is compiled again, and nothing is said of it.
+    # A damaged program is compiled again without a message.
     for program in used.glob("*-cache"):
         program.write_bytes(program.read_bytes()[:-7])
     assert compiled(used.parent)[3] == bits
@@ -156,7 +156,7 @@ def test_compiled_programs_are_found_again_and_give_the_same_bits(first):
     ],
     ids=["machine", "version", "feature"],
 )
-def test_another_processor_or_version_has_programs_of_its_own(change, first):
+def test_another_processor_or_version_has_separate_programs(change, first):
     if "sse2" in change and "sse2" not in pathlib.Path("/proc/cpuinfo").read_text("utf-8"):
         pytest.skip("needs an x86 processor under Linux")
     used, hit, missed, bits = compiled(first[0].parent, change=change)
@@ -164,14 +164,14 @@ def test_another_processor_or_version_has_programs_of_its_own(change, first):
     assert (hit, missed, bits) == (False, True, first[3])
 
 
-def test_a_folder_that_cannot_be_made_keeps_nothing(first, tmp_path):
+def test_a_folder_that_cannot_be_created_disables_the_cache(first, tmp_path):
     (tmp_path / "file").write_text("")
     used, hit, missed, bits = compiled(tmp_path / "file")
     assert (str(used), hit, missed) == ("None", False, False)
     assert bits == first[3]
 
 
-def test_a_folder_that_the_user_gave_to_jax_stays(monkeypatch, tmp_path):
+def test_a_folder_set_by_the_user_is_not_changed(monkeypatch, tmp_path):
     assert jax.config.jax_compilation_cache_dir is not None  # by conftest.py
     seconds = jax.config.jax_persistent_cache_min_compile_time_secs
     assert cache_compiled(tmp_path) == pathlib.Path(jax.config.jax_compilation_cache_dir)
@@ -179,7 +179,7 @@ def test_a_folder_that_the_user_gave_to_jax_stays(monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_programs_used_least_recently_go_first(tmp_path):
+def test_the_least_recently_used_programs_are_removed_first(tmp_path):
     (tmp_path / "another").mkdir()
     for age, name in enumerate(["new", "another/older", "oldest"]):
         (tmp_path / name).write_bytes(bytes(100))

@@ -3,16 +3,15 @@
     pip install neuralforecast          # on top of a torch for the CPU; versions are printed
     taskset -c 0 python experiments/forecasting/compare.py runs/comparison m4_hourly beijing_air
 
-Both read the same rows, train on the same part, choose their best parameters on the same
-validation rows, and forecast the same test origins; the metrics of both are those of
-:mod:`lstm_jax.tasks.backtest`.  The peer trains for ``SECONDS`` of processor time, validation
-included.  The forecaster has its config with the steps of ``SHORT``, and the processor time that
-they took is printed.
+Both read the same rows, train on the same part, choose their best parameters on the same validation
+rows, and forecast from the same test origins; :mod:`lstm_jax.tasks.backtest` evaluates both.
+neuralforecast trains for ``SECONDS`` of processor time, including validation.  The forecaster
+trains for the number of steps in ``SHORT``, and the processor time is printed.
 
-The peer has its own defaults (two layers of 128, a robust scaler, direct forecasts), the same
-window, batch, quantile levels, covariates, calendar and static columns, a validation every
-``CHECK`` steps, and gets back the parameters of its best one.  A gap in a covariate is filled with
-the last value before it for the peer; a missing target is masked.
+neuralforecast has its own defaults (two layers of 128, a robust scaler, direct forecasts) and the
+same window, batch, quantile levels, covariates, calendar and static columns.  It is validated every
+``CHECK`` steps, and its best parameters are used.  For neuralforecast, gaps in covariates are
+filled with the last value before them, and missing targets are masked.
 """
 
 import json
@@ -32,7 +31,7 @@ from lstm_jax.train import Report, load_config, train
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 SECONDS = 150.0
 CHECK = 200
-SHORT = {  # a short validation split, since the peer forecasts from every row of it
+SHORT = {  # a short validation split, since neuralforecast makes a forecast at each of its rows
     "m4_hourly": {"data.validation": "48", "train.num_steps": "2000"},
     "beijing_air": {"data.validation": "2016-02-01", "train.num_steps": "1500"},
 }
@@ -40,7 +39,7 @@ SHOWN = ("loss", "mase", "owa", "coverage_80", "seconds")
 
 
 class Clock(Report):
-    """A report that knows the processor time at the end of training."""
+    """A report that records the processor time at the end of training."""
 
     seconds = 0.0
 
@@ -56,11 +55,11 @@ def forecaster(task: Any, config: Any, workdir: pathlib.Path) -> dict[str, float
     return results["test"] | {"seconds": clock.seconds - began}
 
 
-# ---- the peer ----
+# ---- neuralforecast ----
 
 
 def frames(task: Any) -> tuple[pd.DataFrame, pd.DataFrame, list[str], list[str]]:
-    """The table as neuralforecast reads it, static columns, past covariates, and the calendar."""
+    """The table as neuralforecast reads it, static columns, past covariates, and calendar."""
     parts, table = [], task.data.read()
     future = calendar_names(table.frequency)
     for series in table.series:
@@ -89,7 +88,7 @@ def frames(task: Any) -> tuple[pd.DataFrame, pd.DataFrame, list[str], list[str]]
 
 
 def peer(task: Any, seed: int = 0) -> tuple[pd.DataFrame, float]:
-    """Its forecasts from the rows of the test split, and the seconds of training."""
+    """Forecasts of neuralforecast from the rows of the test split, and the training seconds."""
     import pytorch_lightning
     import torch
     from neuralforecast import NeuralForecast
@@ -97,7 +96,7 @@ def peer(task: Any, seed: int = 0) -> tuple[pd.DataFrame, float]:
     from neuralforecast.models import LSTM
 
     class Best(pytorch_lightning.Callback):
-        """Stops after ``SECONDS``; the best parameters on the validation rows stay."""
+        """Stops after ``SECONDS``, and restores the best parameters on the validation rows."""
 
         began, loss, state = time.process_time(), np.inf, None
 
@@ -142,7 +141,7 @@ def peer(task: Any, seed: int = 0) -> tuple[pd.DataFrame, float]:
 
 
 def aligned(task: Any, found: pd.DataFrame) -> Forecasts:
-    """The peer's forecasts from the origins of the backtest."""
+    """The forecasts of neuralforecast from the origins of the backtest."""
     table, origins = task.data.read(), task._backtests["test"].origins
     names = [f"q{level:g}" for level in LEVELS]
     groups = {key: part for key, part in found.groupby(["unique_id", "cutoff"])}

@@ -38,12 +38,12 @@ class Adder(nnx.Module):
 @dataclasses.dataclass(frozen=True)
 class AddingData(Section):
     steps: int = option(40, "steps of a sequence", at_least=2)
-    batch_size: int = option(32, "sequences a training step", at_least=1)
+    batch_size: int = option(32, "sequences per training step", at_least=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Adding(Task):
-    """Mean squared error of the sum; the constant answer 1 has an error of 1/6."""
+    """Mean squared error of the sum; a constant answer of 1 has an error of 1/6."""
 
     data: AddingData
     model: RecurrentConfig

@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> None:
 
     files = options.file
     if files and options.text is not None:
-        raise UserError(f"--text: expected no file beside it, got {files[0]}")
+        raise UserError(f"--text: expected no files, got {files[0]}")
     set_up(options)
     source = options.text or (files if len(files) > 1 else next(iter(files), None))
     predict_run(options.run_folder, source, options.output, Report(), plot=options.plot)

@@ -118,7 +118,9 @@ def _download(entry: Entry, path: pathlib.Path) -> None:
     """
     import pooch
 
-    by_hand = f"put the file at {path} by hand, or set {CACHE_VARIABLE} to a folder that holds it"
+    by_hand = (
+        f"put the file at {path} by hand, or set {CACHE_VARIABLE} to a folder that contains it"
+    )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         for left in path.parent.glob(f"{glob.escape(path.name)}.*.part"):

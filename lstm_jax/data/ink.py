@@ -47,8 +47,8 @@ def read_inks(path: str | pathlib.Path) -> list[Ink]:
     """All pieces of handwriting of a file, a folder or an archive.
 
     A ``.csv`` file is read as by :func:`read_ink_csv`, an ``.inkml`` file as by :func:`read_inkml`,
-    and a ``.dat``, ``.txt`` or ``.upn`` file as UNIPEN.  A folder holds files of one of these
-    kinds, a ``.zip`` or ``.tar`` archive (also compressed) UNIPEN files.
+    and a ``.dat``, ``.txt`` or ``.upn`` file as UNIPEN.  A folder contains files of one of these
+    kinds; a ``.zip`` or ``.tar`` archive (also compressed) contains UNIPEN files.
 
     Raises:
       UserError: the path is missing, not supported or damaged, or contains no ink.
@@ -178,7 +178,7 @@ def read_inkml(path: str | pathlib.Path) -> Ink:
         points = [point.split() for point in (trace.text or "").split(",") if point.strip()]
         place = f"{path}: trace {count}"
         for point in points:
-            wanted = f"{len(channels)} numbers a point"
+            wanted = f"{len(channels)} numbers per point"
             expect(len(point) > max(columns), place, wanted, f"{' '.join(point)!r}")
         if points:
             pairs = [[number(point[column], place) for column in columns] for point in points]

@@ -221,7 +221,7 @@ def _read_table(
 
 def _read_folder(path: pathlib.Path, encoding: str, labelled: bool) -> Columns:
     files = sorted(path.glob("*/*.txt" if labelled else "**/*.txt"))
-    which = "one folder of .txt files a class" if labelled else ".txt files"
+    which = "one folder of .txt files per class" if labelled else ".txt files"
     expect(files, f"{path}", which, "none")
     names = [file.parent.name for file in files] if labelled else []
     return names, [read_text(file, encoding) for file in files], [str(file) for file in files]

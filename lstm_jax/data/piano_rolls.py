@@ -123,7 +123,7 @@ def _read_folder(
         files = [_midi_files(part) for part in parts]
     else:
         found = _midi_files(folder)
-        expect(len(found) >= 3, f"{folder}", "at least 3 MIDI files, one a split", len(found))
+        expect(len(found) >= 3, f"{folder}", "at least 3 MIDI files, one per split", len(found))
         order = np.random.default_rng(0).permutation(len(found))
         each = min(max(1, round(len(found) * held_out)), (len(found) - 1) // 2)
         cuts = (len(found) - 2 * each, len(found) - each)

@@ -104,7 +104,7 @@ def shuffled(arrays: Batch, batch_size: int, seed: int) -> grain.MapDataset:
     Args:
       arrays: arrays with one row per example, all with the same number of rows.
       batch_size: B.
-      seed: decides the order.
+      seed: determines the order.
 
     Returns:
       An endless data set of batches with the names of ``arrays``, ``[B, ...]`` each.

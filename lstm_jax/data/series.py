@@ -160,8 +160,8 @@ def choose_columns(frame: Any, columns: SeriesColumns, where: str) -> tuple[Seri
 
     The time column is ``ds``, ``date`` or the like, or the first one; the id column is
     ``unique_id`` if there is one; the target is ``y``, or the only other column of numbers.  ``*``
-    as past covariates stands for all columns without another role: numbers, and words with few
-    distinct values.
+    as past covariates means all columns without another role: numbers, and words with few distinct
+    values.
 
     Returns:
       The columns, and the names of those that are ignored.
@@ -419,7 +419,7 @@ def _check_order(
 
 
 class Encoding(NamedTuple):
-    """How columns become numbers; plain values for a JSON file.
+    """The encoding of columns as numbers; plain values for a JSON file.
 
     Attributes:
       moments: mean and deviation of each column of numbers, over training rows.
@@ -488,7 +488,7 @@ def encoding_of(table: SeriesTable, train: Sequence[int]) -> Encoding:
 
     Args:
       table: the table.
-      train: how many rows of each series are for training.
+      train: the number of training rows of each series.
 
     Raises:
       UserError: a covariate has too many distinct words, or a number that makes the others of its

@@ -115,7 +115,9 @@ def body_coordinates(screen: np.ndarray) -> np.ndarray:
     bones = [np.linalg.norm(points[:, a] - points[:, b], axis=-1) for a, b in BONES[:3]]
     length = np.median(sum(bones))
     if not length > 0:
-        raise ValueError("expected a hip, a spine, a neck and a head apart, got one point")
+        raise ValueError(
+            "expected a hip, a spine, a neck and a head at different points, got one point"
+        )
     return ((points - points[:, HIP, None]) / length).astype(np.float32)
 
 

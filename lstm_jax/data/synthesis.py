@@ -7,14 +7,14 @@ import numpy as np
 
 from lstm_jax.data.midi import LOWEST, notes_of
 
-RATE = 22050  # samples a second
+RATE = 22050  # samples per second
 HARMONICS = 8
 RELEASE = 0.15  # seconds of decay after the end of a note
 ATTACK = 0.01
 
 
 def wav_bytes(roll: np.ndarray, seconds: float) -> bytes:
-    """A piano roll as a WAV file: mono, 16 bits, 22,050 samples a second.
+    """A piano roll as a WAV file: mono, 16 bits, 22,050 samples per second.
 
     Each note of frequency f is a sum of decaying harmonics::
 

@@ -251,5 +251,5 @@ def padded(rows: Sequence[np.ndarray], length: int = 0) -> tuple[np.ndarray, np.
 
 
 def _valid(text: str) -> str:
-    """The text without lone surrogates, which stand for bytes that are not UTF-8."""
+    """The text without lone surrogates, which represent bytes that are not UTF-8."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

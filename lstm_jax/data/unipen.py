@@ -182,7 +182,7 @@ def _points(text: str, columns: list[str], where: str) -> np.ndarray:
     words = [field for field in fields if not is_number(field)]
     expect(not words, where, "numbers", repr("".join(words[:1])))
     numbers = np.array(fields, float)
-    wanted = f"{len(columns)} numbers a point"
+    wanted = f"{len(columns)} numbers per point"
     expect(numbers.size % len(columns) == 0, where, wanted, f"{numbers.size} numbers")
     table = numbers.reshape(-1, len(columns))[:, [columns.index("X"), columns.index("Y")]]
     expect((abs(table) < 1e9).all(), where, "numbers below 1e9", "others")

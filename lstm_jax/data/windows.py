@@ -36,7 +36,7 @@ class SeriesArrays(NamedTuple):
         """The inputs of forecasts; only ``known`` extends beyond the origins.
 
         Args:
-          series: which series, ``[B]``.
+          series: the index of the series, ``[B]``.
           origins: the first row of the future, counted from the start of its series, ``[B]``.
           window: W.
           horizon: F.
@@ -72,8 +72,8 @@ def series_arrays(
 
     Args:
       series: the series.
-      columns: which column is what.
-      encoding: how columns become numbers.
+      columns: the roles of the columns.
+      encoding: the encoding of columns as numbers.
       frequency: the frequency of the time stamps.
       calendar: whether to add calendar features to the known columns.
       holidays: as for :func:`lstm_jax.data.calendar.calendar_features`.
@@ -81,7 +81,7 @@ def series_arrays(
     past, known, numbers, categories = [], [], [], []
     words = [name for name in columns.static if name in encoding.words]
     others = [name for name in columns.static if name not in encoding.words]
-    shared: dict[int, np.ndarray] = {}  # the calendar of series with the same time stamps
+    shared: dict[int, np.ndarray] = {}  # shared by series with the same time stamps
     for each in series:
         rows = len(each.target)
         parts = [encoding.encode(name, each.covariates[name]) for name in columns.known]
@@ -147,7 +147,7 @@ def origins_within(
       stride: rows from one origin to the next.
 
     Returns:
-      Which series, and the first row of the future in it, arrays ``[N]`` each.
+      The index of the series, and the first row of the future in it, arrays ``[N]`` each.
     """
     starts = [
         np.arange(max(begin, window), end - horizon + 1, stride)
@@ -174,10 +174,10 @@ def random_windows(
 
     Args:
       arrays: the series.
-      origins: which series and rows forecasts may begin at, as from :func:`origins_within`.
+      origins: the series and rows at which forecasts may start, as from :func:`origins_within`.
       window, horizon: W and F.
       batch_size: B.
-      seed: decides the order.
+      seed: determines the order.
 
     Returns:
       An endless data set of batches: the inputs of :meth:`SeriesArrays.windows`, and ``future``

@@ -84,7 +84,7 @@ def gradient_flow(
       >>> import jax, jax.numpy as jnp
       >>> from lstm_jax.cells import LSTM1997Cell, RNNCell
       >>> xs = jax.random.normal(jax.random.key(0), (50, 3))
-      >>> def carried(cell):  # what is left of the derivative after 48 steps
+      >>> def carried(cell):  # the relative size of the derivative after 48 steps
       ...     flow = gradient_flow(cell, cell.init(jax.random.key(1), input_size=3), xs)
       ...     return float(flow.state[0] / flow.state[-2])
       >>> carried(RNNCell(8)) < 1e-3, carried(LSTM1997Cell(8)) < 1e-3

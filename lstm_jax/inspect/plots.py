@@ -207,7 +207,7 @@ def plot_jacobian_spectrum(
 
     >>> spectrum = JacobianSpectrum(np.array([[2.0, 0.5]]), np.array(0.1), np.zeros(3))
     >>> plot_jacobian_spectrum(spectrum).axes[0].get_legend().get_texts()[0].get_text()
-    'exponent +0.100 a step'
+    'exponent +0.100 per step'
     """
     from matplotlib.figure import Figure
 
@@ -221,7 +221,7 @@ def plot_jacobian_spectrum(
         low, middle, high = np.quantile(values, (0.1, 0.5, 0.9), axis=0)
         rank = np.arange(1, values.shape[-1] + 1)
         exponent = float(np.mean(spectrum.exponent))
-        words = f"{name}: " * bool(name) + f"exponent {exponent:+.3f} a step"
+        words = f"{name}: " * bool(name) + f"exponent {exponent:+.3f} per step"
         style = {"color": COLOURS[n % len(COLOURS)], "linestyle": LINES[n % len(LINES)]}
         axes.plot(rank, np.where(middle > 0, middle, np.nan), label=words, linewidth=1.6, **style)
         axes.fill_between(rank, low, high, color=style["color"], alpha=0.2, linewidth=0)

@@ -110,12 +110,12 @@ def summary(model: Any, input_size: int | tuple[int, ...] | None = None) -> Summ
     Example:
       >>> from lstm_jax import LSTM
       >>> print(summary(LSTM(hidden_size=64, num_layers=2), input_size=16))
-      layer    cell      input  output  parameters  state  training, a step  operations, a step
-      -------  --------  -----  ------  ----------  -----  ----------------  ------------------
-      layer_0  LSTMCell  16     64          20,736  512 B           1.5 KiB              42,048
-      layer_1  LSTMCell  64     64          33,024  512 B           1.5 KiB              66,624
-      -------  --------  -----  ------  ----------  -----  ----------------  ------------------
-      total                                 53,760  1 KiB             3 KiB             108,672
+      layer    cell      input  output  parameters  state  training per step  operations per step
+      -------  --------  -----  ------  ----------  -----  -----------------  -------------------
+      layer_0  LSTMCell  16     64          20,736  512 B            1.5 KiB               42,048
+      layer_1  LSTMCell  64     64          33,024  512 B            1.5 KiB               66,624
+      -------  --------  -----  ------  ----------  -----  -----------------  -------------------
+      total                                 53,760  1 KiB              3 KiB              108,672
     """
     if input_size is None:
         input_size = getattr(model, "in_features", None)
@@ -199,7 +199,7 @@ def _operations(jaxpr: Any) -> int:
 # ---- the table ----
 
 NAMES = ("layer", "cell", "input", "output")
-HEAD = (*NAMES, "parameters", "state", "training, a step", "operations, a step")
+HEAD = (*NAMES, "parameters", "state", "training per step", "operations per step")
 LEFT = len(NAMES)  # the number of left-aligned columns
 
 

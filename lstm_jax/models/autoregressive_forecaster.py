@@ -10,20 +10,20 @@ from lstm_jax.models.base import Carry, Outputs
 from lstm_jax.models.encoder_forecaster import (
     EncoderForecaster,
     Sizes,
-    beside,
     filled,
     scaled,
     with_flags,
+    with_static,
 )
 from lstm_jax.models.heads import Head
 
 
 class AutoregressiveForecaster(EncoderForecaster):
-    """Forecasts row by row, each row given those before it.
+    """Forecasts row by row, each row given the previous ones.
 
-    The past is read as by :class:`lstm_jax.models.EncoderForecaster`.  The second LSTM goes through
-    the future row by row and reads the L scaled values before the row, the flags that say which of
-    them were observed, and the covariates k_f that are known over the future::
+    The past is read as by :class:`lstm_jax.models.EncoderForecaster`.  The second LSTM steps
+    through the future row by row.  It reads the previous L scaled values, flags that mark the
+    observed ones, and the covariates k_f that are known over the future::
 
         v_f        = (z_{f-L}, ..., z_{f-1})
         u_f        = LSTM'((relu(W (v_f, flags of v_f, k_f) + b), s); ...)
@@ -31,15 +31,16 @@ class AutoregressiveForecaster(EncoderForecaster):
         r_{f,0}   += sum_l a_l z_{f-l}
         z_f        ~ the head's distribution of r_f
 
-    L is a season, and the linear autoregression ``a`` begins as the seasonal naive forecast.  In
-    training, ``z_f`` is the truth (teacher forcing); in v, the last observed value stands in each
-    gap.  A forecast is a sample of trajectories: each value is drawn from the head's distribution
-    and read by the next row.  Rows of a trajectory depend on each other as those of the series do.
+    L is a season, and the linear autoregression ``a`` is initialised as the seasonal naive
+    forecast.  In training, ``z_f`` is the true value (teacher forcing), and gaps in v are filled
+    with the last observed value.  A forecast is a sample of trajectories: each value is sampled
+    from the head's distribution and read by the next row, so the rows of a trajectory depend on
+    each other like those of the series.
 
     Args:
       sizes, head, hidden_features, num_layers: as for :class:`lstm_jax.models.EncoderForecaster`.
       season: L, at most W.
-      samples: N, trajectories of a forecast.
+      samples: N, the number of trajectories in a forecast.
       options: ``segment``, ``scaling``, ``embedding_features``, ``magnitude``, ``cell``,
         ``dropout``, ``dtype`` and ``rngs``, as there.
 
@@ -59,7 +60,7 @@ class AutoregressiveForecaster(EncoderForecaster):
       David Salinas, Valentin Flunkert, Jan Gasthaus, "DeepAR: Probabilistic Forecasting with
       Autoregressive Recurrent Networks", International Journal of Forecasting 36, 2020; Guokun Lai
       et al., "Modeling Long- and Short-Term Temporal Patterns with Deep Neural Networks", SIGIR
-      2018 (a linear autoregression beside the network).
+      2018 (a linear autoregression in parallel with the network).
     """
 
     def __init__(
@@ -91,22 +92,22 @@ class AutoregressiveForecaster(EncoderForecaster):
         future: jax.Array | None = None,
         rngs: nnx.Rngs | None = None,
     ) -> tuple[Carry, Outputs]:
-        """Sampled trajectories; or, where the future is given, raw numbers under teacher forcing.
+        """Sampled trajectories; or, if the future is given, raw numbers with teacher forcing.
 
-        NaN stands for a missing value, in every input of type float32.
+        NaN means a missing value in every input of type float32.
 
         Args:
           carry: ``()``; windows are independent.
           target, past, known, numbers, categories: as for
             :class:`lstm_jax.models.EncoderForecaster`.
-          future: the truth in the units of the series, ``[B, F]``.  Raw numbers of a row depend on
-            the rows before it alone.
-          rngs: its stream ``dropout`` is used in training, the module's own stream if None; and
-            ``samples`` for trajectories, which are always the same if None.
+          future: the true values in the units of the series, ``[B, F]``.  The raw numbers of a row
+            depend only on the previous rows.
+          rngs: the stream ``dropout`` is used in training; the module's own stream if None.  The
+            stream ``samples`` is used for trajectories; if None, they are always the same.
 
         Returns:
           ``(carry, outputs)``: ``level`` and ``scale`` ``[B]``; and ``samples`` in scaled units,
-          ``[B, N, F]``, or ``raw`` ``[B, F, P]`` where ``future`` is given.
+          ``[B, N, F]``, or ``raw`` ``[B, F, P]`` if ``future`` is given.
         """
         W, L = self.sizes.window, self.season
         known = with_flags(known)
@@ -121,12 +122,12 @@ class AutoregressiveForecaster(EncoderForecaster):
         before = jnp.arange(self.sizes.horizon)[:, None] + jnp.arange(W - L, W)  # [F, L]
         values = filled(z, observed)[:, before]
         ks = self._step_inputs(values, observed[:, before], known)
-        us = self.decoder(beside(ks, read.static), initial_carry=read.state, rngs=rngs)
+        us = self.decoder(with_static(ks, read.static), initial_carry=read.state, rngs=rngs)
         us = self.dropout(us.astype(jnp.float32), rngs=rngs)
         return carry, {"raw": self._moved(self.readout(us), values @ self.linear[...]), **outputs}
 
     def _step_inputs(self, values: jax.Array, observed: jax.Array, known: jax.Array) -> jax.Array:
-        """``[..., H]`` of the values before a row, their flags, and what is known of the row."""
+        """Features ``[..., H]`` of previous values, their flags, and the row's covariates."""
         flags = observed.astype(values.dtype)
         return jax.nn.relu(self.given(jnp.concatenate([values, flags, known], -1)))
 

@@ -38,7 +38,7 @@ class WordModel(NamedTuple):
       log_probs: of each word, an unknown one (W) and the end of a line (W + 1) in each state of
         the automaton, float32 ``[states, W + 2]``.
       following: the state after each word, int32 ``[states, W + 1]``.
-      separator: the label between words, int32; -1 where a line is a single word.
+      separator: the label between words, int32; -1 if each line is a single word.
     """
 
     children: jax.Array

@@ -1,4 +1,4 @@
-"""A forecaster of many series: an LSTM reads the past, another one goes through the future."""
+"""A forecaster of many series: one LSTM reads the past, and another steps through the future."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,15 +17,15 @@ SCALINGS = ("standard", "mean", "robust", "log")
 
 
 class Sizes(NamedTuple):
-    """Sizes of what an :class:`EncoderForecaster` reads.
+    """Sizes of the inputs of an :class:`EncoderForecaster`.
 
     Attributes:
-      window: W, steps of the past.
-      horizon: F, steps of the future.
-      past: columns known up to the present.
-      known: columns known over the future as well.
-      numbers: static numbers.
-      categories: how many values each static category has.
+      window: W, the number of past steps.
+      horizon: F, the number of future steps.
+      past: the number of covariates known up to the present.
+      known: the number of covariates known over the future as well.
+      numbers: the number of static numbers.
+      categories: the number of values of each static category.
     """
 
     window: int
@@ -37,7 +37,7 @@ class Sizes(NamedTuple):
 
 
 class WindowScale(NamedTuple):
-    """How a window is scaled: ``z = (f(y) - level) / scale``, f being log(1 + y) or nothing.
+    """The scaling of a window: ``z = (f(y) - level) / scale``; f is log(1 + y) or the identity.
 
     Attributes:
       level: float32 ``[B]``.
@@ -52,9 +52,9 @@ def window_scale(values: jax.Array, scaling: str) -> WindowScale:
     """The level and scale of the observed values of each window.
 
     ``"standard"``: mean and standard deviation; ``"mean"``: 0 and the mean absolute value;
-    ``"robust"``: median and interquartile range; ``"log"``: as standard, of log(1 + y).  A window
-    that hardly varies is scaled by its mean absolute value, and one of zeros alone, or without any
-    value, by 1.
+    ``"robust"``: median and interquartile range; ``"log"``: like standard, for log(1 + y).  A
+    window that hardly varies is scaled by its mean absolute value; a window of zeros, or without
+    values, by 1.
 
     Args:
       values: ``[B, W]``; NaN where missing.
@@ -73,7 +73,7 @@ def window_scale(values: jax.Array, scaling: str) -> WindowScale:
     elif scaling == "robust":
         rows = jnp.where(observed, y, jnp.nan)
         low, level, high = jnp.nanquantile(rows, jnp.array([0.25, 0.5, 0.75]), axis=1)
-        scale = (high - low) / 1.349  # as the deviation of a normal distribution
+        scale = (high - low) / 1.349  # equal to the standard deviation for a normal distribution
         level, scale = (jnp.nan_to_num(each) for each in (level, scale))
     else:
         level = y.sum(1) / count
@@ -96,7 +96,7 @@ def scaled(values: jax.Array, window: WindowScale, scaling: str) -> jax.Array:
 
 
 def unscaled(values: jax.Array, window: WindowScale, scaling: str) -> jax.Array:
-    """What :func:`scaled` scaled, ``[B, ...]``.
+    """The inverse of :func:`scaled`, ``[B, ...]``.
 
     >>> unscaled(jnp.ones((1, 1)), WindowScale(jnp.zeros(1), jnp.ones(1)), "log").round(3)
     Array([[1.718]], dtype=float32)
@@ -107,14 +107,14 @@ def unscaled(values: jax.Array, window: WindowScale, scaling: str) -> jax.Array:
 
 
 class Read(NamedTuple):
-    """What a forecaster knows at the present.
+    """The information that a forecaster has at the present.
 
     Attributes:
-      window: how the window is scaled.
-      z: its scaled values, 0 where missing, ``[B, W]``.
-      observed: where they are not missing, ``[B, W]``.
+      window: the scaling of the window.
+      z: the scaled values, 0 where missing, ``[B, W]``.
+      observed: whether each value is observed, ``[B, W]``.
       static: static features, ``[B, K]``.
-      state: of the second LSTM before its first step.
+      state: the state of the second LSTM before its first step.
     """
 
     window: WindowScale
@@ -125,13 +125,13 @@ class Read(NamedTuple):
 
 
 class EncoderForecaster(Model):
-    """Forecasts a series from its window of the past, what is known of the future, and statics.
+    """Forecasts a series from its past window, known covariates, and static features.
 
-    A window of W steps is scaled by its own level and scale, ``z_t``.  Both LSTMs go in segments of
-    S steps: x_n holds a segment of ``z``, of flags that say what is observed, and of covariates
-    with theirs; k_m holds a segment of the covariates that are known over the future.  The state
-    in which the first LSTM ends passes through linear maps, which begin as the identity, and is
-    the state in which the second one starts (the handoff)::
+    A window of W steps is scaled by its own level and scale, ``z_t``.  Both LSTMs read segments of
+    S steps: x_n is a segment of ``z``, of the flags of observed values, and of covariates with
+    their flags; k_m is a segment of the covariates that are known over the future.  The final state
+    of the first LSTM is mapped linearly to the initial state of the second one (the handoff); the
+    maps are initialised as the identity::
 
         h_N, c_N = LSTM(..., (relu(W_x x_n + b_x), s), ...)
         u_m      = LSTM'((relu(W_k k_m + b_k), s); A_h h_N, A_c c_N)
@@ -139,25 +139,25 @@ class EncoderForecaster(Model):
         r_{f,0} += sum_t z'_t L_{t,f}
 
     with the static features s: the window's level and scale, numbers, and embedded categories.  z'
-    is z with gaps filled by the last value before them; L is a linear model beside the network,
-    which begins as the seasonal naive forecast.  The raw numbers ``r_f`` are what the head makes a
-    distribution of.
+    is z with gaps filled by the last observed value.  L is a linear model in parallel to the
+    network; it is initialised as the seasonal naive forecast.  The head turns the raw numbers
+    ``r_f`` into a distribution.
 
     Args:
-      sizes: what is read.
-      head: what the raw numbers mean.
+      sizes: the sizes of the inputs.
+      head: turns raw numbers into a distribution.
       hidden_features: H of each layer.
       num_layers: stacked layers of each LSTM.
       segment: S, a divisor of W.
-      season: steps of a season, at most W; 1 for none.
+      season: the number of steps in a season, at most W; 1 for none.
       scaling: one of :data:`SCALINGS`.
-      embedding_features: of each static category.
-      magnitude: mean and deviation of ``log(1 + |level|)`` over training series.
+      embedding_features: the features of each static category.
+      magnitude: the mean and deviation of ``log(1 + |level|)`` over training series.
       cell: the kind of cell, as in :class:`lstm_jax.nnx.LSTM`, or a function of the number of
         static features that returns one.
       dropout: dropout rate of inputs and outputs of every layer.
       dtype: type of the products in the layers.
-      rngs: its stream ``params`` initialises the parameters; ``dropout`` is kept for training.
+      rngs: the stream ``params`` initialises the parameters; ``dropout`` is stored for training.
 
     Example:
       >>> from lstm_jax.models.heads import QuantileHead
@@ -173,9 +173,9 @@ class EncoderForecaster(Model):
       Ruofeng Wen et al., "A Multi-Horizon Quantile Recurrent Forecaster", arXiv:1711.11053, 2017
       (direct forecasts of all steps, known covariates in the decoder); Shengsheng Lin et al.,
       "SegRNN", arXiv:2308.11200, 2023 (segments); Guokun Lai et al., "Modeling Long- and
-      Short-Term Temporal Patterns with Deep Neural Networks", SIGIR 2018 (a linear model beside
-      the network); Grey Nearing et al., "Global prediction of extreme floods in ungauged
-      watersheds", Nature 627, 2024 (handoff from a hindcast to a forecast LSTM).
+      Short-Term Temporal Patterns with Deep Neural Networks", SIGIR 2018 (a linear model in
+      parallel with the network); Grey Nearing et al., "Global prediction of extreme floods in
+      ungauged watersheds", Nature 627, 2024 (handoff from a hindcast to a forecast LSTM).
     """
 
     def __init__(
@@ -221,7 +221,7 @@ class EncoderForecaster(Model):
         self.linear = nnx.Param(linear)
 
     def _decoder_sizes(self, season: int) -> tuple[int, int, jax.Array]:
-        """What a decoder step reads, the rows that it writes, and the linear model at first."""
+        """The inputs and outputs of a decoder step, and the initial linear model."""
         given = 2 * self.segment * self.sizes.known + self.blocks
         return given, self.segment, _seasonal(self.sizes.window, self.sizes.horizon, season)
 
@@ -238,7 +238,7 @@ class EncoderForecaster(Model):
 
     @property
     def ranges(self) -> dict[str, tuple[int, int | str]]:
-        """The range of the category with the most values; others are narrower."""
+        """The range of the category with the most values; the others are smaller."""
         return {"categories": (0, max(self.sizes.categories, default=1) - 1)}
 
     @property
@@ -258,16 +258,16 @@ class EncoderForecaster(Model):
     ) -> tuple[Carry, Outputs]:
         """Raw numbers of each step of the horizon.
 
-        NaN stands for a missing value, in every input of type float32.
+        NaN means a missing value in every input of type float32.
 
         Args:
           carry: ``()``; windows are independent.
-          target: the past of the series, in its own units, ``[B, W]``.
+          target: the past of the series in its own units, ``[B, W]``.
           past: covariates up to the present, ``[B, W, Cp]``.
           known: covariates that are known over the future, ``[B, W + F, Ck]``.
           numbers: static numbers, ``[B, N]``.
           categories: static categories, ``[B, K]``.
-          rngs: its stream ``dropout`` is used in training; the module's own stream if None.
+          rngs: the stream ``dropout`` is used in training; the module's own stream if None.
 
         Returns:
           ``(carry, {"raw": [B, F, P], "level": [B], "scale": [B]})``.
@@ -279,7 +279,7 @@ class EncoderForecaster(Model):
         future, rows = _segments(future, S), target.shape[0]
         place = jnp.broadcast_to(jnp.eye(self.blocks), (rows, self.blocks, self.blocks))
         ks = jax.nn.relu(self.given(jnp.concatenate([future, place], -1)))
-        us = self.decoder(beside(ks, read.static), initial_carry=read.state, rngs=rngs)
+        us = self.decoder(with_static(ks, read.static), initial_carry=read.state, rngs=rngs)
         raw = self.readout(self.dropout(us.astype(jnp.float32), rngs=rngs))
         raw = raw.reshape(rows, self.blocks * S, -1)[:, :F]
         raw = self._moved(raw, filled(read.z, read.observed) @ self.linear[...])
@@ -289,13 +289,13 @@ class EncoderForecaster(Model):
         self, target: jax.Array, past: jax.Array, known: jax.Array, numbers: jax.Array,
         categories: jax.Array, rngs: nnx.Rngs | None,
     ) -> "Read":  # fmt: skip
-        """What the first LSTM makes of the window; ``known`` has flags and ends at the present."""
+        """The first LSTM's outputs for the window; ``known`` has flags, up to the present."""
         window = window_scale(target, self.scaling)
         z, observed = scaled(target, window, self.scaling), jnp.isfinite(target)
         static = self._static(window, numbers, categories)
         pair = jnp.stack([z, observed.astype(z.dtype)], -1)
         xs = _segments(jnp.concatenate([pair, with_flags(past), known], -1), self.segment)
-        xs = beside(jax.nn.relu(self.read(self.dropout(xs, rngs=rngs))), static)
+        xs = with_static(jax.nn.relu(self.read(self.dropout(xs, rngs=rngs))), static)
         state, _ = self.encoder(
             xs, initial_carry=self._state(xs.shape[0]), return_carry=True, rngs=rngs
         )
@@ -307,7 +307,7 @@ class EncoderForecaster(Model):
         return Read(window, z, observed, static, jax.tree.unflatten(tree, leaves))
 
     def _moved(self, raw: jax.Array, base: jax.Array) -> jax.Array:
-        """Raw numbers ``[..., P]`` whose locations move by ``base`` ``[...]``."""
+        """Raw numbers ``[..., P]`` with their locations shifted by ``base`` ``[...]``."""
         return raw + base[..., None] * (jnp.arange(self.head.size) < self.head.locations)
 
     def _state(self, rows: int) -> Any:
@@ -327,12 +327,12 @@ class EncoderForecaster(Model):
 
 
 class ForecasterEnsemble(Model):
-    """Several forecasters with their own parameters, trained and called together.
+    """Several forecasters with separate parameters, trained and called together.
 
     Args:
       make: a function of random streams that makes a member.
-      members: M, how many.
-      rngs: its stream ``params`` initialises the parameters.
+      members: M, the number of members.
+      rngs: the stream ``params`` initialises the parameters.
 
     Example:
       >>> from lstm_jax.models.heads import PointHead
@@ -372,7 +372,7 @@ class ForecasterEnsemble(Model):
     def __call__(
         self, carry: Carry, *, rngs: nnx.Rngs | None = None, **inputs: jax.Array
     ) -> tuple[Carry, Outputs]:
-        """As a member's call; ``raw`` is ``[B, M, F, P]``, and samples are ``[B, M, N, F]``."""
+        """Like a member's call; ``raw`` is ``[B, M, F, P]``, and samples are ``[B, M, N, F]``."""
         graph, state = nnx.split(self.members)
         key = jax.random.key(0) if rngs is None else rngs.dropout()
 
@@ -384,7 +384,7 @@ class ForecasterEnsemble(Model):
 
 
 class StaticCell(NamedTuple):
-    """A cell that needs to know how many of its inputs, the last ones, are static.
+    """A cell whose last inputs are static; it depends on their number.
 
     Attributes:
       make: a function of that number that returns the kind of cell.
@@ -397,7 +397,7 @@ class StaticCell(NamedTuple):
 
 
 def with_flags(values: jax.Array) -> jax.Array:
-    """Columns with 0 where they are missing, and beside them flags that say where they are not.
+    """Columns with 0 for missing values, and next to them flags that mark the observed values.
 
     >>> with_flags(jnp.array([[2.0, jnp.nan]])).tolist()
     [[2.0, 0.0, 1.0, 0.0]]
@@ -407,7 +407,7 @@ def with_flags(values: jax.Array) -> jax.Array:
 
 
 def filled(z: jax.Array, observed: jax.Array) -> jax.Array:
-    """Rows ``[B, W]`` in which the last observed value stands in each gap; 0 before the first.
+    """Rows ``[B, W]`` with gaps filled by the last observed value; 0 before the first one.
 
     >>> filled(jnp.array([[0.0, 5.0, 0.0]]), jnp.array([[False, True, False]])).tolist()
     [[0.0, 5.0, 5.0]]
@@ -421,10 +421,10 @@ def _segments(xs: jax.Array, segment: int) -> jax.Array:
     return xs.reshape(xs.shape[0], xs.shape[1] // segment, segment * xs.shape[2])
 
 
-def beside(xs: jax.Array, static: jax.Array) -> jax.Array:
-    """Steps ``[..., N, D]``, each with the same static features ``[..., K]`` behind its own.
+def with_static(xs: jax.Array, static: jax.Array) -> jax.Array:
+    """Steps ``[..., N, D]``, with the same static features ``[..., K]`` appended to each.
 
-    >>> beside(jnp.ones((1, 2, 1)), jnp.zeros((1, 1))).tolist()
+    >>> with_static(jnp.ones((1, 2, 1)), jnp.zeros((1, 1))).tolist()
     [[[1.0, 0.0], [1.0, 0.0]]]
     """
     static = jnp.broadcast_to(static[..., None, :], (*xs.shape[:-1], static.shape[-1]))

@@ -14,9 +14,9 @@ from lstm_jax.nnx import LSTM
 class SegmentForecaster(Model):
     """Forecasts each column of a table from its own past, with the same weights for every column.
 
-    From a column's window ``x_1 .. x_W`` it subtracts a level, the last value ``x_W``, cuts the
-    rest into segments of S rows, embeds each, runs an LSTM over them, and reads the whole
-    horizon of F rows from the last hidden state::
+    The model subtracts a level, the last value ``x_W``, from a column's window ``x_1 .. x_W``.  It
+    divides the result into segments of S rows, embeds each segment, and runs an LSTM over the
+    embeddings.  A linear map of the last hidden state gives the whole horizon of F rows::
 
         e_n = relu(W_e (x_{(n-1)S+1 .. nS} - x_W) + b_e)
         h_N = LSTM(e_1, ..., e_N)
@@ -24,14 +24,14 @@ class SegmentForecaster(Model):
 
     Args:
       columns: C.
-      segment: S, rows that one step of the LSTM reads.
-      horizon: F, rows of the future.
+      segment: S, the number of rows per step of the LSTM.
+      horizon: F, the number of future rows.
       hidden_features: H, features of embeddings and of each layer.
       num_layers: stacked layers.
       cell: the kind of cell, as in :class:`lstm_jax.nnx.LSTM`.
       dropout: dropout rate of the outputs of every layer.
       dtype: type of the products in the layers.
-      rngs: its stream ``params`` initialises the parameters; ``dropout`` is kept for training.
+      rngs: the stream ``params`` initialises the parameters; ``dropout`` is stored for training.
 
     Example:
       >>> model = SegmentForecaster(columns=2, segment=4, horizon=3, hidden_features=8,
@@ -43,8 +43,8 @@ class SegmentForecaster(Model):
 
     References:
       Shengsheng Lin et al., "SegRNN: Segment Recurrent Neural Network for Long-Term Time
-      Series Forecasting", arXiv:2308.11200, 2023 (segments, independent channels, last value
-      subtracted; here an LSTM, and one linear map for the horizon).
+      Series Forecasting", arXiv:2308.11200, 2023 (segments, independent channels, subtraction of
+      the last value; this model has an LSTM, and one linear map for the horizon).
     """
 
     def __init__(
@@ -85,13 +85,13 @@ class SegmentForecaster(Model):
     def __call__(
         self, carry: Carry, *, past: jax.Array, level: jax.Array, rngs: nnx.Rngs | None = None
     ) -> tuple[Carry, Outputs]:
-        """The forecast after some more segments of the window.
+        """The forecast after further segments of the window.
 
         Args:
-          carry: as from :meth:`initial_carry`, or from the segments before.
+          carry: as from :meth:`initial_carry`, or from earlier segments.
           past: ``[B, N * S, C]``.
           level: the window's last row, ``[B, C]``.
-          rngs: its stream ``dropout`` is used in training; the module's own stream if None.
+          rngs: the stream ``dropout`` is used in training; the module's own stream if None.
 
         Returns:
           ``(carry, {"forecast": [B, F, C]})``.

@@ -1,8 +1,8 @@
-"""Heads of forecasters: what a model's raw outputs say about the next values.
+"""Heads of forecasters: distributions of the next values, from a model's raw outputs.
 
-A head reads P raw numbers for each value, the first of which are locations, and makes a
-distribution of them.  Everything is in the scaled units of a window; a count distribution also
-needs the window's scale.
+A head turns P raw numbers for each value, the first of which are locations, into a distribution.
+Everything is in the scaled units of a window; a distribution of counts also needs the window's
+scale.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from jax.scipy import stats
 from jax.scipy.special import betainc, logsumexp
 from jax.typing import ArrayLike
 
-SMALLEST = 1e-3  # of a scale, in scaled units
+SMALLEST = 1e-3  # the smallest scale, in scaled units
 BISECTIONS = 40
 DECILES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
@@ -42,7 +42,7 @@ def pinball(target: jax.Array, quantiles: jax.Array, levels: jax.Array) -> jax.A
 
 
 class Normal(NamedTuple):
-    """Normal distributions with the given ``location`` and ``scale``, arrays of one shape.
+    """Normal distributions with the given ``location`` and ``scale``, arrays of equal shape.
 
     >>> Normal(jnp.zeros(1), jnp.ones(1)).quantiles(jnp.array([0.5])).tolist()
     [[0.0]]
@@ -99,9 +99,9 @@ class NegativeBinomial(NamedTuple):
     """Counts, divided by ``unit``, with a ``mean`` and a variance of ``mean + dispersion mean²``.
 
     Attributes:
-      mean: of the count.
+      mean: the mean of the count.
       dispersion: above 0.
-      unit: by which the count is divided.
+      unit: the divisor of the count.
 
     >>> counts = NegativeBinomial(jnp.full(1, 2.0), jnp.ones(1), jnp.ones(1))
     >>> counts.quantiles(jnp.array([0.5, 0.9])).tolist()
@@ -113,7 +113,7 @@ class NegativeBinomial(NamedTuple):
     unit: jax.Array
 
     def _shape(self) -> tuple[jax.Array, jax.Array]:
-        """Number of successes and their probability, as :mod:`jax.scipy.stats.nbinom` has them."""
+        """The number of successes and their probability, as in :mod:`jax.scipy.stats.nbinom`."""
         n = 1 / self.dispersion
         return n, n / (n + self.mean)
 
@@ -148,8 +148,8 @@ class AsymmetricLaplaceMixture(NamedTuple):
     its location is its quantile of level t.
 
     Attributes:
-      log_weights: logarithms of the weights, which add up to 1.
-      locations, scales, asymmetries: of the components.
+      log_weights: the logarithms of the weights, which add up to 1.
+      locations, scales, asymmetries: the parameters of the components.
 
     References:
       Daniel Klotz et al., "Uncertainty estimation with deep learning for rainfall-runoff
@@ -184,7 +184,7 @@ class AsymmetricLaplaceMixture(NamedTuple):
         return inverse(self.cdf, levels, low, high)
 
     def sample(self, key: jax.Array, samples: int) -> jax.Array:
-        """``[samples, ...]``: a component, and its quantile of a uniform level."""
+        """``[samples, ...]``: a component is sampled, and then its quantile at a uniform level."""
         one, other = jax.random.split(key)
         shape = (samples, *self.locations.shape[:-1])
         chosen = jax.random.categorical(one, self.log_weights, shape=shape)[..., None]
@@ -198,11 +198,11 @@ class AsymmetricLaplaceMixture(NamedTuple):
 
 
 class Quantiles(NamedTuple):
-    """A distribution of which some quantiles are known, with straight lines between them.
+    """A distribution given by some quantiles, with linear interpolation between them.
 
     Attributes:
-      values: the quantiles, rising along the last axis, ``[..., Q]``.
-      levels: rising, ``[Q]``.
+      values: the quantiles, increasing along the last axis, ``[..., Q]``.
+      levels: the levels of the quantiles, increasing, ``[Q]``.
 
     >>> Quantiles(jnp.array([0.0, 2.0]), jnp.array([0.1, 0.9])).quantiles(jnp.array([0.5])).round(3)
     Array([1.], dtype=float32)
@@ -212,7 +212,7 @@ class Quantiles(NamedTuple):
     levels: jax.Array
 
     def quantiles(self, levels: jax.Array) -> jax.Array:
-        """``[..., Q]``; beyond the outermost known quantile, that one."""
+        """``[..., Q]``; levels beyond the outermost known quantile give that quantile."""
         at = jnp.interp(levels, self.levels, jnp.arange(len(self.levels)))
         low = jnp.floor(at).astype(int)
         high = jnp.minimum(low + 1, len(self.levels) - 1)
@@ -236,12 +236,12 @@ class Quantiles(NamedTuple):
 def inverse(
     cdf: Callable[[jax.Array], jax.Array], levels: ArrayLike, low: jax.Array, high: jax.Array
 ) -> jax.Array:
-    """Where a distribution function reaches each level, ``[..., Q]``, by bisection.
+    """The values at which a distribution function reaches each level, ``[..., Q]``, by bisection.
 
     Args:
-      cdf: rising function of arrays ``[...]``.
+      cdf: an increasing function of arrays ``[...]``.
       levels: ``[Q]``.
-      low, high: between which all quantiles lie, ``[...]``.
+      low, high: bounds of all quantiles, ``[...]``.
 
     >>> inverse(lambda y: y / 4, jnp.array([0.25]), jnp.zeros(()), jnp.full((), 4.0)).round(4)
     Array([1.], dtype=float32)
@@ -264,11 +264,11 @@ def inverse(
 
 @dataclasses.dataclass(frozen=True)
 class Head:
-    """From raw outputs to a distribution; a loss for training.
+    """A map from raw outputs to a distribution, with a loss for training.
 
     Attributes:
-      size: P, raw numbers for each value.
-      locations: how many of the raw numbers, the first ones, move with the forecast.
+      size: P, the number of raw numbers for each value.
+      locations: the number of leading raw numbers that are locations.
     """
 
     size: int = 1
@@ -284,7 +284,7 @@ class Head:
         raise NotImplementedError
 
     def loss(self, raw: jax.Array, target: jax.Array, scale: jax.Array) -> jax.Array:
-        """The loss of each value; the negative log-likelihood unless a head says otherwise.
+        """The loss of each value; by default the negative log-likelihood.
 
         Args:
           raw: ``[..., P]``.
@@ -313,10 +313,11 @@ class PointHead(Head):
 class QuantileHead(Head):
     """Quantiles that cannot cross; the loss is the mean pinball loss over their levels.
 
-    The median is a raw number; the others lie above or below it by sums of softplus of the rest.
+    The median is a raw number; the distances of the others from it are sums of softplus of the
+    remaining raw numbers.
 
     Attributes:
-      levels: rising, 0.5 among them.
+      levels: increasing levels, including 0.5.
 
     References:
       Roger Koenker, Gilbert Bassett, "Regression Quantiles", Econometrica 46, 1978.
@@ -331,7 +332,7 @@ class QuantileHead(Head):
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", len(self.levels))
         if list(self.levels) != sorted(set(self.levels)) or 0.5 not in self.levels:
-            raise ValueError(f"levels must rise, with 0.5 among them, got {self.levels}")
+            raise ValueError(f"levels must increase and include 0.5, got {self.levels}")
 
     def distribution(self, raw: jax.Array, scale: jax.Array) -> Quantiles:
         below, middle = self.levels.index(0.5), raw[..., :1]
@@ -375,7 +376,7 @@ class StudentTHead(Head):
 
 @dataclasses.dataclass(frozen=True)
 class NegativeBinomialHead(Head):
-    """Mean and dispersion of counts, for windows that are divided by their mean.
+    """Mean and dispersion of counts, for windows divided by their mean.
 
     References:
       David Salinas, Valentin Flunkert, Jan Gasthaus, "DeepAR: Probabilistic Forecasting with
@@ -425,7 +426,7 @@ HEADS = {
     "negative_binomial": NegativeBinomialHead,
     "mixture": MixtureHead,
 }
-"""Heads by the name that a config gives them."""
+"""Heads by their name in a config."""
 
 
 def _positive(raw: jax.Array) -> jax.Array:

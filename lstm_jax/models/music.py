@@ -90,7 +90,7 @@ class PianoRollModel(Model):
         rngs: nnx.Rngs,
     ):
         if conditioned and not interval_features:
-            raise ValueError("interval_features must be at least 1 where conditioned, got 0")
+            raise ValueError("interval_features must be at least 1 if conditioned, got 0")
         self.conditioned, self.dtype = conditioned, dtype
         self.interval_features = interval_features
         self.input_dropout = nnx.Dropout(input_dropout, rngs=rngs)
@@ -137,7 +137,7 @@ class PianoRollModel(Model):
         the carry after it.
 
         Args:
-          carry: as from :meth:`initial_carry`, or from the frames before.
+          carry: as from :meth:`initial_carry`, or from the previous frames.
           frames: zeros and ones, float32 ``[B, T, 88]``, T at least 1.
           start: true for the first frame of a piece, which does not depend on earlier frames; bool
             ``[B, T]``. None if no piece starts within these frames.

@@ -180,7 +180,7 @@ class Block(nnx.Module):
         """A section ``[B, T, features]`` with its attention added.
 
         Args:
-          xs: the stretch.
+          xs: the section.
           cache: keys and values of the C previous positions.
           attention: :func:`windowed_attention` or :func:`rotary_attention`, with its mask.
           rngs: the stream ``dropout`` is used in training; the module's own streams if None.

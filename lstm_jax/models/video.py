@@ -129,7 +129,7 @@ class ConvForecaster(VideoForecaster):
       frame_shape: height, width and channels of a frame; sides divisible by ``patch``.
       horizon: F, how many frames are forecast.
       hidden_features: channels of each layer.
-      num_layers: stacked layers of the encoder, and as many of the forecaster.
+      num_layers: stacked layers of the encoder, and of the forecaster.
       kernel_size: side of the convolutions' kernels, odd.
       patch: pixels of a square's side.
       dtype: type of the products.
@@ -181,7 +181,7 @@ class FullyConnectedForecaster(VideoForecaster):
       frame_shape: height, width and channels of a frame.
       horizon: F, how many frames are forecast.
       hidden_features: H of each layer.
-      num_layers: stacked layers of the encoder, and as many of the forecaster.
+      num_layers: stacked layers of the encoder, and of the forecaster.
       cell: the kind of cell, as in :class:`lstm_jax.nnx.LSTM`.
       dtype: type of the products.
       rngs: the stream ``params`` initialises the parameters.

@@ -50,14 +50,13 @@ class Bidirectional:
 
         y_t = merge(→h_t, ←h_t)
 
-    A row's backward direction begins at its own last valid step, and skips the same steps as
-    the forward direction.  Parameters are
-    ``{"forward": ..., "backward": ...}``.
+    The backward direction starts at the last valid step of each row, and skips the same steps as
+    the forward direction.  Parameters are ``{"forward": ..., "backward": ...}``.
 
     Attributes:
       forward: the cell that reads forwards.
-      backward: the cell that reads backwards; None for the same kind of cell, which still has
-        its own parameters.
+      backward: the cell that reads backwards, with its own parameters; by default a cell equal to
+        ``forward``.
       merge: ``"concat"`` (features side by side), ``"sum"``, ``"mean"``, ``"product"``, or a
         function of both outputs, each ``[..., H]``, that works on any number of leading axes.
       engine: how both directions are run, as in :func:`unroll`.
@@ -66,7 +65,7 @@ class Bidirectional:
     Raises:
       TypeError: ``forward`` or ``backward`` is not a cell, or ``merge`` is neither a string nor a
         function.
-      ValueError: ``merge`` is unknown, or needs two outputs of one size and the sizes differ.
+      ValueError: ``merge`` is unknown, or needs two outputs of equal size and the sizes differ.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -107,7 +106,7 @@ class Bidirectional:
         sizes = output_size(self.forward), output_size(self.backward)
         if self.merge in ("sum", "mean", "product") and sizes[0] != sizes[1]:
             raise ValueError(
-                f"merge={self.merge!r} needs outputs of one size, got {sizes[0]} features "
+                f"merge={self.merge!r} needs outputs of equal size, got {sizes[0]} features "
                 f"forward and {sizes[1]} backward"
             )
 
@@ -176,10 +175,10 @@ class Bidirectional:
           params: as from :meth:`init`.
           xs: ``[T, ..., D]``.
           state: the states from which both directions start, the backward one at each row's
-            last step; None, as a whole or for one direction, stands for the initial state.
+            last step; by default, and where one direction is None, the initial state.
           lengths: as in :func:`unroll`.
           mask: booleans ``[T, ...]``, as in :func:`unroll`.
-          resets: booleans ``[T, ...]``; a true flag says that a document begins at t.  The
+          resets: booleans ``[T, ...]``; a true flag marks the first step of a document.  The
             forward direction restarts there, and the backward one at the valid step before
             it, where the previous document ends (:func:`reversed_resets`).
           key: random key for regularisers around the cells.

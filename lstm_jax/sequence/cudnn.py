@@ -1,9 +1,8 @@
-"""The standard LSTM by NVIDIA's cuDNN, through ``jax.experimental.rnn``.
+"""The standard LSTM computed by NVIDIA's cuDNN, through ``jax.experimental.rnn``.
 
-Known limitations of that function, and what this module does: it has no rules for vmap and jvp
-(JAX rejects both, by name); its dropout cannot be seeded (never used here); a length of zero is an
-error inside cuDNN (such rows run one step, whose results are discarded); it always computes as in
-training.
+That function has limitations.  It has no rules for vmap and jvp; JAX raises an error that names it.
+Its dropout cannot be seeded, so this module never uses it.  A length of zero is an error inside
+cuDNN, so such rows run one step, whose results are discarded.  It always computes as in training.
 """
 
 from collections.abc import Callable

@@ -110,7 +110,7 @@ def choose_engine(
     }
     engine = next(engine for engine in reasons if obstacles[engine] is None)
     rejected = {
-        other: "slower to differentiate, and no faster else" if why is None else why
+        other: "slower to differentiate, and otherwise no faster" if why is None else why
         for other, why in obstacles.items()
         if other != engine
     }
@@ -196,7 +196,7 @@ def splits_batch(state: Any, batch_shape: tuple[int, ...]) -> bool:
 
 
 SPLIT_FROM = 8192
-"""Elements of a state from which half of them keep a core busy (measured)."""
+"""The size of a state from which on each half of it keeps a core busy (measured)."""
 
 
 def loop(engine: str, memory: str, reverse: bool, finite_coefficients: bool = False) -> Loop:
@@ -234,7 +234,7 @@ def loop(engine: str, memory: str, reverse: bool, finite_coefficients: bool = Fa
 def _in_segments(
     run: Loop, reverse: bool, step: Any, state: Any, inputs: Any
 ) -> tuple[Any, jax.Array]:
-    """About √T segments of about √T steps: stored are the first state of each and one segment."""
+    """Runs √T segments of √T steps; stores the first state of each, and one segment in full."""
     num_steps = len(jax.tree.leaves(inputs)[0])
     if num_steps == 0:
         return run(step, state, inputs)

@@ -1,4 +1,4 @@
-"""Stacks of one kind of cell, made from sizes alone."""
+"""Stacks of one kind of cell, created from sizes."""
 
 import dataclasses
 import functools
@@ -20,8 +20,8 @@ CellMaker = str | Callable[..., Any]
 class LSTM(Stacked):
     """Stacked LSTM layers; each reads the outputs of the one below.
 
-    As a :class:`Stack`, but made from sizes; parameters and states are dicts by layer, ``layer_0``,
-    ``layer_1``, ....
+    Like a :class:`Stack`, but made from sizes; parameters and states are dicts by layer,
+    ``layer_0``, ``layer_1``, ....
 
     Attributes:
       hidden_size: H, the number of hidden features of every layer, or a tuple with one
@@ -29,8 +29,8 @@ class LSTM(Stacked):
       num_layers: L; tuples for ``hidden_size`` or ``cell`` determine it, too.
       bidirectional: whether every layer reads its sequence from both ends
         (:class:`Bidirectional`); H is the width of one direction.
-      dropout: probability with which each output of a layer but the last is zeroed on its
-        way up (Zaremba et al. 2014); active only if ``apply`` receives a ``key``.
+      dropout: the probability that an output of a layer is zeroed before the next layer reads it
+        (Zaremba et al. 2014); active only if ``apply`` receives a ``key``.
       merge: how the outputs of both directions are merged, as in :class:`Bidirectional`.
       connections: ``"plain"``, ``"residual"`` or ``"skip"``, as in :class:`Stack`.
       reverse: whether time runs backwards, as in :func:`unroll`.
@@ -38,7 +38,7 @@ class LSTM(Stacked):
       memory: what each layer stores for the derivative, as in :func:`unroll`.
       cell: the kind of cell: a name in :data:`CELLS`, a class, or any function that makes a
         cell from ``hidden_size=`` (and ``dtype=`` and ``param_dtype=`` where these are
-        given); or a tuple with one for each layer.  Options of a cell go in with it:
+        given); or a tuple with one for each layer.  Pass a cell's options together with it:
         ``functools.partial(LSTMCell, forget_bias=2.0)``.
       dtype: type of the products, as in :class:`LSTMCell`; None for the cell's default.
       param_dtype: type in which parameters are stored; None for the cell's, float32.
@@ -108,7 +108,7 @@ class LSTM(Stacked):
 
     @property
     def stack(self) -> Stack:
-        """The layers as a :class:`Stack`, which compares by its cells, not by what made them."""
+        """The layers as a :class:`Stack`; stacks of equal cells compare equal."""
         return Stack(
             self.layers,
             dropout=self.dropout,

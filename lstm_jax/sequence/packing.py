@@ -65,7 +65,7 @@ def pack(documents: Sequence[Any], num_steps: int) -> Packed:
     check_size("num_steps", num_steps)
     arrays = [np.asarray(document) for document in documents]
     if not arrays:
-        raise ValueError("documents must hold at least one document, got none")
+        raise ValueError("documents must contain at least one document, got none")
     for n, array in enumerate(arrays):
         if array.ndim < 1 or array.shape[1:] != arrays[0].shape[1:]:
             wanted = ", ".join(map(str, ("T", *arrays[0].shape[1:])))

@@ -220,8 +220,8 @@ class VariationalDropout(Regularizer):
 
     References:
       Yarin Gal, Zoubin Ghahramani, "A Theoretically Grounded Application of Dropout in
-      Recurrent Neural Networks", NeurIPS 2016 (their "untied" form has one mask
-      a gate, this is the tied one).
+      Recurrent Neural Networks", NeurIPS 2016 (the tied form; their "untied" form has one mask per
+      gate).
     """
 
     input_rate: float = 0.25
@@ -293,8 +293,8 @@ class RecurrentDropout(Regularizer):
         _check_rates(self)
         if not isinstance(self.cell, GatedCell):
             raise TypeError(
-                "RecurrentDropout drops the candidate of a cell with gates, and must stand "
-                f"directly around it, got {self.cell}"
+                "RecurrentDropout drops the candidate of a cell with gates, and must wrap "
+                f"that cell directly, got {self.cell}"
             )
 
     def noisy(self, params: Params, key: jax.Array, shape: tuple[int, ...]) -> tuple[Step, Any]:
@@ -317,8 +317,8 @@ class RecurrentDropout(Regularizer):
 def _with_own_activations(kind: type[GatedCell]) -> type[GatedCell]:
     """A kind of cell whose activations are an attribute of each cell, not given by its options.
 
-    No option sets the candidate's function alone: ``activation_fn`` may apply to the read-out, too,
-    and in the variant niaf to nothing else.
+    No option sets only the candidate's function: ``activation_fn`` may also apply to the read-out,
+    and in the variant niaf it applies to nothing else.
     """
     return type(kind.__name__, (kind,), {"activations": None})
 
@@ -360,8 +360,8 @@ class DropConnect(Regularizer):
         _check_rates(self)
         if not self._names:
             raise ValueError(
-                f"DropConnect needs params that read the last state, but there are none in "
-                f"{self.cell}"
+                f"DropConnect needs a cell with recurrent weights (cell.recurrent_weights), "
+                f"got {self.cell}"
             )
 
     @property

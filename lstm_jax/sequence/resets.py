@@ -33,7 +33,7 @@ def resets_from_dones(dones: jax.Array, previous_done: jax.Array) -> jax.Array:
       Booleans ``[T, ...]`` for ``unroll(..., resets=)``.
 
     Raises:
-      TypeError: an argument does not hold booleans.
+      TypeError: an argument is not an array of booleans.
       ValueError: ``dones`` has no time axis, or ``previous_done`` does not have its batch shape.
 
     Example:
@@ -43,7 +43,7 @@ def resets_from_dones(dones: jax.Array, previous_done: jax.Array) -> jax.Array:
 
     References:
       Matthew Hausknecht, Peter Stone, "Deep Recurrent Q-Learning for Partially Observable
-      MDPs", AAAI Fall Symposium 2015 (the state begins anew with each episode).
+      MDPs", AAAI Fall Symposium 2015 (the state is reset at the start of each episode).
     """
     dones = checked_flags("dones", dones)
     previous_done = checked_flags(
@@ -65,7 +65,7 @@ def resets_from_segments(segment_ids: jax.Array) -> jax.Array:
 
     Returns:
       Booleans ``[T, ...]`` for ``unroll(..., resets=)``: true at t = 0 and where the id
-      differs from that of the step before.
+      differs from that of the previous step.
 
     Raises:
       TypeError: ``segment_ids`` are not integers.
@@ -90,8 +90,8 @@ def reversed_resets(
 ) -> jax.Array:
     """Resets for ``unroll(..., reverse=True)`` at the document boundaries of ``resets``.
 
-    When time runs backwards, a document begins with its last step: the valid step before the
-    first step of the next document::
+    When time runs backwards, a document starts at its last step: the valid step before the first
+    step of the next document::
 
         t                    0   1   2   3   4   5
         document             a   a   -   b   b   b

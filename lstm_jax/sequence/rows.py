@@ -80,9 +80,9 @@ def where(condition: jax.Array, yes: Any, no: Any) -> Any:
 def with_masked_replaced(xs: jax.Array, valid: jax.Array) -> jax.Array:
     """Inputs ``[T, ..., D]`` in which masked steps hold the input of their row's first valid step.
 
-    Equations that are finite at valid steps are then finite at masked steps, too; a constant
-    could be the wrong value (zeros in ``x / norm(x)``).  Rows without a valid step, and elements
-    that are not finite, become ones.
+    Equations that are finite at valid steps are then also finite at masked steps; a constant could
+    be the wrong value (zeros in ``x / norm(x)``).  Rows without a valid step, and elements that are
+    not finite, become ones.
 
     >>> xs = jnp.array([[jnp.nan], [2.0], [3.0]])
     >>> with_masked_replaced(xs, jnp.array([False, True, False])).ravel().tolist()

@@ -51,7 +51,7 @@ def has_explicit_axes(array: jax.Array) -> bool:
 def mesh_of(array: jax.Array) -> AbstractContextManager[Any]:
     """The context of the mesh of an array with explicit axes, otherwise one that changes nothing.
 
-    From jax 0.11 on, the derivative of what is traced outside of its mesh's context contains
+    From jax 0.11 on, the derivative of operations traced outside of the mesh's context contains
     zeros without a sharding.
 
     >>> import jax.numpy as jnp
@@ -103,7 +103,7 @@ def _names(axes: Any) -> tuple[str, ...]:
 
 
 def like_batch(tree: Any, xs: jax.Array, lead: int = 0, others: Any = ()) -> Any:
-    """The tree as the batch is: sharded over its axes, and varying over devices where it varies.
+    """Shards a tree like the batch; within ``shard_map`` it varies over the same devices.
 
     A scan's carry must have the type of the carry that the step returns.  An array with explicit
     axes has its sharding in its type, and within ``shard_map`` the axes over which it varies.
@@ -122,7 +122,7 @@ def like_batch(tree: Any, xs: jax.Array, lead: int = 0, others: Any = ()) -> Any
     sharding = _sharding(xs)
 
     def placed(leaf: jax.Array) -> jax.Array:
-        missing = tuple(varying - _varying_axes(leaf))  # a learned state varies already
+        missing = tuple(varying - _varying_axes(leaf))  # a learned state already varies
         leaf = jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
         if not has_explicit_axes(xs):
             return leaf
@@ -161,5 +161,5 @@ def like(array: jax.Array, other: jax.Array) -> jax.Array:
 
 
 def _varying_axes(array: jax.Array) -> set[str]:
-    type_ = jax.typeof(array)  # until jax 0.10.1 it has its varying axes as `vma`
+    type_ = jax.typeof(array)  # until jax 0.10.1, the varying axes are the attribute `vma`
     return set(type_.vma if hasattr(type_, "vma") else type_.manual_axis_type.varying)

@@ -51,7 +51,7 @@ class Stacked:
         return tuple(dict(self.layers).items())
 
     def _check_options(self) -> None:
-        """Raises where an option is invalid, or the layers do not fit it, as :class:`Stack`."""
+        """Raises an error if an option is invalid or does not fit the layers, as :class:`Stack`."""
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
         if self.connections not in CONNECTIONS:
@@ -62,7 +62,7 @@ class Stacked:
             if self.reverse and is_layer(layer):
                 raise ValueError(
                     f"reverse is for stacks of cells; {name} is {type(layer).__name__}, which "
-                    "has directions of its own"
+                    "has its own directions"
                 )
         if self.connections == "residual":
             widths = [output_size(layer) for _, layer in self._pairs]
@@ -161,7 +161,7 @@ class Stacked:
                 "lengths": lengths,
                 "mask": mask,
                 "resets": resets,
-                # Dropout below has the keys 1 to N - 1.
+                # Dropout between layers uses the keys 1 to N - 1.
                 "key": None if key is None else jax.random.fold_in(key, len(self._pairs) + n),
             }
             begin = None if state is None else state[name]
@@ -187,7 +187,7 @@ class Stacked:
 
         Args:
           params: as from :meth:`init`.
-          state: as from :meth:`zero_state`, or the state that the step before returned.
+          state: as from :meth:`zero_state`, or the state that the previous step returned.
           x: this step's input, ``[..., D]``.
 
         Returns:
@@ -240,12 +240,14 @@ class Stacked:
         mapping = isinstance(tree, Mapping)
         if not mapping or set(tree) != set(names):
             given = ", ".join(map(str, tree)) if mapping else type(tree).__name__
-            raise TypeError(f"{what} must have one entry a layer, {', '.join(names)}, got {given}")
+            raise TypeError(
+                f"{what} must have one entry per layer, {', '.join(names)}, got {given}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
 class Stack(Stacked):
-    """Layers on top of one another, of any cells and widths.
+    """Layers on top of one another, with any cells and widths.
 
     With y⁰ = x and dropout written as δ, layer n of N computes::
 
@@ -259,8 +261,8 @@ class Stack(Stacked):
       layers: from the bottom up, cells and layers such as :class:`Bidirectional`: a sequence
         of them, which are named ``layer_0``, ``layer_1``, ..., or a mapping (or pairs) from
         name to layer.  Stored as a tuple of pairs ``(name, layer)``.
-      dropout: probability with which each output of a layer but the last is zeroed on its
-        way up (Zaremba et al. 2014); active only if ``apply`` receives a ``key``.
+      dropout: the probability that an output of a layer is zeroed before the next layer reads it
+        (Zaremba et al. 2014); active only if ``apply`` receives a ``key``.
       connections: ``"plain"``; ``"residual"``, each layer's input added to its output, for
         every layer but the first; ``"skip"``, every layer reads the stack's input and the
         output of the layer below, and the outputs of all layers are concatenated.
@@ -322,7 +324,7 @@ def named(layers: Any) -> tuple[tuple[str, Any], ...]:
         check_cell_or_layer(name, layer)
         pairs.append((name, layer))
     if not pairs:
-        raise ValueError("layers must hold at least one layer, got none")
+        raise ValueError("layers must contain at least one layer, got none")
     return tuple(pairs)
 
 

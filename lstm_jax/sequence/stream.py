@@ -43,7 +43,7 @@ class Stream:
         """One step in time.
 
         Args:
-          state: from :meth:`initial_state` or the step before.
+          state: from :meth:`initial_state` or the previous step.
           x: ``[*batch_shape, D]``, of any real type.
           mask: booleans ``[*batch_shape]``; a row whose flag is false keeps its state, its
             output is zero, and its input is not read.  None for a step in every row.
@@ -54,7 +54,7 @@ class Stream:
         Raises:
           ValueError: ``x``, ``mask`` or a part of ``state`` has another shape than that of the
             stream.
-          TypeError: ``state`` has another structure, or ``mask`` does not hold booleans.
+          TypeError: ``state`` has another structure, or ``mask`` is not an array of booleans.
         """
         x = self._fitting_x(x)
         if mask is None:
@@ -170,13 +170,13 @@ def stream(
     if size is None:
         if input_size is None:
             raise ValueError(
-                f"input_size must be given, since {type(layer).__name__} cannot tell it from "
+                f"input_size must be given, since {type(layer).__name__} cannot determine it from "
                 "its parameters"
             )
         check_size("input_size", input_size)
         size = input_size
     elif input_size not in (None, size):
-        raise ValueError(f"input_size must be {size} as the parameters have it, got {input_size}")
+        raise ValueError(f"input_size must be {size} to fit the parameters, got {input_size}")
     return Stream(layer, params, tuple(batch_shape), size)
 
 

@@ -36,8 +36,8 @@ def truncated(
                 state = stop_gradient(state)
 
     The gradient of an output thus flows through the steps of its own window up to that
-    output, 1 to ``window`` of them.  Only runs forwards in time can be truncated in this way:
-    nothing bidirectional, nothing reversed.
+    output, 1 to ``window`` of them.  Only runs forwards in time can be truncated in this way, not
+    bidirectional or reversed ones.
 
     Args:
       run: called as ``run(xs, state, lengths=..., resets=...)``, with ``mask=...`` and
@@ -55,7 +55,7 @@ def truncated(
       key: random key, split into one for each window; None where nothing is random.
 
     Returns:
-      ``(state, ys)`` as ``run`` over the whole returns them.
+      ``(state, ys)``, as ``run`` returns them for the whole sequence.
 
     Raises:
       TypeError, ValueError: ``window`` or ``burn_in`` is not an integer or out of range, or

@@ -63,14 +63,14 @@ def unroll(
       params: the cell's parameters, as from ``cell.init``.
       xs: the inputs, ``[T, ..., D]``, with any number of batch axes.
       state: the state before the first step, each array ``[..., H]``; its types are preserved.
-        None stands for the cell's initial state: zeros, or a learned state, in the widest type
+        None means the cell's initial state: zeros, or a learned state, in the widest type
         of parameters and inputs (unless the cell has a ``dtype``).
       lengths: the number of valid steps of each row, integers ``[...]`` (the batch shape) from
         0 to T: the mask ``t < length``.
       mask: booleans ``[T, ...]``; a false step is treated as absent, at the start, in the
-        middle or at the end.  It leaves the state unchanged, its output is zero, and it
-        neither receives nor gives gradient, whatever ``xs`` holds there, NaN included.  With
-        ``lengths``, a step is valid if both say so.
+        middle or at the end.  It leaves the state unchanged, its output is zero, and it neither
+        receives nor gives gradient, even if ``xs`` is NaN there.  If both ``lengths``
+        and ``mask`` are given, a step must be valid in both.
       resets: booleans ``[T, ...]``; a true flag restores the cell's initial state (not
         ``state``) before that step reads it, and does nothing at a masked step.
         :func:`resets_from_dones` and :func:`resets_from_segments` make them.  A NaN before a
@@ -83,12 +83,12 @@ def unroll(
         (such as :class:`Zoneout`); None for evaluation.
       engine: how the loop is run; values and gradients are the same up to rounding.
         ``"scan"`` is ``jax.lax.scan`` over ``cell.step``, the reference.  ``"fused"`` computes
-        whatever does not depend on the carry for a block of steps at once, and the gradients
-        of parameters outside the loop.  ``"associative"`` is
-        ``jax.lax.associative_scan``, for cells whose recurrence is linear.  ``"cudnn"`` is
-        NVIDIA's, for :class:`LSTMCell`.  ``"auto"`` takes what :func:`choose_engine` says.
+        everything independent of the carry for a block of steps at once, and the gradients of
+        parameters outside the loop.  ``"associative"`` is ``jax.lax.associative_scan``, for cells
+        whose recurrence is linear.  ``"cudnn"`` is NVIDIA's, for :class:`LSTMCell`.  ``"auto"``
+        uses the engine that :func:`choose_engine` returns.
       memory: the residuals stored for the derivative.  ``"full"``: all values that are expensive
-        to recompute, mainly the gates; ``"recompute"``: the states alone, the gates are
+        to recompute, mainly the gates; ``"recompute"``: only the states, so that gates are
         recomputed; ``"sqrt"``: about √T states, from which segments of √T steps are recomputed;
         ``"offload"``: as ``"full"``, but in the host's memory (no second derivatives).
 
@@ -99,7 +99,7 @@ def unroll(
       ValueError: ``xs`` has no time or feature axis or another feature size than the
         parameters, ``state``, ``lengths``, ``mask`` or ``resets`` do not have the batch shape
         of ``xs``, a (concrete) length lies outside 0..T, ``engine`` or ``memory`` is unknown, or
-        the engine cannot do what is asked.
+        the engine does not support the arguments.
       TypeError: ``lengths`` are not integers, ``mask`` or ``resets`` not booleans, or
         ``state`` has another structure than ``cell.zero_state()``.
 
@@ -151,7 +151,7 @@ def unroll(
 
     engine = _engine(engine, cell, params, xs, batch_shape, mask, resets, memory)
     split_batch = engine == "fused" and key is None and engines.splits_batch(state, batch_shape)
-    # Compiled once for each cell, also where unroll is called by itself, outside of jit.
+    # Compiled once for each cell, even if unroll is called outside of jit.
     run = _compiled_loop if _is_hashable(cell) else _loop
     how = {"reverse": reverse, "engine": engine, "memory": memory, "split_batch": split_batch}
     with shardings.mesh_of(xs):
@@ -174,7 +174,7 @@ def _loop(
     memory: str,
     split_batch: bool,
 ) -> tuple[State, jax.Array]:
-    """The loop, with arguments that are checked."""
+    """The loop, with checked arguments."""
     # With resets, values that are not finite before a reset must not become 0 * NaN in gradients.
     if engine == "associative":
         all_steps = functools.partial(

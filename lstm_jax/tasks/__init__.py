@@ -1,4 +1,4 @@
-"""What is learned: data, loss and metrics, one file a task.
+"""What is learned: data, loss and metrics, one file per task.
 
 The built-in tasks are in ``lstm_jax.config.TASKS``; :func:`lstm_jax.config.task_class` loads one.
 """

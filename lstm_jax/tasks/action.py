@@ -21,17 +21,17 @@ from lstm_jax.tasks.plots import confusion_matrix
 from lstm_jax.tasks.scores import class_columns, class_metrics, confusion_counts
 from lstm_jax.tasks.warping import nearest
 
-FEATURES = 6 * (JOINTS - 1)  # coordinates and velocities of each joint but the hip
+FEATURES = 6 * (JOINTS - 1)  # coordinates and velocities of each joint except the hip
 ROWS = 256  # recordings that a model reads in one call
 
 
 @dataclasses.dataclass(frozen=True)
 class ActionRecognition(Task):
-    """Predicts the action in a recording of another person than those it was trained on.
+    """Predicts the action in a recording of a person who is not in the training data.
 
     Positions and velocities of joints, in coordinates of the body
-    (:func:`lstm_jax.data.skeletons.body_coordinates`), are standardised with mean and deviation
-    over all training frames.  In training every recording is varied each time it is read.
+    (:func:`lstm_jax.data.skeletons.body_coordinates`), are standardised with the mean and deviation
+    over all training frames.  In training, a recording is randomly varied each time it is read.
 
     Raises:
       UserError: the recordings are missing or broken, or there are fewer of them than a batch.
@@ -80,7 +80,7 @@ class ActionRecognition(Task):
         return np.array([classes.index(ACTIONS[x.action]) for x in recordings], np.int32)
 
     def _read(self, joints: np.ndarray) -> tuple[np.ndarray, int]:
-        """The standardised features of a recording, ``[max_frames, 114]``, and its frames."""
+        """The standardised features of a recording, ``[max_frames, 114]``, and their count."""
         steps = self.data.inputs(joints)
         padded = np.zeros((self.data.max_frames, FEATURES), np.float32)
         padded[: len(steps)] = scaling.standardised(steps, self.known["scaling"]["xs"])
@@ -117,7 +117,7 @@ class ActionRecognition(Task):
     # ---- metrics ----
 
     def _probabilities(self, model: Any, recordings: list[Recording]) -> np.ndarray:
-        """The mean over varied copies, the first of which is the recording itself; ``[N, C]``."""
+        """Mean probabilities over varied copies, of which the first is unchanged; ``[N, C]``."""
         total = np.zeros((len(recordings), len(self.known["classes"])))
         for copy in range(self.data.copies):
             rows = [
@@ -138,7 +138,7 @@ class ActionRecognition(Task):
         share = float((labels == np.bincount(train).argmax()).mean())
         found = train[nearest(self._every_second(split), self._every_second("train"))]
         return {
-            "always the commonest class": {"accuracy": 100.0 * share},
+            "always the most common class": {"accuracy": 100.0 * share},
             "nearest neighbour, time warped": {"accuracy": 100.0 * float((found == labels).mean())},
         }
 
@@ -149,9 +149,9 @@ class ActionRecognition(Task):
     # ---- new data ----
 
     def predict(self, model: Any, source: pathlib.Path | None) -> Columns:
-        """The likeliest action in each recording and the probability of each action.
+        """The most likely action in each recording, and the probability of each action.
 
-        ``source`` is a skeleton file, or a folder or archive of such.
+        ``source`` is a skeleton file, or a folder or archive of skeleton files.
         """
         found = self._recordings["test"] if source is None else self.data.read_new(source)
         probabilities, classes = self._probabilities(model, found), self.known["classes"]
@@ -171,7 +171,7 @@ class ActionRecognition(Task):
         return self._animation(model, self.data.read_new(source)[0])
 
     def _animation(self, model: Any, recording: Recording) -> bytes:
-        """A recording beside the probabilities after each frame, given the frames up to it."""
+        """A recording, next to the probabilities after each frame, given the frames so far."""
         frames = range(1, len(recording.joints) + 1)
         rows = [self._read(recording.joints[:frame]) for frame in frames]
         probabilities = class_probabilities(model, rows)
@@ -179,11 +179,11 @@ class ActionRecognition(Task):
 
 
 def class_probabilities(model: Any, rows: list[tuple[np.ndarray, int]]) -> np.ndarray:
-    """Probabilities of classes, in calls of one shape.
+    """Probabilities of classes, computed in calls of equal shape.
 
     Args:
       model: reads ``xs`` and ``lengths`` and returns ``logits``.
-      rows: features ``[T, D]`` and the frames that count, of each recording.
+      rows: features ``[T, D]`` and the number of valid frames of each recording.
 
     Returns:
       float32 ``[N, C]``.

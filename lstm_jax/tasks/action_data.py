@@ -1,4 +1,4 @@
-"""The sections of task ``action``: whose recordings, how they are varied, which model."""
+"""The sections of task ``action``: the recordings, their augmentation, and the model."""
 
 import dataclasses
 import pathlib
@@ -21,10 +21,10 @@ from lstm_jax.errors import UserError, expect
 
 
 def subjects(text: str) -> set[int]:
-    """The numbers in a list such as ``"1, 3, 5"``.
+    """Parses a list of numbers such as ``"1, 3, 5"``.
 
     Raises:
-      UserError: it is something else.
+      UserError: the string is not such a list.
 
     >>> sorted(subjects("1, 3"))
     [1, 3]
@@ -43,37 +43,48 @@ class ActionData(Section):
         path_or=(ACTION3D,),
     )  # fmt: skip
     train_subjects: str = option(
-        "1,3,5,7,9", "numbers of the subjects to train on; all others are the test", check=subjects
+        "1,3,5,7,9",
+        "numbers of the subjects to train on; all others are for the test",
+        check=subjects,
     )
     validation_subjects: str = option(
-        "", "subjects held out from these to choose the best checkpoint; none: the last one counts",
+        "", "subjects held out of these to choose the best checkpoint; none: keep the last one",
         check=subjects,
     )  # fmt: skip
     max_frames: int = option(
-        64, "longer recordings are sped up to so many frames", at_least=2, at_most=1000
+        64, "largest number of frames; longer recordings are sped up", at_least=2, at_most=1000
     )
     rotate: float = option(
-        30.0, "recordings are turned by up to so many degrees in training", at_least=0, at_most=180
+        30.0,
+        "in training, recordings are rotated by up to this number of degrees",
+        at_least=0,
+        at_most=180,
     )
-    scale: float = option(0.15, "and stretched by this share along each axis", at_least=0, below=1)
+    scale: float = option(
+        0.15, "and stretched by up to this fraction along each axis", at_least=0, below=1
+    )
     warp: float = option(
         0.3, "and sped up or slowed down by up to this power of e", at_least=0, at_most=1
     )
-    crop: float = option(0.1, "and cut at each end by up to this share", at_least=0, below=0.5)
+    crop: float = option(
+        0.1, "and shortened at each end by up to this fraction", at_least=0, below=0.5
+    )
     noise: float = option(
-        0.02, "and their joints moved by this deviation, in lengths of the trunk", at_least=0
+        0.02,
+        "and their joints shifted with this standard deviation, in lengths of the trunk",
+        at_least=0,
     )
     copies: int = option(
-        1, "copies, varied in the same way, over which predictions are averaged; 1: the recording",
+        1, "varied copies over which predictions are averaged; 1: only the recording itself",
         at_least=1, at_most=1000,
     )  # fmt: skip
-    batch_size: int = option(32, "recordings a training step", at_least=1)
+    batch_size: int = option(32, "recordings per training step", at_least=1)
 
     def read(self) -> dict[str, list[Recording]]:
         """The recordings of each split.
 
         Raises:
-          UserError: they are missing or broken, or nobody is left in a split.
+          UserError: they are missing or broken, or a split has no subjects.
         """
         named = self.recordings == ACTION3D
         try:
@@ -92,7 +103,7 @@ class ActionData(Section):
         return rows
 
     def read_new(self, source: pathlib.Path) -> list[Recording]:
-        """The recording in a skeleton file, or those in a folder or archive."""
+        """The recording in a skeleton file, or all recordings in a folder or archive."""
         if source.suffix == ".txt":
             return [Recording(source.stem.removesuffix("_skeleton"), read_skeleton(source))]
         return read_recordings(source)
@@ -104,7 +115,7 @@ class ActionData(Section):
         return motion_features(joints)
 
     def varied(self, joints: np.ndarray, seed: tuple[int, ...]) -> np.ndarray:
-        """A recording as another person might have been filmed."""
+        """A randomly varied copy of a recording."""
         return varied(
             joints, np.random.default_rng(seed), rotate=self.rotate, scale=self.scale,
             warp=self.warp, crop=self.crop, noise=self.noise,
@@ -120,5 +131,8 @@ class ActionConfig(RecurrentConfig):
     )
     dropout: float = option(0.5, "dropout on the outputs of every layer", at_least=0, below=1)
     label_smoothing: float = option(
-        0.1, "share of the target spread over all classes", at_least=0, below=1
+        0.1,
+        "label smoothing: fraction of the target that is spread over all classes",
+        at_least=0,
+        below=1,
     )

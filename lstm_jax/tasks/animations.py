@@ -12,17 +12,17 @@ from lstm_jax.data import BONES
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-BARS = 6  # classes whose probabilities are shown
+BARS = 6  # the number of classes whose probabilities are shown
 COLORS = 32  # of a GIF file
 NAME_LENGTH = 24
 
 
 def gif(images: Iterable[np.ndarray], milliseconds: int) -> bytes:
-    """Images as a GIF file that repeats for ever.
+    """Images as a GIF file that repeats forever.
 
     Args:
-      images: uint8 ``[height, width]`` (grey) or ``[height, width, 3]``, all of one size.
-      milliseconds: how long each is shown; the last is shown for a second more.
+      images: uint8 ``[height, width]`` (grey) or ``[height, width, 3]``, all of the same size.
+      milliseconds: the duration of each image; the last one is shown for one second longer.
 
     >>> gif([np.zeros((4, 4), np.uint8), np.full((4, 4), 255, np.uint8)], 100)[:6]
     b'GIF89a'
@@ -41,11 +41,11 @@ def gif(images: Iterable[np.ndarray], milliseconds: int) -> bytes:
 def action_animation(
     joints: np.ndarray, probabilities: np.ndarray, classes: Sequence[str]
 ) -> bytes:
-    """A moving skeleton beside the probabilities of its likeliest classes, as a GIF file.
+    """A moving skeleton next to the probabilities of its most likely classes, as a GIF file.
 
     Args:
       joints: ``[T, 20, 3]``, as :func:`lstm_jax.data.skeletons.body_coordinates` returns them.
-      probabilities: after each frame, ``[T, C]``.
+      probabilities: the class probabilities after each frame, ``[T, C]``.
       classes: the names of the C classes.
     """
     from matplotlib.figure import Figure
@@ -72,24 +72,24 @@ def action_animation(
             left.set_xlabel(f"frame {frame} of {len(joints)}")
             yield pixels(figure)
 
-    return gif(images(), milliseconds=67)  # 15 frames a second, as the camera's
+    return gif(images(), milliseconds=67)  # 15 frames per second, as recorded by the camera
 
 
 def forecast_animation(seen: np.ndarray, truth: np.ndarray, forecast: np.ndarray) -> bytes:
     """Videos above their forecasts, as a GIF file.
 
-    While the observed frames are shown, both rows show them.  The forecast's row then has a grey
-    frame around each video, and the row of the truth is black where the truth is unknown.
+    At first, both rows show the observed frames.  After that, each forecast has a grey border, and
+    the true frames are black where they are unknown.
 
     Args:
       seen: from 0 to 1, ``[N, T, height, width, C]``.
-      truth: ``[N, F, height, width, C]``, or F = 0 where it is not known.
+      truth: ``[N, F, height, width, C]``; F = 0 if it is unknown.
       forecast: ``[N, F, height, width, C]``.
     """
     unknown = np.zeros((len(seen), len(forecast[0]) - len(truth[0]), *seen.shape[2:]))
     rows = [np.concatenate([seen, truth, unknown], 1), np.concatenate([seen, forecast], 1)]
     rgb = [np.repeat(row, 3, -1) if row.shape[-1] == 1 else row[..., :3] for row in rows]
-    if rgb[0].shape[-1] == 2:  # two channels are no colours
+    if rgb[0].shape[-1] == 2:  # two channels are not colours
         rgb = [np.repeat(row.mean(-1, keepdims=True), 3, -1) for row in rows]
     video = np.stack([np.rint(255 * row.clip(0, 1)).astype(np.uint8) for row in rgb])
     _, count, frames, height, width, _ = video.shape

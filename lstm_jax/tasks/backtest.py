@@ -27,20 +27,20 @@ from lstm_jax.tasks.time_series_data import TimeSeriesData
 from lstm_jax.tasks.time_series_splits import Parts
 
 GRID = tuple((n + 0.5) / 25 for n in range(25))
-"""Levels over which quantiles are averaged to a mean."""
+"""Levels of the quantiles whose average is the mean."""
 EVALUATION_BATCH = 256
 NAIVE_2_MOST = 5000  # origins
 
 
 class Backtest(NamedTuple):
-    """The forecasts of a split that are compared with what came of them.
+    """The forecasts of a split that are compared with the true values.
 
     Attributes:
       arrays: the series.
-      origins: where forecasts begin.
-      train: rows of each series for training, ``[S]``.
-      before: rows of each series before the split, ``[S]``.
-      season: steps of a season.
+      origins: the positions at which forecasts start.
+      train: the number of training rows of each series, ``[S]``.
+      before: the number of rows of each series before the split, ``[S]``.
+      season: the number of steps in a season.
     """
 
     arrays: SeriesArrays
@@ -51,14 +51,14 @@ class Backtest(NamedTuple):
 
     @property
     def naive(self) -> np.ndarray:
-        """What :func:`metrics_of` divides errors by."""
+        """The errors of the seasonal naive forecast, by which :func:`metrics_of` divides."""
         return naive_errors(self.arrays, self.before, self.season)
 
     def metrics(self, found: Forecasts) -> Metrics:
-        """The metrics of :func:`metrics_of`, and ``owa`` where each series has one forecast.
+        """The metrics of :func:`metrics_of`, and ``owa`` if each series has one forecast.
 
-        ``owa`` is the mean of ``smape`` and ``mase`` as shares of those of ``naive 2``, the
-        criterion of the M4 competition.
+        ``owa`` is the mean of two ratios, of ``smape`` and ``mase`` to those of ``naive 2``; it is
+        the criterion of the M4 competition.
         """
         values, reference = metrics_of(found, self.origins, self.naive), self._naive_2()
         if reference is not None and len(np.unique(self.origins.series)) == len(found.mean):
@@ -78,15 +78,16 @@ class Backtest(NamedTuple):
     ) -> dict[str, Forecasts]:
         """Forecasts of simple methods from the same origins.
 
-        ``persistence``: the last value; ``seasonal naive``: the last season again; ``drift``: a
-        line from the first value of the window to the last; each with the quantiles of its errors
-        in training.  ``naive 2``: where nothing is missing, the last value of the seasonally
-        adjusted series, with the season put back.  ``climatology``: quantiles of the training
-        values at the same place in the season.  ``linear quantiles``: quantile regression for each
-        step on the scaled values of the last season.
+        ``persistence`` repeats the last value, ``seasonal naive`` repeats the last season, and
+        ``drift`` extends the line from the first value of the window to the last; each has the
+        quantiles of its errors in training.  ``naive 2`` is the last value of the seasonally
+        adjusted series, multiplied by the seasonal factors; it exists if no value is missing.
+        ``climatology`` is the quantiles of the training values at the same position in the season.
+        ``linear quantiles`` is a quantile regression for each step on the scaled values of the last
+        season.
 
         Args:
-          train: the series and rows of training origins.
+          train: the series and the rows of the training origins.
           window: W.
           scaling: how windows are scaled, for the regression.
         """
@@ -115,8 +116,8 @@ def backtest_of(
 
     Args:
       arrays: the series.
-      ends: rows up to the end of training, validation and test of each series, ``[S, 3]``.
-      split: validation or test.
+      ends: the rows at which training, validation and test end in each series, ``[S, 3]``.
+      split: ``"validation"`` or ``"test"``.
       data: the section ``[data]``.
 
     Raises:
@@ -137,7 +138,7 @@ def forecast(
     """The model's forecasts from some origins."""
     quantiles, means = [], []
     for start in range(0, len(series), EVALUATION_BATCH):
-        # One shape for all batches; the last one repeats its last row.
+        # All batches have the same shape; the last one repeats its last row.
         at = np.arange(start, start + EVALUATION_BATCH).clip(max=len(series) - 1)
         inputs = arrays.windows(series[at], rows[at], window, horizon)
         outputs = model(model.initial_carry(len(at)), **inputs)[1]
@@ -149,7 +150,7 @@ def forecast(
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _summary(head: Head, scaling: str, outputs: dict[str, Any]) -> tuple[jax.Array, jax.Array]:
-    """Quantiles, averaged over the members of an ensemble, and mean, in the units of the data."""
+    """Quantiles and mean in the units of the data, averaged over the members of an ensemble."""
     window, levels = WindowScale(outputs["level"], outputs["scale"]), jnp.array(LEVELS + GRID)
     given = outputs["samples" if "samples" in outputs else "raw"]
     given = given.reshape(len(given), -1, *given.shape[-2:])

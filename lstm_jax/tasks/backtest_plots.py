@@ -23,7 +23,7 @@ td, th { text-align: right; padding: 0.1rem 0.6rem; }
 
 
 def backtest_plots(table: SeriesTable, backtest: Backtest, found: Forecasts, window: int) -> Plots:
-    """Fan charts against the truth, reliability, errors by step, and a page of metrics."""
+    """Fan charts with the true values, reliability, errors by step, and a page of metrics."""
     horizon, origins, naive = found.mean.shape[1], backtest.origins, backtest.naive
     _, places = np.unique(origins.series, return_index=True)
     places = places[:CHARTS]
@@ -47,7 +47,7 @@ def backtest_plots(table: SeriesTable, backtest: Backtest, found: Forecasts, win
 
 
 def reliability_figure(found: Forecasts, origins: Origins) -> "Figure":
-    """The share of values below each quantile against its level."""
+    """The fraction of values below each quantile, plotted against the quantile's level."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4, 4), layout="constrained")

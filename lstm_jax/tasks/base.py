@@ -1,4 +1,4 @@
-"""What a task is: data, loss and metrics.  The training loop knows tasks only by this class."""
+"""The base class of tasks: data, loss and metrics.  The training loop only uses this interface."""
 
 import dataclasses
 import functools
@@ -25,28 +25,28 @@ Plots = Iterator[tuple[str, "Figure | str | bytes"]]  # with the names of their 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """Something to learn: a frozen dataclass of config sections.
+    """Data, loss and metrics of something to learn: a frozen dataclass of config sections.
 
     A subclass defines :meth:`build`, :meth:`batches`, :meth:`loss` and :meth:`evaluate`; the rest
-    has defaults.  The models that it receives are called as the module that it builds: in
-    :meth:`loss` that module in training mode, elsewhere the trained model in evaluation mode with
-    its calls compiled (:class:`lstm_jax.models.Compiled`), or an exported one.
+    has defaults.  Every model that a task receives is called like the module that it builds.
+    :meth:`loss` receives that module in training mode.  Other methods receive the trained model in
+    evaluation mode with compiled calls (:class:`lstm_jax.models.Compiled`), or an exported one.
 
-    What a task can also define is in :mod:`lstm_jax.tasks.protocols`: :class:`Predicts`,
+    :mod:`lstm_jax.tasks.protocols` describes optional methods: :class:`Predicts`,
     :class:`Generates` and others.
 
     Attributes:
       data: the section ``[data]`` of a config.
       model: the section ``[model]``.
       unit: what is counted per second, such as ``"characters"``.
-      loss_unit: unit of the loss, for the axis of its curve.
-      splits: what :meth:`evaluate` accepts.  ``"validation"``, if there, chooses the best
-        checkpoint.
-      reads_text: whether :meth:`Predicts.predict` also takes a list of strings.
-      reads_files: whether it also takes a list of files.
-      sampling: a section of further options of ``generate``, which it takes as keywords.
-      criterion: the metric of the validation split that chooses it.
-      maximize: whether the highest value of it is the best, and not the lowest.
+      loss_unit: the unit of the loss, for the axis of its plot.
+      splits: the splits that :meth:`evaluate` accepts.  If ``"validation"`` is one of them, it
+        selects the best checkpoint.
+      reads_text: whether :meth:`Predicts.predict` also accepts a list of strings.
+      reads_files: whether it also accepts a list of files.
+      sampling: a section of additional options of ``generate``, passed as keywords.
+      criterion: the validation metric that selects the best checkpoint.
+      maximize: whether the highest value of this metric is the best, rather than the lowest.
 
     Example:
       >>> import grain, optax
@@ -82,10 +82,10 @@ class Task:
     criterion: ClassVar[str] = "loss"
     maximize: ClassVar[bool] = False
 
-    # ---- what a subclass defines ----
+    # ---- methods that a subclass defines ----
 
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
-        """A new module: a :class:`lstm_jax.models.Model`, or any other."""
+        """A new module: a :class:`lstm_jax.models.Model`, or any other Flax module."""
         raise NotImplementedError(f"{type(self).__name__} does not define build")
 
     def batches(self, seed: int) -> "grain.MapDataset":
@@ -97,60 +97,60 @@ class Task:
 
         Args:
           model: the module, in training mode.
-          carry: the model's initial carry at the first step (``()`` where it has none), then
-            what the last step returned.
+          carry: the carry that the previous step returned; at the first step the model's initial
+            carry (``()`` if it has none).
           batch: arrays ``[B, ...]``.
           rngs: random streams of this step and device.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define loss")
 
     def evaluate(self, model: Any, split: str) -> Metrics:
-        """Metrics over a whole split, among them ``"loss"`` and :attr:`criterion`."""
+        """Metrics over a whole split, including ``"loss"`` and :attr:`criterion`."""
         raise NotImplementedError(f"{type(self).__name__} does not define evaluate")
 
-    # ---- what has a default ----
+    # ---- methods with defaults ----
 
     @property
     def batch_size(self) -> int:
-        """B, the rows of a training batch; by default ``data.batch_size``."""
+        """B, the number of rows in a training batch; by default ``data.batch_size``."""
         return self.data.batch_size  # type: ignore[attr-defined]
 
     @property
     def units_per_step(self) -> int:
-        """How many of ``unit`` a training batch holds; by default its rows."""
+        """The number of units in a training batch; by default its rows."""
         return self.batch_size
 
     def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and types of a training batch, from which the memory of a step is estimated.
 
-        By default those of the first batch.
+        By default, those of the first batch.
         """
         arrays = jax.tree.map(np.asarray, self.batches(0)[0])
         return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), arrays)
 
     @property
     def fingerprint(self) -> str:
-        """A digest of the data: a run resumes only with the data that it began with.
+        """A digest of the data: a run resumes only with unchanged data.
 
-        By default that of the first batch.
+        By default, the digest of the first batch.
         """
         first: Any = self.batches(0)[0]
         return digest(*(np.asarray(first[name]) for name in sorted(first)))
 
     def baselines(self, split: str) -> dict[str, Metrics]:
-        """Metrics that simple methods reach on the same split, by their names."""
+        """Metrics of simple methods on the same split, by the names of the methods."""
         return {}
 
     def notes(self) -> list[str]:
-        """What a reader of the results should know, a line each; stored with the results."""
+        """Remarks that readers of the results need, one per line; stored with the results."""
         return []
 
     def described(self) -> list[str]:
-        """What the task has found in its data and inferred from them, said before training."""
+        """Facts that the task found in its data or inferred from them; printed before training."""
         return []
 
     def plots(self, model: Any) -> Plots:
-        """Plots of what was learned, with file names.
+        """Plots of the trained model's behaviour, with file names.
 
         A plot is a figure, a whole HTML page (a string), or the content of another kind of file,
         such as a GIF, whose name then has its suffix: ``("frames.gif", b"GIF89a...")``.
@@ -158,31 +158,31 @@ class Task:
         return iter(())
 
     def metadata(self) -> dict[str, Any]:
-        """What building the model and predicting need to know of the data; plain JSON values.
+        """The facts about the data that are needed to build the model and to predict; JSON values.
 
-        It is stored in the run's folder and beside an exported model.  ``scaling`` has, by the
-        name of an input or output, the ``mean`` and ``deviation`` of its last axis; all other
-        entries are the task's own.
+        They are stored in the run's folder and with an exported model.  ``scaling`` maps the name
+        of an input or output to the ``mean`` and ``deviation`` of its last axis; the task defines
+        all other entries.
         """
         return {}
 
     def exported(self) -> dict[str, Any]:
-        """What the manifest of an exported model holds besides its programs; the metadata."""
+        """Entries of an exported model's manifest besides its programs; by default the metadata."""
         return self.known
 
-    # ---- what the library does with it ----
+    # ---- methods that the library calls ----
 
     @functools.cached_property
     def known(self) -> dict[str, Any]:
-        """The metadata: taken from the data, or as a run's folder has stored them.
+        """The metadata, from the data or, for a trained run, from the run's folder.
 
-        A task that reads them here predicts where its training data no longer exist.
+        A task that uses this attribute can predict after its training data have been deleted.
         """
         return json.loads(json.dumps(self.metadata()))
 
     @classmethod
     def restored(cls, known: Mapping[str, Any], **sections: Section) -> Any:
-        """The task of a run from its sections and stored metadata, without reading its data."""
+        """Restores a run's task from its sections and stored metadata, without reading its data."""
         task = object.__new__(cls)
         for name, value in {**sections, "known": dict(known)}.items():
             object.__setattr__(task, name, value)

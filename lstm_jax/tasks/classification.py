@@ -26,27 +26,30 @@ class ClassifierConfig(RecurrentConfig):
     """Section ``[model]`` of task ``classification``."""
 
     pooling: str = option(
-        "mean", "what of the top layer is read: its mean or last output",
+        "mean", "output of the top layer that is read: the mean or the last",
         choices=("mean", "last"),
     )  # fmt: skip
     dropout: float = option(0.5, "dropout on the outputs of every layer", at_least=0, below=1)
     input_noise: float = option(
-        0.3, "deviation of the noise added to inputs in training, in their own deviations",
+        0.3, "noise added to inputs in training, relative to their standard deviations",
         at_least=0,
     )  # fmt: skip
     label_smoothing: float = option(
-        0.0, "share of the target spread over all classes", at_least=0, below=1
+        0.0,
+        "label smoothing: fraction of the target that is spread over all classes",
+        at_least=0,
+        below=1,
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class Classification(Task):
-    """Predicts the class of a sequence; rows of a batch have lengths of their own.
+    """Predicts the class of a sequence; each row of a batch has its own length.
 
-    Features are standardised with mean and deviation over all training steps.
+    Features are standardised with the mean and deviation over all training steps.
 
     Raises:
-      UserError: a file is missing or broken, or the two files do not fit each other.
+      UserError: a file is missing or broken, or the two files do not match.
 
     References:
       Mineichi Kudo, Jun Toyama, Masaru Shimbo, "Multidimensional curve classification using
@@ -88,7 +91,7 @@ class Classification(Task):
 
     @functools.cached_property
     def _held_out(self) -> np.ndarray:
-        """Which sequences of the training file are for validation: the last of each class."""
+        """The sequences of the training file that are for validation: the last of each class."""
         return last_of_each(self._files[0].labels, self.data.validation_fraction)
 
     def metadata(self) -> dict[str, Any]:
@@ -159,7 +162,7 @@ class Classification(Task):
         return {"loss": float(losses.mean()), "accuracy": 100.0 * float(right.mean())}
 
     def predict(self, model: Any, source: pathlib.Path | None) -> Columns:
-        """The likeliest class of each sequence and the probability of each class."""
+        """The most likely class of each sequence, and the probability of each class."""
         if source is None:
             sequences = self._files[1]
         else:
@@ -173,9 +176,9 @@ class Classification(Task):
         return {"sequence": sequences.names, **columns}
 
     def baselines(self, split: str) -> dict[str, Metrics]:
-        commonest = np.bincount(self._splits["train"].labels).argmax()
-        share = float((self._splits[split].labels == commonest).mean())
-        return {"always the commonest class": {"accuracy": 100.0 * share}}
+        most_common = np.bincount(self._splits["train"].labels).argmax()
+        share = float((self._splits[split].labels == most_common).mean())
+        return {"always the most common class": {"accuracy": 100.0 * share}}
 
     def plots(self, model: Any) -> Plots:
         """The confusion matrix of the test split."""

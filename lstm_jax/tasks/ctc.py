@@ -1,4 +1,4 @@
-"""What tasks do with a CTC model: the loss, and how well its labellings match."""
+"""Functions for tasks with a CTC model: the loss, and error rates of labellings."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -46,7 +46,7 @@ def ctc_losses(
 
 
 def steps_needed(labels: np.ndarray | Sequence[int]) -> int:
-    """The fewest steps of an alignment: one a label, and a blank between equal ones.
+    """The fewest steps of an alignment: one per label, and a blank between equal labels.
 
     >>> steps_needed([1, 2, 2, 3])
     5
@@ -65,9 +65,10 @@ def spelled(labels: Any, characters: Sequence[str]) -> str:
 
 
 def error_rates(references: Sequence[str], hypotheses: Sequence[str]) -> dict[str, float]:
-    """Errors of words (``WER``) and of characters (``CER``), in percent of the references'.
+    """Word error rate (``WER``) and character error rate (``CER``) in percent.
 
-    Errors are substitutions, deletions and insertions of the shortest edit; a space is a character.
+    Errors are the substitutions, deletions and insertions of the shortest edit, relative to the
+    number of words or characters in the references.  A space counts as a character.
 
     >>> error_rates(["one two"], ["one too"])
     {'WER': 50.0, 'CER': 14.28...}

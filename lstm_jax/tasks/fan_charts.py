@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CHARTS = 12
-LISTED = 2000  # series of a page
+LISTED = 2000  # series per page
 BANDS = ((0, -1, 0.2), (1, -2, 0.35))  # quantiles 0.025 and 0.975, 0.1 and 0.9
 COLOR = "#d55e00"
 STYLE = """
@@ -26,11 +26,11 @@ figcaption { font-size: 0.85rem; }
 
 
 def columns_of(series: Sequence[Series], found: Forecasts) -> Columns:
-    """Forecasts as columns: a row for each series and time stamp.
+    """Forecasts as columns, with a row for each series and time stamp.
 
     Args:
-      series: with the rows of the future, as from :func:`lstm_jax.data.windows.extended`.
-      found: a forecast of each.
+      series: the series with future rows, as from :func:`lstm_jax.data.windows.extended`.
+      found: the forecast for each series.
     """
     horizon = found.mean.shape[1]
     times = [time for each in series for time in map(_shown, each.times[-horizon:])]
@@ -44,7 +44,7 @@ def columns_of(series: Sequence[Series], found: Forecasts) -> Columns:
 
 
 def _shown(time: Any) -> Any:
-    """A time stamp as in ISO 8601, a date alone at midnight; a whole number as it is."""
+    """A time stamp in ISO 8601 (only a date at midnight), or an integer unchanged."""
     if not hasattr(time, "isoformat"):
         return int(time)
     return str(time.date()) if time == time.normalize() and time.tz is None else str(time)
@@ -66,8 +66,8 @@ def fan_figure(panels: Sequence[Any], found: Forecasts, before: int) -> "Figure"
 
     Args:
       panels: name, time stamps, values (NaN where missing) and the first row of the future of each.
-      found: a forecast of each.
-      before: rows of history that are shown.
+      found: the forecast for each panel.
+      before: the number of rows of history to show.
     """
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""How good quantile forecasts are."""
+"""Metrics of quantile forecasts."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from lstm_jax.tasks.quantile_forecasts import LEVELS, Forecasts, Origins
 
 
 def naive_errors(arrays: SeriesArrays, ends: np.ndarray, season: int) -> np.ndarray:
-    """The mean absolute change over a season, of each series before its end, ``[S]``.
+    """The mean absolute change of each series over a season, before a given row, ``[S]``.
 
     NaN where it is unknown or zero.
     """
@@ -22,7 +22,7 @@ def naive_errors(arrays: SeriesArrays, ends: np.ndarray, season: int) -> np.ndar
 
 
 def metrics_of(found: Forecasts, origins: Origins, naive: np.ndarray) -> Metrics:
-    r"""Metrics over the observed values of the future.
+    r"""Metrics of forecasts, over the observed values of the future.
 
     With y the truth, m the median, q_a the quantile of level a::
 
@@ -31,8 +31,8 @@ def metrics_of(found: Forecasts, origins: Origins, naive: np.ndarray) -> Metrics
         smape = mean 200 |y - m| / (|y| + |m|)
         mase = mean over series of  (mean |y - m|) / (mean |y_t - y_{t - season}| before the split)
 
-    ``coverage_80`` and ``coverage_95`` are shares of values inside the intervals between the
-    quantiles 0.1 and 0.9, and 0.025 and 0.975.  ``loss`` is the weighted quantile loss.
+    ``coverage_80`` and ``coverage_95`` are the fractions of values between the quantiles 0.1 and
+    0.9, and between 0.025 and 0.975.  ``loss`` is the weighted quantile loss.
 
     Args:
       found: the forecasts.
@@ -73,6 +73,6 @@ def metrics_of(found: Forecasts, origins: Origins, naive: np.ndarray) -> Metrics
 
 
 def reliability(found: Forecasts, origins: Origins) -> np.ndarray:
-    """The share of values at or below the quantile of each level, ``[Q]``."""
+    """The fraction of values at or below the quantile of each level, ``[Q]``."""
     seen = np.isfinite(origins.truth)
     return (origins.truth[seen][:, None] <= found.quantiles[seen]).mean(0)

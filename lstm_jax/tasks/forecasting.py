@@ -26,7 +26,7 @@ EVALUATION_BATCH = 128
 class ForecasterConfig(RecurrentConfig):
     """Section ``[model]`` of task ``forecasting``."""
 
-    segment: int = option(48, "rows that one LSTM step reads; divides data.window", at_least=1)
+    segment: int = option(48, "rows that one LSTM step reads; must divide data.window", at_least=1)
     dropout: float = option(0.5, "dropout on the outputs of every layer", at_least=0, below=1)
     loss: str = option("mse", "what training minimises", choices=("mse", "mae"))
 
@@ -35,9 +35,9 @@ class ForecasterConfig(RecurrentConfig):
 class Forecasting(Task):
     """Forecasts every column of a table from its own past.
 
-    Columns are standardised with mean and deviation of the training rows.  Validation and test
-    windows may reach back into the rows before their split, as is usual for this table; what
-    they forecast lies inside it.
+    Columns are standardised with the mean and deviation of the training rows.  Validation and test
+    windows may start in the rows before their split, as is usual for this table; the rows that they
+    forecast are inside it.
 
     Raises:
       UserError: the table is missing or broken, or a split is too short for one window.
@@ -138,7 +138,7 @@ class Forecasting(Task):
 
     # ---- metrics ----
     def evaluate(self, model: Any, split: str) -> Metrics:
-        """``mse`` and ``mae`` over all windows and columns; ``loss`` is what training minimises."""
+        """``mse`` and ``mae`` over all windows and columns; training minimises ``loss``."""
         past, future = self._windows(split)
         # One shape for all batches; the last one repeats its last row.
         forecast = []
@@ -175,7 +175,7 @@ class Forecasting(Task):
         return numbers | {name: future[:, n] for n, name in enumerate(columns)}
 
     def plots(self, model: Any) -> Plots:
-        """Forecasts at three places of the test rows, in the units of the table."""
+        """Forecasts from three positions in the test rows, in the units of the table."""
         data, (past, _) = self.data, self._windows("test")
         places = np.linspace(0, len(past) - 1, 5).astype(int)[1:4]
         forecast = scaling.unscaled(np.asarray(_forecast(model, past[places])), self._scaling)

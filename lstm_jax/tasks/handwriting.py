@@ -1,4 +1,4 @@
-"""Handwriting recognition: what a pen has written."""
+"""Handwriting recognition: from the path of a pen to text."""
 
 import dataclasses
 import functools
@@ -32,11 +32,11 @@ DRAWN = 24  # pieces of a drawing
 
 @dataclasses.dataclass(frozen=True)
 class Handwriting(Task):
-    """Reads handwriting from the path of the pen, letter by letter, by CTC.
+    """Transcribes handwriting letter by letter from the path of the pen, with CTC.
 
     Raises:
       UserError: ink is missing or broken, a text is missing or has more letters than its ink has
-        steps, or there are fewer pieces than a batch.
+        steps, or there are fewer pieces than one batch.
 
     References:
       Alex Graves et al., "A Novel Connectionist System for Unconstrained Handwriting Recognition",
@@ -133,15 +133,15 @@ class Handwriting(Task):
     # ---- metrics ----
 
     def read(self, model: Any, inks: list[Ink], labels: Any = None) -> dict[str, list[Any]]:
-        """What the model makes of each piece; see :func:`lstm_jax.tasks.reading.readings`."""
+        """The transcription of each piece; see :func:`lstm_jax.tasks.reading.readings`."""
         alphabet, words = self.known["alphabet"], self.known["lexicon"]
         return readings(model, inks, self.data.spacing, alphabet, (words, self._lexicon), labels)
 
     def evaluate(self, model: Any, split: str) -> Metrics:
-        """``loss``, and in percent ``CER`` and accuracies of whole texts.
+        """``loss``, and in percent ``CER`` and the accuracies of whole texts.
 
-        ``CER`` and ``accuracy`` are of the likeliest letters, ``lexicon accuracy`` is of the
-        likeliest word of the lexicon.
+        ``CER`` and ``accuracy`` refer to the most likely letters, and ``lexicon accuracy`` to the
+        most likely word of the lexicon.
         """
         inks = self._inks[split]
         found, texts = self.read(model, inks, self._labels[split]), [ink.text for ink in inks]
@@ -153,16 +153,15 @@ class Handwriting(Task):
         }
 
     def baselines(self, split: str) -> dict[str, Metrics]:
-        """The text of the nearest training piece, by 48 points along its strokes."""
+        """The text of the nearest training piece, compared at 48 points along its strokes."""
         texts = [ink.text for ink in self._inks[split]]
         found = nearest_texts(self._inks["train"], self._inks[split])
         rates = {"CER": error_rates(texts, found)["CER"], "accuracy": _share_right(texts, found)}
         return {"nearest neighbour, 48 points": rates}
 
     def predict(self, model: Any, source: pathlib.Path | None) -> Columns:
-        """The likeliest letters of each piece, and the likeliest word of the lexicon.
-
-        ``probability`` is the word's, among those of the lexicon.
+        """The most likely letters of each piece, and the most likely word of the lexicon.
+        ``probability`` is that word's share among all words of the lexicon.
         """
         inks = self._inks["test"] if source is None else read_inks(source)
         found = self.read(model, inks)
@@ -174,7 +173,7 @@ class Handwriting(Task):
         }
 
     def plots(self, model: Any) -> Plots:
-        """Test pieces, each part of their ink in the colour of the letter that it was read as."""
+        """Test pieces; the colour of the ink shows the letter that the model recognised."""
         inks = self._inks["test"]
         chosen = np.random.default_rng(0).permutation(len(inks))[:DRAWN]
         yield "readings.svg", self._drawing(model, [inks[n] for n in chosen]).encode()
@@ -188,5 +187,5 @@ class Handwriting(Task):
 
 
 def _share_right(texts: list[str], found: list[str]) -> float:
-    """The share of texts that were read correctly, in percent."""
+    """The percentage of texts that were recognised correctly."""
     return 100.0 * float(np.mean([a == b for a, b in zip(texts, found, strict=True)]))

@@ -12,7 +12,7 @@ from lstm_jax.data.ink import NAMED_INK, Ink, read_ink_splits
 from lstm_jax.data.strokes import Paths, distorted, features, resampled
 from lstm_jax.errors import UserError, expect
 
-GRAIN = 96  # pieces are padded to multiples of so many points
+GRAIN = 96  # pieces are padded to multiples of this number of points
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,21 +25,30 @@ class HandwritingData(Section):
         path_or=NAMED_INK,
     )
     split_by: str = option(
-        "writer", "no writer (or no text) is in two splits", choices=("writer", "text")
+        "writer", "each writer (or each text) is in only one split", choices=("writer", "text")
     )
     lexicon: str = option(
-        "", "a text file with a word a line; empty: the texts of the training data", path_or=("",)
+        "",
+        "a text file with one word per line; empty: the texts of the training data",
+        path_or=("",),
     )
-    batch_size: int = option(64, "pieces of handwriting a training step", at_least=1)
+    batch_size: int = option(64, "pieces of handwriting per training step", at_least=1)
     spacing: float = option(
-        0.25, "distance between the points read, in deviations of their heights",
+        0.25, "distance between the points that are read, in standard deviations of their heights",
         above=0.01, at_most=10,
     )  # fmt: skip
-    slant: float = option(0.2, "deviation of the shear of training pieces", at_least=0, at_most=2)
-    scale: float = option(0.15, "deviation of the logarithms of scales", at_least=0, at_most=1)
-    turn: float = option(0.06, "deviation of turns, in radians", at_least=0, at_most=1)
+    slant: float = option(
+        0.2, "standard deviation of the shear of training pieces", at_least=0, at_most=2
+    )
+    scale: float = option(
+        0.15, "standard deviation of the logarithm of the size", at_least=0, at_most=1
+    )
+    turn: float = option(0.06, "standard deviation of rotations, in radians", at_least=0, at_most=1)
     warp: float = option(
-        0.1, "deviation of a smooth displacement, in deviations of heights", at_least=0, at_most=1
+        0.1,
+        "standard deviation of a smooth displacement, relative to that of heights",
+        at_least=0,
+        at_most=1,
     )
 
     def read(self) -> dict[str, list[Ink]]:
@@ -62,12 +71,14 @@ class HandwritingConfig(RecurrentConfig):
         128, "hidden features of each layer and direction", at_least=1, at_most=10**6
     )
     stride: int = option(
-        2, "points of a step of the LSTM layers; 1: no convolution", at_least=1, at_most=8
+        2, "points per step of the LSTM layers; 1: no convolution", at_least=1, at_most=8
     )
     conv_features: int = option(
         64, "features of the convolution that reads the points", at_least=1, at_most=10**6
     )
-    kernel_size: int = option(5, "points that the convolution reads", at_least=1, at_most=100)
+    kernel_size: int = option(
+        5, "kernel size of the convolution, in points", at_least=1, at_most=100
+    )
 
 
 def training_batches(
@@ -77,9 +88,9 @@ def training_batches(
 
     Args:
       pieces: normalised strokes.
-      labels: of each piece.
+      labels: the labels of each piece.
       data: options.
-      seed: decides the order and the distortions.
+      seed: determines the order and the distortions.
 
     Returns:
       Batches of ``features`` ``[B, T, 6]``, ``lengths`` ``[B]``, ``labels`` ``[B, U]``, zeros past
@@ -141,13 +152,15 @@ def checked_labels(inks: Sequence[Ink], alphabet: str, where: str) -> list[np.nd
 
 
 def summary_lines(inks: dict[str, list[Ink]]) -> list[str]:
-    """What there is of handwriting, a line each."""
+    """A summary of the handwriting data, one line per split."""
     known = {ink.text for ink in inks["train"]}
     lines = []
     for split, found in inks.items():
         writers = len({ink.writer for ink in found if ink.writer})
         new = sum(ink.text not in known for ink in found)
         hands = f" by {writers} writers" if writers else ""
-        unseen = f", {new:,} with a text that is not in training" if split != "train" else ""
+        unseen = (
+            f", {new:,} with a text that does not occur in training" if split != "train" else ""
+        )
         lines.append(f"{split}: {len(found):,} pieces{hands}{unseen}")
     return lines

@@ -1,4 +1,4 @@
-"""Handwriting synthesis: a pen's moves that write a given text."""
+"""Handwriting synthesis: generates the moves of a pen that write a given text."""
 
 import dataclasses
 import functools
@@ -34,14 +34,15 @@ from lstm_jax.tasks.writing import primer_of, style_of, words_of, write
 
 @dataclasses.dataclass(frozen=True)
 class SynthesisTask(Task):
-    """Writes a text by hand: predicts each move of the pen from the text and the moves before.
+    """Writes a text by hand: predicts each move of the pen from the text and the previous moves.
 
-    Losses are negative log likelihoods in nats a move, of where it goes and of whether a stroke or
-    the piece ends there.  Moves are in units of their deviation over the training data.
+    The loss is the negative log likelihood in nats per move: of its end point, and of whether a
+    stroke or the piece ends there.  Moves are in units of their standard deviation over the
+    training data.
 
     Raises:
-      UserError: ink is missing or broken, a piece has no text, fewer than two points, or there are
-        fewer pieces than a batch.
+      UserError: ink is missing or broken, a piece has no text or fewer than two points, or there
+        are fewer pieces than one batch.
 
     References:
       Alex Graves, "Generating Sequences With Recurrent Neural Networks", arXiv:1308.0850, 2013.
@@ -97,7 +98,7 @@ class SynthesisTask(Task):
 
     def notes(self) -> list[str]:
         counts = [len(trail.moves) for trail in self._trails("train")]
-        return [*summary_lines(self._inks), f"{np.mean(counts):.1f} moves a piece of training"]
+        return [*summary_lines(self._inks), f"{np.mean(counts):.1f} moves per training piece"]
 
     def batches(self, seed: int) -> grain.MapDataset:
         strokes, labels = self._strokes["train"], self._labels["train"]
@@ -120,14 +121,14 @@ class SynthesisTask(Task):
     # ---- metrics ----
 
     def evaluate(self, model: Any, split: str) -> Metrics:
-        """``loss``: nats a move."""
+        """``loss`` in nats per move."""
         return {"loss": mean_loss(model, self._trails(split), self._labels[split])}
 
     def baselines(self, split: str) -> dict[str, Metrics]:
         return simple_methods(self._trails("train"), self._trails(split))
 
     def plots(self, model: Any) -> Plots:
-        """The same text with several biases and in several styles, and the window's path."""
+        """The same text with several biases and in several styles, and the window's positions."""
         text, write = self.known["example"], functools.partial(self.written, model)
         (neat,) = write([text], bias=1.0)
         yield "window", window_plot(model, neat, text, self.known["alphabet"], self.known["unit"])
@@ -137,7 +138,7 @@ class SynthesisTask(Task):
     # ---- new data, new samples ----
 
     def predict(self, model: Any, source: pathlib.Path | None) -> Columns:
-        """Nats a move of each piece of handwriting, given its text."""
+        """The loss of each piece of handwriting, given its text, in nats per move."""
         inks = self._inks["test"] if source is None else self.data.read_new(source)
         labels = checked_labels(inks, self.known["alphabet"], f"{source}")
         trails = trails_of(standard(inks, self.data.every), self.known["unit"])
@@ -152,13 +153,13 @@ class SynthesisTask(Task):
         self, model: Any, words: list[str], *, bias: float = 0.5, temperature: float = 1.0,
         style: Ink | None = None, longest: int = 400, seed: int = 0,
     ) -> list[list[np.ndarray]]:  # fmt: skip
-        """The strokes of each word, ``[N, 2]``; y grows upwards.
+        """Writes words; returns the strokes of each, ``[N, 2]``, with y upwards.
 
         Args:
           model, bias, temperature, longest: as for :func:`lstm_jax.tasks.writing.write`.
-          words: of letters that the model knows.
+          words: words of known letters.
           style: a piece of handwriting that the model continues.
-          seed: decides the random choices.
+          seed: determines the random choices.
 
         Raises:
           UserError: a letter is unknown.
@@ -173,9 +174,10 @@ class SynthesisTask(Task):
         self, model: Any, *, prompt: str, length: int, temperature: float, seed: int,
         text: str = "", bias: float = 0.5, style: str = "",
     ) -> Iterator[str | File]:  # fmt: skip
-        """``handwriting.svg``, a page with a text.
+        """Writes a text as a page, ``handwriting.svg``.
 
-        ``length`` is the most moves of a word, and ``temperature`` a factor of their deviations.
+        ``length`` is the largest number of moves in a word, and ``temperature`` a factor of their
+        standard deviations.
         """
         text = text or prompt or self.known["example"]
         words = words_of(text, self.known["alphabet"])

@@ -1,4 +1,4 @@
-"""The sections of task ``handwriting_synthesis``, points of its pieces, and its batches."""
+"""The sections of task ``handwriting_synthesis``, the points that it reads, and its batches."""
 
 import dataclasses
 import pathlib
@@ -14,8 +14,8 @@ from lstm_jax.data.strokes import distorted, paths_of, scaled, strokes_of
 from lstm_jax.errors import UserError, expect
 from lstm_jax.tasks.trails import padded_text, padded_trails, trails_of
 
-GRAIN = 64  # pieces are padded to multiples of so many moves
-QUANTUM = 0.5  # of a tablet's units: coordinates are rounded to them
+GRAIN = 64  # pieces are padded to multiples of this number of moves
+QUANTUM = 0.5  # in units of the tablet, to which coordinates are rounded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,13 +27,17 @@ class SynthesisData(Section):
         f"{', '.join(NAMED_INK)}, or the path of a folder, an archive or a file of ink",
         path_or=NAMED_INK,
     )
-    every: int = option(2, "one of so many points of a stroke is read", at_least=1, at_most=100)
-    batch_size: int = option(64, "pieces of handwriting a training step", at_least=1)
-    slant: float = option(0.1, "deviation of the shear of training pieces", at_least=0, at_most=2)
-    scale: float = option(0.05, "deviation of the logarithms of scales", at_least=0, at_most=1)
+    every: int = option(2, "every n-th point of a stroke is read", at_least=1, at_most=100)
+    batch_size: int = option(64, "pieces of handwriting per training step", at_least=1)
+    slant: float = option(
+        0.1, "standard deviation of the shear of training pieces", at_least=0, at_most=2
+    )
+    scale: float = option(
+        0.05, "standard deviation of the logarithm of the size", at_least=0, at_most=1
+    )
 
     def read(self) -> dict[str, list[Ink]]:
-        """The pieces of handwriting with a move, by split; no writer is in two.
+        """The pieces with at least one move, by split; each writer is in only one split.
 
         Raises:
           UserError: they are missing or broken.
@@ -48,7 +52,7 @@ class SynthesisData(Section):
         """The pieces of a file, a folder or an archive.
 
         Raises:
-          UserError: it is missing or broken, or a piece has no move or no text.
+          UserError: the path is missing or broken, or a piece has no move or no text.
         """
         inks = read_inks(source)
         for ink in inks:
@@ -64,9 +68,11 @@ class SynthesisConfig(RecurrentConfig):
     hidden_size: int = option(256, "hidden features of each layer", at_least=1, at_most=10**6)
     num_layers: int = option(2, "stacked layers", at_least=1, at_most=256)
     window_components: int = option(
-        10, "components of the window on the text", at_least=1, at_most=1000
+        10, "components of the soft window over the text", at_least=1, at_most=1000
     )
-    mixture_components: int = option(20, "Gaussians of a move", at_least=1, at_most=1000)
+    mixture_components: int = option(
+        20, "Gaussians in the mixture for a move", at_least=1, at_most=1000
+    )
     dropout: float = option(0.1, "dropout on the outputs of every layer", at_least=0, below=1)
 
 
@@ -74,22 +80,24 @@ class SynthesisConfig(RecurrentConfig):
 class Writing(Section):
     """Further options of ``generate`` for task ``handwriting_synthesis``."""
 
-    text: str = option("", "what is written, word by word; empty: the prompt, or an example")
-    bias: float = option(0.5, "how neat the writing is; 0: as the model has it", at_least=0)
+    text: str = option("", "text to write, word by word; empty: the prompt, or an example")
+    bias: float = option(
+        0.5, "how neat the writing is; 0: sampled from the model without change", at_least=0
+    )
     style: str = option(
         "", "a file of ink with its text, whose first piece is the style of the writing"
     )
 
 
-def _has_move(ink: Ink) -> bool:  # a dot has none
+def _has_move(ink: Ink) -> bool:  # a dot has no move
     return sum(map(len, ink.strokes)) > 1
 
 
 def thinned(inks: Sequence[Ink], every: int) -> list[list[np.ndarray]]:
-    """One of ``every`` points of each stroke, beginning with the first, and its last one.
+    """Every ``every``-th point of each stroke, starting with the first, and its last point.
 
-    Coordinates that are integers get a uniform random part, always the same: as rounded ones they
-    would have infinite densities.
+    If coordinates are integers, uniform noise is added, always the same, since rounded values would
+    have infinite densities.
     """
     rng = np.random.default_rng(0)
     pieces = []
@@ -115,10 +123,10 @@ def training_batches(
 
     Args:
       pieces: strokes of each piece.
-      labels: of each piece.
-      unit: by which moves are divided.
+      labels: the labels of each piece.
+      unit: the divisor of moves.
       data: options.
-      seed: decides the order and the distortions.
+      seed: determines the order and the distortions.
     """
     lengths = np.array([sum(map(len, strokes)) - 1 for strokes in pieces])
     bounds = range(GRAIN, max(lengths) + GRAIN, GRAIN)
@@ -137,5 +145,5 @@ def training_batches(
 
 
 def standard(inks: Sequence[Ink], every: int) -> list[list[np.ndarray]]:
-    """The strokes of each piece with fewer points and of a standard size, slant as it was."""
+    """The strokes of each piece with fewer points and a standard size; the slant is unchanged."""
     return strokes_of(scaled(paths_of(thinned(inks, every))))

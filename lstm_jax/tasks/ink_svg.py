@@ -17,9 +17,9 @@ class Panel(NamedTuple):
 
     Attributes:
       strokes: ``[N, 2]`` each, x to the right and y upwards.
-      groups: the group of each point, integers ``[N]`` for each stroke; a group is drawn in one
+      groups: the group of each point, integers ``[N]`` for each stroke; each group has its own
         colour.  None for black ink.
-      caption: strings below it and the group of each, -1 for black.
+      caption: the strings below the piece, each with its group, -1 for black.
     """
 
     strokes: Sequence[np.ndarray]
@@ -39,8 +39,8 @@ def colour_of(group: int) -> str:
 def svg(panels: Sequence[Panel], columns: int = 4) -> str:
     """A drawing of pieces of handwriting, side by side, each scaled to its panel.
 
-    A move between points of two groups has the colour of the second.  A stroke of one point is a
-    dot.
+    A move between points of different groups has the colour of the second.  A stroke of one point
+    is a dot.
 
     >>> drawing = svg([Panel([np.array([[0.0, 0.0], [1.0, 1.0]])], None, [("a <", -1)])])
     >>> drawing.count("<polyline"), "a &lt;" in drawing
@@ -62,11 +62,11 @@ def svg(panels: Sequence[Panel], columns: int = 4) -> str:
 
 
 def svg_page(strokes: Sequence[np.ndarray], scale: float = 14.0) -> str:
-    """A drawing of strokes as large as they are.
+    """A drawing of strokes in their original size.
 
     Args:
       strokes: ``[N, 2]`` each, y upwards.
-      scale: pixels a unit.
+      scale: pixels per unit.
 
     >>> svg_page([np.array([[0.0, 0.0], [1.0, 1.0]])]).count("<polyline")
     1

@@ -1,4 +1,4 @@
-"""What tasks do with a language model: losses along a stream of tokens, and new tokens."""
+"""Functions for tasks with a language model: losses along a stream of tokens, and generation."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ import optax
 from lstm_jax.tasks.base import Columns, Metrics
 from lstm_jax.tasks.sampling import NO_FILTERS, Filters, choice, keys
 
-CHUNK = 4096  # tokens that evaluation reads in one call, which bounds the memory
+CHUNK = 4096  # tokens per call in evaluation, which bounds the memory
 
 
 def text_metrics(loss: float, count: int, text: str) -> Metrics:
@@ -18,12 +18,13 @@ def text_metrics(loss: float, count: int, text: str) -> Metrics:
 
     Args:
       loss: nats per token.
-      count: how many tokens have a loss.
-      text: what these tokens stand for.
+      count: the number of tokens that have a loss.
+      text: the text that these tokens encode.
 
     Returns:
-      ``loss``; ``bits per byte`` of the text in UTF-8; ``word perplexity``, the exponential of
-      nats per word, words being what spaces separate (at most e^20: a text may have no spaces).
+      ``loss``; ``bits per byte`` of the text in UTF-8; ``word perplexity``, the exponential of nats
+      per word, where words are separated by spaces.  It is limited to e^20, since a text may have
+      no spaces.
 
     >>> text_metrics(float(np.log(2)), 16, "ab cd ef")
     {'loss': 0.693..., 'bits per byte': 2.0, 'word perplexity': 40.317...}
@@ -40,13 +41,13 @@ def loss_of_lines(losses: np.ndarray, ends: np.ndarray, text: str) -> Columns:
     """The losses of a text's tokens as a table of its lines.
 
     Args:
-      losses: of each token but the first, ``[N - 1]``.
-      ends: how many characters of the text each token and all before it cover, ``[N]``.
+      losses: the loss of each token except the first, ``[N - 1]``.
+      ends: the number of characters up to the end of each token, ``[N]``.
       text: the text.
 
     Returns:
-      Columns ``line``, ``tokens`` (how many with a loss end in this line), ``loss`` (their mean)
-      and ``text``.
+      Columns ``line``, ``tokens`` (the number of tokens with a loss that end in this line),
+      ``loss`` (their mean) and ``text``.
 
     >>> table = loss_of_lines(np.array([1.0, 3.0, 5.0]), np.array([1, 2, 3, 4]), "a\\nbc")
     >>> table["tokens"].tolist(), table["loss"].tolist(), table["text"]
@@ -64,17 +65,17 @@ def loss_of_lines(losses: np.ndarray, ends: np.ndarray, text: str) -> Columns:
 
 
 def stream_losses(model: Any, tokens: np.ndarray, chunk: int = CHUNK) -> np.ndarray:
-    """The loss of each token but the first in nats, read as one stream; float64 ``[N - 1]``.
+    """The loss in nats of each token except the first, read as one stream; float64 ``[N - 1]``.
 
     Args:
       model: reads ``tokens`` and returns ``logits``.
       tokens: int32 ``[N]``, N at least 2.
-      chunk: tokens that one call reads.
+      chunk: the number of tokens per call.
     """
     count, carry, losses = len(tokens) - 1, model.initial_carry(1), []
     chunk = min(chunk, count)
     for start in range(0, count, chunk):
-        place = np.arange(start, start + chunk).clip(max=count - 1)  # one shape for all chunks
+        place = np.arange(start, start + chunk).clip(max=count - 1)  # all have the same shape
         carry, outputs = model(carry, tokens=tokens[place][None])
         losses.append(np.asarray(_losses(outputs["logits"], tokens[place + 1][None]))[0])
     return np.concatenate(losses).astype(np.float64)[:count]
@@ -92,20 +93,20 @@ def continued(
     filters: Filters = NO_FILTERS,
     excluded: Sequence[int] = (),
 ) -> Iterator[int]:
-    """``length`` tokens that follow some given ones, each as soon as it is chosen.
+    """Yields ``length`` tokens that follow the given ones, each as soon as it is chosen.
 
     Args:
       model: reads ``tokens`` and returns ``logits``.
       tokens: int32 ``[N]``, N at least 1.
-      length: how many tokens to choose.
-      temperature: divides the logits; 0 always takes the likeliest token.
-      seed: decides the random choices.
-      filters: which tokens are excluded at each step.
+      length: the number of tokens to choose.
+      temperature: divides the logits; 0 always takes the most likely token.
+      seed: determines the random choices.
+      filters: determines the tokens that are excluded at each step.
       excluded: tokens that are never chosen.
     """
     carry = model.initial_carry(1) if length else ()
     seen: Any = None
-    # On the host, what does not belong to a program of its own is not compiled as one.
+    # Computed on the host, so that these small operations are not compiled.
     for key in np.asarray(keys(np.uint32(seed), length)):
         carry, outputs = model(carry, tokens=tokens[None])
         logits = np.asarray(outputs["logits"])[0, -1]

@@ -26,16 +26,18 @@ class TextData(Section):
         "python_reference", "python_reference, tiny_shakespeare, or the path of a UTF-8 file",
         path_or=("python_reference", "tiny_shakespeare"),
     )  # fmt: skip
-    tokens: str = option(CHARACTERS, "what a text is split into", choices=tuple(CODECS))
+    tokens: str = option(CHARACTERS, "the units into which text is split", choices=tuple(CODECS))
     vocabulary_size: int = option(
         10_000, "words, subwords: the largest number of tokens",
         at_least=5, at_most=LARGEST_SIZE,
     )  # fmt: skip
     validation_fraction: float = option(
-        0.1, "share of the text, at its end, held out for validation", above=0, below=1
+        0.1, "fraction of the text, at its end, held out for validation", above=0, below=1
     )
     lanes: int = option(32, "rows of a batch, each reading its own part of the text", at_least=1)
-    window: int = option(64, "tokens a row reads (and gradients flow back) a step", at_least=1)
+    window: int = option(
+        64, "tokens per row and step, through which gradients flow back", at_least=1
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +45,7 @@ class LanguageModelConfig(RecurrentConfig):
     """Section ``[model]`` of a language model."""
 
     kind: str = option(
-        "lstm", "layers between embedding and logits", choices=("lstm", "transformer")
+        "lstm", "kind of layers between embedding and logits", choices=("lstm", "transformer")
     )
     hidden_size: int = option(
         384, "hidden features of each layer", at_least=1, at_most=LARGEST_SIZE
@@ -51,29 +53,32 @@ class LanguageModelConfig(RecurrentConfig):
     embedding_size: int = option(
         64, "features of a token's embedding", at_least=1, at_most=LARGEST_SIZE
     )
-    tied_embeddings: bool = option(False, "read tokens out by the matrix that embeds them")
+    tied_embeddings: bool = option(False, "use the embedding matrix for the logits as well")
     input_dropout: float = option(0.0, "dropout on embeddings", at_least=0, below=1)
     embedding_dropout: float = option(
-        0.0, "lstm: share of tokens whose embedding is zero throughout a batch", at_least=0, below=1
+        0.0,
+        "lstm: fraction of tokens whose embedding is zero throughout a batch",
+        at_least=0,
+        below=1,
     )
     activation_penalty: float = option(
         0.0, "lstm: factor of the mean square of the last layer's outputs, after dropout (AR)",
         at_least=0,
     )  # fmt: skip
     temporal_penalty: float = option(
-        0.0, "lstm: factor of the mean square of their change in a step, before dropout (TAR)",
+        0.0, "lstm: factor of the mean square of their change per step, before dropout (TAR)",
         at_least=0,
     )  # fmt: skip
     num_heads: int = option(
         0, "transformer: heads of each attention", at_least=0, at_most=LARGEST_SIZE
     )
     context: int = option(
-        0, "transformer: tokens before each one that it attends to",
+        0, "transformer: number of previous tokens that each token attends to",
         at_least=0, at_most=LARGEST_SIZE,
     )  # fmt: skip
 
     def check(self) -> None:
-        """Raises :class:`UserError` where the values do not fit the kind of model."""
+        """Raises :class:`UserError` if the values do not fit the kind of model."""
         with_kind = f'with model.kind "{self.kind}"'
         if self.kind == "lstm":
             for name in ("num_heads", "context"):
@@ -88,7 +93,7 @@ class LanguageModelConfig(RecurrentConfig):
         )
 
     def build(self, num_tokens: int, rngs: nnx.Rngs) -> Model:
-        """A new model of so many tokens."""
+        """A new model with a vocabulary of this size."""
         if self.kind == "transformer":
             return TransformerLanguageModel(
                 num_tokens, self.hidden_size, self.num_layers, num_heads=self.num_heads,
@@ -105,8 +110,8 @@ class LanguageModelConfig(RecurrentConfig):
     def loss(self, model: Any, carry: Any, batch: Batch, rngs: nnx.Rngs) -> tuple[jax.Array, Any]:
         """Mean loss of a batch of windows, with the penalties of activations, and the new carry.
 
-        With y_t the outputs of the last layer, d their dropout, α the activation penalty and β the
-        temporal one::
+        With the outputs y_t of the last layer, their dropout d, the activation penalty α and the
+        temporal penalty β::
 
             cross entropy + α mean((d y_t)²) + β mean((y_t - y_{t-1})²)
 

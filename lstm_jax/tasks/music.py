@@ -35,29 +35,30 @@ from lstm_jax.tasks.protocols import File
 class PianoRollConfig(RecurrentConfig):
     """Section ``[model]`` of task ``music``."""
 
-    conditioned: bool = option(False, "each pitch sees those above it in its own frame")
+    conditioned: bool = option(False, "whether a pitch depends on the higher pitches in its frame")
     interval_features: int = option(
-        0, "features that see chords as intervals from each pitch; 0: a linear readout", at_least=0
+        0,
+        "features computed from the intervals of chords to each pitch; 0: a linear readout",
+        at_least=0,
     )
-    input_dropout: float = option(0.0, "dropout on the frames read", at_least=0, below=1)
+    input_dropout: float = option(0.0, "dropout on the input frames", at_least=0, below=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class MusicSampling(Section):
     """Further options of ``generate`` for task ``music``."""
 
-    soprano: str = option(
-        "", "a MIDI file whose highest pitches are kept and harmonised, up to its end"
-    )
+    soprano: str = option("", "a MIDI file whose highest pitches are retained and harmonised")
 
 
 @dataclasses.dataclass(frozen=True)
 class Music(Task):
-    """Predicts which of a piano's 88 pitches sound in each frame of a piece, from those before.
+    """Predicts which of a piano's 88 pitches sound in each frame, from the previous frames.
 
-    Losses are negative log-likelihoods in nats a frame, summed over pitches.  ``loss`` is the mean
-    over all frames of a split but the first of each piece; ``with_first_frame`` takes all frames,
-    and ``by_piece`` the mean over pieces of each piece's mean, without its first frame.
+    Losses are negative log-likelihoods in nats per frame, summed over pitches.  ``loss`` is the
+    mean over all frames of a split except the first frame of each piece; ``with_first_frame`` is
+    the mean over all frames.  ``by_piece`` is the mean over pieces of each piece's mean, without
+    its first frame.
 
     Raises:
       UserError: the pieces are missing or broken, or a split has no frame that follows another.
@@ -136,15 +137,15 @@ class Music(Task):
     # ---- metrics ----
 
     def evaluate(self, model: Any, split: str) -> Metrics:
-        """The three means of the class's description."""
+        """The three means that the class's docstring defines."""
         return summary(frame_losses(model, self._rolls(split)))
 
     def baselines(self, split: str) -> dict[str, Metrics]:
-        """Each pitch by itself: as often as in training, or as a Markov chain."""
+        """Each pitch separately: with its frequency in training, or as a Markov chain."""
         return simple_models(self._rolls("train"), self._rolls(split))
 
     def plots(self, model: Any) -> Plots:
-        """The first test piece, and how likely the model found each pitch."""
+        """The first test piece, and the model's probability of each pitch."""
         roll = self._rolls("test")[0]
         _, outputs = model(model.initial_carry(1), frames=roll[None].astype(np.float32))
         likely = np.asarray(jax.nn.sigmoid(outputs["logits"]))[0]
@@ -154,9 +155,10 @@ class Music(Task):
     # ---- new data ----
 
     def predict(self, model: Any, source: pathlib.Path | None) -> Columns:
-        """Nats a frame of each piece, without its first frame (NaN where it has no other).
+        """Nats per frame of each piece, without its first frame (NaN if it has only one frame).
 
-        ``source`` is a MIDI file, a folder of such, or a collection, whose test pieces are read.
+        ``source`` is a MIDI file, a folder of MIDI files, or a collection, whose test pieces are
+        read.
         """
         pieces = self._splits["test"]
         if source is not None:
@@ -172,7 +174,7 @@ class Music(Task):
         self, model: Any, *, prompt: str, length: int, temperature: float, seed: int,
         soprano: str = "",
     ) -> Iterator[str | File]:  # fmt: skip
-        """The names of each frame's pitches, then ``tune.mid``, ``tune.wav`` and ``tune.png``."""
+        """Yields the pitches of each frame, then ``tune.mid``, ``tune.wav`` and ``tune.png``."""
         given, melody = self._read(prompt, "prompt"), self._read(soprano, "soprano")
         melody = np.where(melody.any(1), PITCHES - 1 - melody[:, ::-1].argmax(1), -1)
         length = min(length, len(melody)) if soprano else length
@@ -180,7 +182,7 @@ class Music(Task):
         return tune(given, frames, self.data)
 
     def _read(self, file: str, name: str) -> np.ndarray:
-        """The piano roll of a MIDI file; no frames where there is none."""
+        """The piano roll of a MIDI file; no frames if no file is given."""
         try:
             return read_midi(file, self.data.frames_per_beat) if file else np.zeros((0, PITCHES))
         except UserError as error:

@@ -1,4 +1,4 @@
-"""The section ``[data]`` of music: which pieces, how they are read and how tunes are written."""
+"""The section ``[data]`` of music: the pieces, and how files are read and written."""
 
 import dataclasses
 
@@ -18,20 +18,24 @@ class MusicData(Section):
         path_or=SETS,
     )  # fmt: skip
     frames_per_beat: int = option(
-        1, "frames of a quarter note, in the MIDI files read and written", at_least=1, at_most=96
+        1, "frames per quarter note, in MIDI files that are read or written", at_least=1, at_most=96
     )
     held_out_fraction: float = option(
         0.1,
-        "share of a folder's files for validation, and as many for the test",
+        "fraction of a folder's files for validation, and the same for the test",
         above=0,
         below=0.5,
     )
     transpose: int = option(
-        0, "training pieces are moved by up to so many semitones, up or down", at_least=0
+        0,
+        "training pieces are transposed by up to this number of semitones, up or down",
+        at_least=0,
     )
     lanes: int = option(16, "rows of a batch, each reading the pieces in its own order", at_least=1)
-    window: int = option(64, "frames a row reads (and gradients flow back) a step", at_least=1)
-    tempo: float = option(90.0, "beats a minute of generated tunes", at_least=10, at_most=400)
+    window: int = option(
+        64, "frames per row and step, through which gradients flow back", at_least=1
+    )
+    tempo: float = option(90.0, "beats per minute of generated tunes", at_least=10, at_most=400)
     instrument: int = option(
         0, "General MIDI program of generated tunes; 0: grand piano", at_least=0, at_most=127
     )

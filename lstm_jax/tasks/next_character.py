@@ -29,12 +29,12 @@ NGRAM_ORDER = 5
 
 @dataclasses.dataclass(frozen=True)
 class NextCharacter(Task):
-    """Predicts each character of a text from all before it, or each word or subword.
+    """Predicts each character (or word, or subword) of a text from all previous ones.
 
-    Training is truncated backpropagation through time: each of ``lanes`` rows reads its part
-    of the text window by window, and the state after one window is the state before the
-    next.  Evaluation reads the validation text once, as one stream from the initial state.
-    Losses are in nats per token, that is, per character unless ``data.tokens`` says otherwise.
+    Training uses truncated backpropagation through time: each of ``lanes`` rows reads its part of
+    the text window by window, and the state after one window is the initial state of the next.
+    Evaluation reads the validation text once, as one stream from the initial state.  Losses are in
+    nats per token; by default (``data.tokens``), a token is a character.
 
     Raises:
       UserError: the text is missing, empty, not UTF-8, or too short for one window.
@@ -79,15 +79,15 @@ class NextCharacter(Task):
 
     @functools.cached_property
     def _texts(self) -> tuple[str, str]:
-        """The text to train on and that to validate on."""
+        """The training text and the validation text."""
         whole_words = self.data.tokens != CHARACTERS
         return cut_text(self.text, self.data.validation_fraction, whole_words=whole_words)
 
     def metadata(self) -> dict[str, Any]:
-        """``vocabulary``, the characters of the text, sorted, or ``tokenizer``; ``opening``.
+        """``vocabulary``, the sorted characters of the text, or ``tokenizer``; and ``opening``.
 
-        A tokenizer of words or subwords is trained on the training split alone.  The opening stands
-        for an empty prompt: a new line, or the first character of a text without lines.
+        A tokenizer of words or subwords is trained only on the training split.  The opening
+        replaces an empty prompt: a line end, or the first character of a text without line ends.
         """
         opening = {"opening": "\n" if "\n" in self.text else self.text[0]}
         kind = CODECS[self.data.tokens]
@@ -100,7 +100,7 @@ class NextCharacter(Task):
 
     @functools.cached_property
     def codec(self) -> Any:
-        """Text as tokens and back, one of :data:`lstm_jax.data.language.CODECS`."""
+        """Converts text to tokens and back; one of :data:`lstm_jax.data.language.CODECS`."""
         return CODECS[self.data.tokens](self.known)
 
     @functools.cached_property
@@ -129,7 +129,7 @@ class NextCharacter(Task):
         return self.model.build(len(self.codec), rngs)
 
     def loss(self, model: Any, carry: Any, batch: Batch, rngs: nnx.Rngs) -> tuple[jax.Array, Any]:
-        start = batch["start"]  # where a row does not continue the one of the batch before
+        start = batch["start"]  # where a row does not continue that of the previous batch
         carry = jax.tree.map(
             lambda first, leaf: jnp.where(start.reshape(-1, *[1] * (leaf.ndim - 1)), first, leaf),
             model.initial_carry(len(start)),
@@ -140,14 +140,14 @@ class NextCharacter(Task):
     # ---- metrics ----
 
     def evaluate(self, model: Any, split: str) -> Metrics:
-        """:meth:`_metrics` of the split as one stream, and its share of unknown words."""
+        """:meth:`_metrics` of the split as one stream, and its percentage of unknown words."""
         metrics = self._metrics(float(stream_losses(model, self._split[1]).mean()))
         if self.data.tokens == "words":
             metrics["unknown"] = float((self._split[1][1:] == UNKNOWN).mean())
         return metrics
 
     def _metrics(self, loss: float) -> Metrics:
-        """A mean loss on the validation split, whose first token is given, in several units."""
+        """Converts a mean loss on the validation split, given its first token, to several units."""
         count, text = len(self._split[1]) - 1, self._texts[1]
         text = text[self.codec.ends(text)[0] :]
         metrics = text_metrics(loss, count, text)
@@ -167,7 +167,7 @@ class NextCharacter(Task):
     def predict(self, model: Any, source: pathlib.Path | None) -> Columns:
         """Mean loss of each line of a UTF-8 file in nats per token, read as one stream.
 
-        The file's first token is given; all others, line ends included, are predicted.
+        The file's first token is given; all others, including line ends, are predicted.
         """
         text = read_text(source) if source else self._texts[1]
         losses = stream_losses(model, self._encoded(text, str(source), 2))
@@ -177,7 +177,7 @@ class NextCharacter(Task):
     def generate(
         self, model: Any, *, prompt: str, length: int, temperature: float, seed: int, **filters: Any
     ) -> Iterator[str]:
-        """The prompt, then ``length`` more tokens, one by one."""
+        """Yields the prompt, then ``length`` more tokens, one by one."""
         given, kept = (
             self._encoded(prompt or self.known["opening"], "prompt", 1),
             Filters(**filters),

@@ -1,4 +1,4 @@
-"""The simple method beside which text classifiers are measured."""
+"""A simple method with which text classifiers are compared."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,17 +11,17 @@ from lstm_jax.data import Tokenizer
 def ngram_classifier(
     texts: Sequence[str], labels: np.ndarray, num_classes: int, strength: float = 1.0
 ) -> Callable[[Sequence[str]], np.ndarray]:
-    """Multinomial logistic regression on tf-idf features of words and pairs of words.
+    """Multinomial logistic regression on tf-idf features of single words and pairs of words.
 
-    A text's feature for an n-gram that occurs n times in it, and in d of the N training texts, is
-    n (1 + log((1 + N) / (1 + d))); the features of a text are scaled to norm 1.  Weights W
+    If an n-gram occurs n times in a text, and in d of the N training texts, its feature is
+    ``n (1 + log((1 + N) / (1 + d)))``.  The features of a text are scaled to norm 1.  Weights W
     minimise ``sum(losses) + |W|^2 / (2 strength)``.
 
     Args:
       texts: N training texts.
       labels: integers ``[N]``.
       num_classes: C.
-      strength: the larger, the closer the training texts are fitted.
+      strength: the inverse of regularisation; a larger value fits the training texts more closely.
 
     Returns:
       A function from M texts to their scores ``[M, C]``.
@@ -63,7 +63,7 @@ def ngram_classifier(
 def _counts(
     tokenizer: Tokenizer, texts: Sequence[str], known: np.ndarray | None = None
 ) -> tuple[Any, np.ndarray]:
-    """How often each n-gram occurs in each text, sparse ``[N, G]``, and the n-grams as numbers.
+    """The count of each n-gram in each text, sparse ``[N, G]``, and the n-grams as numbers.
 
     Args:
       known: the n-grams to count, sorted; None for all that occur.
@@ -86,7 +86,7 @@ def _counts(
 
 
 def _scaled(counts: Any, idf: np.ndarray) -> Any:
-    """The features of each text, of norm 1 where it has any, sparse ``[N, G]``."""
+    """The features of each text, with norm 1 unless all are zero, sparse ``[N, G]``."""
     from scipy.sparse import diags_array
 
     weighted = counts @ diags_array(idf)

@@ -1,4 +1,4 @@
-"""What task ``music`` does with a model of piano rolls: losses of pieces, and new tunes."""
+"""Functions for task ``music`` with a model of piano rolls: losses of pieces, and new tunes."""
 
 import functools
 import io
@@ -25,7 +25,7 @@ from lstm_jax.tasks.music_data import MusicData
 from lstm_jax.tasks.plots import piano_rolls
 from lstm_jax.tasks.protocols import File
 
-ROWS, STEPS = 16, 128  # of one call in evaluation, which bounds the memory
+ROWS, STEPS = 16, 128  # per call in evaluation, which bounds the memory
 FRAMES_PER_LINE = 4
 
 
@@ -42,7 +42,7 @@ def frame_losses(model: Any, rolls: Sequence[np.ndarray]) -> list[np.ndarray]:
         length = -(-max(len(rolls[n]) for n in group) // STEPS) * STEPS
         carry, parts = model.initial_carry(ROWS), []
         for start in range(0, length, STEPS):
-            part = np.zeros((ROWS, STEPS, PITCHES), np.float32)  # one shape for all calls
+            part = np.zeros((ROWS, STEPS, PITCHES), np.float32)  # all calls have the same shape
             for row, n in zip(part, group, strict=False):
                 frames = rolls[n][start : start + STEPS]
                 row[: len(frames)] = frames
@@ -73,9 +73,9 @@ def summary(losses: Sequence[np.ndarray]) -> Metrics:
 
 
 def simple_models(train: Sequence[np.ndarray], rolls: Sequence[np.ndarray]) -> dict[str, Metrics]:
-    """Metrics of models that treat each pitch by itself, by their names.
+    """Metrics of models that treat each pitch separately, by their names.
 
-    A Markov chain's first frame is as likely as with independent frames.
+    The first frame of a Markov chain has the same probability as with independent frames.
     """
     shares, chain = frequencies(train), transitions(train)
 
@@ -102,16 +102,16 @@ def continued(
     temperature: float,
     seed: int,
 ) -> Iterator[np.ndarray]:
-    """``length`` frames that follow some given ones, bool ``[88]``, each as soon as it is chosen.
+    """Yields ``length`` frames that follow the given ones, bool ``[88]``, each once it is chosen.
 
     Args:
       model: reads ``frames`` and returns ``logits``.
-      given: the frames before, ``[N, 88]``.
+      given: the previous frames, ``[N, 88]``.
       melody: the highest pitch of each frame to choose, integers ``[M]``; a frame with -1, and
-        every frame from M on, is free.
-      length: how many frames to choose.
-      temperature: divides the logits; 0 always takes the likelier.
-      seed: decides the random choices.
+        every frame from M on, is unconstrained.
+      length: the number of frames to choose.
+      temperature: divides the logits; 0 always takes the more likely value.
+      seed: determines the random choices.
     """
     if not length:
         return
@@ -129,8 +129,8 @@ def continued(
 def _chosen(
     graph: Any, state: Any, carry: Any, top: jax.Array, temperature: jax.Array, key: jax.Array
 ) -> tuple[Any, jax.Array]:
-    """The carry after a new frame, and the frame: pitch by pitch from the highest, each given those
-    already chosen.
+    """The carry after a new frame, and the frame, chosen pitch by pitch from the highest down, each
+    given the pitches chosen so far.
     """
     model = nnx.merge(graph, state)
 
@@ -149,7 +149,7 @@ def _chosen(
 
 
 def tune(given: np.ndarray, frames: Iterator[np.ndarray], data: MusicData) -> Iterator[str | File]:
-    """Frames as text, line by line, as soon as they are known; at the end the tune as files."""
+    """Yields each frame as a line of text, as soon as it is known, and then the tune as files."""
     roll = []
     for n, frame in enumerate(itertools.chain(given, frames)):
         roll.append(frame)

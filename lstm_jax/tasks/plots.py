@@ -1,4 +1,4 @@
-"""Plots of what tasks have learned."""
+"""Plots of the results of trained models."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ NAME_LENGTH = 32
 def confusion_matrix(
     counts: np.ndarray, classes: Sequence[str], unit: str = "sequences"
 ) -> "Figure":
-    """How often each true class (row) was predicted as each class (column)."""
+    """The number of times that each true class (row) was predicted as each class (column)."""
     from matplotlib.figure import Figure
 
     shares = counts / counts.sum(1, keepdims=True).clip(min=1)
@@ -49,12 +49,12 @@ def forecasts(
     titles: Sequence[str],
     times: np.ndarray | None = None,
 ) -> "Figure":
-    """Forecasts in the units of the data: a row of panels for each column, one panel a window.
+    """Forecasts in the units of the data: a row of panels for each column, one panel per window.
 
     Args:
       truth: the values before and during the forecast, ``[N, W + F, C]``.
       forecast: ``[N, F, C]``.
-      columns: the names of the C columns; the first ``COLUMNS_PLOTTED`` are plotted.
+      columns: the names of the C columns, of which the first ``COLUMNS_PLOTTED`` are plotted.
       titles: one for each window.
       times: ``datetime64`` ``[N, W + F]``; None to count rows from the end of the past.
     """
@@ -75,7 +75,7 @@ def forecasts(
         panel.axvline(times[n, before - 1], color="0.8", linewidth=0.8)
         panel.tick_params(labelsize="small")
     for panel, name in zip(panels[:, 0], columns, strict=True):
-        # Above the panel, where there is room for it.
+        # Above the panel, where there is enough room.
         panel.set_title(label(name, NAME_LENGTH), loc="left", fontsize="small")
     for panel, title in zip(panels[0], titles, strict=True):
         panel.set_title(label(title), loc="right", fontsize="small")
@@ -92,11 +92,11 @@ def forecasts(
 
 
 def piano_rolls(panels: Mapping[str, np.ndarray], frames_per_beat: int) -> "Figure":
-    """Piano rolls one above the other: how much each pitch sounds, 0 to 1, in each frame.
+    """Piano rolls, one above another: the strength of each pitch in each frame, from 0 to 1.
 
     Args:
       panels: the rolls by title, ``[T, 88]`` each.
-      frames_per_beat: how many frames a beat has, for the axis of time.
+      frames_per_beat: the number of frames per beat, for the time axis.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator

@@ -1,4 +1,4 @@
-"""What a task can do besides learning: predict, plot its predictions, generate."""
+"""Optional methods of a task: predict, plot predictions, generate."""
 
 import pathlib
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ class Predicts(Protocol):
         Args:
           model: the trained model.
           source: a file in the format of the training data; None for the task's own test or
-            validation data; where the task has ``reads_text``, also a list of strings.
+            validation data; if the task has ``reads_text``, also a list of strings.
 
         Raises:
           UserError: the file is missing, or the data do not fit the training data.
@@ -30,16 +30,16 @@ class Predicts(Protocol):
 
 @runtime_checkable
 class ChartsPredictions(Protocol):
-    """A task whose predictions are also written as plots beside the file."""
+    """A task that also plots its predictions, next to their file."""
 
     def charts(self, model: Any, source: pathlib.Path | None) -> Plots:
-        """Plots of what :meth:`Predicts.predict` returns, with names to add to the file's."""
+        """Plots of the result of :meth:`Predicts.predict`, with suffixes for the file's name."""
         ...
 
 
 @runtime_checkable
 class PlotsText(Protocol):
-    """A task that plots how its prediction for a string comes about."""
+    """A task that plots how it predicts on a string."""
 
     def plot(self, model: Any, text: str) -> "Figure":
         """The plot for one string.
@@ -52,10 +52,10 @@ class PlotsText(Protocol):
 
 @runtime_checkable
 class PlotsFile(Protocol):
-    """A task that plots how its prediction for a file of new data comes about.
+    """A task that plots how it predicts on a file of new data.
 
     Attributes:
-      plot_formats: suffixes of the images that it can write, such as ``(".gif",)``.
+      plot_formats: the suffixes of images that it can write, such as ``(".gif",)``.
     """
 
     plot_formats: tuple[str, ...]
@@ -88,16 +88,17 @@ class Generates(Protocol):
     def generate(
         self, model: Any, *, prompt: str, length: int, temperature: float, seed: int
     ) -> Iterator[str | File]:
-        """A new sample piece by piece, as soon as each is known.
+        """Yields a new sample piece by piece, each as soon as it is known.
 
-        The fields of the task's :attr:`Task.sampling` are further keywords.
+        The fields of the task's :attr:`Task.sampling` are additional keywords.
 
         Args:
           model: the trained model.
-          prompt: what the sample begins with.
-          length: how many units follow it.
-          temperature: below 1 likelier, above 1 bolder; 0 always takes the likeliest.
-          seed: decides the random choices.
+          prompt: the start of the sample.
+          length: the number of units after the prompt.
+          temperature: below 1 for more likely samples, above 1 for more diverse ones; 0 always
+            takes the most likely.
+          seed: determines the random choices.
 
         Raises:
           UserError: the model cannot continue this prompt; raised by the call itself.

@@ -1,4 +1,4 @@
-"""Forecasts as quantiles, and where they begin."""
+"""Forecasts as quantiles, and their origins."""
 
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ class Forecasts(NamedTuple):
     """Forecasts in the units of the data.
 
     Attributes:
-      quantiles: of :data:`LEVELS`, float64 ``[N, F, Q]``.
+      quantiles: the quantiles at :data:`LEVELS`, float64 ``[N, F, Q]``.
       mean: float64 ``[N, F]``.
     """
 
@@ -28,11 +28,11 @@ class Forecasts(NamedTuple):
 
 
 class Origins(NamedTuple):
-    """Where forecasts begin, and what came of it.
+    """The origins of forecasts, and the true values.
 
     Attributes:
-      series: which series, ``[N]``.
-      rows: the first row of the future in it, ``[N]``.
+      series: the index of the series, ``[N]``.
+      rows: the first row of the future in that series, ``[N]``.
       truth: float64 ``[N, F]``, NaN where missing.
     """
 
@@ -42,7 +42,7 @@ class Origins(NamedTuple):
 
 
 def chosen(found: Forecasts, origins: Origins, rows: np.ndarray) -> tuple[Forecasts, Origins]:
-    """Some of the forecasts: a mask or places of origins."""
+    """A subset of the forecasts, by a mask or by indices."""
     return Forecasts(*(each[rows] for each in found)), Origins(*(each[rows] for each in origins))
 
 

@@ -1,4 +1,4 @@
-"""Linear quantile regression, and forecasts by it."""
+"""Linear quantile regression, and forecasts based on it."""
 
 import functools
 
@@ -19,12 +19,12 @@ def linear_quantiles(
 
     Args:
       arrays: the series.
-      origins: where forecasts begin.
-      train: the series and rows of training origins.
+      origins: the positions at which forecasts start.
+      train: the series and the rows of the training origins.
       window: W.
-      season: steps of a season.
+      season: the number of steps in a season.
       scaling: how windows are scaled.
-      most: training windows that are used, at random.
+      most: the largest number of training windows, which are chosen at random.
     """
     horizon = origins.truth.shape[1]
     lags = min(window, max(season, 8), 24)
@@ -46,7 +46,7 @@ def linear_quantiles(
 def _features(
     arrays: SeriesArrays, series: np.ndarray, rows: np.ndarray, window: int, lags: int, scaling: str
 ) -> tuple[np.ndarray, WindowScale]:
-    """A column of ones and the last scaled values, gaps filled."""
+    """A column of ones and the last scaled values, with gaps filled."""
     first = (arrays.starts[series] + rows)[:, None]
     z, scale = _filled_windows(arrays.target[first + np.arange(-window, 0)], scaling)
     last = np.asarray(z, np.float64)[:, -lags:]
@@ -68,8 +68,8 @@ def quantile_regression(
     Args:
       xs: ``[N, D]``.
       ys: ``[N]``.
-      levels: Q of them.
-      steps: reweightings.
+      levels: the levels of the Q quantiles.
+      steps: the number of reweightings.
 
     Returns:
       ``[Q, D]``.

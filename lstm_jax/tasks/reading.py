@@ -1,4 +1,4 @@
-"""The readings of a handwriting model: texts, words of a lexicon, plots."""
+"""The transcriptions of a handwriting model: texts, words of a lexicon, plots."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -14,16 +14,16 @@ from lstm_jax.tasks.ctc import ctc_losses, spelled
 from lstm_jax.tasks.handwriting_data import GRAIN, padded_features
 from lstm_jax.tasks.ink_svg import Panel, svg
 
-ROWS = 256  # pieces that a model reads in one call
+ROWS = 256  # pieces per call of a model
 _losses: Any = jax.jit(ctc_losses)
 
 
 def model_inputs(
     inks: Sequence[Ink], spacing: float
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-    """Batches of pieces of about the same length, as a model reads them, and their positions.
+    """Batches of pieces of similar length, as a model reads them, and their positions.
 
-    The last batch of a length begins again with its first pieces, so that few shapes occur.
+    The last batch of a length is filled with its first pieces, so that there are few shapes.
     """
     paths = resampled(normalised(paths_of([ink.strokes for ink in inks])), spacing)
     ends = np.cumsum(np.bincount(paths.owner))[:-1]
@@ -48,19 +48,19 @@ def readings(
     words: tuple[Sequence[str], Lexicon],
     labels: Sequence[np.ndarray] | None = None,
 ) -> dict[str, list[Any]]:
-    """What a model makes of each piece of handwriting, in their order.
+    """The transcription of each piece of handwriting, in their order.
 
     Args:
       model: reads ``features`` and ``lengths`` and returns ``logits`` and ``lengths``.
       inks: the pieces.
-      spacing: the distance of the points that it reads.
+      spacing: the distance between the points that the model reads.
       alphabet: letter n - 1 for class n.
       words: a lexicon and its tree.
-      labels: the labels of each piece, for the losses; None for none.
+      labels: the labels of each piece, for the losses; None to compute no losses.
 
     Returns:
-      Columns ``reading``, the likeliest letters; ``word``, the likeliest word of the lexicon;
-      ``share``, its probability among those of the lexicon; and, with labels, ``loss``.
+      Columns ``reading``, the most likely letters; ``word``, the most likely word of the lexicon;
+      ``share``, its share of the lexicon's probability; and, with labels, ``loss``.
     """
     found: dict[str, list[Any]] = {}
     for places, inputs in model_inputs(inks, spacing):
@@ -85,7 +85,7 @@ def readings(
 
 
 def drawing(model: Any, inks: Sequence[Ink], spacing: float, alphabet: str, stride: int) -> str:
-    """Pieces of handwriting as SVG, each part in the colour of the letter that it was read as."""
+    """Pieces of handwriting as SVG; the colour of the ink shows the recognised letter."""
     panels: list[Any] = [None] * len(inks)
     for places, inputs in model_inputs(inks, spacing):
         _, out = model(model.initial_carry(len(places)), **inputs)
@@ -99,7 +99,7 @@ def drawing(model: Any, inks: Sequence[Ink], spacing: float, alphabet: str, stri
 def nearest_texts(train: Sequence[Ink], inks: Sequence[Ink], points: int = 48) -> list[str]:
     """The text of the nearest training piece of each piece of handwriting.
 
-    Nearest by the distances between so many points, equally far from each other along all strokes.
+    The distance is that between corresponding points, which are equally spaced along all strokes.
     """
     known, new = (_outline(part, points) for part in (train, inks))
     squares = (known**2).sum(1)
@@ -111,7 +111,7 @@ def nearest_texts(train: Sequence[Ink], inks: Sequence[Ink], points: int = 48) -
 
 
 def _outline(inks: Sequence[Ink], count: int) -> np.ndarray:
-    """Points of each piece along all its strokes, ``[N, 2 count]``."""
+    """Equally spaced points along all strokes of each piece, ``[N, 2 count]``."""
     paths = normalised(paths_of([ink.strokes for ink in inks]))
     rows = np.zeros((len(inks), 2 * count))
     ends = np.cumsum(np.bincount(paths.owner))[:-1]
@@ -129,9 +129,9 @@ def reading_panel(paths: Paths, best: np.ndarray, stride: int, alphabet: str) ->
     """One piece of handwriting, each point in the colour of the letter whose step is nearest.
 
     Args:
-      paths: the points that were read, of one piece.
-      best: the likeliest class of each step, integers ``[T]``; 0 is the blank.
-      stride: points of a step.
+      paths: the points of one piece that the model has read.
+      best: the most likely class of each step, integers ``[T]``; 0 is the blank.
+      stride: the number of points per step.
       alphabet: letter n - 1 for class n.
     """
     starts = np.flatnonzero((np.diff(best, prepend=0) != 0) & (best > 0))

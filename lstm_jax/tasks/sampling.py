@@ -1,4 +1,4 @@
-"""Which tokens may follow: pure functions from the logits of one step to other logits."""
+"""Filters for sampling: pure functions from the logits of one step to other logits."""
 
 import dataclasses
 import functools
@@ -13,7 +13,7 @@ EXCLUDED = -jnp.inf  # the logit of a token that is not sampled
 
 
 def penalised(logits: jax.Array, seen: jax.Array, penalty: float) -> jax.Array:
-    """Makes tokens that the text already has less likely: x / penalty, or x * penalty below 0.
+    """Makes tokens that occur in the text less likely: x / penalty, or x * penalty if x < 0.
 
     Args:
       logits: ``[V]``.
@@ -25,18 +25,19 @@ def penalised(logits: jax.Array, seen: jax.Array, penalty: float) -> jax.Array:
 
     References:
       Nitish Shirish Keskar et al., "CTRL: A Conditional Transformer Language Model for
-      Controllable Generation", arXiv:1909.05858, 2019, section 4.1, which divides every logit; as
-      in other libraries a negative one is multiplied, so that the token becomes less likely, too.
+      Controllable Generation", arXiv:1909.05858, 2019, section 4.1, which divides every logit.
+      Here, as in other libraries, a negative logit is multiplied, so that its token also becomes
+      less likely.
     """
     return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
 def top_k(logits: jax.Array, k: int) -> jax.Array:
-    """Excludes all but the ``k`` likeliest tokens; of equals, those with lower numbers stay.
+    """Excludes all but the ``k`` most likely tokens; among ties, lower ids are retained.
 
     Args:
       logits: ``[V]``.
-      k: how many tokens stay, at least 1; V or more changes nothing.
+      k: the number of tokens to retain, at least 1; V or more changes nothing.
 
     >>> top_k(jnp.array([1.0, 4.0, 2.0, 3.0]), 2).tolist()
     [-inf, 4.0, -inf, 3.0]
@@ -51,11 +52,11 @@ def top_k(logits: jax.Array, k: int) -> jax.Array:
 
 
 def top_p(logits: jax.Array, p: float) -> jax.Array:
-    """Excludes all but the fewest likeliest tokens whose probabilities add up to ``p`` or more.
+    """Retains the smallest set of most likely tokens whose probabilities add up to ``p`` or more.
 
     Args:
       logits: ``[V]``.
-      p: above 0, at most 1, which changes nothing.  The likeliest token always stays.
+      p: above 0 and at most 1; 1 changes nothing.  The most likely token is always retained.
 
     >>> top_p(jnp.log(jnp.array([0.125, 0.5, 0.125, 0.25])), 0.7).round(3).tolist()
     [-inf, -0.693..., -inf, -1.386...]
@@ -73,7 +74,7 @@ def top_p(logits: jax.Array, p: float) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class Filters(Section):
-    """What is done to the logits of each step before a token is sampled.
+    """The filters that are applied to the logits of each step before a token is sampled.
 
     Raises:
       UserError: a value is impossible.
@@ -83,17 +84,17 @@ class Filters(Section):
     lstm_jax.errors.UserError: top_p: expected a number above 0 and at most 1, got 0.0
     """
 
-    top_k: int = option(0, "sample from so many of the likeliest tokens; 0: from all", at_least=0)
+    top_k: int = option(0, "sample from this number of most likely tokens; 0: from all", at_least=0)
     top_p: float = option(
-        1.0, "sample from the fewest likeliest tokens with this total probability",
+        1.0, "sample from the fewest most likely tokens with this total probability",
         above=0, at_most=1,
     )  # fmt: skip
     repetition_penalty: float = option(
-        1.0, "above 1: tokens that the text already has become less likely", above=0
+        1.0, "above 1: tokens that occur in the text become less likely", above=0
     )
 
     def __call__(self, logits: np.ndarray, seen: np.ndarray, temperature: float) -> np.ndarray:
-        """The logits of one step with what is excluded at -inf, not yet divided by temperature.
+        """The logits of one step, -inf for excluded tokens, not yet divided by the temperature.
 
         The penalty comes first, then ``top_k``, then ``top_p`` of the probabilities that remain at
         this temperature.
@@ -101,7 +102,7 @@ class Filters(Section):
         Args:
           logits: float32 ``[V]``.
           seen: booleans ``[V]``, true for the tokens of the text so far.
-          temperature: divides the logits; 0 always takes the likeliest token.
+          temperature: divides the logits; 0 always takes the most likely token.
         """
         if self == NO_FILTERS:
             return logits

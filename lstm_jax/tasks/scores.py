@@ -1,4 +1,4 @@
-"""Scores of classes: those of many texts, how good scores are, and predictions as columns."""
+"""Class scores: computing them for many texts, their metrics, and predictions as columns."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,11 +9,11 @@ from scipy.special import log_softmax
 from lstm_jax.data import length_bounds, padded
 from lstm_jax.tasks.base import Columns, Metrics
 
-ROWS = 256  # texts that a model reads in one call
+ROWS = 256  # texts per call of a model
 
 
 def logits_of(model: Any, rows: list[np.ndarray]) -> np.ndarray:
-    """The scores of texts, read in batches of about the same length.
+    """The class scores of texts, computed in batches of similar length.
 
     Args:
       model: reads ``tokens`` and ``lengths`` and returns ``logits``.
@@ -29,7 +29,7 @@ def logits_of(model: Any, rows: list[np.ndarray]) -> np.ndarray:
         chosen = np.flatnonzero(bucket == n)
         size = min(ROWS, len(chosen))
         for start in range(0, len(chosen), ROWS):
-            # One shape for all calls: the last one begins again with the first texts.
+            # All calls have the same shape: the last batch is filled with the first texts.
             part = np.resize(chosen[start : start + ROWS], size)
             tokens, steps = padded([rows[place] for place in part], bound)
             _, outputs = model(model.initial_carry(size), tokens=tokens, lengths=steps)
@@ -38,16 +38,16 @@ def logits_of(model: Any, rows: list[np.ndarray]) -> np.ndarray:
 
 
 def class_metrics(logits: np.ndarray, labels: np.ndarray) -> Metrics:
-    """How good the scores of classes are.
+    """Metrics of class scores.
 
     Args:
       logits: ``[N, C]``.
       labels: integers ``[N]``.
 
     Returns:
-      ``loss``, the mean cross-entropy in nats; ``accuracy`` and ``macro F1``, in percent.  The
-      latter is the mean over classes of the harmonic mean of precision and recall; a class that
-      neither occurs nor is predicted does not count.
+      ``loss``, the mean cross-entropy in nats; ``accuracy`` and ``macro F1``, in percent.  Macro F1
+      is the mean over classes of the harmonic mean of precision and recall, without classes that
+      neither occur nor are predicted.
 
     >>> metrics = class_metrics(np.log([[0.5, 0.5], [0.2, 0.8]]), np.array([1, 1]))
     >>> round(metrics["loss"], 4), metrics["accuracy"], round(metrics["macro F1"], 1)
@@ -66,7 +66,7 @@ def class_metrics(logits: np.ndarray, labels: np.ndarray) -> Metrics:
 
 
 def confusion_counts(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    """How often each true class (row) was predicted as each class (column), ``[C, C]``.
+    """The number of times that each class (row) was predicted as each class (column).
 
     >>> confusion_counts(np.array([0, 1, 1]), np.array([0, 0, 1]), 2).tolist()
     [[1, 0], [1, 1]]

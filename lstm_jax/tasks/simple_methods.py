@@ -1,4 +1,4 @@
-"""Simple forecasts to compare a model with: naive ones, and the quantiles of a season."""
+"""Simple forecasts with which a model is compared: naive ones, and seasonal quantiles."""
 
 import numpy as np
 
@@ -14,7 +14,7 @@ def point(values: np.ndarray) -> Forecasts:
 def naive_forecasts(
     arrays: SeriesArrays, origins: Origins, window: int, season: int
 ) -> dict[str, np.ndarray]:
-    """Persistence, the last season again, and drift, ``[N, F]`` each."""
+    """Persistence, seasonal naive and drift forecasts, ``[N, F]`` each."""
     steps = np.arange(origins.truth.shape[1])
     first = (arrays.starts[origins.series] + origins.rows)[:, None]
     past = arrays.target[first + np.arange(-window, 0)].astype(np.float64)
@@ -29,7 +29,7 @@ def naive_forecasts(
 def spread_out(
     series: np.ndarray, rows: np.ndarray, most: int = 200
 ) -> tuple[np.ndarray, np.ndarray]:
-    """At most ``most`` origins of each series, at equal distances.
+    """At most ``most`` equally spaced origins of each series.
 
     >>> spread_out(np.repeat([0, 1], [4, 2]), np.array([5, 6, 7, 8, 5, 6]), most=2)
     (array([0, 0, 1, 1]), array([5, 7, 5, 6]))
@@ -43,7 +43,7 @@ def spread_out(
 def with_errors(values: np.ndarray, origins: Origins, errors: Origins) -> Forecasts:
     """Point forecasts ``[N, F]`` with the quantiles of earlier errors of the same series and step.
 
-    The median of the errors is subtracted, so that the point forecast stays the median.  A series
+    The median of the errors is subtracted, so that the point forecast remains the median.  A series
     without earlier errors has no interval.
     """
     count = 1 + int(max(errors.series.max(), origins.series.max()))
@@ -57,14 +57,14 @@ def with_errors(values: np.ndarray, origins: Origins, errors: Origins) -> Foreca
 
 
 def _last(values: np.ndarray) -> np.ndarray:
-    """The last observed value of each row, 0 where there is none."""
+    """The last observed value of each row, 0 if there is none."""
     seen = np.isfinite(values)
     at = values.shape[1] - 1 - seen[:, ::-1].argmax(1)
     return np.nan_to_num(np.take_along_axis(values, at[:, None], 1)[:, 0])
 
 
 def _last_season(past: np.ndarray, season: int) -> np.ndarray:
-    """The last observed value at each place of the season, else the last observed value."""
+    """The last observed value at each position in the season; if none, the last observed value."""
     rows = np.repeat(_last(past)[:, None], season, 1)
     for back in range(past.shape[1] // season, 0, -1):
         end = past.shape[1] - (back - 1) * season
@@ -74,7 +74,7 @@ def _last_season(past: np.ndarray, season: int) -> np.ndarray:
 
 
 def climatology(arrays: SeriesArrays, ends: np.ndarray, origins: Origins, season: int) -> Forecasts:
-    """Quantiles of a series' training values at the same place in the season."""
+    """Quantiles of a series' training values at the same position in the season."""
     horizon = origins.truth.shape[1]
     table = np.zeros((len(ends), season, len(LEVELS)))
     means = np.zeros((len(ends), season))
@@ -94,7 +94,7 @@ def climatology(arrays: SeriesArrays, ends: np.ndarray, origins: Origins, season
 def naive_2(arrays: SeriesArrays, origins: Origins, season: int) -> np.ndarray:
     """The benchmark of the M competitions, from the whole history before each origin, ``[N, F]``.
 
-    A series is seasonally adjusted by classical multiplicative decomposition where its
+    A series is seasonally adjusted, by classical multiplicative decomposition, if its
     autocorrelation at the lag of a season is significant at 90 percent.
 
     References:
@@ -121,7 +121,7 @@ def _is_seasonal(y: np.ndarray, season: int) -> bool:
 
 
 def _seasonal_factors(y: np.ndarray, season: int) -> np.ndarray:
-    """The mean ratio of a series to its centred moving average, at each place of the season."""
+    """The mean ratio of a series to its centred moving average, at each position in the season."""
     weights = np.full(season + (season % 2 == 0), 1 / season)
     if season % 2 == 0:
         weights[[0, -1]] /= 2

@@ -32,13 +32,13 @@ PLOTTED = 3
 
 @dataclasses.dataclass(frozen=True)
 class Speech(Task):
-    """Transcribes recordings: log-mel features, strided convolutions, LSTM layers, CTC.
+    """Transcribes recordings with log-mel features, strided convolutions, LSTM layers and CTC.
 
-    Validation chooses the checkpoint with the lowest character error rate of greedy decoding.
+    The best checkpoint has the lowest character error rate of greedy decoding on validation data.
 
     Raises:
-      UserError: a file is missing or broken, a transcript has a character that the training
-        transcripts do not have, or it is too long for its recording.
+      UserError: a file is missing or broken, a transcript has a character that does not occur in
+        the training transcripts, or is too long for its recording.
 
     References:
       Awni Hannun et al., "Deep Speech: Scaling up end-to-end speech recognition",
@@ -65,7 +65,7 @@ class Speech(Task):
             check_lengths(
                 recordings, self._labels[split], split, data, speed, self.model.frames_per_step
             )
-        _ = self.search  # raises where the word model would be too large
+        _ = self.search  # raises an error if the word model would be too large
         options.check_layers(options.conv_features if options.convolutions else data.mel_bands)
 
     # ---- data ----
@@ -78,7 +78,7 @@ class Speech(Task):
         return [recording.text for recording in self._recordings[split]]
 
     def metadata(self) -> dict[str, Any]:
-        """``characters``, n for label n + 1; ``transcripts`` of the training data; ``scaling``."""
+        """``characters`` (character n is label n + 1), training ``transcripts``, ``scaling``."""
         train, texts, scaling = self._recordings["train"], self._texts("train"), {}
         if self.data.normalization == "training":
             scaling["features"] = scaling_of(np.concatenate(self._log_mels(train)))
@@ -145,9 +145,9 @@ class Speech(Task):
         return heard(model, features, self.model.frames_per_step, characters, self.search)
 
     def evaluate(self, model: Any, split: str) -> Metrics:
-        """``loss`` in nats a recording; errors of words and characters in percent.
+        """``loss`` in nats per recording; word and character error rates in percent.
 
-        ``WER`` and ``CER`` are of greedy decoding, ``beam WER`` and ``beam CER`` of the beam
+        ``WER`` and ``CER`` refer to greedy decoding, ``beam WER`` and ``beam CER`` to the beam
         search with the word model.
         """
         found, texts = self._heard(model, self._recordings[split]), self._texts(split)
@@ -162,14 +162,14 @@ class Speech(Task):
         return {"nearest training recording": error_rates(self._texts(split), found)}
 
     def plots(self, model: Any) -> Plots:
-        """Test recordings and where the model hears their characters."""
+        """Spectrograms of test recordings, with the probabilities of characters over time."""
         for n, recording in enumerate(self._recordings["test"][:PLOTTED]):
             yield f"spikes_{n}", self._plot(model, recording)
 
     # ---- new recordings ----
 
     def predict(self, model: Any, source: pathlib.Path | list[pathlib.Path] | None) -> Columns:
-        """The transcripts of audio files by beam search and greedily, and remarks on them."""
+        """Transcripts of audio files, by beam search and by greedy decoding, with remarks."""
         files = source if isinstance(source, list) else [source]
         new = self._recordings["test"] if source is None else [self._read(x) for x in files if x]
         found = self._heard(model, new)
@@ -181,7 +181,7 @@ class Speech(Task):
         }
 
     def plot_file(self, model: Any, source: pathlib.Path) -> "Figure":
-        """The spectrogram of a recording, and where the model hears its characters."""
+        """The spectrogram of a recording, with the probabilities of characters over time."""
         return self._plot(model, self._read(source))
 
     def _read(self, file: pathlib.Path) -> Recording:

@@ -1,4 +1,4 @@
-"""What recordings hold: a summary, their labels, and whether they are clipped or too short."""
+"""Checks of recordings: a summary, labels, clipping, and sufficient length."""
 
 from collections.abc import Sequence
 
@@ -10,11 +10,11 @@ from lstm_jax.errors import expect
 from lstm_jax.tasks.ctc import steps_needed
 from lstm_jax.tasks.speech_data import SpeechData
 
-CLIPPED = 0.001  # the share of samples at full scale from which a recording counts as clipped
+CLIPPED = 0.001  # a recording with at least this fraction of samples at full scale is clipped
 
 
 def remark(samples: np.ndarray) -> str:
-    """A warning where a recording is clipped.
+    """A warning if a recording is clipped; otherwise an empty string.
 
     >>> remark(np.array([0.5, 1.0])), remark(np.array([0.5, 0.9]))
     ('clipped: 50.0% of samples', '')
@@ -24,7 +24,7 @@ def remark(samples: np.ndarray) -> str:
 
 
 def summary_lines(recordings: Recordings, rate: int) -> list[str]:
-    """What there is of each split, and which recordings are clipped, a line each."""
+    """Lines that summarise each split, and warnings about clipped recordings."""
     lines = []
     for split, found in recordings.items():
         minutes = sum(len(each.samples) for each in found) / rate / 60
@@ -59,7 +59,7 @@ def check_lengths(
     speed: float,
     stride: int,
 ) -> None:
-    """Raises where a split is empty, or a recording has too few steps for its transcript."""
+    """Raises an error if a split is empty, or a recording has too few steps for its transcript."""
     expect(recordings, f"data.recordings: {split} split", "recordings", "none")
     for recording, mine in zip(recordings, labels, strict=True):
         steps = -(-data.frames(recording.samples, speed) // stride)

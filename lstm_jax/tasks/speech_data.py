@@ -1,4 +1,4 @@
-"""The sections of task ``speech``: which recordings, how they become features, which model."""
+"""The sections of task ``speech``: the recordings, their features, and the model."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -25,33 +25,42 @@ class SpeechData(Section):
         path_or=NAMED_SPEECH,
     )
     validation_fraction: float = option(
-        0.1, "table without splits: share of speakers for validation", above=0, below=0.5
+        0.1, "table without splits: fraction of speakers for validation", above=0, below=0.5
     )
     test_fraction: float = option(
-        0.1, "table without splits: share of speakers for the test", above=0, below=0.5
+        0.1, "table without splits: fraction of speakers for the test", above=0, below=0.5
     )
     sample_rate: int = option(
-        16000, "samples a second, to which recordings are resampled", at_least=1000, at_most=192_000
+        16000,
+        "samples per second, to which recordings are resampled",
+        at_least=1000,
+        at_most=192_000,
     )
-    mel_bands: int = option(80, "features of a frame", at_least=8, at_most=256)
-    window: float = option(0.025, "seconds of a frame", at_least=0.004, at_most=1)
+    mel_bands: int = option(80, "features per frame", at_least=8, at_most=256)
+    window: float = option(0.025, "length of a frame in seconds", at_least=0.004, at_most=1)
     hop: float = option(0.01, "seconds from one frame to the next", at_least=0.002, at_most=1)
     normalization: str = option(
         "recording",
-        "each band has mean 0 and deviation 1 in a recording, or in the training data",
+        "whether each band has mean 0 and deviation 1 in a recording or in the training data",
         choices=("recording", "training"),
     )
     speed_change: float = option(
-        0.1, "training recordings also occur so much faster and slower; 0: they do not",
+        0.1, "training also uses copies faster and slower by this fraction; 0: no copies",
         at_least=0, at_most=0.5,
     )  # fmt: skip
-    batch_size: int = option(32, "recordings a training step", at_least=1)
-    buckets: int = option(6, "lengths to which training recordings are padded", at_least=1)
-    frequency_masks: int = option(2, "masked ranges of bands, in training", at_least=0, at_most=20)
+    batch_size: int = option(32, "recordings per training step", at_least=1)
+    buckets: int = option(
+        6, "number of lengths to which training recordings are padded", at_least=1
+    )
+    frequency_masks: int = option(
+        2, "number of masked ranges of bands, in training", at_least=0, at_most=20
+    )
     frequency_width: int = option(16, "largest number of bands of a mask", at_least=1)
-    time_masks: int = option(2, "masked stretches of frames, in training", at_least=0, at_most=20)
+    time_masks: int = option(
+        2, "number of masked ranges of frames, in training", at_least=0, at_most=20
+    )
     time_width: float = option(
-        0.1, "largest share of a recording's frames in a mask", above=0, at_most=1
+        0.1, "largest fraction of a recording's frames in a mask", above=0, at_most=1
     )
 
     def read(self) -> Recordings:
@@ -69,7 +78,7 @@ class SpeechData(Section):
 
     @property
     def framing(self) -> dict[str, int]:
-        """``window`` and ``hop`` in samples."""
+        """Keywords ``window`` and ``hop``, in samples."""
         sizes = {"window": self.window, "hop": self.hop}
         return {name: max(1, round(x * self.sample_rate)) for name, x in sizes.items()}
 
@@ -86,7 +95,7 @@ class SpeechData(Section):
         return [1.0 - change, 1.0, 1.0 + change] if change else [1.0]
 
     def frames(self, samples: np.ndarray, speed: float = 1.0) -> int:
-        """How many frames so many samples have."""
+        """The number of frames for a number of samples."""
         return frame_count(int(len(samples) / speed), **self.framing)
 
     def log_mels(self, recordings: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -102,17 +111,17 @@ class SpeechConfig(RecurrentConfig):
         True, "whether layers read a recording from both ends; if not, it can be streamed"
     )
     convolutions: int = option(2, "convolutions before the layers", at_least=0, at_most=8)
-    stride: int = option(2, "frames of a step of each convolution", at_least=1, at_most=8)
+    stride: int = option(2, "stride of each convolution in time", at_least=1, at_most=8)
     conv_features: int = option(256, "features of each convolution", at_least=1, at_most=10**6)
     kernel_size: int = option(
-        5, "frames that a convolution reads at once; at least its stride", at_least=1, at_most=100
+        5, "kernel size of a convolution in time; at least its stride", at_least=1, at_most=100
     )
     beam_size: int = option(16, "prefixes that the beam search keeps", at_least=1, at_most=1000)
     ngram_order: int = option(
         2, "order of the word model of the beam search; 0: it has none", at_least=0, at_most=5
     )
     ngram_weight: float = option(1.0, "factor of the word model's log probabilities", at_least=0)
-    word_bonus: float = option(0.0, "what each word adds to the score of a transcript")
+    word_bonus: float = option(0.0, "score that each word adds to a transcript")
     unknown_word: float = option(
         -10.0, "log probability of a word that is not in the training transcripts", at_most=0
     )

@@ -1,4 +1,4 @@
-"""Features of recordings in training: normalised, augmented, in batches."""
+"""Features of recordings for training: normalised, augmented, and batched."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -22,14 +22,14 @@ def speech_batches(
     normalised: "Normalisation",
     seed: int,
 ) -> grain.MapDataset:
-    """Endless batches of recordings of about the same length, each at every speed in an epoch.
+    """Endless batches of recordings of similar length; an epoch has each one at every speed.
 
     Args:
       train: the recordings.
-      labels: of each recording.
+      labels: the labels of each recording.
       data: options.
       normalised: normalises features.
-      seed: decides the order.
+      seed: determines the order.
 
     Returns:
       Batches of ``features`` ``[B, T, M]``, ``lengths`` ``[B]``, ``labels`` ``[B, U]`` and
@@ -68,18 +68,19 @@ def spec_augment(
     time_masks: int,
     time_width: float,
 ) -> jax.Array:
-    """Features with some ranges of bands and stretches of frames replaced by zero, their mean.
+    """Features in which random ranges of bands and of frames are replaced by zero, the mean.
 
-    Each mask has a width that is uniformly distributed from 0 to the largest, and lies anywhere.
+    The width of each mask is uniformly distributed from 0 to the largest width, and its position is
+    uniformly distributed, too.
 
     Args:
-      key: decides the masks.
+      key: determines the masks.
       features: normalised, ``[B, T, M]``.
-      lengths: frames of each row, ``[B]``.
-      frequency_masks: how many ranges of bands.
-      frequency_width: the largest number of bands.
-      time_masks: how many stretches of frames.
-      time_width: the largest share of a row's frames.
+      lengths: the number of frames in each row, ``[B]``.
+      frequency_masks: the number of ranges of bands.
+      frequency_width: the largest number of bands in a range.
+      time_masks: the number of ranges of frames.
+      time_width: the largest fraction of a row's frames in a range.
 
     Returns:
       ``[B, T, M]``.
@@ -109,10 +110,10 @@ def spec_augment(
 
 @dataclasses.dataclass(frozen=True)
 class Normalisation:
-    """Gives each band mean 0 and deviation 1, in a recording or in the training data.
+    """Scales each band to mean 0 and deviation 1, per recording or over the training data.
 
     Attributes:
-      mean: of each band in the training data; empty for that of each recording.
+      mean: the mean of each band in the training data; empty to use that of each recording.
       deviation: likewise.
 
     >>> Normalisation()(np.array([[1.0], [3.0]])).tolist()

@@ -1,4 +1,4 @@
-"""A plot of what a model of speech hears, and when."""
+"""A plot of the characters that a speech model recognises over time."""
 
 import itertools
 from typing import TYPE_CHECKING
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 def spikes(
     features: np.ndarray, logits: np.ndarray, characters: str, frame: float, step: float
 ) -> "Figure":
-    """A spectrogram, over it the probability of each character, named at its peaks.
+    """A spectrogram, and above it the probability of each character, labelled at its peaks.
 
     Args:
       features: log-mel features, ``[T, M]``.
-      logits: of the blank and the characters, ``[T', C]``.
-      characters: of class n + 1.
+      logits: the logits of the blank and the characters, ``[T', C]``.
+      characters: character n is class n + 1.
       frame: seconds from one frame to the next.
       step: seconds from one step of the logits to the next.
     """
@@ -47,7 +47,7 @@ def spikes(
 
 
 def runs(classes: np.ndarray) -> list[tuple[int, int, int]]:
-    """Stretches of equal classes: their start, their end and the class.
+    """Runs of equal classes: the start, the end and the class of each.
 
     >>> runs(np.array([0, 0, 3, 3, 1]))
     [(0, 2, 0), (2, 4, 3), (4, 5, 1)]

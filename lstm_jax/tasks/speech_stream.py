@@ -1,4 +1,4 @@
-"""Speech as it arrives: the transcript of a stream of samples."""
+"""Streaming speech recognition: the transcript of samples as they arrive."""
 
 from typing import Any
 
@@ -8,19 +8,19 @@ from lstm_jax.data.log_mel import frame_count, log_mel
 from lstm_jax.errors import UserError
 from lstm_jax.tasks.ctc import BLANK
 
-STEPS = 4  # of the model in a call
+STEPS = 4  # of the model per call
 
 
 class SpeechStream:
     """Transcribes samples chunk by chunk, by greedy decoding.
 
     The characters are those of :meth:`lstm_jax.tasks.Speech.predict` for the whole recording, in
-    its column ``greedy``.  Each call of the model reads four of its steps, 160 ms with two strides
-    of 2 and frames every 10 ms; characters come at most so much later than the model hears them.
+    its column ``greedy``.  Each call of the model reads four of its steps, which are 160 ms with
+    two strides of 2 and frames every 10 ms.  This is the largest delay of a character.
 
     Args:
       task: a task of speech with ``model.bidirectional = false`` and ``data.normalization =
-        "training"``: neither may look at samples that have not come yet.
+        "training"``: neither may depend on future samples.
       model: its trained model.
 
     Raises:
@@ -43,7 +43,7 @@ class SpeechStream:
             found = task.data.normalization
             raise UserError(f"data.normalization: expected training for a stream, got {found}")
         self._task, self._model = task, model
-        self._frames = STEPS * task.model.frames_per_step  # that a call reads
+        self._frames = STEPS * task.model.frames_per_step  # per call
         self._carry, self._last = model.initial_carry(1), BLANK
         self._samples, self._begun = np.zeros(0, np.float32), False
 
@@ -51,7 +51,7 @@ class SpeechStream:
         """The characters that are certain now.
 
         Args:
-          samples: the next ones, float32 ``[N]`` of any length, ``data.sample_rate`` a second.
+          samples: the next samples, float32 ``[N]`` of any length, ``data.sample_rate`` per second.
         """
         self._samples = np.concatenate([self._samples, np.asarray(samples, np.float32)])
         window, hop = (self._task.data.framing[name] for name in ("window", "hop"))
@@ -62,7 +62,7 @@ class SpeechStream:
         return text
 
     def finish(self) -> str:
-        """The characters of the samples that are left; the stream ends."""
+        """The characters of the remaining samples; ends the stream."""
         window, hop = (self._task.data.framing[name] for name in ("window", "hop"))
         left = len(self._samples)
         count = 0 if self._begun and left < window else frame_count(left, window, hop)
@@ -71,7 +71,7 @@ class SpeechStream:
         return text
 
     def _read(self, count: int) -> str:
-        """The characters of so many frames."""
+        """The characters of a number of frames."""
         data = self._task.data
         window, hop = (data.framing[name] for name in ("window", "hop"))
         size = (self._frames - 1) * hop + window

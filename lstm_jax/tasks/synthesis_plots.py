@@ -1,4 +1,4 @@
-"""Plots of handwriting synthesis: words on a page, biases, styles, and the window on the text."""
+"""Plots of handwriting synthesis: words on a page, biases, styles, and the window over the text."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,9 +18,9 @@ STYLES = 3
 
 
 def baseline(strokes: Sequence[np.ndarray]) -> float:
-    """The height of the line that a word stands on: the median of its lowest points.
+    """The height of a word's baseline: the median of its lowest points.
 
-    Points are lowest where the pen goes up before and after, or begins or ends.
+    These are the local minima of the height, which can be at the ends of a stroke.
 
     >>> baseline([np.array([[0.0, 3.0], [1.0, 1.0], [2.0, 3.0]])])
     1.0
@@ -33,7 +33,7 @@ def baseline(strokes: Sequence[np.ndarray]) -> float:
 
 
 def laid_out(words: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
-    """The strokes of words side by side on lines, as many as they need."""
+    """The strokes of words, side by side on as many lines as necessary."""
     placed, left, line = [], 0.0, 0
     for strokes in words:
         points = np.concatenate(strokes)
@@ -50,7 +50,7 @@ def drawn_biases(write: Callable[..., list[list[np.ndarray]]], text: str) -> str
     """The same text with several biases, side by side, as SVG.
 
     Args:
-      write: returns the strokes of each word of a list, as ``SynthesisTask.written``.
+      write: returns the strokes of each word in a list, like ``SynthesisTask.written``.
       text: a word.
     """
     found = [write([text], bias=bias)[0] for bias in BIASES]
@@ -82,7 +82,7 @@ def drawn_styles(write: Callable[..., list[list[np.ndarray]]], text: str, inks: 
 def window_plot(
     model: Any, strokes: Sequence[np.ndarray], text: str, alphabet: str, unit: float
 ) -> "Figure":
-    """Where the model's window is in its text at each point of a piece, above the piece."""
+    """The position of the model's window in the text at each point of a piece, above the piece."""
     from matplotlib.figure import Figure
 
     (trail,) = trails_of([strokes], unit)

@@ -1,4 +1,4 @@
-"""How well moves of a pen are predicted, by a trained model and by simple ones."""
+"""The losses of pen moves, with a trained model and with simple ones."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,16 +12,16 @@ from lstm_jax.tasks.base import Batch, Metrics
 from lstm_jax.tasks.handwriting_synthesis_data import GRAIN
 from lstm_jax.tasks.trails import Trail, padded_text, padded_trails
 
-ROWS = 256  # pieces that a model reads in one call
+ROWS = 256  # pieces per call of a model
 
 
 def losses_of(model: Any, batch: Batch, **options: Any) -> jax.Array:
-    """The losses of all moves, zeros past the end of a piece, ``[B, T]``.
+    """The losses of all moves, zero past the end of a piece, ``[B, T]``.
 
     Args:
       model: a :class:`lstm_jax.models.handwriting_synthesis.HandwritingSynthesis`.
       batch: from :func:`lstm_jax.tasks.trails.padded_trails`, and ``text``.
-      options: further arguments of the model, such as ``rngs``.
+      options: other arguments of the model, such as ``rngs``.
     """
     first = model.initial_carry(batch["text"].shape[0])
     _, outputs = model(first, moves=batch["moves"], text=batch["text"], **options)
@@ -30,7 +30,7 @@ def losses_of(model: Any, batch: Batch, **options: Any) -> jax.Array:
 
 
 def mean_loss(model: Any, trails: Sequence[Trail], labels: Sequence[np.ndarray]) -> float:
-    """A model's loss in nats a move, over all moves of some pieces.
+    """A model's mean loss in nats per move, over all moves of some pieces.
 
     Args:
       model: a :class:`lstm_jax.models.handwriting_synthesis.HandwritingSynthesis`.
@@ -45,7 +45,7 @@ def mean_loss(model: Any, trails: Sequence[Trail], labels: Sequence[np.ndarray])
         size = min(ROWS, len(chosen))
         for start in range(0, len(chosen), ROWS):
             part = chosen[start : start + ROWS]
-            rows = np.resize(part, size)  # one shape for all calls
+            rows = np.resize(part, size)  # all calls have the same shape
             batch = padded_trails([trails[int(n)] for n in rows], int(bound))
             losses = np.asarray(losses_of(model, batch | {"text": text[rows]}), np.float64)
             total += losses[: len(part)].sum()
@@ -54,7 +54,7 @@ def mean_loss(model: Any, trails: Sequence[Trail], labels: Sequence[np.ndarray])
 
 
 def simple_methods(train: Sequence[Trail], test: Sequence[Trail]) -> dict[str, Metrics]:
-    """The loss of simple methods, fitted to some pieces and tested on others."""
+    """The losses of simple methods, fitted to some pieces and tested on others."""
     return {
         "mixture of 20 Gaussians": {"loss": gaussian_mixture(train, test)},
         "linear autoregression of order 8": {"loss": linear_autoregression(train, test)},
@@ -62,14 +62,15 @@ def simple_methods(train: Sequence[Trail], test: Sequence[Trail]) -> dict[str, M
 
 
 def gaussian_mixture(train: Sequence[Trail], test: Sequence[Trail], components: int = 20) -> float:
-    """Nats a move of a mixture of Gaussians, fitted by expectation maximisation.
+    """Nats per move of a mixture of Gaussians, fitted by expectation maximisation.
 
-    Every move is independent of all others; what its point is depends on its component only.
+    Moves are independent of each other; the kind of a move's end point depends only on its
+    component.
 
     Args:
-      train: pieces that it is fitted to.
-      test: pieces that it is tested on.
-      components: Gaussians.
+      train: the pieces for fitting.
+      test: the pieces for testing.
+      components: the number of Gaussians.
     """
     xs, kinds = _flat(train)
     chosen = np.random.default_rng(0).permutation(len(xs))[:50_000]
@@ -103,15 +104,15 @@ def gaussian_mixture(train: Sequence[Trail], test: Sequence[Trail], components: 
 
 
 def linear_autoregression(train: Sequence[Trail], test: Sequence[Trail], order: int = 8) -> float:
-    """Nats a move of a linear regression on the moves before, with Gaussian noise.
+    """Nats per move of a linear regression on the previous moves, with Gaussian noise.
 
-    The noise has one covariance after a lift of the pen and another elsewhere, and so have the
-    frequencies of what the next point is.
+    The covariance of the noise, and the frequencies of the kinds of the next point, differ between
+    moves after a lift of the pen and all others.
 
     Args:
-      train: pieces that it is fitted to.
-      test: pieces that it is tested on.
-      order: how many moves before, each with whether a stroke ended.
+      train: the pieces for fitting.
+      test: the pieces for testing.
+      order: the number of previous moves, each with a flag for the end of a stroke.
     """
     (xs, ys, kinds, lifted), (us, vs, others, after) = (
         _regressors(part, order) for part in (train, test)

@@ -62,7 +62,7 @@ class TextClassification(Task):
         size, found = self.model.embedding_size, self.model.vectors and self._vectors.table.shape[1]
         expect(not found or found == size, "model.vectors", f"vectors of {size} numbers", found)
         self.model.check_layers(size)
-        _ = self._encoded  # an empty or long text is an error now and not later
+        _ = self._encoded  # reports an empty or long text before training
 
     # ---- data ----
 
@@ -82,7 +82,7 @@ class TextClassification(Task):
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer, whose vocabulary is that of the training texts."""
+        """The tokenizer, with the vocabulary of the training texts."""
         return Tokenizer.from_json(self.known["tokenizer"])
 
     @functools.cached_property
@@ -142,7 +142,7 @@ class TextClassification(Task):
 
     @functools.cached_property
     def _weights(self) -> np.ndarray:
-        """The weight of each class in the loss, of mean 1 over the training texts."""
+        """The weight of each class in the loss, with mean 1 over the training texts."""
         count = len(self.known["classes"])
         if self.data.class_weights == "equal":
             return np.ones(count, np.float32)
@@ -162,11 +162,11 @@ class TextClassification(Task):
 
     def baselines(self, split: str) -> dict[str, Metrics]:
         found, count = self._texts[split], len(self.known["classes"])
-        commonest = np.bincount(self._texts["train"].labels).argmax()
-        always = class_metrics(np.eye(count)[np.full(len(found.texts), commonest)], found.labels)
-        del always["loss"]  # it has no probabilities
-        regression = class_metrics(self._regression(found.texts), found.labels)
-        return {"always the commonest class": always, "logistic regression, 1-2-grams": regression}
+        most_common = np.bincount(self._texts["train"].labels).argmax()
+        always = class_metrics(np.eye(count)[np.full(len(found.texts), most_common)], found.labels)
+        del always["loss"]  # this method has no probabilities
+        logistic = class_metrics(self._regression(found.texts), found.labels)
+        return {"always the most common class": always, "logistic regression, 1-2-grams": logistic}
 
     @functools.cached_property
     def _regression(self) -> Callable[[list[str]], np.ndarray]:
@@ -174,9 +174,9 @@ class TextClassification(Task):
         return ngram_classifier(train.texts, train.labels, len(train.classes))
 
     def predict(self, model: Any, source: pathlib.Path | list[str] | None) -> Columns:
-        """The likeliest class of each text, the probability of each class, and what was not read.
+        """The most likely class of each text, class probabilities, and counts of unread tokens.
 
-        ``unknown`` counts tokens that are not in the vocabulary, ``cut`` those past
+        ``unknown`` counts the tokens that are not in the vocabulary, and ``cut`` those past
         ``data.max_length``.
         """
         found = self._texts["test"] if source is None else self.data.read_new(source)

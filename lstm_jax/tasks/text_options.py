@@ -1,4 +1,4 @@
-"""The sections of task ``text_classification``: which texts, their tokens, which model."""
+"""The sections of task ``text_classification``: the texts, their tokens, and the model."""
 
 import dataclasses
 import pathlib
@@ -29,51 +29,57 @@ class LabelledTextData(Section):
     """Section ``[data]`` of task ``text_classification``."""
 
     train: str = option(
-        "sst2", "sst2, sst5, rt_polarity, a .csv or .tsv file, or a folder with a folder of .txt "
-        "files a class", path_or=NAMES,
+        "sst2", "sst2, sst5, rt_polarity, a .csv or .tsv file, or a folder with one folder of .txt "
+        "files per class", path_or=NAMES,
     )  # fmt: skip
     validation: str = option(
-        "", "as data.train; if empty, validation_fraction of it, or that of sst2 and sst5",
+        "", "like data.train; if empty, validation_fraction of it, or that of sst2 and sst5",
         path_or=NAMES,
     )  # fmt: skip
     test: str = option(
-        "", "as data.train; if empty, test_fraction of it, or that of the named sets", path_or=NAMES
+        "",
+        "like data.train; if empty, test_fraction of it, or that of the named sets",
+        path_or=NAMES,
     )
     validation_fraction: float = option(
-        0.1, "share of each class held out to choose the best checkpoint; 0: none",
+        0.1, "fraction of each class held out to choose the best checkpoint; 0: none",
         at_least=0, below=1,
     )  # fmt: skip
     test_fraction: float = option(
-        0.1, "share of each class held out for the test", above=0, below=1
+        0.1, "fraction of each class held out for the test", above=0, below=1
     )
     text_column: str = option("text", "table: the column with the text")
     label_column: str = option("label", "table: the column with the class")
     encoding: str = option(
         "utf-8", "of files", choices=("utf-8", "utf-16", "latin-1", "cp1252")
     )  # fmt: skip
-    phrases: bool = option(True, "sst2, sst5: train on every labelled phrase, not on sentences")
-    sentence_repeats: int = option(
-        1, "sst2, sst5: how often an epoch has each whole sentence among the phrases", at_least=1
+    phrases: bool = option(
+        True, "sst2, sst5: train on every labelled phrase, not only on sentences"
     )
-    tokens: str = option("words", "what the model reads", choices=KINDS)
+    sentence_repeats: int = option(
+        1, "sst2, sst5: how often each whole sentence occurs in an epoch of phrases", at_least=1
+    )
+    tokens: str = option("words", "the units into which text is split", choices=KINDS)
     vocabulary_size: int = option(20_000, "largest number of tokens", at_least=len(SPECIAL) + 1)
-    min_count: int = option(1, "how often a token occurs in training at least", at_least=1)
+    min_count: int = option(1, "smallest number of occurrences of a token in training", at_least=1)
     lowercase: bool = option(True, "whether case is ignored")
-    max_length: int = option(256, "largest number of tokens of a text", at_least=1)
+    max_length: int = option(256, "largest number of tokens in a text", at_least=1)
     too_long: str = option(
-        "cut", "a longer text is cut to its first tokens, or is an error", choices=("cut", "error")
+        "cut",
+        "whether a longer text is cut to its first tokens or is an error",
+        choices=("cut", "error"),
     )
     class_weights: str = option(
-        "equal", "weights of texts in the loss: balanced for classes of equal total weight",
+        "equal", "weights of texts in the loss; balanced: every class has the same total weight",
         choices=("equal", "balanced"),
     )  # fmt: skip
-    batch_size: int = option(64, "texts a training step", at_least=1)
+    batch_size: int = option(64, "texts per training step", at_least=1)
 
     def read(self) -> dict[str, LabelledText]:
         """The texts of each split.
 
         Raises:
-          UserError: a file is missing or broken, or its classes are others than in training.
+          UserError: a file is missing or broken, or its classes differ from those in training.
         """
         trees = self.train if self.train in ("sst2", "sst5") else ""
         train, splits = self._source(self.train, "train"), {}
@@ -112,7 +118,7 @@ class LabelledTextData(Section):
         """The tokens of each text, at most ``max_length``.
 
         Raises:
-          UserError: a text is empty, or too long where that is an error.
+          UserError: a text is empty, or is too long and must not be cut.
         """
         rows, most = tokenizer.encode(found.texts), self.max_length
         for row, text, place in zip(rows, found.texts, found.places, strict=True):
@@ -149,11 +155,13 @@ class TextClassifierConfig(RecurrentConfig):
 
     embedding_size: int = option(128, "features of a token's embedding", at_least=1)
     bidirectional: bool = option(True, "whether layers read a text from both ends")
-    pooling: str = option("max", "how the outputs of all steps become one", choices=POOLINGS)
-    word_dropout: float = option(0.1, "share of tokens dropped in training", at_least=0, below=1)
+    pooling: str = option("max", "how the outputs of all steps are combined", choices=POOLINGS)
+    word_dropout: float = option(
+        0.1, "fraction of tokens that are dropped in training", at_least=0, below=1
+    )
     embedding_dropout: float = option(0.5, "dropout on embeddings", at_least=0, below=1)
     dropout: float = option(0.5, "dropout on the outputs of every layer", at_least=0, below=1)
     vectors: str = option(
-        "", "a text file of GloVe or word2vec with vectors that embeddings start from",
+        "", "a GloVe or word2vec text file with initial vectors of the embeddings",
         path_or=("",),
     )  # fmt: skip

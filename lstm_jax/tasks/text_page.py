@@ -1,4 +1,4 @@
-"""A page of texts in colours: what the model attends to, and what it expects after each token."""
+"""A page of coloured texts: the attention of the model, and its prediction after each token."""
 
 import html
 from typing import Any
@@ -11,7 +11,7 @@ from lstm_jax.data import Tokenizer, padded
 from lstm_jax.data.labelled_text import LabelledText
 from lstm_jax.tasks.scores import logits_of
 
-SHOWN, MISTAKES = 30, 10  # texts at random, and those that are most certainly wrong
+SHOWN, MISTAKES = 30, 10  # random texts, and misclassified ones with the most confident prediction
 TOKENS = 200  # of a text
 
 STYLE = """
@@ -27,18 +27,18 @@ span.token > i > u { width: 100%; background: #56b4e9; }
 
 
 def text_page(model: Any, tokenizer: Tokenizer, found: LabelledText, rows: list[np.ndarray]) -> str:
-    """Some texts as HTML, each token on a colour and above a bar.
+    """Texts as HTML; each token has a background colour and a bar below it.
 
-    The colour is the weight of attention, where the model has it, or the derivative of the
-    predicted class's log-probability by the token's embedding, times that embedding: blue speaks
-    for the class and orange against it.  The bar is the probability of the predicted class for the
-    text up to that token.
+    If the model has attention, the colour shows its weight.  Otherwise it shows the derivative of
+    the predicted class's log-probability with respect to the token's embedding, times that
+    embedding: blue is evidence for the class, and orange against it.  The bar is the probability of
+    the predicted class, given the text up to that token.
 
     Args:
       model: a :class:`lstm_jax.models.TextClassifier` in evaluation mode.
       tokenizer: splits the texts.
-      found: the texts with their classes.
-      rows: their tokens, as the model reads them.
+      found: texts with their classes.
+      rows: the tokens of each text that the model reads.
 
     References:
       Karen Simonyan, Andrea Vedaldi, Andrew Zisserman, "Deep Inside Convolutional Networks:
@@ -106,7 +106,7 @@ def _text(
     limit, end, parts = np.abs(importance).max() or 1.0, 0, []
     for (first, last), value, shares in zip(tokenizer.spans(text), importance, after, strict=False):
         first = max(first, end)
-        if last <= first:  # another byte of the character before
+        if last <= first:  # another byte of the previous character
             continue
         if text[end:first]:
             parts.append(" ")

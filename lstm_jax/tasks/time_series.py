@@ -1,4 +1,4 @@
-"""Time series: the future of many series of a table, with dates and prediction intervals."""
+"""Time series: forecasts of many series in a table, with dates and prediction intervals."""
 
 import dataclasses
 import functools
@@ -34,7 +34,7 @@ from lstm_jax.tasks.time_series_inputs import Inputs, inputs_of, metadata_of
 
 @dataclasses.dataclass(frozen=True)
 class TimeSeries(Task):
-    """Forecasts every series of a table with one model, as quantiles or a distribution.
+    """Forecasts all series of a table with one model, as quantiles or a distribution.
 
     Keys of ``[data]`` and ``[model]`` that are empty or 0 are inferred from the table.
 
@@ -75,7 +75,7 @@ class TimeSeries(Task):
 
     @functools.cached_property
     def _ends(self) -> np.ndarray:
-        """Rows up to the end of training, validation and test of each series, ``[S, 3]``."""
+        """The rows at which training, validation and test end in each series, ``[S, 3]``."""
         return np.array([self.data.parts(each) for each in self._table.series])
 
     def metadata(self) -> dict[str, Any]:
@@ -132,7 +132,7 @@ class TimeSeries(Task):
 
     def loss(self, model: Any, carry: Any, batch: Batch, rngs: nnx.Rngs) -> tuple[jax.Array, Any]:
         future, inputs = batch["future"], dict(batch)
-        if not self.model.autoregressive:  # others read the truth of earlier rows
+        if not self.model.autoregressive:  # other models read the true values of earlier rows
             del inputs["future"]
         _, outputs = model((), **inputs, rngs=rngs)
         window, seen = WindowScale(outputs["level"], outputs["scale"]), jnp.isfinite(future)
@@ -180,7 +180,7 @@ class TimeSeries(Task):
     # ---- new data ----
 
     def predict(self, model: Any, source: pathlib.Path | None) -> Columns:
-        """The horizon after the present of each series: dates, mean and quantiles."""
+        """Forecasts for the horizon after the present of each series: dates, mean and quantiles."""
         return columns_of(*self._future(model, source))
 
     def charts(self, model: Any, source: pathlib.Path | None) -> Plots:
@@ -188,7 +188,7 @@ class TimeSeries(Task):
         return future_plots(*self._future(model, source))
 
     def _future(self, model: Any, source: pathlib.Path | None) -> tuple[list[Any], Forecasts]:
-        """Each series with ``horizon`` rows of the future, and their forecasts."""
+        """Each series, extended by ``horizon`` future rows, and the forecasts."""
         data, where = self.data, str(source or self.data.table)
         table = self._table if source is None else data.read_frame(read_frame(source), source)
         check_new(data, table, where)

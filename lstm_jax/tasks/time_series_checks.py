@@ -1,4 +1,4 @@
-"""Whether sizes, splits and values of time series fit together, and what was inferred from them."""
+"""Checks that sizes, splits and values of time series fit together; a summary of a table."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from lstm_jax.tasks.time_series_data import TimeSeriesData, TimeSeriesModel
 
 
 def check_sizes(data: TimeSeriesData, model: TimeSeriesModel, table: SeriesTable) -> None:
-    """Raises :class:`UserError` where the sizes, the splits and the values do not fit together."""
+    """Raises :class:`UserError` if the sizes, the splits and the values do not fit together."""
     window, horizon, where = data.window, data.horizon, f"data.table: {data.table}"
     expect(window % model.segment == 0, "model.segment", f"a divisor of data.window = {window}",
            model.segment)  # fmt: skip
@@ -50,7 +50,7 @@ def check_sizes(data: TimeSeriesData, model: TimeSeriesModel, table: SeriesTable
 
 
 def check_new(data: TimeSeriesData, table: SeriesTable, where: str) -> None:
-    """Raises :class:`UserError` where a table cannot be forecast: too few rows, no plan."""
+    """Raises :class:`UserError` if a table has too few rows, or lacks covariates of the future."""
     for each in table.series:
         name = f"{where}: series {each.name!r}: lines {each.lines[0]} to {each.lines[-1]}"
         wanted = f"at least data.window = {data.window} rows up to the present"
@@ -64,7 +64,7 @@ def check_new(data: TimeSeriesData, table: SeriesTable, where: str) -> None:
 
 
 def described(data: TimeSeriesData, model: TimeSeriesModel, table: SeriesTable) -> list[str]:
-    """What was found in a table, and what was inferred from it."""
+    """A summary of a table and of the values inferred from it."""
     first = table.series[0]
     begin = min(each.times[0] for each in table.series)
     end = max(each.times[each.present - 1] for each in table.series)

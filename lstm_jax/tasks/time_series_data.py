@@ -1,4 +1,4 @@
-"""The sections of the task ``time_series``, and what is inferred from the table."""
+"""The sections of the task ``time_series``, and values inferred from the table."""
 
 import dataclasses
 import functools
@@ -28,36 +28,47 @@ NAMED = tuple(PUBLIC_SERIES)
 
 
 def check_levels(text: str) -> tuple[float, ...]:
-    """The levels in a list with commas."""
-    expect(all(map(is_number, names_of(text))), "levels", "numbers with commas between", text)
+    """Parses a comma-separated list of levels."""
+    expect(all(map(is_number, names_of(text))), "levels", "numbers separated by commas", text)
     levels = tuple(map(float, names_of(text)))
     rising = list(levels) == sorted(set(levels)) and all(0 < level < 1 for level in levels)
-    expect(rising and 0.5 in levels, "levels", "rising numbers between 0 and 1, and 0.5", text)
+    expect(
+        rising and 0.5 in levels,
+        "levels",
+        "increasing numbers between 0 and 1, including 0.5",
+        text,
+    )
     return levels
 
 
 @dataclasses.dataclass(frozen=True)
 class TimeSeriesData(Section):
-    """Section ``[data]`` of task ``time_series``; what is empty or 0 is inferred from the table."""
+    """Section ``[data]`` of task ``time_series``; values that are empty or 0 are inferred."""
 
     table: str = option(
         "tourism", f"{', '.join(NAMED)}, or the path of a CSV or Parquet file", path_or=NAMED
     )
     time_column: str = option("", "time stamps, or whole numbers (ds, date, ... or the first)")
-    id_columns: str = option("", "columns that together name a series (unique_id, if there is one)")
-    target_columns: str = option("", "what is forecast (y, or the only column of numbers)")
+    id_columns: str = option(
+        "", "columns that together identify a series (unique_id, if it exists)"
+    )
+    target_columns: str = option("", "columns to forecast (y, or the only column of numbers)")
     past_columns: str = option("*", "covariates known up to the present; *: all other columns")
     known_columns: str = option("", "covariates known in advance, such as promotions")
     static_columns: str = option("", "columns that are constant within a series")
     frequency: str = option(
-        "", "of the time stamps: h, D, B, W-SUN, MS, ... as in pandas", check=check_frequency
+        "",
+        "frequency of the time stamps: h, D, B, W-SUN, MS, ... as in pandas",
+        check=check_frequency,
     )
-    time_zone: str = option("", "of the time stamps, such as Europe/Berlin")
+    time_zone: str = option("", "time zone of the time stamps, such as Europe/Berlin")
     calendar: bool = option(True, "whether hour, weekday and day of the year are inputs")
-    holidays: str = option("", "country of public holidays, DE or DE-BY; needs package holidays")
-    season: int = option(0, "rows of a season; 1: none", at_least=0, at_most=10**6)
+    holidays: str = option(
+        "", "country of public holidays, such as DE or DE-BY; needs the package holidays"
+    )
+    season: int = option(0, "rows per season; 1: none", at_least=0, at_most=10**6)
     horizon: int = option(0, "F, rows of the future to forecast", at_least=0, at_most=10**6)
-    window: int = option(0, "W, rows of the past that a forecast sees", at_least=0, at_most=10**6)
+    window: int = option(0, "W, rows of the past that a forecast reads", at_least=0, at_most=10**6)
     validation: str = option("", f"split before the test: {FORMS}", check=check_part)
     test: str = option("", f"split at the end: {FORMS}; none: no test", check=check_part)
     criterion: str = option(
@@ -65,11 +76,11 @@ class TimeSeriesData(Section):
         choices=("loss", "mae", "rmse", "smape", "mase"),
     )  # fmt: skip
     stride: int = option(0, "rows between forecasts of the backtest (horizon)", at_least=0)
-    batch_size: int = option(64, "windows a training step", at_least=1, at_most=10**6)
+    batch_size: int = option(64, "windows per training step", at_least=1, at_most=10**6)
 
     @property
     def columns(self) -> SeriesColumns:
-        """Which column is what, as far as the config names them."""
+        """The roles of the columns that the config names."""
         known = PUBLIC_SERIES[self.table][1] if self.table in NAMED else SeriesColumns("")
         given: dict[str, Any] = {
             "time": self.time_column,
@@ -100,7 +111,7 @@ class TimeSeriesData(Section):
         )
 
     def inferred(self, table: SeriesTable) -> "TimeSeriesData":
-        """This section with all that is empty or 0 filled in."""
+        """This section with inferred values for all keys that are empty or 0."""
         season, horizon = season_and_horizon(table.frequency)
         season = self.season or season
         shortest = min(each.present for each in table.series)
@@ -126,7 +137,7 @@ class TimeSeriesData(Section):
         )  # fmt: skip
 
     def parts(self, series: Series) -> Parts:
-        """Where the splits of a series end."""
+        """The rows at which the splits of a series end."""
         return parts_of(series, self.validation, self.test)
 
 
@@ -134,31 +145,31 @@ class TimeSeriesData(Section):
 class TimeSeriesModel(RecurrentConfig):
     """Section ``[model]`` of task ``time_series``."""
 
-    head: str = option("quantile", "what is predicted of each value", choices=tuple(HEADS))
+    head: str = option("quantile", "what the model predicts for each value", choices=tuple(HEADS))
     levels: str = option(
         "0.025,0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9,0.975", "of head quantile", check=check_levels
     )
     components: int = option(3, "of head mixture", at_least=1, at_most=1000)
     scaling: str = option(
-        "standard", "how each window is scaled: by mean and deviation, mean, median, or log(1 + y)",
+        "standard", "scaling of each window: by mean and deviation, mean, median, or log(1 + y)",
         choices=SCALINGS,
     )  # fmt: skip
     segment: int = option(
-        0, "rows that one LSTM step reads or writes; divides data.window; 0: a season or fewer",
+        0, "rows per LSTM step; must divide data.window; 0: a season or fewer",
         at_least=0,
     )  # fmt: skip
     embedding_size: int = option(8, "features of each static category", at_least=1, at_most=10**4)
     members: int = option(
-        1, "models of an ensemble, trained together; their quantiles are averaged", at_least=1,
+        1, "models in an ensemble, trained together; their quantiles are averaged", at_least=1,
         at_most=1000,
     )  # fmt: skip
     weighted: bool = option(False, "whether a window's loss is weighted by its scale")
     decoding: str = option(
-        "direct", "all steps at once, or row by row, each from a sample of the rows before it",
+        "direct", "all steps at once, or row by row, each from a sample of the previous rows",
         choices=("direct", "autoregressive"),
     )  # fmt: skip
     samples: int = option(
-        100, "sampled trajectories of a forecast, with decoding autoregressive", at_least=2,
+        100, "number of sampled trajectories, with decoding autoregressive", at_least=2,
         at_most=10**5,
     )  # fmt: skip
 
@@ -180,11 +191,11 @@ class TimeSeriesModel(RecurrentConfig):
 
     @property
     def cell_kind(self) -> Any:
-        """What :class:`lstm_jax.models.EncoderForecaster` takes as ``cell``."""
+        """The argument ``cell`` of :class:`lstm_jax.models.EncoderForecaster`."""
         return StaticCell(_entity_aware) if self.cell == "ea_lstm" else self.cell_factory
 
     def inferred(self, data: TimeSeriesData) -> "TimeSeriesModel":
-        """This section with the segment filled in: the largest divisor of a season, up to 24."""
+        """This section with the inferred segment: the largest divisor of a season, up to 24."""
         if self.segment:
             return self
         common = math.gcd(data.window, data.season)

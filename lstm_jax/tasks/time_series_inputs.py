@@ -1,4 +1,4 @@
-"""How the columns of a table become the inputs of a model."""
+"""Conversion of the columns of a table to the inputs of a model."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ from lstm_jax.tasks.time_series_data import TimeSeriesData
 
 
 def metadata_of(table: SeriesTable, train: np.ndarray) -> dict[str, Any]:
-    """What a run's folder stores of a table.
+    """The facts about a table that a run's folder stores.
 
     Args:
       table: the table.
-      train: rows of each series for training, ``[S]``.
+      train: the number of training rows of each series, ``[S]``.
 
     Returns:
       ``columns``, ``frequency``; ``magnitude``, mean and deviation of log(1 + size) of the series;
@@ -37,13 +37,13 @@ def metadata_of(table: SeriesTable, train: np.ndarray) -> dict[str, Any]:
 
 
 class Inputs(NamedTuple):
-    """What turns the series of a table into arrays.
+    """Converts the series of a table to arrays.
 
     Attributes:
-      columns: which column is what.
-      encoding: how columns become numbers.
-      frequency: of the time stamps.
-      calendar: whether features of the calendar are inputs.
+      columns: the roles of the columns.
+      encoding: the encoding of columns as numbers.
+      frequency: the frequency of the time stamps.
+      calendar: whether calendar features are inputs.
       holidays: country of public holidays; empty for none.
     """
 
@@ -70,7 +70,7 @@ class Inputs(NamedTuple):
         )  # fmt: skip
 
     def sizes(self, window: int, horizon: int) -> Sizes:
-        """The sizes of what a model reads."""
+        """The sizes of a model's inputs."""
         columns, encoding = self.columns, self.encoding
         calendar = calendar_names(self.frequency, self.holidays) if self.calendar else ()
         words = [len(encoding.words[name]) + 1 for name in columns.static if name in encoding.words]
@@ -82,7 +82,7 @@ class Inputs(NamedTuple):
 
 
 def inputs_of(known: dict[str, Any], data: TimeSeriesData) -> Inputs:
-    """What turns series into arrays, from stored metadata and the section ``[data]``."""
+    """The conversion of series to arrays, from stored metadata and the section ``[data]``."""
     names = known["columns"]
     lists: Any = {name: tuple(value) for name, value in names.items() if name != "time"}
     return Inputs(

@@ -1,4 +1,4 @@
-"""Where the training, validation and test rows of a series end."""
+"""The rows at which the training, validation and test parts of a series end."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ FORMS = "a number of rows (48), a fraction (0.1), or a date (2016-03-01)"
 
 
 def check_part(text: str) -> None:
-    """Raises where a string does not say how large a split is."""
+    """Raises an error if a string does not describe the size of a split."""
     import pandas as pd
 
     if text in ("", "none"):
@@ -24,7 +24,7 @@ def check_part(text: str) -> None:
 
 
 class Parts(NamedTuple):
-    """Rows of a series: those for training come before ``train``, and so on.
+    """The ends of a series' parts: training rows come before ``train``, and so on.
 
     >>> Parts(80, 90, 100).validation
     90
@@ -36,12 +36,12 @@ class Parts(NamedTuple):
 
 
 def parts_of(series: Series, validation: str, test: str) -> Parts:
-    """Where the splits of a series end.
+    """The rows at which the splits of a series end.
 
     Args:
       series: the series.
-      validation: how large the split before the test is, as for :func:`check_part`.
-      test: how large the split at the end is.
+      validation: the size of the split before the test, as for :func:`check_part`.
+      test: the size of the split at the end.
 
     Raises:
       UserError: a size is a date, and the series has no dates.
@@ -51,7 +51,7 @@ def parts_of(series: Series, validation: str, test: str) -> Parts:
 
 
 def _rows(text: str, series: Series, end: int) -> int:
-    """How many of the rows before ``end`` a split has."""
+    """The number of rows before ``end`` that belong to a split."""
     import pandas as pd
 
     if text == "none":

@@ -1,4 +1,4 @@
-"""Pieces of handwriting as moves of a pen from point to point, and as arrays for a model."""
+"""Handwriting as moves of a pen from point to point, and as arrays for a model."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,11 +9,11 @@ from lstm_jax.models.handwriting_synthesis import END, LIFT, ON
 
 
 class Trail(NamedTuple):
-    """A piece of handwriting as moves between its points.
+    """A piece of handwriting as moves between points.
 
     Attributes:
       moves: float32 ``[N - 1, 2]``.
-      kinds: what the points are, ``ON``, ``LIFT`` or ``END``, int32 ``[N]``.
+      kinds: the kind of each point, ``ON``, ``LIFT`` or ``END``, int32 ``[N]``.
     """
 
     moves: np.ndarray
@@ -39,11 +39,11 @@ def trails_of(pieces: Sequence[Sequence[np.ndarray]], unit: float) -> list[Trail
 
 
 def strokes_from(moves: np.ndarray, kinds: np.ndarray) -> list[np.ndarray]:
-    """The strokes of a piece from its moves, its first point at 0.
+    """The strokes of a piece from its moves, starting at the origin.
 
     Args:
       moves: ``[N - 1, 2]``.
-      kinds: of all its points, ``[N]``.
+      kinds: the kinds of all points, ``[N]``.
 
     >>> [len(stroke) for stroke in strokes_from(np.ones((2, 2)), np.array([0, 1, 2]))]
     [2, 1]
@@ -54,12 +54,12 @@ def strokes_from(moves: np.ndarray, kinds: np.ndarray) -> list[np.ndarray]:
 
 
 def padded_trails(trails: Sequence[Trail], length: int) -> dict[str, np.ndarray]:
-    """What a model reads and predicts of some pieces.
+    """The inputs and targets of a model for some pieces.
 
     Returns:
-      ``moves`` ``[B, T, 3]``, the move to each point but the last (zeros for the first) and
-      whether a stroke ends there; ``targets`` ``[B, T, 2]`` and ``kinds`` ``[B, T]``, the move to
-      the next point and what it is; ``mask`` ``[B, T]``, true before the end.
+      ``moves`` ``[B, T, 3]``, the move to each point except the last (zeros for the first) and
+      whether a stroke ends there; ``targets`` ``[B, T, 2]``, the move to the next point; ``kinds``
+      ``[B, T]``, the kind of the next point; ``mask`` ``[B, T]``, true before the end.
     """
     rows = len(trails)
     batch: dict[str, np.ndarray] = {
@@ -79,7 +79,7 @@ def padded_trails(trails: Sequence[Trail], length: int) -> dict[str, np.ndarray]
 
 
 def padded_text(labels: Sequence[np.ndarray]) -> np.ndarray:
-    """Labels as int32 ``[B, U]``, with zeros past the end, at least one."""
+    """Labels as int32 ``[B, U]``, with at least one zero past the end of each row."""
     text = np.zeros((len(labels), 1 + max(map(len, labels))), np.int32)
     for row, letters in zip(text, labels, strict=True):
         row[: len(letters)] = letters

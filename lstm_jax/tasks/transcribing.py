@@ -1,4 +1,4 @@
-"""What a model of speech hears: transcripts by greedy and beam search, and where labels lie."""
+"""Transcripts of a speech model by greedy and beam search, and nearest neighbours."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -9,19 +9,19 @@ import numpy as np
 from lstm_jax.models.ctc_beam import Weights, WordModel, greedy, prefix_beam_search
 from lstm_jax.tasks.ctc import BLANK, ctc_losses, spelled
 
-ROWS = 32  # recordings that one call reads
-SHORTEST = 32  # steps are padded to it or a larger power of two: few programs are compiled
+ROWS = 32  # recordings per call
+SHORTEST = 32  # steps are padded to this or a larger power of two, so few programs compile
 
-Features = Sequence[np.ndarray]  # float32 [T_n, M] of each recording
+Features = Sequence[np.ndarray]  # float32 [T_n, M] for each recording
 
 
 class Search(NamedTuple):
-    """How the beam search looks for transcripts.
+    """Options of the beam search for transcripts.
 
     Attributes:
-      beam: prefixes that it keeps.
-      words: its word model, or None.
-      weights: how it weighs that.
+      beam: the number of prefixes retained.
+      words: the word model, or None.
+      weights: the weights of the word model.
     """
 
     beam: int
@@ -30,10 +30,10 @@ class Search(NamedTuple):
 
 
 class Heard(NamedTuple):
-    """What a model hears in some recordings.
+    """The outputs of a model for some recordings.
 
     Attributes:
-      logits: of each recording, float32 ``[T', C]``.
+      logits: the logits of each recording, float32 ``[T', C]``.
       greedy: the texts of greedy decoding.
       beam: the texts of the beam search.
     """
@@ -56,7 +56,7 @@ def scores(model: Any, features: Features, stride: int) -> list[np.ndarray]:
     Args:
       model: a CTC model.
       features: normalised features.
-      stride: of the model.
+      stride: the stride of the model.
     """
     found: list[Any] = [None] * len(features)
     for chosen, inputs in _in_batches(features, stride):
@@ -68,7 +68,7 @@ def scores(model: Any, features: Features, stride: int) -> list[np.ndarray]:
 
 
 def greedy_transcripts(logits: Sequence[np.ndarray], characters: str) -> list[str]:
-    """The text of the likeliest class of each step."""
+    """The text of the most likely class of each step."""
     found = [""] * len(logits)
     for chosen, inputs in _in_batches(logits, 1):
         labels = np.asarray(greedy(inputs["features"], inputs["lengths"], blank=BLANK).labels)
@@ -94,9 +94,9 @@ def beam_transcripts(logits: Sequence[np.ndarray], characters: str, search: Sear
 def _in_batches(
     sequences: Features, stride: int
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-    """The sequences by length: which they are, and they as inputs of a model.
+    """Batches of sequences of similar length: their positions, and the inputs of a model.
 
-    Each batch has as many rows; the last ones of the last batch repeat its first ones.
+    All batches have the same number of rows; the last batch is filled with its first rows.
     """
     order = np.argsort([len(each) for each in sequences], kind="stable")
     for first in range(0, len(order), ROWS):
@@ -113,7 +113,7 @@ def _in_batches(
 
 
 def nearest_transcripts(train: Features, texts: Sequence[str], features: Features) -> list[str]:
-    """The text of the training recording whose features are the nearest.
+    """The text of the training recording with the nearest features.
 
     Features are compared at 32 frames, equally spaced in time.
     """

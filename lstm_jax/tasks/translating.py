@@ -1,4 +1,4 @@
-"""What tasks do with an encoder-decoder: losses of given targets, and new targets by search."""
+"""Functions for tasks with an encoder-decoder: losses of given targets, and search for new ones."""
 
 import functools
 from collections.abc import Iterator, Sequence
@@ -20,17 +20,17 @@ from lstm_jax.models.beam_search import (
     repeated,
 )
 
-ROWS = 64  # sentences that one call reads
-SHORTEST = 8  # lengths are rounded up to it or a larger power of two: few programs are compiled
+ROWS = 64  # sentences per call
+SHORTEST = 8  # lengths are rounded up to this or a larger power of two: few programs compile
 
-Tokens = Sequence[np.ndarray]  # integers [T_n] of each sentence
+Tokens = Sequence[np.ndarray]  # integers [T_n] for each sentence
 
 
 class Search(NamedTuple):
-    """How targets are searched for.
+    """Options of the search for targets.
 
     Attributes:
-      beam: hypotheses of a sentence; 1 for greedy search.
+      beam: the number of hypotheses per sentence; 1 for greedy search.
       length_penalty: α of :func:`lstm_jax.models.beam_search.length_penalty`.
       coverage_penalty: β of :func:`lstm_jax.models.beam_search.coverage_penalty`.
     """
@@ -41,11 +41,11 @@ class Search(NamedTuple):
 
 
 class Found(NamedTuple):
-    """A target that a search has found for a source.
+    """A target found by the search for a source.
 
     Attributes:
-      tokens: int32 ``[T]``, without the end.
-      score: what ranks it among the others.
+      tokens: int32 ``[T]``, without the end token.
+      score: the score by which it is ranked.
     """
 
     tokens: np.ndarray
@@ -53,7 +53,7 @@ class Found(NamedTuple):
 
 
 def smoothed_cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float) -> jax.Array:
-    """Cross-entropy with a share of each label spread over all tokens, in nats.
+    """Cross-entropy in nats, with a fraction of each label spread over all tokens.
 
     ::
 
@@ -82,12 +82,12 @@ def smoothed_cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: floa
 
 
 def begun(labels: Any) -> jax.Array:
-    """What a decoder reads to predict some labels ``[B, T]``: each label's predecessor."""
+    """The decoder's inputs for labels ``[B, T]``: the predecessor of each label."""
     return jnp.pad(labels[:, :-1], ((0, 0), (1, 0)), constant_values=START)
 
 
 def target_losses(model: Any, sources: Tokens, targets: Tokens) -> np.ndarray:
-    """The loss of every target token, ends included, in nats; float64, all sentences in a row."""
+    """The loss in nats of every target token, including ends; float64, for all sentences."""
     losses = []
     for chosen, source, lengths in _in_batches(sources):
         rows = [np.append(targets[n], END) for n in chosen]
@@ -103,7 +103,7 @@ _cross_entropy = jax.jit(optax.softmax_cross_entropy_with_integer_labels)
 
 
 def translations(model: Any, sources: Tokens, search: Search) -> list[list[Found]]:
-    """For each source the targets that a search has found, the best first."""
+    """For each source, the targets found by the search, the best first."""
     found: list[list[Found]] = [[] for _ in sources]
     for chosen, source, lengths in _in_batches(sources):
         hypotheses = searched(model, source, lengths, search)
@@ -116,7 +116,7 @@ def translations(model: Any, sources: Tokens, search: Search) -> list[list[Found
 
 
 def attention(model: Any, source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The attention of each token of a target, its end included, to the source; ``[T, S]``."""
+    """The attention of each token of a target, including its end, to the source; ``[T, S]``."""
     labels = np.append(target, END)[None]
     carry = model.encode(source=source[None], lengths=np.array([len(source)], np.int32))
     _, outputs = model(carry, tokens=begun(labels))
@@ -124,7 +124,7 @@ def attention(model: Any, source: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 
 def searched(model: Any, source: np.ndarray, lengths: np.ndarray, search: Search) -> Hypotheses:
-    """The hypotheses for a padded batch of sources; exported models bring their own search."""
+    """The hypotheses for a padded batch of sources; an exported model uses its own search."""
     if not isinstance(model, Compiled):
         return Hypotheses(*model.search(source, lengths, *search))
     penalties = (np.float32(search.length_penalty), np.float32(search.coverage_penalty))
@@ -162,7 +162,7 @@ def _searched(
 
 
 def _in_batches(sources: Tokens) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """The sources by length: which they are, and they with their ends, padded, with lengths."""
+    """Batches of sources of similar length: positions, padded tokens with ends, and lengths."""
     order = np.argsort([len(source) for source in sources], kind="stable")
     rows = min(ROWS, 1 << max(0, len(order) - 1).bit_length())
     for first in range(0, len(order), rows):
@@ -171,21 +171,21 @@ def _in_batches(sources: Tokens) -> Iterator[tuple[np.ndarray, np.ndarray, np.nd
 
 
 def _padded(sentences: Tokens, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sentences as ``rows`` rows, the last ones of which repeat the first where there are fewer."""
+    """Sentences as ``rows`` padded rows; if there are too few, the first ones are repeated."""
     length = max(SHORTEST, 1 << (max(map(len, sentences)) - 1).bit_length())
     missing = rows - len(sentences)
     return padded([*sentences, *[sentences[0]] * missing], length)
 
 
 def spelled(tokenizer: Tokenizer, tokens: Sequence[int] | np.ndarray) -> list[str]:
-    """Each token of a sentence by itself, and the end, as labels of a plot."""
+    """The tokens of a sentence and the end as separate strings, for the labels of a plot."""
     return [*(tokenizer.decode([token]) for token in tokens), "</s>"]
 
 
 def bleu(lines: Sequence[str], references: Sequence[str]) -> tuple[float, str]:
-    """BLEU of translations in percent, cased, 13a tokens; and sacreBLEU's signature of it."""
+    """Case-sensitive BLEU of translations in percent with 13a tokens, and sacreBLEU's signature."""
     from sacrebleu.metrics import BLEU
 
-    metric = BLEU(force=True)  # without a warning where marks are separated, as word by word
+    metric = BLEU(force=True)  # no warning about separated punctuation, as in word-by-word output
     score = metric.corpus_score(list(lines), [list(references)]).score
     return score, str(metric.get_signature())

@@ -1,4 +1,4 @@
-"""Translation: sentences of one language to sentences of another."""
+"""Translation of sentences from one language to another."""
 
 import dataclasses
 import functools
@@ -31,12 +31,12 @@ SENTENCES_PLOTTED = 4
 
 @dataclasses.dataclass(frozen=True)
 class Translation(Task):
-    """Translates sentences, split into subwords of one vocabulary for both languages.
+    """Translates sentences, which are split into subwords of one vocabulary for both languages.
 
-    Validation chooses the checkpoint with the highest BLEU.
+    The best checkpoint has the highest BLEU on validation data.
 
     Raises:
-      UserError: a file is missing or broken, two files do not fit each other, or a sentence of the
+      UserError: a file is missing or broken, two files do not match, or a sentence of the
         validation or test split is too long.
 
     References:
@@ -71,7 +71,7 @@ class Translation(Task):
         return self.data.read()
 
     def metadata(self) -> dict[str, Any]:
-        """``tokenizer``, whose subwords are those of both languages' training sentences."""
+        """``tokenizer``, trained on the training sentences of both languages."""
         lines, size = itertools.chain(*self._pairs["train"]), self.data.vocabulary_size
         tokenizer = Tokenizer.train(lines, kind="subwords", vocabulary_size=size)
         return {"tokenizer": tokenizer.to_json()}
@@ -83,14 +83,14 @@ class Translation(Task):
 
     @functools.cached_property
     def _training(self) -> Pairs:
-        """The subwords of the training pairs that are not too long."""
+        """The subwords of the training pairs, without those that are too long."""
         sides = map(self.tokenizer.encode, self._pairs["train"])
         limit = self.data.max_tokens
         fit = [pair for pair in zip(*sides, strict=True) if max(map(len, pair)) <= limit]
         return Pairs(*([pair[side] for pair in fit] for side in range(2)))
 
     def _check(self, lines: Sequence[str], name: str) -> list[np.ndarray]:
-        """The subwords of sentences to translate, none of which is empty or too long."""
+        """The subwords of sentences to translate; raises an error if one is empty or too long."""
         encoded, limit = self.tokenizer.encode(lines), self.data.max_tokens
         for number, (line, tokens) in enumerate(zip(lines, encoded, strict=True), 1):
             place = f"{name}: sentence {number}"
@@ -174,7 +174,7 @@ class Translation(Task):
             lines, name = read_lines(source), str(source)
         found = translating.translations(model, self._check(lines, name), self.model.search)
         rows = [(n, k, each) for n, beam in enumerate(found) for k, each in enumerate(beam, 1)]
-        if not isinstance(source, list):  # of files the best ones, as many lines as the file has
+        if not isinstance(source, list):  # for files, only the best ones: one row per line
             rows = [row for row in rows if row[1] == 1]
         return {
             "source": [lines[n] for n, _, _ in rows],
@@ -184,7 +184,7 @@ class Translation(Task):
         }
 
     def plot(self, model: Any, text: str) -> "Figure":
-        """Which source subwords the decoder attends to while it writes the best translation."""
+        """The decoder's attention to source subwords for the best translation."""
         (source,) = self._check([text], "--text")
         target = translating.translations(model, [source], self.model.search)[0][0].tokens
         weights = translating.attention(model, np.append(source, END), target)

@@ -1,4 +1,4 @@
-"""The sections of task ``translation``: which files it reads, its model and its search."""
+"""The sections of task ``translation``: its files, its model and its search."""
 
 import dataclasses
 from typing import NamedTuple
@@ -16,7 +16,7 @@ NAMED = ("multi30k.en", "multi30k.de")
 
 
 class Pairs(NamedTuple):
-    """Sentences and their translations, as many of both."""
+    """Sentences and their translations, in equal numbers."""
 
     source: list[str]
     target: list[str]
@@ -27,32 +27,36 @@ class ParallelData(Section):
     """Section ``[data]`` of task ``translation``."""
 
     source: str = option(
-        NAMED[0], f"{' or '.join(NAMED)}, or a file of sentences, a line each, plain or .gz",
+        NAMED[0], f"{' or '.join(NAMED)}, or a file with one sentence per line, plain or .gz",
         path_or=NAMED,
     )  # fmt: skip
     target: str = option(NAMED[1], "their translations, line by line", path_or=NAMED)
     validation_source: str = option(
-        "", "validation sentences; if empty, those of a data set, or a share of data.source",
+        "", "validation sentences; if empty, those of a data set, or a fraction of data.source",
         path_or=("",),
     )  # fmt: skip
     validation_target: str = option("", "their translations", path_or=("",))
     validation_fraction: float = option(
-        0.05, "share of the pairs, at their end, held out where there is no validation file",
+        0.05, "fraction of the pairs, at the end, held out if there is no validation file",
         above=0, below=1,
     )  # fmt: skip
     test_source: str = option(
-        "", "sentences for the test; if empty, the test set of a data set, or none",
+        "", "test sentences; if empty, the test set of a data set, or none",
         path_or=("",),
     )  # fmt: skip
     test_target: str = option("", "their translations", path_or=("",))
     vocabulary_size: int = option(
-        8000, "subwords of both languages together, by byte-pair encoding", at_least=300
+        8000, "size of the subword vocabulary, which both languages share", at_least=300
     )
     max_tokens: int = option(
-        80, "subwords of a sentence at most; longer pairs are left out of training", at_least=2
+        80,
+        "largest number of subwords in a sentence; longer pairs are left out of training",
+        at_least=2,
     )
-    batch_size: int = option(64, "pairs a training step", at_least=1)
-    buckets: int = option(6, "groups of pairs by length; a batch is of one group", at_least=1)
+    batch_size: int = option(64, "pairs per training step", at_least=1)
+    buckets: int = option(
+        6, "number of groups of pairs by length; a batch is from one group", at_least=1
+    )
 
     @property
     def has_test(self) -> bool:
@@ -63,13 +67,13 @@ class ParallelData(Section):
         """The sentence pairs by split.
 
         Raises:
-          UserError: a file is missing or broken, or two files do not fit each other.
+          UserError: a file is missing or broken, or two files do not match.
         """
         for split in ("validation", "test"):
             source, target = (getattr(self, f"{split}_{side}") for side in ("source", "target"))
             if bool(source) != bool(target):
                 name = f"{split}_{'target' if source else 'source'}"
-                raise UserError(f"data.{name}: expected a file, got none beside {source or target}")
+                raise UserError(f"data.{name}: expected a file, got none for {source or target}")
         if (self.source in NAMED) != (self.target in NAMED):
             raise UserError(
                 f"data.target: expected translations of {self.source}, got {self.target}"
@@ -113,7 +117,7 @@ class TranslationConfig(RecurrentConfig):
     )
     embedding_size: int = option(256, "features of a subword's embedding", at_least=1)
     attention: str = option(
-        "multiplicative", "lstm: how attention compares", choices=("multiplicative", "additive")
+        "multiplicative", "lstm: scores of the attention", choices=("multiplicative", "additive")
     )
     input_feeding: bool = option(True, "lstm: the decoder also reads its last attentional vector")
     num_heads: int = option(
@@ -122,19 +126,22 @@ class TranslationConfig(RecurrentConfig):
     tied_embeddings: bool = option(True, "one matrix for source, target and output subwords")
     input_dropout: float = option(0.2, "dropout on embeddings", at_least=0, below=1)
     label_smoothing: float = option(
-        0.1, "share of the target spread over all subwords", at_least=0, below=1
+        0.1,
+        "label smoothing: fraction of the target that is spread over all subwords",
+        at_least=0,
+        below=1,
     )
-    beam_size: int = option(5, "hypotheses kept by the search; 1: greedy", at_least=1)
+    beam_size: int = option(5, "number of hypotheses in the beam search; 1: greedy", at_least=1)
     length_penalty: float = option(1.0, "alpha of Wu et al. 2016; 0: none", at_least=0)
     coverage_penalty: float = option(0.0, "beta of Wu et al. 2016; 0: none", at_least=0)
 
     @property
     def search(self) -> Search:
-        """How translations are searched for."""
+        """The options of the search for translations."""
         return Search(self.beam_size, self.length_penalty, self.coverage_penalty)
 
     def check(self) -> None:
-        """Raises :class:`UserError` where the values do not fit the kind of model."""
+        """Raises :class:`UserError` if the values do not fit the kind of model."""
         with_kind = f'with model.kind "{self.kind}"'
         if self.kind == "lstm":
             expect(self.num_heads == 0, "model.num_heads", f"0 {with_kind}", self.num_heads)
@@ -144,7 +151,7 @@ class TranslationConfig(RecurrentConfig):
         check_transformer(self, without=("cell", "attention", "input_feeding", "tied_embeddings"))
 
     def build(self, num_tokens: int, rngs: nnx.Rngs) -> EncoderDecoder:
-        """A new model of so many tokens."""
+        """A new model with a vocabulary of this size."""
         if self.kind == "transformer":
             return TransformerSeq2Seq(
                 num_tokens, self.hidden_size, self.num_layers, num_heads=self.num_heads,

@@ -1,4 +1,4 @@
-"""Video forecasting: the next frames of a video, from those before."""
+"""Video forecasting: the next frames of a video, from the previous ones."""
 
 import dataclasses
 import functools
@@ -19,13 +19,13 @@ from lstm_jax.tasks.animations import forecast_animation
 from lstm_jax.tasks.base import Batch, Columns, Metrics, Plots, Task
 from lstm_jax.tasks.video_data import VideoConfig, VideoData
 
-ROWS = 25  # videos that a model reads in one call
-PLOTTED = 6  # videos of an animation
+ROWS = 25  # videos per call of a model
+PLOTTED = 6  # videos in an animation
 
 
 @dataclasses.dataclass(frozen=True)
 class VideoForecasting(Task):
-    """Forecasts ``data.horizon`` frames of a video from the ``data.observed`` before them.
+    """Forecasts ``data.horizon`` frames of a video from the ``data.observed`` previous ones.
 
     ``loss`` is the binary cross-entropy of a pixel's value, in nats; ``squared error`` is summed
     over a frame's pixels and channels, with values from 0 to 1; ``relative`` is its ratio to that
@@ -57,7 +57,7 @@ class VideoForecasting(Task):
 
     @functools.cached_property
     def _held_out(self) -> dict[str, np.ndarray]:
-        """The videos of validation and test, ``[N, observed + horizon, height, width, C]``."""
+        """The validation and test videos, ``[N, observed + horizon, height, width, C]``."""
         return self.data.held_out()
 
     def metadata(self) -> dict[str, Any]:
@@ -95,7 +95,7 @@ class VideoForecasting(Task):
     # ---- metrics ----
 
     def evaluate(self, model: Any, split: str) -> Metrics:
-        """The three metrics of the class's description."""
+        """The three metrics that the class's docstring defines."""
         seen, truth = self._parts(self._held_out[split])
         logits = forecast(model, seen)
         losses = np.logaddexp(0, logits) - logits * truth
@@ -114,7 +114,7 @@ class VideoForecasting(Task):
         }
 
     def _parts(self, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What is observed, and what is to be forecast; values from 0 to 1."""
+        """The observed frames and the frames to forecast, with values from 0 to 1."""
         frames = unit_range(frames)
         return frames[:, : self.data.observed], frames[:, self.data.observed :]
 
@@ -124,7 +124,8 @@ class VideoForecasting(Task):
         """The frames that follow the last ``data.observed`` frames of each video.
 
         ``source`` is a .npz file of ``frames`` ``[N, T, height, width, channels]`` with at least
-        as many; None for the observed part of the test videos.  ``frames`` has bytes.
+        that number of frames; None for the observed part of the test videos.  The result ``frames``
+        has bytes.
         """
         frames = forecast(model, self._read(source))
         frames = np.rint(255 / (1 + np.exp(-frames))).astype(np.uint8)
@@ -142,12 +143,12 @@ class VideoForecasting(Task):
         return unit_range(np.stack([video[end - needed : end] for video, end in ends]))
 
     def plots(self, model: Any) -> Plots:
-        """Some test videos beside their forecasts, as an animation."""
+        """Test videos next to their forecasts, as an animation."""
         seen, truth = self._parts(self._held_out["test"][:PLOTTED])
         yield "forecasts.gif", self._animation(model, seen, truth)
 
     def plot_file(self, model: Any, source: pathlib.Path) -> bytes:
-        """An animation of the first videos in a file and of what follows them."""
+        """An animation of the first videos in a file and of their forecasts."""
         seen = self._read(source)[:PLOTTED]
         return self._animation(model, seen, np.zeros((len(seen), 0, *seen.shape[2:])))
 
@@ -156,7 +157,7 @@ class VideoForecasting(Task):
 
 
 def forecast(model: Any, frames: np.ndarray) -> np.ndarray:
-    """Logits of the frames that follow, in calls of one shape.
+    """Logits of the following frames, computed in calls of equal shape.
 
     Args:
       model: reads ``frames`` and returns ``logits``.

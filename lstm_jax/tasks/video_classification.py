@@ -23,7 +23,7 @@ from lstm_jax.tasks.video_classification_data import (
     sizes,
 )
 
-ROWS = 32  # videos that a model reads in one call
+ROWS = 32  # videos per call of a model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class VideoClassification(Task):
     """Predicts the class of a video; the videos of a file may differ in length.
 
     Raises:
-      UserError: a file is missing or broken, or the two files do not fit each other.
+      UserError: a file is missing or broken, or the two files do not match.
 
     References:
       Jeff Donahue et al., "Long-term Recurrent Convolutional Networks for Visual Recognition and
@@ -100,12 +100,12 @@ class VideoClassification(Task):
         return class_metrics(video_logits(model, videos), videos.labels)
 
     def baselines(self, split: str) -> dict[str, Metrics]:
-        commonest = np.bincount(self._videos["train"].labels).argmax()
-        share = float((self._videos[split].labels == commonest).mean())
-        return {"always the commonest class": {"accuracy": 100.0 * share}}
+        most_common = np.bincount(self._videos["train"].labels).argmax()
+        share = float((self._videos[split].labels == most_common).mean())
+        return {"always the most common class": {"accuracy": 100.0 * share}}
 
     def predict(self, model: Any, source: pathlib.Path | None) -> Columns:
-        """The likeliest class of each video and the probability of each class.
+        """The most likely class of each video, and the probability of each class.
 
         ``source`` is a .npz file of ``frames`` ``[N, T, height, width, channels]``.
         """
@@ -125,7 +125,7 @@ class VideoClassification(Task):
 
 
 def video_logits(model: Any, videos: Videos) -> np.ndarray:
-    """The scores of videos in calls of one shape, float32 ``[N, C]``."""
+    """The class scores of videos, computed in calls of equal shape, float32 ``[N, C]``."""
     count = len(videos.lengths)
     size, found = min(ROWS, count), []
     for start in range(0, count, size):

@@ -1,4 +1,4 @@
-"""The sections of task ``video_classification``: which videos, how they are split, which model."""
+"""The sections of task ``video_classification``: the videos, their splits, and the model."""
 
 import dataclasses
 import re
@@ -9,10 +9,10 @@ from lstm_jax.errors import UserError, expect
 
 
 def sizes(text: str) -> tuple[int, ...]:
-    """The numbers in a list such as ``"16,32"``.
+    """Parses a list of numbers such as ``"16,32"``.
 
     Raises:
-      UserError: it is something else.
+      UserError: the string is not such a list.
 
     >>> sizes("16, 32")
     (16, 32)
@@ -29,22 +29,22 @@ class LabelledVideoData(Section):
     train: str = option(
         "", "a .npz file of frames [N, T, height, width, channels] and labels [N]", path_or=()
     )
-    test: str = option("", "as data.train; if empty, test_fraction of each class", path_or=("",))
+    test: str = option("", "like data.train; if empty, test_fraction of each class", path_or=("",))
     test_fraction: float = option(
-        0.2, "share of each class held out from data.train where data.test is empty",
+        0.2, "fraction of each class held out from data.train if data.test is empty",
         above=0, below=1,
     )  # fmt: skip
     validation_fraction: float = option(
-        0.1, "share of each class held out from training to choose the best checkpoint",
+        0.1, "fraction of each class held out from training to choose the best checkpoint",
         at_least=0, below=1,
     )  # fmt: skip
-    batch_size: int = option(32, "videos a training step", at_least=1)
+    batch_size: int = option(32, "videos per training step", at_least=1)
 
     def read(self) -> dict[str, Videos]:
         """The videos of each split.
 
         Raises:
-          UserError: a file is missing or broken, or the test file does not fit the other.
+          UserError: a file is missing or broken, or the test file does not match the training file.
         """
         train = self._read("train", ())
         if self.test:
@@ -69,13 +69,13 @@ class VideoClassifierConfig(RecurrentConfig):
     """Section ``[model]`` of task ``video_classification``."""
 
     channels: str = option(
-        "16,32", "channels of the convolutions, each of which halves height and width", check=sizes
+        "16,32", "channels of the convolutions; each one halves height and width", check=sizes
     )
     frame_features: int = option(64, "features of a frame, which the LSTM reads", at_least=1)
     hidden_size: int = option(
         64, "hidden features of each recurrent layer", at_least=1, at_most=10**6
     )
     pooling: str = option(
-        "mean", "what of the top layer is read: its mean or last output",
+        "mean", "output of the top layer that is read: the mean or the last",
         choices=("mean", "last"),
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The sections of task ``video``: which videos, what is forecast of them, which model."""
+"""The sections of task ``video``: the videos, the frames to forecast, and the model."""
 
 import dataclasses
 import functools
@@ -32,26 +32,32 @@ class VideoData(Section):
         DIGITS, f"{DIGITS}, or a .npz file of frames [N, T, height, width, channels]",
         path_or=(DIGITS,),
     )  # fmt: skip
-    observed: int = option(10, "frames that the model reads", at_least=1)
-    horizon: int = option(10, "frames after them that it forecasts", at_least=1)
+    observed: int = option(10, "number of frames that the model reads", at_least=1)
+    horizon: int = option(10, "number of following frames that it forecasts", at_least=1)
     held_out_fraction: float = option(
-        0.1, "share of a file's videos for validation, and as many for the test",
+        0.1, "fraction of a file's videos for validation, and the same for the test",
         above=0, below=0.5,
     )  # fmt: skip
-    num_digits: int = option(2, "moving_digits: digits in a frame", at_least=1, at_most=100)
-    size: int = option(64, "moving_digits: height and width in pixels", at_least=29, at_most=10_000)
-    speed: float = option(3.6, "moving_digits: pixels a frame", at_least=0)
-    validation_videos: int = option(200, "moving_digits: videos for validation", at_least=1)
-    test_videos: int = option(500, "moving_digits: videos for the test", at_least=1)
-    batch_size: int = option(16, "videos a training step", at_least=1)
+    num_digits: int = option(
+        2, "moving_digits: number of digits in a frame", at_least=1, at_most=100
+    )
+    size: int = option(
+        64, "moving_digits: height and width of a frame in pixels", at_least=29, at_most=10_000
+    )
+    speed: float = option(3.6, "moving_digits: speed in pixels per frame", at_least=0)
+    validation_videos: int = option(
+        200, "moving_digits: number of videos for validation", at_least=1
+    )
+    test_videos: int = option(500, "moving_digits: number of videos for the test", at_least=1)
+    batch_size: int = option(16, "videos per training step", at_least=1)
 
     @property
     def num_frames(self) -> int:
-        """Frames of an example."""
+        """The number of frames in an example."""
         return self.observed + self.horizon
 
     def held_out(self) -> dict[str, np.ndarray]:
-        """The videos of validation and test, uint8 ``[N, num_frames, height, width, C]``.
+        """The validation and test videos, uint8 ``[N, num_frames, height, width, C]``.
 
         Raises:
           UserError: the videos are missing or broken, or too short or too few.
@@ -68,7 +74,7 @@ class VideoData(Section):
         }
 
     def example(self, seed: int, index: int) -> np.ndarray:
-        """A training example, uint8 ``[num_frames, height, width, C]``, a function of both."""
+        """A training example, uint8 ``[num_frames, height, width, C]``, from a pure function."""
         if self.videos == DIGITS:
             return self._moving(self._digits["train"], (seed, index, 2), 1)[0]
         rng = np.random.default_rng((seed, index))
@@ -84,7 +90,7 @@ class VideoData(Section):
 
     @functools.cached_property
     def _digits(self) -> dict[str, Digits]:
-        """Those of training, every tenth of which is for validation, and of the test."""
+        """The training digits, every tenth of which is for validation, and the test digits."""
         images, labels = read_digits("train")
         held_out = np.arange(len(labels)) % 10 == 9
         return {
@@ -117,19 +123,19 @@ class VideoConfig(Section):
     """Section ``[model]`` of task ``video``."""
 
     kind: str = option(
-        "conv_lstm", "layers that read frames as grids, or as vectors",
+        "conv_lstm", "whether layers read frames as grids or as vectors",
         choices=("conv_lstm", "lstm"),
     )  # fmt: skip
     hidden_size: int = option(
-        64, "channels of each layer; of kind lstm its hidden features", at_least=1, at_most=10**6
+        64, "channels of each layer; for kind lstm, hidden features", at_least=1, at_most=10**6
     )
     num_layers: int = option(
-        2, "layers of the encoder, and as many of the forecaster", at_least=1, at_most=256
+        2, "number of layers of the encoder, and of the forecaster", at_least=1, at_most=256
     )
-    kernel_size: int = option(
-        3, "conv_lstm: side of the kernels, odd", at_least=1, at_most=99, check=odd
+    kernel_size: int = option(3, "conv_lstm: kernel size, odd", at_least=1, at_most=99, check=odd)
+    patch: int = option(
+        4, "conv_lstm: side of the squares of pixels that are read as one position", at_least=1
     )
-    patch: int = option(4, "conv_lstm: side of the squares read as one place", at_least=1)
     dtype: str = option(
         "float32", "type of the products; sums stay in float32", choices=("float32", "bfloat16")
     )

@@ -6,9 +6,9 @@ import numpy as np
 
 
 def warped_distances(one: np.ndarray, others: Sequence[np.ndarray]) -> np.ndarray:
-    """The distance of a sequence to each of some others, by dynamic time warping.
+    """The distance of a sequence to each of several others, by dynamic time warping.
 
-    With the Euclidean distance d of two steps, and S and T steps::
+    With the Euclidean distance d of two steps, and sequences of S and T steps::
 
         D(s, t) = d(x_s, y_t) + min(D(s - 1, t), D(s, t - 1), D(s - 1, t - 1))
         distance = D(S, T) / (S + T)
@@ -35,7 +35,7 @@ def warped_distances(one: np.ndarray, others: Sequence[np.ndarray]) -> np.ndarra
     steps = np.sqrt((squares - 2 * products).clip(min=0))  # [N, S, T]
     total = np.full((len(others), S + 1, longest + 1), np.inf, one.dtype)
     total[:, 0, 0] = 0
-    for diagonal in range(2, S + longest + 1):  # whose cells depend on the two before it
+    for diagonal in range(2, S + longest + 1):  # each diagonal depends on the previous two
         s = np.arange(max(1, diagonal - longest), min(S, diagonal - 1) + 1)
         t = diagonal - s
         before = np.minimum(total[:, s - 1, t], total[:, s, t - 1])
@@ -44,7 +44,7 @@ def warped_distances(one: np.ndarray, others: Sequence[np.ndarray]) -> np.ndarra
 
 
 def nearest(sequences: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> np.ndarray:
-    """Which of the others is the nearest to each sequence, integers ``[N]``.
+    """The index of the nearest other sequence to each sequence, integers ``[N]``.
 
     >>> nearest([np.zeros((2, 1))], [np.ones((3, 1)), np.zeros((5, 1))]).tolist()
     [1]

@@ -1,4 +1,4 @@
-"""The word model of a beam search, from the lines of text of the training data."""
+"""The word model of a beam search, from the text of the training data."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from lstm_jax.errors import expect
 from lstm_jax.models.ctc_beam import IMPOSSIBLE, WordModel
 
 LARGEST = 2**26  # numbers in a table
-START = -1  # what stands before the first word
+START = -1  # the position before the first word
 
 History = tuple[int, ...]  # the last words, the latest at the end
 
@@ -24,10 +24,11 @@ def word_model(
     separator: int = -1,
     unknown: float = IMPOSSIBLE,
 ) -> WordModel:
-    """The lexicon of some lines and an n-gram model of their words.
+    """The lexicon of some lines of text, and an n-gram model of their words.
 
-    Witten-Bell smoothing: with n the number of occurrences and k that of different words, or an
-    end, after a history h of words, and h' the history one word shorter::
+    The model uses Witten-Bell smoothing.  Let n be the number of occurrences, and k(h) the number
+    of different words (or an end) after a history h of words.  With the history h', which is one
+    word shorter::
 
         P(w | h) = (n(h w) + k(h) P(w | h')) / (n(h) + k(h))
 
@@ -37,10 +38,10 @@ def word_model(
       lines: the words of each line.
       labels: the label of each character.
       num_classes: C, labels and blank.
-      order: n; 1 for words without regard to those before.
-      separator: the label between words; -1 where a line is a single word.
-      unknown: log probability of an unknown word; ``IMPOSSIBLE`` to find those of the lexicon
-        alone.
+      order: n; 1 for words that are independent of the previous ones.
+      separator: the label between words; -1 if each line is a single word.
+      unknown: log probability of an unknown word; ``IMPOSSIBLE`` to allow only words of the
+        lexicon.
 
     Raises:
       UserError: the table of probabilities would be too large.
@@ -65,7 +66,7 @@ def word_model(
     log_probs = np.insert(np.log(probs), len(ids), unknown, axis=1)
     children, word = _tree(vocabulary, labels, num_classes)
     ahead = _ahead(children, word, probs[histories[()], :-1], unknown)
-    # State 0 of the automaton is the beginning of a line.
+    # State 0 of the automaton is the start of a line.
     first = histories[(START,) if order > 1 else ()]
     swap = np.arange(len(counts))
     swap[[0, first]] = first, 0
@@ -77,7 +78,7 @@ def word_model(
 
 
 def _counts(lines: list[list[int]], end: int, order: int) -> dict[History, dict[int, int]]:
-    """How often each word, or the end, follows each history; shorter histories come first."""
+    """The count of each word, or the end, after each history; shorter histories come first."""
     counts: dict[History, dict[int, int]] = defaultdict(lambda: defaultdict(int))
     for length in range(order):
         for line in lines:
@@ -92,8 +93,8 @@ def _automaton(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Probabilities ``[S, W + 1]`` of words and the end, and the next state, ``[S, W + 1]``.
 
-    The last column of the latter is for an unknown word, which nothing follows in the training
-    data.
+    The last column of the next states is for an unknown word, after which no word is known from the
+    training data.
     """
     probs = np.full((len(states), words + 1), 1 / (words + 1))
     following = np.zeros((len(states), words + 1), np.int64)
@@ -131,7 +132,7 @@ def _tree(
 
 
 def _ahead(children: np.ndarray, word: np.ndarray, probs: np.ndarray, unknown: float) -> np.ndarray:
-    """The log probability that a word goes through each node."""
+    """The log probability that a word passes through each node."""
     through = np.append(probs, 0.0)[word]
     for node in range(len(children) - 1, 1, -1):  # children come after their parents
         below = children[node][children[node] > 1]

@@ -1,4 +1,4 @@
-"""Writing with a model of handwriting: words in a style, their moves one after the other."""
+"""Sampling from a handwriting model: words in a given style, move by move."""
 
 import functools
 from collections.abc import Sequence
@@ -18,11 +18,11 @@ from lstm_jax.tasks.trails import Trail, padded_text, padded_trails, strokes_fro
 
 
 class Primer(NamedTuple):
-    """A piece of handwriting that a model continues, in its style.
+    """A piece of handwriting that a model continues in the same style.
 
     Attributes:
       trail: its moves.
-      labels: what was written.
+      labels: its text.
     """
 
     trail: Trail
@@ -34,9 +34,9 @@ def primer_of(ink: Ink, alphabet: str, every: int, unit: float) -> Primer:
 
     Args:
       ink: the piece, with its text.
-      alphabet: of the model.
-      every: one of so many points of a stroke is read.
-      unit: by which moves are divided.
+      alphabet: the model's alphabet.
+      every: every n-th point of a stroke is read.
+      unit: the divisor of moves.
     """
     (labels,) = checked_labels([ink], alphabet, "style")
     (trail,) = trails_of(standard([ink], every), unit)
@@ -52,22 +52,22 @@ def write(
     longest: int,
     key: jax.Array,
 ) -> list[list[np.ndarray]]:
-    """The strokes of new pieces of handwriting, all written at once.
+    """The strokes of new pieces of handwriting, which are sampled in parallel.
 
-    With a primer, the model first reads its moves, with the primer's text before each text.
+    With a primer, the model first reads its moves, and its text precedes each text.
 
     Args:
       model: a compiled model.
       labels: the text of each piece.
       primer: the style; None for none.
-      bias: how neat; see :func:`lstm_jax.models.handwriting_synthesis.mixture_of`.
-      temperature: a factor of deviations.
-      longest: the most moves of a piece.
+      bias: favours neat writing; see :func:`lstm_jax.models.handwriting_synthesis.mixture_of`.
+      temperature: a factor of the standard deviations.
+      longest: the largest number of moves in a piece.
       key: a random key.
 
     Returns:
-      For each piece its strokes, ``[N, 2]``, from the first point at 0 on; with a primer, from the
-      first point after it.
+      The strokes of each piece, ``[N, 2]``, starting at the origin; with a primer, starting with
+      the first point after it.
     """
     rows = len(labels)
     carry, move = model.initial_carry(rows), jnp.zeros((rows, 3))
@@ -86,7 +86,7 @@ def write(
         ends = np.flatnonzero(kind == END)
         count = ends[0] + 1 if ends.size else len(kind)
         row, kind = row[:count], np.append(ON, kind[:count])
-        if primer is not None:  # the first move leads from the primer to the piece
+        if primer is not None:  # the first move connects the primer to the piece
             row, kind = row[1:], kind[1:]
         found.append(strokes_from(row, kind))
     return found
@@ -97,7 +97,7 @@ def _continued(
     graph: Any, state: Any, longest: int, carry: Any, move: jax.Array, text: jax.Array,
     key: jax.Array, bias: jax.Array, temperature: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
-    """Moves ``[B, longest, 2]`` and what their points are, ``[B, longest]``."""
+    """Moves ``[B, longest, 2]`` and the kinds of their points, ``[B, longest]``."""
     model = nnx.merge(graph, state)
 
     def step(before: Any, key: jax.Array) -> tuple[Any, Any]:

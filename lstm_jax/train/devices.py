@@ -46,7 +46,7 @@ def data_mesh(batch_size: int, num_devices: int = 0) -> jax.sharding.Mesh:
     devices = jax.local_devices()
     if num_devices > len(devices):
         raise UserError(
-            f"train.num_devices: expected at most the {len(devices)} devices there are, "
+            f"train.num_devices: expected at most {len(devices)}, the number of devices, "
             f"got {num_devices}"
         )
     if num_devices and batch_size % num_devices:

@@ -1,4 +1,4 @@
-"""Common to the folders of runs and sweeps: the lock, and JSON with its digest."""
+"""Shared code for the folders of runs and sweeps: the lock, and JSON with its digest."""
 
 import contextlib
 import hashlib
@@ -30,7 +30,7 @@ def locked(folder: pathlib.Path, doing: str) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{folder}: cannot be made a folder ({error.strerror})") from error
+        raise UserError(f"{folder}: the folder cannot be created ({error.strerror})") from error
     lock = filelock.FileLock(folder / ".lock", timeout=0)
     try:
         lock.acquire()

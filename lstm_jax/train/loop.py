@@ -317,7 +317,7 @@ def run_steps(
             if signals:
                 report.end_progress()
                 report.say(
-                    f"stopped after step {step} of {options.num_steps}; all is saved; "
+                    f"stopped after step {step} of {options.num_steps}; everything is saved;  "
                     f"resume with: lstm-jax train {workdir}"
                 )
                 raise Stopped(signals[0])
@@ -399,7 +399,9 @@ def signals(report: Report) -> Iterator[list[int]]:
             report.leave_terminal()
         if len(came) == 2:
             with contextlib.suppress(RuntimeError):  # while another message is printed
-                report.warn("stopping after this step, all is being saved; a third signal kills")
+                report.warn(
+                    "stopping after this step, everything is being saved; a third signal kills"
+                )
         if len(came) == 3:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)

@@ -89,7 +89,7 @@ def check_plot(run: Run, source: pathlib.Path | list[str] | None, path: pathlib.
         formats = run.task.plot_formats
     elif isinstance(run.task, PlotsText):
         texts = source if isinstance(source, list) else []
-        expect(len(texts) == 1, "--plot", "one --text beside it", len(texts))
+        expect(len(texts) == 1, "--plot", "exactly one --text", len(texts))
         formats = (".png", ".svg")
     else:
         raise UserError(f"--plot: task {run.config.task} does not plot a prediction")

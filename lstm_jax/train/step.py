@@ -115,7 +115,7 @@ def init_state(
       optimizer: the optimizer.
       averages: whether to maintain a mean of the parameters.
       seed: the seed of the run.
-      triggered: whether it is a plain mean that begins at a step not known yet.
+      triggered: whether it is a plain mean that starts at a step that is not yet known.
     """
     new = compiled(lambda seed: new_state(task, optimizer, averages, seed, triggered))
     return new(np.uint32(seed))  # an argument, so that all seeds share one program

@@ -113,7 +113,8 @@ def _refuse_other(workdir: pathlib.Path, config: Config) -> None:
         return
     if differing:
         keys = ", ".join(
-            f"{key} ({old!r} there, {new!r} asked)" for key, (old, new) in differing.items()
+            f"{key} ({old!r} in the folder, {new!r} requested)"
+            for key, (old, new) in differing.items()
         )
         raise UserError(
             f"{workdir}: holds a run with another config: {keys}; take another --workdir"

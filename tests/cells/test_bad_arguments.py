@@ -1,4 +1,4 @@
-"""What does not fit is refused by a message with the argument, what it must be and what came."""
+"""Wrong arguments give an error that names the argument, what was expected and what was passed."""
 
 import re
 
@@ -33,7 +33,7 @@ def over_definitions(*methods):
     return pytest.mark.parametrize("name", sorted(cells.values()))
 
 
-# What checks the arguments of a step, and what the checks read of a cell.
+# The methods that check the arguments of a step, and those that the checks use.
 CHECKS = ("step", "prepared", "check_params", "check_x", "check_state", "init")
 READ = ("num_feature_axes", "all_parameters", "input_size", "zero_state")
 
@@ -41,8 +41,8 @@ over_steps = over_definitions(*CHECKS, *READ)
 over_sequences = over_definitions("num_feature_axes", "zero_state")
 
 
-def test_cells_check_by_code_that_is_written_once():
-    """A cell that has a check of its own is a case of ``over_steps``, and is named here."""
+def test_cells_share_the_code_of_checks():
+    """A cell with additional checks is a case of ``over_steps``, and is listed here."""
     own = {
         (name, method)
         for name in CELLS
@@ -53,7 +53,7 @@ def test_cells_check_by_code_that_is_written_once():
 
 
 def fitting(name):
-    """A cell, parameters, one input and a state that fit each other."""
+    """A cell with matching parameters, one input and a state."""
     cell = CELLS[name](hidden_size=H)
     space = SPACE.get(name, ())
     params = cell.init(jax.random.key(0), D)
@@ -61,7 +61,7 @@ def fitting(name):
 
 
 def refused(error, *parts):
-    """Asserts that the message has these parts, in this order."""
+    """Asserts that the message contains these parts in this order."""
     return pytest.raises(error, match="(?s)" + ".*".join(map(re.escape, parts)))
 
 
@@ -76,7 +76,7 @@ def test_x_without_axes(name):
 
 
 @over_steps
-def test_x_of_another_feature_size(name):
+def test_x_with_wrong_feature_size(name):
     cell, params, x, state = fitting(name)
     x = jnp.concatenate([x, x], -1)
     with refused(ValueError, "x must be [..., ", f"D={D}", f"got shape {x.shape}"):
@@ -97,7 +97,7 @@ def test_x_without_the_spatial_axes():
 
 
 @over_steps
-def test_state_of_another_structure(name):
+def test_state_with_wrong_structure(name):
     cell, params, x, state = fitting(name)
     kind = type(state).__name__
     expected = f"state must be {kind}({', '.join(state._fields)})"
@@ -107,7 +107,7 @@ def test_state_of_another_structure(name):
 
 
 @over_steps
-def test_state_of_another_size(name):
+def test_state_with_wrong_size(name):
     cell, params, x, state = fitting(name)
     for field in state._fields:
         size = getattr(cell.zero_state(), field).shape[-1]
@@ -155,7 +155,7 @@ def test_a_missing_parameter(name):
 
 
 @over_steps
-def test_without_the_parameter_that_tells_the_input_size(name):
+def test_without_the_parameter_that_determines_the_input_size(name):
     cell, params, x, state = fitting(name)
     fewer = {key: array for key, array in params.items() if key != "w_ih"}
     expected = f"params of {type(cell).__name__} must have", "w_ih", "got"
@@ -166,7 +166,7 @@ def test_without_the_parameter_that_tells_the_input_size(name):
 
 
 @over_steps
-def test_a_parameter_too_many(name):
+def test_an_extra_parameter(name):
     cell, params, x, state = fitting(name)
     with refused(TypeError, f"params of {type(cell).__name__} must have", "got", "surplus"):
         cell.step({**params, "surplus": jnp.ones(H)}, state, x)
@@ -185,7 +185,7 @@ def test_parameters_of_another_cell(name):
 
 
 @over_steps
-def test_parameters_of_another_hidden_size(name):
+def test_parameters_with_wrong_hidden_size(name):
     cell, _, x, state = fitting(name)
     params = CELLS[name](hidden_size=2 * H).init(jax.random.key(0), D)
     with refused(
@@ -205,20 +205,20 @@ def sequence(name):
 @over_sequences
 def test_xs_without_a_time_axis(name):
     cell, params, x, _ = fitting(name)
-    row = x[0]  # features (and space) alone
+    row = x[0]  # only features (and space)
     with refused(ValueError, "xs must be [T, ..., ", "D]", f"got shape {row.shape}"):
         unroll(cell, params, row)
 
 
 @over_sequences
-def test_xs_of_another_feature_size(name):
+def test_xs_with_wrong_feature_size(name):
     cell, params, xs, _ = sequence(name)
     with refused(ValueError, "xs must be [T, ..., ", f"D={D}", f"got shape {xs[..., 1:].shape}"):
         unroll(cell, params, xs[..., 1:])
 
 
 @over_sequences
-def test_state_of_another_batch(name):
+def test_state_with_wrong_batch_shape(name):
     cell, params, xs, _ = sequence(name)
     space = SPACE.get(name, ())
     state = cell.zero_state((B + 1, *space))
@@ -228,7 +228,7 @@ def test_state_of_another_batch(name):
 
 
 @over_sequences
-def test_a_whole_state_of_another_kind(name):
+def test_state_of_another_type(name):
     cell, params, xs, state = sequence(name)
     expected = f"state must be {type(state).__name__}({', '.join(state._fields)}), got tuple"
     with refused(TypeError, expected):
@@ -291,7 +291,7 @@ def test_engines(name):
     ("name", "options"),
     [("min_lstm", {}), ("min_gru", {}), ("ind_rnn", {"activation_fn": "identity"})],
 )
-def test_the_associative_engine_checks_as_a_step_does(name, options):
+def test_the_associative_engine_has_the_checks_of_a_step(name, options):
     _, params, xs, _ = sequence(name)
     cell = CELLS[name](hidden_size=H, **options)
     who = type(cell).__name__
@@ -461,7 +461,7 @@ def test_more_static_features_than_features():
         cell.init(jax.random.key(0), 3)
 
 
-def test_x_of_another_space_than_the_peepholes():
+def test_x_whose_spatial_shape_does_not_fit_the_peepholes():
     cell = CELLS["conv_lstm"](hidden_size=H, peepholes=True, spatial_shape=(3, 2))
     params = cell.init(jax.random.key(0), D)
     with refused(ValueError, "(3, 2)", "(4, 2"):

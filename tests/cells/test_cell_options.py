@@ -1,4 +1,4 @@
-"""What options do to the parameters a cell begins with, and functions by name."""
+"""The effect of options on initial parameters, and functions by name."""
 
 import copy
 import dataclasses
@@ -19,7 +19,7 @@ from tests import oracles
 D, H = 5, 6
 KEY = jax.random.key(0)
 
-# The gates of each cell's bias, in their order; the letters of what keeps and what writes.
+# The gates of each cell's bias in order, and the letters of the gates that retain and that write.
 GATES = {
     "lstm": "ifgo",
     "peephole": "ifgo",
@@ -48,7 +48,7 @@ GATES = {
 KEEPS = {name: "f" for name, gates in GATES.items() if "f" in gates} | {"gru": "z", "mgu": ""}
 WRITES = {name: "i" for name, gates in GATES.items() if "i" in gates} | {"mgu": "f", "min_gru": "z"}
 # lstm_1997 has blocks of unequal size (and with block_size=1 equal ones) and no forget gate.
-# What is refused, since there is nothing for it to act on.
+# Options that are rejected because they would have no effect.
 WITHOUT = {
     "lstm_1997": ("forget_bias", "chrono"),
     "nfg": ("forget_bias", "chrono"),
@@ -85,7 +85,7 @@ def biases(name, **options):
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_biases_are_zero_but_for_the_forget_gate(name):
+def test_biases_are_zero_except_the_forget_gate(name):
     if not has(name, "forget_bias"):
         b = parameters(name)["b"]
         np.testing.assert_array_equal(b, np.zeros_like(b))
@@ -100,7 +100,7 @@ def test_biases_are_zero_but_for_the_forget_gate(name):
 
 
 @having("forget_bias")
-def test_forget_bias_comes_on_top_of_what_is_drawn(name):
+def test_forget_bias_is_added_to_the_initial_values(name):
     threes = jax.nn.initializers.constant(3.0)
     for gate, b in biases(name, bias_init=threes, forget_bias=0.5).items():
         np.testing.assert_array_equal(b, np.full(H, 3.5 if gate == "f" else 3.0), err_msg=gate)
@@ -111,7 +111,8 @@ def test_chrono(name):
     """b_keep = log u and b_write = -log u, u uniform in [1, chrono - 1]."""
     longest, size = 50.0, 400
     own = CELLS[name](hidden_size=size, chrono=longest).parameters(D)["b"]
-    b = np.asarray(own.init(KEY, own.shape, "float32"))  # alone: the matrices would take long
+    # Only the biases, since the matrices would take long.
+    b = np.asarray(own.init(KEY, own.shape, "float32"))
     drawn = dict(zip(GATES[name], np.split(b, len(GATES[name])), strict=True))
     keeps, writes = KEEPS.get(name, ""), WRITES.get(name, "")
     assert keeps or writes
@@ -119,7 +120,8 @@ def test_chrono(name):
         if gate in keeps + writes:
             u = np.exp(b if gate in keeps else -b)
             assert u.min() >= 1 - 1e-6 and u.max() <= longest - 1 + 1e-4, gate
-            # The mean of 400 uniform draws spreads by (longest - 2) / sqrt(12 * 400) = 0.7.
+            # The mean of 400 uniform samples has the deviation (longest - 2) / sqrt(12 * 400) =
+            # 0.7.
             assert abs(u.mean() - longest / 2) < 5 * 0.7, gate
         else:
             np.testing.assert_array_equal(b, 0.0, err_msg=gate)
@@ -131,7 +133,7 @@ def test_chrono(name):
 
 
 def square_blocks(name, params):
-    """The H by H blocks of the recurrent matrices that a cell draws gate by gate."""
+    """The H by H blocks of the recurrent matrices, which are initialised for each gate."""
     w = np.asarray(params["w_hh"], np.float64)
     if name == "slstm":
         return [block for head in w for block in np.split(head, 4, -1)]
@@ -146,12 +148,12 @@ def square_blocks(name, params):
     # projected: (P, H) blocks, below.  conv_lstm: kernels.  The others have no w_hh.
     sorted(set(CELLS) - {"projected", "conv_lstm", "min_lstm", "min_gru", "ind_rnn"}),
 )
-def test_recurrent_weights_are_orthogonal_gate_by_gate(name):
+def test_recurrent_weights_are_orthogonal_for_each_gate(name):
     blocks = square_blocks(name, parameters(name))
     for block in blocks:
         np.testing.assert_allclose(block @ block.T, np.eye(H), atol=1e-5)
     for n, block in enumerate(blocks):
-        assert not any(np.array_equal(block, other) for other in blocks[:n]), "drawn apart"
+        assert not any(np.array_equal(block, other) for other in blocks[:n]), "equal gates"
 
 
 def test_heads_and_projections_are_orthogonal_too():
@@ -230,7 +232,7 @@ def test_parameters_have_the_role_of_their_initialiser(name, options):
         *[(variant, {}) for variant in ("nig", "nfg", "nog", "niaf", "noaf", "fgr")],
     ],
 )
-def test_peepholes_begin_at_zero_or_as_asked(name, options):
+def test_peepholes_are_initially_zero_or_as_configured(name, options):
     own = [key for key in parameters(name, **options) if key.startswith("p_")]
     gates = GATES[name] if name != "conv_lstm" else "ifo"
     assert own == [f"p_{gate}" for gate in "ifo" if gate in gates]
@@ -242,12 +244,12 @@ def test_peepholes_begin_at_zero_or_as_asked(name, options):
         np.testing.assert_array_equal(drawn, np.ones((*space, H)))
 
 
-def test_peepholes_are_none_where_there_are_none():
+def test_cells_without_peepholes_have_no_peephole_parameters():
     for name in ("coupled", "conv_lstm", "np"):
         assert not [key for key in parameters(name) if key.startswith("p_")]
 
 
-def test_layer_norms_begin_as_standardisation():
+def test_layer_norms_are_initially_standardisation():
     params = parameters("layer_norm")
     for part, size in (("x", 4 * H), ("h", 4 * H), ("c", H)):
         np.testing.assert_array_equal(params[f"scale_{part}"], np.ones(size))
@@ -269,8 +271,8 @@ def test_param_dtype(name, dtype):
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_a_state_keeps_its_types_in_a_scan_whatever_meets(name):
-    """Types of products, parameters, inputs and of each field of the state, each with each."""
+def test_a_state_preserves_its_types_in_a_scan_for_all_combinations(name):
+    """All combinations of types of products, parameters, inputs and each field of the state."""
     types = ["float16", "bfloat16", "float32", "float64"]
 
     def run(cell, params, state, xs):
@@ -285,7 +287,7 @@ def test_a_state_keeps_its_types_in_a_scan_whatever_meets(name):
             cell = CELLS[name](hidden_size=H, dtype=dtype, param_dtype=types[j % 4])
             space = (2,) * (cell.num_feature_axes - 1)
             zero = jax.eval_shape(functools.partial(cell.zero_state, (2, *space)))
-            kinds = types if j == 4 else [types[(i + 2 * j) % 4]]  # all alike, or each another
+            kinds = types if j == 4 else [types[(i + 2 * j) % 4]]  # all equal, or all different
             state = jax.tree.map(
                 lambda leaf, kind: jax.ShapeDtypeStruct(leaf.shape, kind),
                 zero,
@@ -308,7 +310,7 @@ def test_a_cell_can_be_copied_and_pickled(name):
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_the_key_decides(name):
+def test_the_key_determines_the_parameters(name):
     cell = CELLS[name](hidden_size=H)
     first, again, other = (cell.init(jax.random.key(seed), D) for seed in (0, 0, 1))
     for key in first:
@@ -317,8 +319,8 @@ def test_the_key_decides(name):
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_a_learned_initial_state_begins_at_zero(name):
-    """But for slstm's normaliser, by which zero may be divided: one, and not learned."""
+def test_a_learned_initial_state_is_initially_zero(name):
+    """Except for the normaliser of slstm, which is one and not learned, since it is a divisor."""
     cell = CELLS[name](hidden_size=H, learn_initial_state=True)
     params = cell.init(KEY, D)
     state = cell.initial_state(params, (3,))._asdict()
@@ -340,7 +342,7 @@ def test_recurrent_weights_are_parameters_that_drop_connect_drops(name):
         assert DropConnect(cell).recurrent_weights
         return
     assert not cell.recurrent_weights
-    with pytest.raises(ValueError, match=f"params that read the last state.*{type(cell).__name__}"):
+    with pytest.raises(ValueError, match=f"a cell with recurrent weights.*{type(cell).__name__}"):
         DropConnect(cell)
 
 
@@ -361,15 +363,15 @@ def test_a_new_cell_of_the_lstm_family_has_its_zero_state(kind):
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_functions_by_name(name):
     x = jnp.linspace(-4.0, 4.0, 41)
-    # Float32 functions of numbers up to exp(4) = 55: a few roundings of 6e-8 of them.
+    # Float32 functions of numbers up to exp(4) = 55: a few rounding errors of 6e-8 of them.
     np.testing.assert_allclose(
         ACTIVATIONS[name](x), oracles.FUNCTIONS[name](np.float64(x)), rtol=2e-6, atol=1e-6
     )
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_a_name_and_its_function_are_one(name):
-    """Cells with either compute the same; all options that take functions."""
+def test_a_name_and_its_function_are_equivalent(name):
+    """Cells with either compute the same, for all options that accept functions."""
     plain = CELLS[name](hidden_size=H)
     names = {
         option: function
@@ -396,7 +398,7 @@ def test_a_name_and_its_function_are_one(name):
 
 
 @pytest.mark.parametrize("name", GATED)
-def test_each_option_of_a_function_acts(name):
+def test_each_function_option_has_an_effect(name):
     plain = CELLS[name](hidden_size=H)
     space = (2, 3) if name == "conv_lstm" else ()
     params = jax.tree.map(lambda a: 3.0 * a + 0.3, plain.init(KEY, D))

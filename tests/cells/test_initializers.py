@@ -1,4 +1,4 @@
-"""Initialisers by name; those of other libraries against layers that these have initialised."""
+"""Initialisers by name, and those of other libraries, compared with layers of these libraries."""
 
 import functools
 import pickle
@@ -49,7 +49,7 @@ LIBRARIES = {
 
 
 def orthogonal_parts(w):
-    """Whether the rows of the whole matrix are orthonormal, and those of each gate's."""
+    """Whether the rows of the whole matrix, and those of each gate's part, are orthonormal."""
     parts = (w, *np.split(w, 4, -1))
     return [bool(np.allclose(part @ part.T, np.eye(H), atol=1e-5)) for part in parts]
 
@@ -84,7 +84,7 @@ def test_joint_gates_of_a_module_are_orthogonal_together():
 
 
 @pytest.mark.parametrize("name", sorted(set(CELLS) - {"ind_rnn", "min_gru", "min_lstm"}))
-def test_joint_initialisers_see_the_weights_of_all_gates(name):
+def test_joint_initialisers_receive_the_weights_of_all_gates(name):
     shapes = []
 
     def init(key, shape, dtype):

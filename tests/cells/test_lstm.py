@@ -26,14 +26,14 @@ def test_step_equals_the_numpy_equations():
         params, state, x = random_case()
         new, y = lstm_cell(params, state, x)
         h, c = oracle.lstm_step(*jax.tree.map(np.asarray, (params, state.h, state.c, x)))
-        # A handful of float64 roundings of numbers of order 1.
+        # A handful of float64 rounding errors of numbers of order 1.
         np.testing.assert_allclose(new.h, h, rtol=0, atol=1e-14)
         np.testing.assert_allclose(new.c, c, rtol=0, atol=1e-14)
         np.testing.assert_array_equal(y, new.h)
 
 
 def test_step_by_hand():
-    """One unit, one input, by pocket calculator: every gate has its own weight."""
+    """One unit and one input, computed with a pocket calculator; every gate has its own weight."""
     params = {
         "w_ih": jnp.array([[1.0, 2.0, 3.0, 4.0]]),  # i, f, g, o
         "w_hh": jnp.array([[0.5, -0.5, 0.25, -0.25]]),
@@ -86,22 +86,22 @@ def test_saturated_gates_have_finite_gradients():
 class TestInit:
     params = LSTMCell(64).init(jax.random.key(0), 32)
 
-    def test_recurrent_weights_are_orthogonal_gate_by_gate(self):
+    def test_recurrent_weights_are_orthogonal_for_each_gate(self):
         for block in np.split(np.asarray(self.params["w_hh"], np.float64), 4, -1):
             np.testing.assert_allclose(block @ block.T, np.eye(64), atol=1e-5)
 
     def test_input_weights_are_lecun_normal(self):
-        scale = 32**-0.5 / scipy.stats.truncnorm(-2, 2).std()  # variance 1 / D once it is cut off
+        scale = 32**-0.5 / scipy.stats.truncnorm(-2, 2).std()  # variance 1 / D after truncation
         for block in np.split(np.asarray(self.params["w_ih"], np.float64), 4, -1):
             assert 1.8 * scale < np.abs(block).max() <= 2 * scale * (1 + 1e-6)
-            # A squared normal draw has a variance of 2 / D^2, one that is cut off has less.
+            # The square of a normal sample has the variance 2 / D^2, and less if it is truncated.
             spread = np.sqrt(2) / 32 / np.sqrt(block.size)
             assert abs(np.square(block).mean() - 1 / 32) < 5 * spread
 
     def test_bias_is_zero(self):
         np.testing.assert_array_equal(self.params["b"], np.zeros(4 * 64))
 
-    def test_gates_are_drawn_apart(self):
+    def test_gates_are_initialised_separately(self):
         for name in ("w_ih", "w_hh"):
             i, f, g, o = np.split(np.asarray(self.params[name]), 4, -1)
             assert not any(np.array_equal(a, b) for a, b in [(i, f), (f, g), (g, o), (i, o)])
@@ -139,7 +139,7 @@ class TestDtypes:
     @pytest.mark.parametrize("x_dtype", ["bfloat16", "float32"])
     @pytest.mark.parametrize("dtype", [None, "bfloat16", "float32"])
     @pytest.mark.parametrize("param_dtype", ["bfloat16", "float32"])
-    def test_the_state_keeps_its_types_in_a_scan(self, x_dtype, dtype, param_dtype):
+    def test_the_state_preserves_its_types_in_a_scan(self, x_dtype, dtype, param_dtype):
         cell = LSTMCell(H, dtype=dtype, param_dtype=param_dtype)
         params = cell.init(jax.random.key(0), D)
         with jax.numpy_dtype_promotion("standard"):
@@ -168,7 +168,7 @@ class TestErrors:
         with pytest.raises(ValueError, match=r"state\.h must have shape \[\.\.\., 7\], .*\(8,\)"):
             self.cell.step(self.params, bad, jnp.ones(D))
 
-    def test_state_of_another_structure(self):
+    def test_state_with_wrong_structure(self):
         with pytest.raises(TypeError, match=r"state must be LSTMState\(h, c\), got tuple"):
             self.cell.step(self.params, (jnp.zeros(H), jnp.zeros(H)), jnp.ones(D))
 
@@ -178,7 +178,7 @@ class TestErrors:
             LSTMCell(size)
 
     @pytest.mark.parametrize("size", [2.0, "2", True, None])
-    def test_hidden_size_that_is_no_integer(self, size):
+    def test_hidden_size_that_is_not_an_integer(self, size):
         with pytest.raises(TypeError, match="hidden_size must be an int, got"):
             LSTMCell(size)
 

@@ -1,4 +1,4 @@
-"""Every cell with every option that changes its arithmetic, through every transformation.
+"""Every cell, with every option that changes its arithmetic, in every transformation.
 
 One table of cases; a cell without a case in it fails.  Cases of ``STRUCTURES`` (one for each
 set of equations) run through all tests, those of ``FUNCTIONS`` (one for each element-wise
@@ -28,7 +28,7 @@ RESETS = np.array([[False, False], [False, True], [True, False], [False, True]])
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A cell as the table has it, and the shape of one row's input at one step."""
+    """A cell of the table, and the shape of one row's input at one step."""
 
     name: str
     options: tuple[tuple[str, Any], ...] = ()
@@ -83,14 +83,14 @@ STRUCTURES = [
     case("conv_lstm", space=(2, 1, 3), kernel_size=(1, 1, 3)),
 ]
 
-# What takes longest is done once for each cell.
+# The slowest tests run once for each cell.
 FIRST = [case for n, case in enumerate(STRUCTURES) if case.name != STRUCTURES[n - 1].name]
 
-# Functions that are not the default, clips small enough to cut.
+# Functions other than the defaults, and clips that are small enough to have an effect.
 ELEMENTWISE = {"gate_fn": "hard_sigmoid", "activation_fn": "softsign", "preactivation_clip": 0.4}
 LSTM_FAMILY = {"output_fn": "identity", "cell_clip": 0.3}
 FUNCTIONS = [
-    # Each by itself once for equations that are written out, all at once for all.
+    # Separately for cells with explicit equations, and all together for every cell.
     *[
         case(name, **{option: value})
         for name in ("lstm", "peephole")
@@ -136,7 +136,7 @@ def test_every_cell_has_its_cases_and_its_oracle():
 
 # ---- what the tests share ----
 
-# What runs a few times need not run fast: half the time to compile.
+# Programs that run a few times need not be fast; this halves the time to compile them.
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
@@ -148,7 +148,7 @@ def drawn(rng, tree, dtype, scale=1.0):
 def arguments(case, given=np.float64, scale=0.7, steps=T, batch=(B,), **more):
     """A cell with parameters, inputs and a state of random numbers: ``(cell, params, xs, state)``.
 
-    Parameters are not as ``init`` draws them, since many begin at zero.
+    The parameters are not those of ``init``, since many of these are zero.
     """
     rng = np.random.default_rng(0)
     cell = case.cell(**more)
@@ -162,7 +162,7 @@ def arguments(case, given=np.float64, scale=0.7, steps=T, batch=(B,), **more):
 
 
 def scalar(last, ys):
-    """A loss in which every output and every field of the last state counts, each otherwise."""
+    """A loss that depends on every output and every field of the last state in a different way."""
     total = 0.0
     for n, array in enumerate([ys, *last]):
         weight = jnp.cos(jnp.arange(array.size) + n).reshape(array.shape).astype(array.dtype)
@@ -209,7 +209,7 @@ def test_values_equal_the_numpy_loop(case):
             (given,) = dicts(state)
             expected, expected_ys = case.oracle(params, xs, given, LENGTHS, RESETS, reverse)
             assert dtypes((last, ys)) == {"float64"}, "float64 in, float64 out"
-            # Sums of at most 9 * (D + H) terms of order 1 over T steps: some hundred roundings
+            # Sums of at most 9 * (D + H) terms of order 1 over T steps: a hundred rounding errors
             # of 1e-16.  Layer normalisation divides by a standard deviation of that order.
             close = functools.partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-12)
             close(ys, expected_ys, err_msg=f"outputs, {reverse=}")
@@ -237,7 +237,7 @@ def test_derivatives_equal_finite_differences(case):
             return value_and_grad(*move(1)), value_and_grad(*move(-1))
 
         # Central differences along directions of length one err by the third derivative times
-        # step**2 = 1e-10 and by roundings of 1e-15 / step = 1e-10, each times order 1 to 100.
+        # step**2 = 1e-10 and by rounding errors of 1e-15 / step = 1e-10, each times order 1 to 100.
         close = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-7)
         none = jax.tree.map(np.zeros_like, args)
         for n, what in enumerate(("parameters", "inputs", "initial state")):
@@ -260,7 +260,7 @@ def test_derivatives_equal_finite_differences(case):
 
 
 @pytest.mark.parametrize("forget_fn", ["sigmoid", "exp"])
-def test_slstm_computes_what_its_unstabilised_equations_say(forget_fn):
+def test_slstm_equals_its_unstabilised_equations(forget_fn):
     """From a state that has not begun; with m, the stored c and n are short of exp(m)."""
     with jax.enable_x64(True):
         cell, params, xs, _ = arguments(case("slstm", forget_fn=forget_fn))
@@ -306,7 +306,7 @@ def test_linear_cells_in_parallel_equal_the_numpy_loop(case, reverse):
 def test_transformations_change_nothing(case):
     with jax.enable_x64(True):
         cell, params, xs, state = arguments(case)
-        # A few roundings of numbers of order 1, in another order.
+        # A few rounding errors of numbers of order 1, in a different order.
         close = functools.partial(chex.assert_trees_all_close, rtol=1e-11, atol=1e-12)
 
         compiled = quick_jit(cell.step)
@@ -326,7 +326,7 @@ def test_transformations_change_nothing(case):
             state, ys = jax.lax.scan(functools.partial(step, params), state, xs)
             return scalar(state, ys)
 
-        # Rows differ in scalar() when apart from when together; so each row by itself.
+        # scalar() of separate rows differs from that of all rows, so it is computed for each row.
         rows = quick_jit(jax.vmap(jax.grad(functools.partial(body, step=cell.step)), (None, 0, 1)))
         single = quick_jit(jax.grad(functools.partial(body, step=jax.checkpoint(cell.step))))
         by_row = rows(params, state, xs)
@@ -356,7 +356,7 @@ def test_tracing_leaks_nothing_and_promotes_nothing(case, checking_leaks):
 
 @over_structures
 @pytest.mark.parametrize("types", [("float32", "bfloat16"), ("bfloat16", None)], ids=str)
-def test_no_cell_leaves_it_to_jax_how_two_types_meet(case, types):
+def test_no_cell_relies_on_implicit_type_promotion(case, types):
     stored, dtype = types
     cell = case.cell(param_dtype=stored, dtype=dtype)
     x = jnp.ones((B, *case.space, D), stored)
@@ -375,18 +375,18 @@ def test_no_cell_leaves_it_to_jax_how_two_types_meet(case, types):
 # ---- types ----
 
 
-# Cells with a product of something other than x and the last h, which is rounded for it.
+# Cells with products of values other than x and the last h, which are rounded for them.
 BETWEEN = ("multiplicative", "mogrifier", "gru", "mgu", "fgr")
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @over_structures
-def test_low_precision_stays_within_its_error(case, dtype):
-    """Products of narrow numbers, everything else in float32: h is rounded, nothing else.
+def test_low_precision_errors_are_bounded(case, dtype):
+    """Only products have narrow operands; everything else is in float32, so only h is rounded.
 
-    The oracle has the rounded weights, inputs and first h.  So after one step (row 0) all but h
-    is right to float32, and h to its own rounding; over T steps (row 1) T roundings of eps / 2
-    reach the outputs, which gates with slopes below one do not enlarge.
+    The oracle has the rounded weights, inputs and first h.  After one step (row 0), everything
+    except h is therefore exact up to float32, and h up to its own rounding.  Over T steps (row 1),
+    T roundings of eps / 2 reach the outputs, and gates with slopes below one do not amplify them.
     """
     cell, params, xs, state = arguments(case, np.float32, dtype=dtype)
     lengths = np.array([1, T])
@@ -424,11 +424,11 @@ def test_low_precision_stays_within_its_error(case, dtype):
     + [(case, "float16") for case in FIRST if case.name in ("lstm", "mogrifier", "conv_lstm")],
     ids=str,
 )
-def test_gradients_of_low_precision_stay_within_its_error(case, dtype):
-    """The gradient in float32, of the rounded weights and inputs, is the right one.
+def test_low_precision_gradient_errors_are_bounded(case, dtype):
+    """The reference is the gradient in float32 of the rounded weights and inputs.
 
-    Each step rounds h on the way forward, and on the way back the cotangents of its products
-    and of h: 3 T roundings of eps / 2 that follow one another.
+    Each step rounds h in the forward pass, and the cotangents of its products and of h in the
+    backward pass: 3 T consecutive rounding errors of eps / 2.
     """
     cell, params, xs, state = arguments(case, np.float32, dtype=dtype)
     rounded = lambda array: array.astype(dtype).astype(np.float32)  # noqa: E731
@@ -450,7 +450,7 @@ def test_gradients_of_low_precision_stay_within_its_error(case, dtype):
 
 @pytest.mark.parametrize(("name", "large"), [("multiplicative", "w_mx"), ("mogrifier", "w_q1")])
 def test_sums_beyond_float16_are_multiplied_before_they_are_rounded(name, large):
-    """Float16 ends at 65504; of the products of such sums only what is multiplied again is it."""
+    """The largest float16 is 65504; only values that are multiplied again are rounded to it."""
     one, cell = case(name), case(name).cell(dtype="float16")
     params, state = cell.init(jax.random.key(0), D), cell.zero_state((B,))
     params |= {large: jnp.full_like(params[large], 3e4)}
@@ -465,7 +465,7 @@ def test_sums_beyond_float16_are_multiplied_before_they_are_rounded(name, large)
 
 
 @over_structures
-def test_a_scan_keeps_its_types_whatever_they_are(case):
+def test_a_scan_preserves_any_types(case):
     _, params, xs, state = arguments(case, np.float32)
     pair = ("bfloat16", "float32")
     for types in [(*three, None) for three in itertools.product(pair, repeat=3)] + [
@@ -513,11 +513,11 @@ def test_a_state_is_as_wide_as_the_widest_of_parameters_and_inputs(case):
 
 @over_structures
 def test_saturated_gates_and_masked_steps_have_finite_gradients(case):
-    """Pre-activations of 1e4 and more, both signs; what a row does not read is not a number.
+    """Pre-activations of 1e4 and more, with both signs; steps that a row does not read are NaN.
 
     Float32 reaches 3e38.  The largest numbers are those of cells whose candidates are not
-    squashed: ind_rnn multiplies by u = 1e4 in each of T = 4 steps, so that its outputs are of
-    order 1e20, and its gradients another factor 1e4 or two above.
+    squashed: ind_rnn multiplies by u = 1e4 in each of T = 4 steps, so its outputs are of order
+    1e20, and its gradients are larger by another factor of 1e4 or 1e8.
     """
     cell, params, xs, state = arguments(case, np.float32, scale=1e4)
 
@@ -538,7 +538,7 @@ def test_saturated_gates_and_masked_steps_have_finite_gradients(case):
 
 
 @over_structures
-def test_a_learned_initial_state_is_a_parameter_and_what_resets_restore(case):
+def test_a_learned_initial_state_is_a_parameter_and_resets_restore_it(case):
     with jax.enable_x64(True):
         cell, params, xs, _ = arguments(case, learn_initial_state=True)
         fields = cell.zero_state()._fields
@@ -564,7 +564,7 @@ def test_a_learned_initial_state_is_a_parameter_and_what_resets_restore(case):
 
 @pytest.mark.parametrize("value", [-20.0, -1.0, 0.0, 20.0])
 @pytest.mark.parametrize("written", [-200.0, 0.0])
-def test_slstm_divides_by_what_is_positive_whatever_is_learned(value, written):
+def test_slstm_divides_only_by_positive_numbers(value, written):
     """h is o times a mean of candidates and the first c / n, with weights of at least 0."""
     cell = case("slstm").cell(learn_initial_state=True)
     params = cell.init(jax.random.key(0), D)
@@ -582,7 +582,7 @@ def test_slstm_divides_by_what_is_positive_whatever_is_learned(value, written):
 
 
 @over_all
-def test_cells_built_alike_are_alike(case):
+def test_cells_with_equal_options_are_equal(case):
     assert case.cell() == case.cell()
     assert hash(case.cell()) == hash(case.cell())
     assert case.cell() != case.cell(learn_initial_state=True)

@@ -1,7 +1,8 @@
-"""Against other people's cells: torch in values and gradients, ONNX's evaluator, ONNX Runtime.
+"""Comparison with other libraries' cells: torch (values and gradients), ONNX's evaluator, ONNX
+Runtime.
 
-Their weights are (gates * H, in), one matrix a gate in an order of their own, with two biases.
-Each layout is written out here once, as a function from our parameters to theirs.
+Their weights are (gates * H, in), with a different order of gates and two biases. Each layout is
+written here as a function from our parameters to theirs.
 """
 
 import jax
@@ -139,7 +140,7 @@ def test_values_and_gradients_agree_with_torch(torch, name, ours, theirs):
 
 
 def as_onnx(operator, params, xs, state, **attributes):
-    """A model of one node and what it is fed; its outputs are Y, Y_h and for an LSTM Y_c."""
+    """A model of one node, and its inputs; its outputs are Y, Y_h and, for an LSTM, Y_c."""
     from onnx import TensorProto, helper
 
     ours, theirs = {"LSTM": ("ifgo", "iofg"), "GRU": ("rzg", "zrg"), "RNN": ("g", "g")}[operator]
@@ -245,7 +246,7 @@ HARD = {"activation_alpha": [1 / 6], "activation_beta": [0.5]}
     ],
 )
 def test_values_agree_with_onnxruntime(runtime, name, operator, ours, theirs, direction):
-    """Rows of several lengths, each backwards from its own end."""
+    """Rows of different lengths, each read backwards from its own end."""
     cell = CELLS[name](hidden_size=H, **ours)
     params, xs, state = drawn(cell, np.float32)
     reverse = direction == "reverse"
@@ -254,7 +255,7 @@ def test_values_agree_with_onnxruntime(runtime, name, operator, ours, theirs, di
         operator, params, xs, state, direction=direction, lengths=LENGTHS, **theirs
     )
     # Float32 sums of D + H = 9 terms of order 1 over T = 6 steps; its exponentials are
-    # approximations of a few roundings.
+    # approximations of a few rounding errors.
     agree(runtime(model), fed, last, ys, 1e-5)
 
 
@@ -263,7 +264,8 @@ def test_values_agree_with_onnxruntime(runtime, name, operator, ours, theirs, di
 def test_coupled_agrees_with_onnxruntime(runtime, peepholes, direction):
     """ONNX's input_forget has f = 1 - i of i's weights; we have i = 1 - f of f's.
 
-    σ(-z) = 1 - σ(z): the input gate's weights are our forget gate's with their signs changed.
+    Since σ(-z) = 1 - σ(z), the input gate's weights are those of our forget gate with the opposite
+    sign.
     """
     cell = CELLS["coupled"](hidden_size=H, peepholes=peepholes)
     params, xs, state = drawn(cell, np.float32)
@@ -281,7 +283,7 @@ def test_coupled_agrees_with_onnxruntime(runtime, peepholes, direction):
     agree(runtime(model), fed, last, ys, 1e-5)  # as above
 
 
-def test_a_convolution_agrees_with_torch(torch):
+def test_convolution_agrees_with_torch(torch):
     """The pre-activations of conv_lstm, by torch's cross-correlation."""
     kernel = (3, 5)
     cell = CELLS["conv_lstm"](

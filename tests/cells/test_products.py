@@ -66,7 +66,7 @@ def multiplied(text):
 
 @over_types
 @over_products
-def test_values_are_those_of_the_ordinary_product(name, dtype):
+def test_values_equal_those_of_the_ordinary_product(name, dtype):
     function, x, w, _ = operands(name, dtype)
     y = jax.jit(function)(x, w)
     assert y.dtype == jnp.float32
@@ -77,7 +77,7 @@ def test_values_are_those_of_the_ordinary_product(name, dtype):
 
 @over_types
 @over_products
-def test_cotangents_are_those_of_a_rounded_cotangent(name, dtype):
+def test_cotangents_equal_those_of_a_rounded_cotangent(name, dtype):
     function, x, w, cotangent = operands(name, dtype)
     pullback = jax.jit(lambda x, w, cotangent: jax.vjp(function, x, w)[1](cotangent))
     given = pullback(x, w, cotangent)
@@ -94,7 +94,7 @@ def test_cotangents_are_those_of_a_rounded_cotangent(name, dtype):
 
 
 @over_products
-def test_tangents_are_those_of_the_ordinary_product(name):
+def test_tangents_equal_those_of_the_ordinary_product(name):
     function, x, w, _ = operands(name, "bfloat16")
     _, tangent = jax.jit(lambda x, w: jax.jvp(function, (x, w), (x, w)))(x, w)
     np.testing.assert_allclose(tangent, 2 * function(x, w), rtol=1e-6, atol=1e-6)
@@ -160,7 +160,7 @@ def test_every_transformation_multiplies_narrow_numbers(name):
     wide = X.astype(jnp.float32), W.astype(jnp.float32)
     for got, right in zip(lowered.compile()(X, W), TRANSFORMED[name](*wide), strict=True):
         got, right = np.asarray(got, np.float32), np.asarray(right)
-        # At most six roundings follow one another, of cotangents twice and of their products.
+        # At most six rounding errors follow one another, of cotangents twice and of their products.
         bound = 6 * 2.0**-9 * np.linalg.norm(right)
         assert np.linalg.norm(got - right) <= bound
 
@@ -191,14 +191,14 @@ def test_with_explicit_shardings():
         np.testing.assert_array_equal(got.astype(jnp.float32), right.astype(jnp.float32))
 
 
-def test_is_exported_with_its_derivative():
+def test_export_with_derivative():
     exported = jax.export.export(jax.jit(jax.grad(loss, (0, 1))))(X, W)
     again = jax.export.deserialize(exported.serialize(vjp_order=0))
     for got, right in zip(again.call(X, W), jax.grad(loss, (0, 1))(X, W), strict=True):
         np.testing.assert_array_equal(got.astype(jnp.float32), right.astype(jnp.float32))
 
 
-def test_is_exported_for_other_platforms_with_unknown_sizes():
+def test_export_for_other_platforms_with_symbolic_sizes():
     rows = jax.export.symbolic_shape("rows")
     x = jax.ShapeDtypeStruct((*rows, 4), jnp.bfloat16)
     exported = jax.export.export(jax.jit(jax.grad(loss, (0, 1))), platforms=("cuda", "tpu"))(x, W)

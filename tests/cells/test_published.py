@@ -1,7 +1,8 @@
-"""Numbers that others have published, with constant weights that need no file.
+"""Published values for constant weights, which need no files.
 
 Sources: the tests of TensorFlow 1 (``rnn_cell_test.py`` of core and contrib) and of Keras 3
-(``lstm_test.py``, ``gru_test.py``, ``conv_lstm_test.py``), outputs of cells of their own.
+(``lstm_test.py``, ``gru_test.py``, ``conv_lstm_test.py``), which contain outputs of their own
+cells.
 """
 
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from lstm_jax.cells import CELLS
 
 
 def constant(cell, input_size, given, **others):
-    """Parameters of constants: ``given`` for all, or what others say by name."""
+    """Constant parameters: ``given`` for all, except those given by name."""
     return {
         name: jnp.broadcast_to(jnp.asarray(others.get(name, given), "float32"), one.shape)
         for name, one in cell.parameters(input_size).items()
@@ -26,7 +27,7 @@ def blocks(size, *values):
 
 
 class TestTensorFlow:
-    """All weights 0.5, biases 0 unless it says more; inputs of ones, states of 0.1."""
+    """All weights are 0.5, biases 0 unless stated otherwise, inputs 1 and states 0.1."""
 
     def test_basic_lstm(self):
         """Two layers, forget_bias=1."""
@@ -80,7 +81,7 @@ class TestKeras:
         ],
     )
     def test_lstm(self, bias, reverse, expected):
-        # Keras sets the forget gate's bias to one, where forget_bias of ours adds one.
+        # Keras sets the forget gate's bias to one, whereas our forget_bias adds one.
         if bias[1] == 1:
             bias = (bias[0], 1.0, *bias[2:])
         cell, params = self.params("lstm", 3, bias)

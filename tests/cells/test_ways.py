@@ -1,4 +1,4 @@
-"""Every cell in every way of running it over the same rows: all of them give the same numbers."""
+"""All ways to run a cell over the same rows give the same values, for every cell."""
 
 import functools
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from lstm_jax import CELLS, resets_from_segments, stream, unroll
 
 T, B, D, H, MORE = 6, 2, 3, 4, 3
-CUT = 3  # halves, for which the same program is compiled
+CUT = 3  # halves, which share one compiled program
 SPACE = {"conv_lstm": (3,)}
 OPTIONS = {"conv_lstm": {"kernel_size": (3,)}, "slstm": {"num_heads": 2}}
 
@@ -21,7 +21,7 @@ quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimizati
 
 
 class Ways:
-    """The ways, each compiled once for a cell."""
+    """The ways to run a cell, each compiled once."""
 
     def __init__(self, name):
         self.cell = CELLS[name](hidden_size=H, param_dtype="float64", **OPTIONS.get(name, {}))
@@ -80,7 +80,7 @@ ways = functools.cache(Ways)
     st.lists(st.booleans(), min_size=T * B, max_size=T * B),
     st.lists(st.booleans(), min_size=T * B, max_size=T * B),
 )
-def test_whole_stepwise_in_chunks_and_padded(name, lengths, mask, resets):
+def test_whole_stepwise_chunked_and_padded_runs_are_equal(name, lengths, mask, resets):
     lengths, mask, resets = (
         np.array(lengths),
         np.array(mask).reshape(T, B),
@@ -89,7 +89,7 @@ def test_whole_stepwise_in_chunks_and_padded(name, lengths, mask, resets):
     with jax.enable_x64(True):
         way = ways(name)
         expected = way.step_by_step(lengths, mask, resets)
-        # The same sums of some ten float64 numbers, of which a compiler may fuse some.
+        # The same sums of about ten float64 numbers, some of which a compiler may fuse.
         close = functools.partial(chex.assert_trees_all_close, rtol=1e-11, atol=1e-13)
         for engine, run in way.run.items():
             close(
@@ -103,7 +103,7 @@ def test_whole_stepwise_in_chunks_and_padded(name, lengths, mask, resets):
 
 
 @pytest.mark.parametrize("name", list(CELLS))
-def test_packed_equals_apart_and_a_stream_equals_both(name):
+def test_packed_documents_equal_separate_ones_and_a_stream(name):
     """Two documents in one row, each from the initial state, and one step at a time."""
     with jax.enable_x64(True):
         way = ways(name)

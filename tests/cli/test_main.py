@@ -622,7 +622,7 @@ def test_mistake_in_generate_gives_one_line(args, words, run, capsys):
 def test_resuming_with_other_values_is_rejected(run, capsys):
     assert call("train", run.workdir, "--train.seed", 5) == 1
     told = capsys.readouterr().err
-    assert "train.seed (0 there, 5 asked)" in told and told.count("\n") == 1
+    assert "train.seed (0 in the folder, 5 requested)" in told and told.count("\n") == 1
     assert call("train", run.workdir, "--workdir", "elsewhere") == 1
     assert "--workdir" in capsys.readouterr().err
 

@@ -86,7 +86,7 @@ def test_the_treebank_has_its_published_sizes(public_data):
         assert len(read_trees(path).texts) == five
         assert len(read_trees(path, polarity=True).texts) == two
     phrases = read_trees(fetch(files["train"]), phrases=True)
-    assert len(phrases.texts) == 159_275  # of 159,276: two differ in a bracket alone
+    assert len(phrases.texts) == 159_275  # of 159,276: two differ only in a bracket
 
 
 @pytest.mark.data
@@ -162,7 +162,7 @@ def test_mistakes_give_one_line(tmp_path, name, content, message):
 
 
 def test_an_empty_folder_and_an_empty_file_in_one(tmp_path):
-    with pytest.raises(UserError, match=r"expected one folder of .txt files a class, got none"):
+    with pytest.raises(UserError, match=r"expected one folder of .txt files per class, got none"):
         read_labelled_text(tmp_path)
     (tmp_path / "pos").mkdir()
     (tmp_path / "pos" / "1.txt").write_text(" \n")

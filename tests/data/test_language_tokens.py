@@ -70,7 +70,7 @@ def test_character_of_several_tokens_is_decoded_at_once():
     assert len(tokens) > 2
     pieces = written(codec, tokens)
     assert pieces == ["", "😀"]  # the space before the first word is not written
-    assert "".join(written(codec, tokens[:-1])) == "\ufffd"  # what is left of it, at the end
+    assert "".join(written(codec, tokens[:-1])) == "\ufffd"  # the rest of it, at the end
 
 
 @pytest.mark.parametrize("kind", CODECS)

@@ -21,7 +21,8 @@ def test_digit_moves_at_constant_speed_and_bounces():
     for frames, angle in zip(videos.frames, videos.angles[:, 0], strict=True):
         path = corners(frames)
         assert path.min() >= 0 and path.max() <= 36
-        # The exact path, step by step, from a place within the rounding of the first one.
+        # The exact path, step by step, from a start within the rounding error of the first
+        # position.
         velocity = 5 * np.array([-np.sin(angle), np.cos(angle)])
         best = np.inf
         for offset in np.random.default_rng(1).uniform(-0.5, 0.5, (60, 2)):
@@ -71,5 +72,5 @@ def test_public_digits_have_their_known_counts(public_data):
         980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009,
     ]  # fmt: skip
     assert train.images.shape == (5000, 28, 28) and test.images.shape == (10000, 28, 28)
-    # The mean value of a pixel of MNIST, as the literature has it.
+    # The published mean value of a pixel of MNIST.
     assert test.images.mean() / 255 == pytest.approx(0.1325, abs=1e-3)

@@ -154,7 +154,7 @@ def test_folder_with_too_few_files_gives_one_line(tmp_path):
     with pytest.raises(UserError, match=r"expected a folder with \.mid or \.midi files, got none"):
         read_collection(tmp_path, 1, 0.1)
     (tmp_path / "a.mid").write_bytes(midi_bytes(GIVEN["train"][0], 1, 90.0))
-    with pytest.raises(UserError, match="expected at least 3 MIDI files, one a split, got 1"):
+    with pytest.raises(UserError, match="expected at least 3 MIDI files, one per split, got 1"):
         read_collection(tmp_path, 1, 0.1)
 
 

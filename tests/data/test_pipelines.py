@@ -82,7 +82,7 @@ def test_batched_sliding_windows_equal_single_ones():
     series = np.random.default_rng(0).normal(size=(30, 2)).astype(np.float32)
     single = sliding_windows(series, 4, 2, batch_size=1, seed=7)
     batches = sliding_windows(series, 4, 2, batch_size=10, seed=7)
-    for k in range(4):  # 25 stretches: the third batch reaches into the next epoch
+    for k in range(4):  # 25 windows: the third batch reaches into the next epoch
         for name in ("past", "future"):
             rows = np.concatenate([single[10 * k + row][name] for row in range(10)])
             np.testing.assert_array_equal(batches[k][name], rows)

@@ -82,7 +82,10 @@ def test_files_are_read_from_folders_and_archives(tmp_path):
         (content(np.ones((1, 20, 3)))[:-16], "expected 20 rows (joints) a frame, got 19 rows"),
         ("1 2 3\n", "line 1: expected 4 numbers (u, v, depth, confidence), got 3"),
         ("1 2 x 1\n" * 20, "line 1: expected numbers, got '1 2 x'"),
-        (content(np.full((2, 20, 3), 9.0)), "expected a hip, a spine, a neck and a head apart"),
+        (
+            content(np.full((2, 20, 3), 9.0)),
+            "expected a hip, a spine, a neck and a head at different",
+        ),
     ],
 )
 def test_damaged_file_gives_one_line(tmp_path, text, message):

@@ -23,7 +23,7 @@ def witten_bell(train: list[int], held_out: list[int], vocabulary_size: int, ord
     def probability(context: tuple, token: int) -> float:
         shorter = (
             probability(context[1:], token) if context else 1 / vocabulary_size
-        )  # the uniform distribution stands below that of the empty context
+        )  # the empty context backs off to the uniform distribution
         seen = followers.get(context)
         if not seen:
             return shorter
@@ -44,7 +44,7 @@ def witten_bell(train: list[int], held_out: list[int], vocabulary_size: int, ord
     order=st.integers(1, 6),
 )
 def test_ngram_loss_matches_brute_force_counts(train, held_out, spare, order):
-    """Also where the training text is shorter than an n-gram, and for tokens never seen."""
+    """Also if the training text is shorter than an n-gram, and for unseen tokens."""
     size = 4 + spare
     loss = ngram_loss(np.array(train), np.array(held_out), size, order)
     assert loss == pytest.approx(witten_bell(train, held_out, size, order), rel=1e-12)

@@ -1,4 +1,4 @@
-"""Damaged exports and inputs that do not fit: one line, and no file is half written."""
+"""Damaged exports and invalid inputs: one-line errors, and no partial files."""
 
 import io
 import json
@@ -50,7 +50,7 @@ def folders(request, tmp_path_factory):
 
 @pytest.fixture
 def command(monkeypatch, capsys):
-    """Calls run.py of a folder in this process; returns its status and its line of error."""
+    """Calls run.py of a folder in this process; returns its status and its error line."""
 
     def call(folder, *words) -> tuple[int, str]:
         monkeypatch.setattr(runner, "__file__", str(folder / "run.py"))
@@ -143,7 +143,7 @@ def test_a_manifest_that_has_changed_is_rejected(folders, change, command, tmp_p
     ids=str,
 )
 def test_a_manifest_with_its_own_digest_reads_no_other_files(folders, change, command, tmp_path):
-    """As someone else could write it."""
+    """The manifest could have been written by someone else."""
     folder = shutil.copytree(folders["language"], tmp_path / "export")
     manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
     if change.get("files"):
@@ -153,7 +153,7 @@ def test_a_manifest_with_its_own_digest_reads_no_other_files(folders, change, co
     assert status == 1 and "manifest.json: " in error
 
 
-def test_files_that_fit_their_digest_but_hold_something_else(folders, command, tmp_path):
+def test_files_with_the_right_digest_but_wrong_content(folders, command, tmp_path):
     folder = shutil.copytree(folders["language"], tmp_path / "export")
     manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
     program = next(folder.glob("sequence.*"))
@@ -200,7 +200,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_an_input_file_that_is_none(folders, name, command, tmp_path):
+def test_input_file_that_is_not_an_archive(folders, name, command, tmp_path):
     (tmp_path / "in.npz").write_bytes(FILES[name])
     (tmp_path / "out.npz").write_bytes(b"as before")
     status, error = command(folders["language"], "apply", tmp_path / "in.npz", tmp_path / "out.npz")
@@ -312,7 +312,7 @@ def test_outputs_that_cannot_be_written(folders, target, words, command, tmp_pat
 @pytest.mark.parametrize(
     "words", ["--seed ١", "--seed 1_0", "--length 1e3", "--temperature 1_0", "--temperature nan"]
 )
-def test_numbers_are_in_plain_digits(folders, words, monkeypatch, capsys):
+def test_numbers_need_ascii_digits(folders, words, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["run.py", "generate", *words.split()])
     with pytest.raises(SystemExit) as ended:
         runner.main()
@@ -320,7 +320,7 @@ def test_numbers_are_in_plain_digits(folders, words, monkeypatch, capsys):
 
 
 @pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="needs /dev/full")
-def test_text_that_nobody_can_read(folders):
+def test_closed_or_full_standard_output(folders):
     command = [sys.executable, folders["language"] / "run.py", "generate", "--length", "3"]
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)

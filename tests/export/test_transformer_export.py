@@ -1,4 +1,4 @@
-"""A Transformer that is exported, against the model itself."""
+"""An exported Transformer, compared with the model."""
 
 import numpy as np
 import pytest
@@ -13,8 +13,8 @@ EXPORTS = {"stablehlo": export_stablehlo, "onnx": export_onnx}
 
 @pytest.mark.parametrize("format", EXPORTS)
 @pytest.mark.parametrize("tied", [True, False])
-def test_an_exported_transformer_is_the_model(format, tied, tmp_path):
-    """Stretches shorter and longer than the context, and single steps after them."""
+def test_an_exported_transformer_equals_the_model(format, tied, tmp_path):
+    """Sections shorter and longer than the context, followed by single steps."""
     if format == "onnx":
         pytest.importorskip("onnx")
         pytest.importorskip("onnxruntime")
@@ -26,5 +26,5 @@ def test_an_exported_transformer_is_the_model(format, tied, tmp_path):
     for part in np.split(TOKENS, [3, 12, 13, 14], axis=1):
         carry, outputs = exported(carry, tokens=part)
         own, expected = compiled(own, tokens=part)
-        # Float32 through two blocks; other runtimes add in another order.
+        # Float32 in two blocks; other runtimes add in a different order.
         np.testing.assert_allclose(outputs["logits"], expected["logits"], rtol=0, atol=2e-5)

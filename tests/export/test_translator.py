@@ -54,7 +54,7 @@ def folder(model, tokenizer, tmp_path_factory):
 
 
 @pytest.mark.parametrize("search", [Search(1), Search(3, 0.8, 0.0), Search(2, 1.0, 0.3)])
-def test_the_search_is_that_of_the_library(model, folder, tokenizer, search):
+def test_the_search_equals_that_of_the_library(model, folder, tokenizer, search):
     rows = [np.append(row, END) for row in tokenizer.encode(LINES)]
     lengths = np.array([len(row) for row in rows], np.int32)
     source = np.zeros((4, 32), np.int32)
@@ -95,10 +95,10 @@ def test_the_script_translates_without_the_library(model, folder, tokenizer, tmp
     assert wrong.stderr == "run.py: error: sentence 1: expected 1 to 20 subwords, got none\n"
 
 
-def test_weights_of_fewer_bits(model, tmp_path, tokenizer):
+def test_weights_with_fewer_bits(model, tmp_path, tokenizer):
     source = tokenizer.encode(LINES)
     losses = target_losses(model, source, source)
-    for dtype, tolerance in (("bfloat16", 0.02), ("int8", 0.03)):  # of weights of size about one
+    for dtype, tolerance in (("bfloat16", 0.02), ("int8", 0.03)):  # for weights of size about one
         exported = export_encoder_decoder(
             model, tmp_path / dtype, dtype=dtype, metadata={}, platforms=("cpu",)
         )
@@ -119,7 +119,7 @@ def test_the_largest_values():
 
 @pytest.fixture
 def command(monkeypatch, capsysbinary):
-    """Calls run.py of a folder in this process; returns its status and its line of error."""
+    """Calls run.py of a folder in this process; returns its status and its error line."""
 
     def call(folder, *words) -> tuple[int, str]:
         monkeypatch.setattr(translator, "__file__", str(folder / "run.py"))
@@ -192,7 +192,7 @@ def test_a_manifest_with_its_own_digest_reads_no_other_files(folder, change, com
     assert status == 1 and "manifest.json: " in error
 
 
-def test_weights_that_are_none_but_fit_their_digest(folder, command, tmp_path):
+def test_invalid_weights_with_the_right_digest(folder, command, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "export")
     manifest = json.loads((copy / "manifest.json").read_text("utf-8"))
     for name in ("weights.npz", "step.jaxexport"):
@@ -221,7 +221,7 @@ def test_files_of_sentences_that_do_not_fit(folder, content, words, command, tmp
     assert status == 1 and "missing.txt: cannot be read (No such file or directory)" in error
 
 
-def test_line_ends_of_other_systems_and_bytes_that_are_none(folder, command, tmp_path, monkeypatch):
+def test_line_ends_of_other_systems_and_invalid_bytes(folder, command, tmp_path, monkeypatch):
     path = tmp_path / "lines.txt"
     written = []
     for content in (b"a dog\ntwo dogs", b"\xef\xbb\xbfa dog\r\ntwo dogs\r\n"):

@@ -1,4 +1,4 @@
-"""What leaves the library: its weights, its functions and its random numbers, read back."""
+"""Exported weights, programs and random numbers, read back."""
 
 import json
 import sys
@@ -23,7 +23,7 @@ TOLERANCE = 5e-6
 
 
 class Layer(Model):
-    """A layer alone."""
+    """A model that consists of one layer."""
 
     def __init__(self, hidden_features=H, **options):
         self.lstm = LSTM(D, hidden_features, **options, rngs=nnx.Rngs(1))
@@ -51,7 +51,7 @@ class Whole(Layer):
 
 
 def enlarged(model):
-    """The model with other parameters."""
+    """The model with larger parameters."""
     return with_params(model, jax.tree.map(lambda a: 1.5 * a, params_of(model)))
 
 
@@ -97,7 +97,7 @@ def test_every_cell_can_be_exported_with_symbolic_sizes(name):
     )
 
 
-def test_what_must_know_its_sizes_says_so():
+def test_engines_that_need_concrete_sizes_are_reported():
     cell = CELLS["lstm"](hidden_size=H)
     params = cell.init(jax.random.key(0), D)
     xs = jax.ShapeDtypeStruct((*jax.export.symbolic_shape("t, b"), D), jnp.float32)
@@ -107,7 +107,7 @@ def test_what_must_know_its_sizes_says_so():
 
 
 @pytest.mark.parametrize("cell", ["gru", "peephole"])
-def test_steps_and_sequences_of_any_size_are_those_of_the_layer(export, cell, tmp_path):
+def test_steps_and_sequences_of_any_size_equal_the_layer(export, cell, tmp_path):
     model = enlarged(Layer(num_layers=2, cell=cell))
     exported = export(model, tmp_path)
     for rows, steps in ((1, 6), (3, 5)):
@@ -120,7 +120,7 @@ def test_steps_and_sequences_of_any_size_are_those_of_the_layer(export, cell, tm
             np.testing.assert_allclose(outputs["ys"][:, 0], expected[:, t], rtol=0, atol=TOLERANCE)
 
 
-def test_a_single_step_has_a_program_of_its_own(export, tmp_path):
+def test_a_single_step_has_its_own_program(export, tmp_path):
     exported = export(Layer(), tmp_path)
     called = []
     original = exported.runtime.call
@@ -130,7 +130,7 @@ def test_a_single_step_has_a_program_of_its_own(export, tmp_path):
     assert called == ["step", "sequence"]
 
 
-def test_a_learned_initial_state_goes_along(export, tmp_path):
+def test_a_learned_initial_state_is_exported(export, tmp_path):
     model = Layer(cell=lambda **sizes: CELLS["lstm"](learn_initial_state=True, **sizes))
     params = params_of(model)
     params["lstm"]["layer_0"]["c_0"] += 0.7
@@ -143,7 +143,7 @@ def test_a_learned_initial_state_goes_along(export, tmp_path):
     assert np.abs(expected - outputs_of(Compiled(Layer()), xs)).max() > 1e-2
 
 
-def test_what_needs_the_future_is_exported_as_a_whole(export, tmp_path):
+def test_bidirectional_layers_are_exported_without_a_step(export, tmp_path):
     model = enlarged(Whole(bidirectional=True))
     exported = export(model, tmp_path)
     for steps in (1, 5):
@@ -156,7 +156,7 @@ def test_what_needs_the_future_is_exported_as_a_whole(export, tmp_path):
 
 
 class Normalised(Model):
-    """Batch statistics, dropout and its stream are part of the module."""
+    """A module with batch statistics, dropout and a random stream."""
 
     def __init__(self):
         self.norm = nnx.BatchNorm(D, rngs=nnx.Rngs(0))
@@ -173,7 +173,7 @@ class Normalised(Model):
 def test_batch_statistics_are_exported_and_dropout_is_off(export, tmp_path):
     model, xs = Normalised(), some_inputs(4, 5)
     for _ in range(3):
-        model((), xs=xs)  # in training: the statistics move
+        model((), xs=xs)  # in training, so that the statistics change
     mean, var = np.asarray(model.norm.mean[...]), np.asarray(model.norm.var[...])
     assert np.abs(mean).max() > 1e-3
     expected = (xs - mean) / np.sqrt(var + 1e-5)
@@ -214,7 +214,7 @@ def test_mistakes_are_named(export, tmp_path):
         ("apply {}/carry.npz out.npz", "the model's inputs are xs, got layer_0.h, layer_0.c"),
     ],
 )
-def test_mistakes_on_the_command_line_get_one_line(words, said, layer_folder, monkeypatch, capsys):
+def test_command_line_mistakes_give_one_line(words, said, layer_folder, monkeypatch, capsys):
     monkeypatch.setattr(runner, "__file__", str(layer_folder / "run.py"))
     monkeypatch.setattr(sys, "argv", ["run.py", *words.format(layer_folder).split()])
     assert runner.main() == 1
@@ -238,13 +238,13 @@ def test_int8_is_within_half_a_step_of_each_channel():
     assert q.dtype == np.int8 and scale.shape == (1, 6)
     largest = np.abs(w).max(0)
     np.testing.assert_allclose(scale[0], np.where(largest == 0, 1, largest / 127), rtol=1e-6)
-    # Half a step, and the rounding of float32 numbers up to 127 steps.
+    # Half a step, plus the rounding of float32 numbers up to 127 steps.
     assert (np.abs(q * scale.astype(np.float64) - w) <= scale * (0.5 + 127 * 2.0**-23)).all()
     assert set(np.abs(q).max(0)) == {0, 127}
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
-def test_matrices_are_stored_small_and_computed_with_as_they_are_stored(export, dtype, tmp_path):
+def test_matrices_are_stored_narrow_and_used_as_stored(export, dtype, tmp_path):
     model = enlarged(Layer(32, num_layers=2))
     exported = export(model, tmp_path, dtype=dtype)
     params = params_of(model)
@@ -278,7 +278,7 @@ def test_onnxruntimes_own_quantisation(tmp_path):
     exported = export_onnx(model, tmp_path, dynamic=True)
     xs = some_inputs(2, 4)
     error = np.abs(outputs_of(exported, xs) - outputs_of(Compiled(model), xs)).max()
-    # 8 bits for numbers up to about 3, in sums of some 35 terms.
+    # 8 bits for numbers up to about 3, in sums of about 35 terms.
     assert 1e-5 < error < 0.1
     export_onnx(model, tmp_path / "full")
     sizes = [(folder / "weights.bin").stat().st_size for folder in (tmp_path, tmp_path / "full")]
@@ -308,7 +308,7 @@ def test_both_graphs_share_one_file_of_weights(tmp_path):
 
 
 @pytest.mark.parametrize("seed", [0, 1, 12345, 2**32 - 1])
-def test_random_bits_are_those_of_jax(seed):
+def test_random_bits_equal_those_of_jax(seed):
     keys = jax.random.key_data(jax.random.split(jax.random.key(seed), 300))
     root = np.array([[0, seed]], np.uint32)
     own = np.stack(runner.threefry(root, np.arange(300)), -1)[0]
@@ -317,8 +317,8 @@ def test_random_bits_are_those_of_jax(seed):
     np.testing.assert_array_equal(np.bitwise_xor(*runner.threefry(own, np.arange(7))), bits[:, 0])
 
 
-def test_noise_of_both_runtimes_is_that_of_categorical():
-    """More choices than a block; logarithms of two libraries differ by a rounding or two."""
+def test_noise_of_both_runtimes_equals_that_of_categorical():
+    """More samples than one block; the logarithms differ by one or two rounding errors."""
     seed, length, size = 7, runner.NOISE_BLOCK + 5, 9
     noise = np.stack(list(runner.ONNX.noise(None, seed, length, size)))
     runtime = runner.StableHLO.__new__(runner.StableHLO)

@@ -1,4 +1,4 @@
-"""Gradients through time against products of Jacobians, and spectra against known ones."""
+"""Gradients through time, compared with products of Jacobians, and known spectra."""
 
 import functools
 
@@ -17,13 +17,13 @@ SPACE = {"conv_lstm": (3, 2)}
 LENGTHS = np.array([7, 3])
 RESETS = np.zeros((T, B), bool)
 RESETS[4, 0] = True
-EXACT = {"rtol": 1e-9, "atol": 1e-12}  # float64, sums of some tens of terms of order 1
+EXACT = {"rtol": 1e-9, "atol": 1e-12}  # float64, sums of tens of terms of order 1
 
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def flow_of(model, params, xs, loss=None, **how):
-    """gradient_flow, compiled in no time."""
+    """gradient_flow, compiled quickly."""
     how = {"loss": loss, **how}
     return quick_jit(lambda params, xs: gradient_flow(model, params, xs, **how))(params, xs)
 
@@ -44,7 +44,7 @@ def cell_of(name):
 
 
 def by_products_of_jacobians(cell, params, xs):
-    """Norms of d sum(y_T) / d s_t and d x_t for one row, step by step, by fields of the state."""
+    """Norms of d sum(y_T) / d s_t and d x_t for one row, step by step, by field of the state."""
 
     def step(state, x):
         return cell.step(params, state, x)[0]
@@ -59,7 +59,7 @@ def by_products_of_jacobians(cell, params, xs):
         """The sum, over fields of the new state, of their derivatives times a Jacobian."""
         return sum(np.tensordot(d, j, d.ndim) for d, j in zip(carried, jacobians, strict=True))
 
-    # The output is read off h_T.
+    # The output is h_T.
     carried = jax.tree.map(jnp.zeros_like, state)._replace(h=jnp.ones_like(state.h))
     states, inputs = [], []
     for rows in reversed(jacobians):  # of each field of the new state: (by old state, by x)
@@ -71,12 +71,12 @@ def by_products_of_jacobians(cell, params, xs):
     return states[::-1], inputs[::-1]
 
 
-# Of each shape that a state or a step can have.
+# One for each shape of a state or a step.
 SHAPES = ["lstm", "fgr", "projected", "slstm", "min_lstm", "conv_lstm"]
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_norms_are_those_of_products_of_jacobians(name):
+def test_norms_equal_those_of_products_of_jacobians(name):
     with jax.enable_x64(True):
         cell = cell_of(name)
         params, xs = made(cell, SPACE.get(name, ()))
@@ -98,7 +98,7 @@ def test_rows_lengths_resets_and_direction():
         params, xs = made(cell)
         flow = flow_of(cell, params, xs, lengths=LENGTHS, resets=RESETS)
         for row in range(B):
-            cut = 4 if row == 0 else 0  # what lies before a reset has no influence
+            cut = 4 if row == 0 else 0  # steps before a reset have no influence
             alone = flow_of(cell, params, xs[cut : LENGTHS[row], row])
             for norms, one in ((flow.state, alone.state), (flow.x, alone.x)):
                 np.testing.assert_allclose(norms[cut : LENGTHS[row], row], one, **EXACT)
@@ -112,7 +112,7 @@ def test_rows_lengths_resets_and_direction():
         )
 
 
-def test_a_loss_of_ones_own():
+def test_a_custom_loss():
     with jax.enable_x64(True):
         cell = cell_of("lstm")
         params, xs = made(cell)
@@ -133,7 +133,7 @@ def test_a_loss_of_ones_own():
 
 
 def test_stacks_and_directions():
-    """The derivative by what a lower layer hands on counts what the layer above reads of it."""
+    """The derivative by a lower layer's state includes the path through the layer above."""
     with jax.enable_x64(True):
         lower, upper = cell_of("lstm"), cell_of("gru")
         stack = Stack([Bidirectional(lower), upper], connections="skip")
@@ -155,13 +155,13 @@ def test_stacks_and_directions():
         flow = flow_of(plain, params, xs)
         later = lambda state: plain.apply(params, xs[t + 1 :], state)[1][-1].sum(-1)  # noqa: E731
         d_state = quick_jit(jax.grad(lambda state: later(state).sum()))(state)
-        # layer_1 has read h of layer_0 at t: its own state stands for that, but not at t itself.
+        # layer_1 has already read h of layer_0 at t, which is included in its own state.
         for field in ("h", "c"):
             expected = np.linalg.norm(getattr(d_state["layer_1"], field), axis=-1)
             np.testing.assert_allclose(flow.fields["layer_1"][field][t], expected, **EXACT)
         expected = np.linalg.norm(d_state["layer_0"].c, axis=-1)
         np.testing.assert_allclose(flow.fields["layer_0"]["c"][t], expected, **EXACT)
-        # h of layer_0 goes to the step after and to the layer above.
+        # h of layer_0 is read by the next step and by the layer above.
         above = jax.grad(lambda h: later(through(plain, params, xs, t, h)).sum())(
             state["layer_0"].h
         )
@@ -170,7 +170,7 @@ def test_stacks_and_directions():
 
 
 def through(lstm, params, xs, t, h):
-    """The state after step t with h in place of what layer_0 handed on."""
+    """The state after step t, with h instead of the output of layer_0."""
     lower, upper = lstm.layers.values()
     before, _ = lstm.apply(params, xs[:t])
     state, _ = lower.step(params["layer_0"], before["layer_0"], xs[t])
@@ -189,7 +189,7 @@ def test_engines_and_narrow_types():
     flow = flow_of(narrow, params, xs.astype("bfloat16"))
     wide = flow_of(LSTMCell(H), params, xs)
     assert flow.state.dtype == "float32"
-    # bfloat16 has 8 bits, and T steps are multiplied.
+    # bfloat16 has 8 bits, and T factors are multiplied.
     chex.assert_trees_all_close(flow.state, wide.state, rtol=0.1)
 
 
@@ -205,13 +205,13 @@ def test_jit_and_flax():
     chex.assert_trees_all_close(flow, expected, rtol=1e-5)
 
 
-def test_elman_forgets_and_the_carousel_turns():
+def test_elman_forgets_and_the_carousel_preserves_gradients():
     steps = 200
     xs = jax.random.normal(jax.random.key(1), (steps, D))
     elman = RNNCell(16)
     flow = gradient_flow(elman, elman.init(jax.random.key(0), D), xs)
     assert flow.state[0] < 1e-6 * flow.state[-1]
-    # Without a forget gate, and with nothing read back by h, dL/dc is carried unchanged.
+    # Without a forget gate and without recurrent weights, dL/dc is carried unchanged.
     carousel = LSTM1997Cell(16)
     params = carousel.init(jax.random.key(0), D)
     params["w_hh"] = jnp.zeros_like(params["w_hh"])
@@ -221,7 +221,7 @@ def test_elman_forgets_and_the_carousel_turns():
     np.testing.assert_array_equal(c, np.full(steps - 1, c[0]))
 
 
-def test_norms_of_what_is_too_small_to_be_squared():
+def test_norms_of_values_whose_squares_underflow():
     cell = RNNCell(2, activation_fn="identity")
     params = cell.init(jax.random.key(0), D) | {"w_hh": 0.1 * jnp.eye(2)}
     flow = flow_of(cell, params, jnp.ones((31, D)))
@@ -251,7 +251,7 @@ def test_spectrum_of_a_linear_network():
         np.testing.assert_allclose(
             spectrum.singular_values, np.broadcast_to(expected, (80, 2, 4)), rtol=1e-9
         )
-        # The second eigenvalue is left behind by (0.9 / 1.02)^300, 1e-16.
+        # The influence of the second eigenvalue is (0.9 / 1.02)^300 = 1e-16.
         np.testing.assert_allclose(spectrum.exponent, np.full(2, np.log(1.02)), atol=1e-12)
         np.testing.assert_allclose(spectrum.growth.sum(0) / 403, np.log(1.02), atol=0.02)
 
@@ -291,12 +291,12 @@ def test_spectrum_of_a_state_in_bfloat16():
     xs = jnp.zeros((20, D), jnp.bfloat16)
     spectrum = jacobian_spectrum(cell, params, xs, state, window=2, burn_in=10)
     np.testing.assert_array_equal(spectrum.singular_values, np.tile([4.0, 0.25], (10, 1)))
-    eps = float(jnp.finfo(jnp.bfloat16).eps)  # to which a direction is of length one
+    eps = float(jnp.finfo(jnp.bfloat16).eps)  # the precision of a unit vector
     np.testing.assert_allclose(spectrum.exponent, np.log(2), atol=eps)
 
 
-def test_growth_is_that_of_a_small_change():
-    """Two runs whose first states differ a little part, or come together, by the growth."""
+def test_growth_equals_that_of_a_small_change():
+    """The difference between two runs with similar initial states changes by the growth."""
     with jax.enable_x64(True):
         cell = cell_of("gru")
         params, xs = made(cell)

@@ -1,4 +1,4 @@
-"""Parts of the page that small runs do not show."""
+"""Parts of the page that do not occur for small runs."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ pytest.importorskip("matplotlib")
 
 
 def test_long_rows_large_states_and_texts_without_quotes(monkeypatch):
-    lstm = LSTM(3, cell="lstm_1997")  # has gates, but none that keeps
+    lstm = LSTM(3, cell="lstm_1997")  # has gates, but none that retains the state
     params = lstm.init(jax.random.key(0), 2)
     xs = jax.random.normal(jax.random.key(1), (90, 1, 2))
     monkeypatch.setattr(page, "LARGEST_JACOBIAN", 5)
@@ -26,7 +26,7 @@ def test_long_rows_large_states_and_texts_without_quotes(monkeypatch):
     assert sections["These units over time"].count("<img") in (1, 2)  # a unit is shown once
 
 
-def test_what_is_said_is_escaped():
+def test_text_is_escaped():
     shown = page.page("<b>", [page.Section("a & b", page.facts({"<i>": "\"x\" & 'y'"}))])
     assert "<b>" not in shown
     assert "<i>" not in shown

@@ -1,4 +1,4 @@
-"""Pictures show the data, with labelled axes, and draw nothing on a screen."""
+"""Plots show the data with labelled axes, and open no window."""
 
 import subprocess
 import sys
@@ -39,7 +39,7 @@ def traced():
 
 
 def drawn(figure):
-    """The figure's panels, drawn without a warning (which tests take for an error)."""
+    """The figure's panels after drawing; warnings are errors in tests."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(figure).draw()
@@ -131,7 +131,7 @@ def test_a_unit_over_time(traced):
     assert len(drawn(plot_unit(alone, 0))) == 1  # no gates
     blocks = CELLS["lstm_1997"](hidden_size=4, block_size=2)
     alone = trace(blocks, blocks.init(jax.random.key(0), D), jnp.ones((T, D)))
-    assert len(drawn(plot_unit(alone, 3))) == 1  # none of its own
+    assert len(drawn(plot_unit(alone, 3))) == 1  # no axis labels of its own
 
 
 def test_a_single_step():
@@ -149,7 +149,7 @@ def test_grids_are_rows():
     cell = CELLS["conv_lstm"](hidden_size=2)
     params = cell.init(jax.random.key(0), 1)
     traced = trace(cell, params, jax.random.normal(jax.random.key(1), (T, B, 3, 3, 1)))
-    panels = drawn(plot_trace(traced, names=["c"], row=10))  # row 1, place (0, 1)
+    panels = drawn(plot_trace(traced, names=["c"], row=10))  # row 1, position (0, 1)
     expected = np.asarray(traced.values["cell"]["c"], np.float64)[:, 1, 0, 1]
     np.testing.assert_array_equal(panels[0].images[0].get_array(), expected.T)
 
@@ -180,13 +180,13 @@ def test_spectra():
     spectrum = JacobianSpectrum(values, np.array([-0.25]), np.zeros(3))
     (panel,) = drawn(plot_jacobian_spectrum({"rnn": spectrum}))
     (text,) = panel.get_legend().get_texts()
-    assert text.get_text() == "rnn: exponent -0.250 a step"
+    assert text.get_text() == "rnn: exponent -0.250 per step"
     np.testing.assert_allclose(lines_of(panel)[text.get_text()][:, 1], np.geomspace(1, 1e-30, 12))
-    assert panel.get_ylim()[0] > 1e-10  # what rounding alone tells is left out
+    assert panel.get_ylim()[0] > 1e-10  # values that are only rounding errors are omitted
     drawn(plot_jacobian_spectrum(spectrum))
 
 
-def test_saturation_has_a_panel_a_gate():
+def test_saturation_has_one_panel_per_gate():
     left = {"layer_0": {g: np.linspace(0, 0.5, 4) for g in "ifo"}, "layer_1": {"z": np.ones(2)}}
     right = {"layer_0": {g: np.linspace(0.5, 0, 4) for g in "ifo"}, "layer_1": {"z": np.zeros(2)}}
     panels = drawn(plot_saturation(Saturation(left, right)))

@@ -1,4 +1,4 @@
-"""How gates are used: shares of time, and memory horizons, against loops and decays."""
+"""Shares of time for which gates are open or shut, and memory horizons, compared with loops."""
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,7 @@ def test_shares_are_counted_over_valid_steps():
             assert shares.right[layer][gate].any()
 
 
-def test_gates_of_ones_own_and_mistakes():
+def test_custom_gates_and_mistakes():
     traced = Trace({"cell": {"leak": jnp.array([[0.05], [0.5]])}}, state=())
     assert saturation(traced, gates="leak").left["cell"]["leak"].tolist() == [0.5]
     with pytest.raises(ValueError, match=r"trace must have gates, i, f, o, .*, got leak"):
@@ -50,7 +50,7 @@ def test_gates_of_ones_own_and_mistakes():
 
 
 def decay(cell, params, xs, field, steps):
-    """By how much a difference of the state shrinks, if nothing else differs: the true fading."""
+    """The factor by which a difference of the state decays if nothing else differs."""
     (state, other) = cell.zero_state(), cell.zero_state()
     other = other._replace(**{field: other._asdict()[field] + 1.0})
     for x in xs[:steps]:
@@ -63,8 +63,8 @@ KEEPING = ["lstm", "coupled", "projected", "min_lstm", "min_gru", "gru", "mgu", 
 
 
 @pytest.mark.parametrize("name", KEEPING)
-def test_the_horizon_is_how_a_difference_fades(name):
-    """Without recurrent weights only the gate hands on what the state was."""
+def test_the_horizon_equals_the_decay_of_a_difference(name):
+    """Without recurrent weights, the previous state acts only through the gate."""
     with jax.enable_x64(True):
         cell = CELLS[name](hidden_size=H, param_dtype="float64")
         params = cell.init(jax.random.key(0), D)
@@ -74,11 +74,11 @@ def test_the_horizon_is_how_a_difference_fades(name):
         field = "c" if "c" in cell.zero_state()._fields else "h"
         faded = decay(cell, params, xs, field, T) / decay(cell, params, xs, field, 1)
         horizon = memory_horizon(trace(cell, params, xs), cell).steps["cell"]
-        # Differences of numbers of order 1, rounded at 1e-16, which have faded to 1e-5.
+        # Differences of numbers of order 1, rounded at 1e-16, which have decayed to 1e-5.
         np.testing.assert_allclose(np.exp(-(T - 1) / horizon), faded, rtol=1e-9)
 
 
-def test_the_slstm_keeps_what_it_has_not_written():
+def test_the_slstm_retains_what_it_does_not_overwrite():
     cell = CELLS["slstm"](hidden_size=H)
     params, xs = made(cell, 1.0)
     traced = trace(cell, params, xs)
@@ -90,7 +90,7 @@ def test_the_slstm_keeps_what_it_has_not_written():
 
 def test_lengths_and_endless_units():
     f = np.full((T, 2, 2), 0.5)
-    f[:, 1] = 1e-9  # past the end, or so short that only the first step counts
+    f[:, 1] = 1e-9  # past the end, or so short that only the first step is valid
     f[..., 1] = 1.0
     traced = Trace({"cell": {"f": jnp.asarray(f)}}, (), lengths=jnp.array([T, 1]))
     steps = memory_horizon(traced, LSTMCell(2)).steps["cell"]
@@ -108,7 +108,7 @@ def test_horizons_of_a_stack_and_of_a_gate_that_is_named():
     assert not np.allclose(steps["layer_1"], other.steps["a"])
 
 
-def test_cells_without_a_gate_that_keeps():
+def test_cells_without_a_retaining_gate():
     cell = RNNCell(H)
     params, xs = made(cell)
     message = "trace must have the gate that retains the state, f of cell .RNNCell., got h; a cell"
@@ -118,11 +118,12 @@ def test_cells_without_a_gate_that_keeps():
         memory_horizon(trace(cell, params, xs))
 
 
-def test_a_trace_of_no_steps_or_of_another_model():
+def test_a_trace_without_steps_or_of_another_model():
     f = jnp.full((T, 2, 2), 0.5)
     with pytest.raises(ValueError, match="trace must have rows of at least 1 steps, got none"):
         saturation(Trace({"cell": {"f": f}}, (), lengths=jnp.array([0, 0])))
     with pytest.raises(ValueError, match="trace must have rows of at least 2 steps, got none"):
         memory_horizon(Trace({"cell": {"f": f[:1]}}, ()), gate="f")
     with pytest.raises(ValueError, match="model must have cell of the trace, got layer_0"):
-        memory_horizon(Trace({"cell": {"f": f}}, ()), LSTM(2, cell="mgu"))  # 1 - f, not f, keeps
+        # An MGU retains 1 - f, not f.
+        memory_horizon(Trace({"cell": {"f": f}}, ()), LSTM(2, cell="mgu"))

@@ -1,4 +1,4 @@
-"""Summaries against numbers counted by hand, and against what the engine really stores."""
+"""Summaries, compared with numbers counted by hand and with the values that the engine stores."""
 
 import jax
 import jax.numpy as jnp
@@ -46,8 +46,8 @@ def test_other_cells_by_hand():
 
 
 @pytest.mark.parametrize("name", ["lstm", "rnn", "gru"])
-def test_products_are_those_that_xla_counts(name):
-    """XLA counts a product's operations in the same way; of the rest it counts fewer."""
+def test_operations_of_products_equal_those_that_xla_counts(name):
+    """XLA counts the operations of products in the same way, but fewer of the other operations."""
     cell = CELLS[name](hidden_size=64)
     params, x = cell.init(jax.random.key(0), 32), jnp.ones(32)
     compiled = jax.jit(cell.step).lower(params, cell.zero_state(), x).compile()
@@ -67,8 +67,8 @@ def test_every_cell_has_a_row(name):
     assert layer.step_bytes >= layer.state_bytes
 
 
-def test_training_stores_what_is_named():
-    """The derivative of a loop holds so much more of every step more."""
+def test_training_stores_the_reported_residuals():
+    """The derivative of a loop needs this amount of memory for each additional step."""
     cell, batch = LSTMCell(32), 64
     params = cell.init(jax.random.key(0), D)
 

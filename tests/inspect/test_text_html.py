@@ -1,4 +1,4 @@
-"""A text in a unit's colours, and units by what of a text they follow."""
+"""Text in the colours of a unit, and units that follow properties of text."""
 
 import html.parser
 
@@ -22,7 +22,7 @@ from lstm_jax.inspect.text import NEGATIVE, POSITIVE, _colour
 
 
 class Reader(html.parser.HTMLParser):
-    """What a reader sees of the text itself: each character with its colour."""
+    """The visible text: each character with its colour."""
 
     def __init__(self):
         super().__init__()
@@ -47,7 +47,7 @@ def read(shown):
     return reader.characters
 
 
-def test_every_character_is_there_on_its_colour():
+def test_every_character_has_its_colour():
     text = 'if <a> & "b":\n\tpass  # ünïcode 日本 𝒙'
     values = np.linspace(-1.0, 1.0, len(text))
     shown = read(text_html(text, values))
@@ -63,7 +63,7 @@ def test_every_character_is_there_on_its_colour():
 
 
 def contrast(colour):
-    """Of black letters on a colour, as WCAG 2 defines it."""
+    """The contrast of black letters on a colour, as defined by WCAG 2."""
     linear = [(c / 255 / 12.92) if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in colour]
     return (np.dot(linear, [0.2126, 0.7152, 0.0722]) + 0.05) / 0.05
 
@@ -140,7 +140,7 @@ def test_a_planted_unit_is_found():
         assert found.correlation[0] < -0.9
 
 
-def test_padding_and_units_that_never_change_do_not_count():
+def test_padding_and_constant_units_are_ignored():
     c = np.zeros((4, 2, 2))
     c[:, 0, 0] = [1, 2, 3, 4]
     c[:, 1, 0] = [1, 2, 99, 99]
@@ -167,7 +167,7 @@ def test_impossible_comparisons():
 # ---- properties of a text ----
 
 
-def test_properties_have_one_value_a_character():
+def test_properties_have_one_value_per_character():
     text = 'a "b\r\nc" (d [e)}]\n\n\x0bf'
     for property_of in (inside_quotes, line_position, line_length, nesting_depth):
         assert property_of(text).shape == (len(text),)

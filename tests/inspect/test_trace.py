@@ -1,4 +1,4 @@
-"""Traces: the values that unroll computed, of what was asked for and no more."""
+"""Traces contain the values that unroll computes, and only the requested ones."""
 
 import dataclasses
 import functools
@@ -80,7 +80,7 @@ def test_names_are_those_of_the_equations_in_the_order_of_computation(name):
 
 
 def assert_same(got, expected):
-    """Equal to the last bit as users compile; XLA's older code for fusions rounds otherwise."""
+    """Equal bit for bit with default compiler options; XLA's older fusions round differently."""
     if compiled.is_quick():
         chex.assert_trees_all_close(got, expected, atol=ROUNDING, rtol=0)
     else:
@@ -135,7 +135,7 @@ def test_gates_of_the_lstm_are_those_of_a_loop_in_numpy():
 
 @over_cells
 def test_gates_fulfil_the_equations(name):
-    """Of the gates that a cell has, its new state is made as the equations say."""
+    """A cell's new state follows from its gates by the equations."""
     v = traced_forwards(name).values["cell"]
     before = {field: jnp.concatenate([jnp.zeros_like(a[:1]), a[:-1]]) for field, a in v.items()}
     keep = v.get("f", 1.0)
@@ -175,7 +175,7 @@ def test_engines(engine):
         chex.assert_trees_all_close(got, expected, atol=ROUNDING, rtol=0)
 
 
-def test_halves_of_a_batch_side_by_side(monkeypatch):
+def test_a_split_batch(monkeypatch):
     cell, params, xs = made("lstm")
     expected = trace(cell, params, xs, lengths=LENGTHS)
     monkeypatch.setattr(engines, "splits_batch", lambda state, batch_shape: True)
@@ -183,7 +183,7 @@ def test_halves_of_a_batch_side_by_side(monkeypatch):
     chex.assert_trees_all_close(halves, expected, atol=ROUNDING, rtol=0)
 
 
-def test_state_goes_on_where_a_stretch_ended():
+def test_a_trace_continues_from_a_state():
     cell, params, xs = made("peephole")
     whole = trace(cell, params, xs).values["cell"]
     first = trace(cell, params, xs[:3])
@@ -210,7 +210,7 @@ def test_cell_states_are_wide_in_narrow_types():
 
 
 def assert_like_apply(model, params, xs, **rows):
-    """States and the outputs of the top layer are the model's own."""
+    """States and outputs of the top layer equal those of the model."""
     state, ys = model.apply(params, xs, **rows)
     traced = trace(model, params, xs, **rows)
     assert_same(traced.state, state)
@@ -303,7 +303,7 @@ class LeakyState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class LeakyCell(BaseCell):
-    """A cell of one's own: a named gate, an output that is no state, a nested function."""
+    """A custom cell: a named gate, an output that is not a state, a nested function."""
 
     def parameters(self, input_size):
         return {"w_ih": self.declare("kernel", (input_size, self.hidden_size))}
@@ -321,7 +321,7 @@ class LeakyCell(BaseCell):
         return LeakyState(h=h, count=state.count + 1), 2 * h
 
 
-def test_a_cell_of_ones_own():
+def test_a_custom_cell():
     cell = LeakyCell(H)
     params = cell.init(jax.random.key(0), D)
     xs = jax.random.normal(jax.random.key(1), (T, B, D))
@@ -368,8 +368,8 @@ def test_selection_by_layer_name_and_unit():
     assert list(directions.values) == ["backward"]
 
 
-def test_what_is_not_selected_is_not_stored():
-    """No array in the compiled program has room for it."""
+def test_unselected_values_are_not_stored():
+    """No array in the compiled program is large enough to contain it."""
     cell, steps = LSTMCell(64), 500
     params = cell.init(jax.random.key(0), D)
     xs = jnp.zeros((steps, B, D))
@@ -384,7 +384,7 @@ def test_what_is_not_selected_is_not_stored():
     size = steps * B * 4
     assert whole >= 6 * 64 * size
     assert out < 2 * size
-    # The cell's outputs, which a layer above would read, and no gate beside them.
+    # The cell's outputs, which a layer above would read, but no gates.
     assert temp + out < plain_temp + plain_out + 3 * size
 
 

@@ -1,4 +1,4 @@
-"""Our layers beside those of other libraries: outputs, last states and every gradient."""
+"""Compares our layers with those of other libraries: outputs, last states and all gradients."""
 
 import dataclasses
 import functools
@@ -11,17 +11,17 @@ from lstm_jax.sequence import Bidirectional, Stack, unroll
 
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
-NUMBER = 50  # of random configurations a library
+NUMBER = 50  # random configurations per library
 
 
 def sizes(rng):
-    """D and H, of few kinds, one of them rare: every operation is compiled anew for each shape."""
+    """D and H, with few distinct values, since every operation is compiled for each shape."""
     kinds, shares = ((1, 4), (3, 2), (5, 7)), (0.46, 0.46, 0.08)
     return kinds[rng.choice(3, p=shares)]
 
 
 def draw(rng, *shape, dtype="float32"):
-    """Numbers of the size that weights and inputs have."""
+    """Random numbers of the typical size of weights and inputs."""
     return rng.uniform(-1, 1, shape).astype(dtype)
 
 
@@ -30,7 +30,7 @@ def draw_like(rng, tree):
 
 
 def plainly(layer):
-    """The layer run by the plain scan, which compiles fastest."""
+    """The layer with the plain scan, which compiles fastest."""
     if isinstance(layer, Bidirectional):
         return dataclasses.replace(layer, engine="scan")
     layers = [(name, plainly(one) if hasattr(one, "apply") else one) for name, one in layer.layers]
@@ -38,7 +38,7 @@ def plainly(layer):
 
 
 def run(layer, params, xs, state, lengths=None):
-    """Last state and outputs of a layer or cell, time leading."""
+    """Last state and outputs of a layer or cell; time is the first axis."""
     if isinstance(layer, Stack | Bidirectional):
         return plainly(layer).apply(params, xs, state, lengths=lengths)
     return unroll(layer, params, xs, state, engine="scan", lengths=lengths)
@@ -49,15 +49,15 @@ def zero_state(layer, batch_shape, dtype):
 
 
 def value_and_gradients(from_library, arrays, xs, state, lengths, weigh):
-    """What ours gives for a library's arrays: outputs and last state, and gradients.
+    """The outputs, last state and gradients of our layer for a library's arrays.
 
     Args:
-      from_library: the conversion, which is differentiated with all else.
+      from_library: the conversion, which is also differentiated.
       arrays: the library's, nested or not.
       xs: ``[T, ...]``.
-      state: our layer's first state.
-      lengths: of rows, or None.
-      weigh: the number of outputs and last state that is differentiated, as a sum.
+      state: our layer's initial state.
+      lengths: the lengths of rows, or None.
+      weigh: a function of the outputs and the last state, which is differentiated.
 
     Returns:
       ``((ys, state), gradients)``, gradients by the library's arrays, ``xs`` and ``state``.
@@ -69,13 +69,13 @@ def value_and_gradients(from_library, arrays, xs, state, lengths, weigh):
         return weigh(ys, last), (ys, last)
 
     graded = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)
-    with jax.disable_jit():  # compiling takes far longer than a few small steps
+    with jax.disable_jit():  # since compilation takes far longer than a few small steps
         (_, results), gradients = graded(arrays, jnp.asarray(xs), state)
     return results, gradients
 
 
 def assert_close(ours, theirs, terms, what=""):
-    """Equal but for rounding: of sums of ``terms`` numbers of order 1 each, in the arrays' type."""
+    """Equal up to rounding of sums of ``terms`` numbers of order 1, in the arrays' type."""
     ours = np.asarray(ours)
     theirs = np.asarray(theirs)
     assert ours.shape == theirs.shape, what
@@ -92,10 +92,10 @@ def assert_cells_agree(from_library, arrays, step, carry, as_state, xs, rng):
       from_library: the conversion of ``arrays``.
       arrays: the library's parameters, nested or not.
       step: the library's cell, ``step(arrays, carry, x) -> (carry, y)``.
-      carry: its first carry.
-      as_state: our state of such a carry.
+      carry: its initial carry.
+      as_state: converts such a carry to our state.
       xs: ``[T, ...]``.
-      rng: draws the weights of the number that is differentiated.
+      rng: samples the weights of the differentiated sum.
     """
 
     def theirs(arrays, xs, carry):
@@ -114,7 +114,7 @@ def assert_cells_agree(from_library, arrays, step, carry, as_state, xs, rng):
     weights = draw_like(rng, jax.eval_shape(theirs, *args))
 
     def value_and_gradients(function):
-        """Of a program that holds no numbers: configurations that are alike compile one."""
+        """Values are arguments of the program, so equal configurations share one compilation."""
 
         def loss(args, weights):
             results = function(*args)

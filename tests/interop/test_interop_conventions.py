@@ -1,4 +1,4 @@
-"""The table of conventions, and that it needs none of the libraries it is about."""
+"""The table of conventions, which needs none of the libraries that it describes."""
 
 import subprocess
 import sys
@@ -16,18 +16,18 @@ def gates_of(kind):
 
 
 @pytest.mark.parametrize(("library", "kind"), CASES)
-def test_rearranging_there_and_back_is_exact(library, kind):
+def test_rearranging_round_trip_is_exact(library, kind):
     convention, gates = CONVENTIONS[library][kind], gates_of(kind.removeprefix("conv_"))
     assert sorted(convention.gates) == sorted(gates)
     bits = np.random.default_rng(0).integers(0, 2**32, (3, 2 * len(gates)), "uint32")
-    matrix = bits.view("float32")  # with NaNs, infinities and numbers of any size
+    matrix = bits.view("float32")  # with NaN, infinity and numbers of any size
     for array in (matrix, matrix[0]):
         theirs = from_ours(array, convention, gates)
         back = to_ours(theirs, convention, gates)
         np.testing.assert_array_equal(back.view("uint32"), array.view("uint32"))
 
 
-def test_each_gate_is_found_where_its_library_has_it():
+def test_gates_have_the_positions_of_their_library():
     """Blocks named after gates, as each library's documentation orders them."""
     documented = {
         ("torch", "lstm"): "ifgo",

@@ -1,4 +1,4 @@
-"""The weight buffer of ``jax.experimental.rnn``, against the reference that JAX has for it."""
+"""The weight buffer of ``jax.experimental.rnn``, compared with JAX's reference implementation."""
 
 import functools
 
@@ -37,7 +37,7 @@ def ours(given, weights, xs, h, c):
 
 @functools.cache
 def value_and_gradients(function, given):
-    """Compiled once for each kind of layer: results, and gradients of a weighted sum of them."""
+    """Results, and gradients of a weighted sum of them; compiled once for each kind of layer."""
 
     def loss(args, weigh_by):
         results = function(given, *args)
@@ -71,7 +71,7 @@ HELD = [LSTM(3, 2).stack, LSTM(3, 2, bidirectional=True).stack, LSTM(3).stack]
 
 
 @pytest.mark.parametrize("layer", HELD)
-def test_there_and_back_is_exact(layer):
+def test_round_trip_is_exact(layer):
     shapes = jax.eval_shape(lambda: layer.init(jax.random.key(0), 2))
     params = jax.tree.map(jnp.asarray, draw_like(np.random.default_rng(0), shapes))
     both = isinstance(layer.layers[0][1], Bidirectional)
@@ -90,7 +90,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("layer", "message"), REFUSED)
-def test_what_cudnn_cannot_hold_is_refused(layer, message):
+def test_unsupported_options_are_rejected(layer, message):
     with pytest.raises(ValueError, match=message):
         to_cudnn(layer, layer.init(jax.random.key(0), 2))
 

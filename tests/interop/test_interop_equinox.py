@@ -1,4 +1,4 @@
-"""Weights to and from Equinox, against its own cells in values and gradients."""
+"""Weights to and from Equinox, compared with its cells in values and gradients."""
 
 import jax
 import numpy as np
@@ -23,7 +23,7 @@ def test_values_and_gradients_agree_with_equinox(seed):
     with jax.enable_x64(True):
         options = {"use_bias": use_bias, "dtype": "float64", "key": jax.random.key(seed)}
         module = getattr(eqx.nn, kind)(D, H, **options)
-        from_equinox(vars(module))  # takes a module's fields as they are
+        from_equinox(vars(module))  # accepts a module's fields unchanged
         arrays = {n: a for n, a in vars(module).items() if isinstance(a, jax.Array)}
         names = list(arrays)
 
@@ -48,7 +48,7 @@ def test_values_and_gradients_agree_with_equinox(seed):
 
 
 @pytest.mark.parametrize("cell", [LSTMCell(3), GRUCell(3, reset_after=True)])
-def test_there_and_back_is_exact(cell):
+def test_round_trip_is_exact(cell):
     shapes = jax.eval_shape(lambda: cell.init(jax.random.key(0), 2))
     params = draw_like(np.random.default_rng(0), shapes)
     again, back = from_equinox(to_equinox(cell, params))
@@ -64,7 +64,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("cell", "message"), REFUSED)
-def test_what_equinox_cannot_hold_is_refused(cell, message):
+def test_unsupported_options_are_rejected(cell, message):
     with pytest.raises(ValueError, match=message):
         to_equinox(cell, cell.init(jax.random.key(0), 2))
 
@@ -96,7 +96,7 @@ def test_wrong_arrays_are_named(arrays, message):
         from_equinox(arrays)
 
 
-def test_layers_are_no_cells():
+def test_layers_are_rejected():
     lstm = LSTM(3)
     with pytest.raises(TypeError, match=r"cell must be a single cell for equinox, got LSTM"):
         to_equinox(lstm, lstm.init(jax.random.key(0), 2))

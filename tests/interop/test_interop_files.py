@@ -1,4 +1,4 @@
-"""Files of arrays: what is written is read again, by the other library, too."""
+"""Files of arrays: written files are read back, also by the other libraries."""
 
 import os
 import pickle
@@ -45,7 +45,7 @@ def assert_same(arrays, others):
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
-def test_there_and_back(suffix, tmp_path):
+def test_round_trip(suffix, tmp_path):
     if suffix == ".safetensors":
         pytest.importorskip("safetensors")
     path = tmp_path / f"arrays{suffix}"
@@ -67,7 +67,7 @@ def test_bfloat16(tmp_path):
 def test_safetensors_of_torch(tmp_path):
     torch = pytest.importorskip("torch", reason="needs the peer torch")
     files = pytest.importorskip("safetensors.torch")
-    tensors = {"w": torch.randn(3, 2), "n": torch.arange(3)}  # whole numbers are no weights
+    tensors = {"w": torch.randn(3, 2), "n": torch.arange(3)}  # integers are not weights
     files.save_file(tensors, tmp_path / "a.safetensors")
     assert_same(read_arrays(tmp_path / "a.safetensors"), {"w": tensors["w"].numpy()})
 
@@ -123,7 +123,7 @@ def model_of(keras, **options):
 
 
 @pytest.mark.peers
-def test_a_model_of_keras_tells_order_and_options(keras, tmp_path):
+def test_a_keras_model_stores_order_and_options(keras, tmp_path):
     model = model_of(keras, activation="softsign", recurrent_activation="hard_sigmoid")
     path = tmp_path / "model.keras"
     model.save(path)
@@ -143,11 +143,12 @@ def test_a_model_of_keras_tells_order_and_options(keras, tmp_path):
     _, ys = layer.apply(params, xs)
     features = keras.Model(model.inputs, model.layers[-2].output)
     expected = features.predict_on_batch(xs.swapaxes(0, 1))
-    np.testing.assert_allclose(ys.swapaxes(0, 1), expected, atol=1e-6)  # a few float32 roundings
+    # A few float32 rounding errors.
+    np.testing.assert_allclose(ys.swapaxes(0, 1), expected, atol=1e-6)
 
 
 @pytest.mark.peers
-def test_options_of_a_cell_within_an_rnn_are_told(keras, tmp_path):
+def test_options_of_a_cell_within_an_rnn_are_read(keras, tmp_path):
     cell = keras.layers.GRUCell(2, activation="relu", use_bias=False, reset_after=False)
     rnn = keras.layers.RNN(cell, return_sequences=True)
     both = keras.layers.Bidirectional(rnn, merge_mode="sum")
@@ -214,10 +215,10 @@ def test_options_that_differ_or_would_be_lost_are_named(keras, tmp_path):
         keras_options(path)
 
 
-# ---- what cannot be read or written ----
+# ---- files that cannot be read or written ----
 
 
-def test_pickles_are_refused(tmp_path):
+def test_pickles_are_rejected(tmp_path):
     for name in ("a.pt", "a.pth", "a.pkl", "a.bin"):
         (tmp_path / name).write_bytes(pickle.dumps({"w": 1}))
         for function in (read_arrays, lambda path: write_arrays(path, ARRAYS)):
@@ -318,7 +319,7 @@ OWN = [
 
 
 @pytest.mark.parametrize("layer", OWN)
-def test_our_own_names_tell_the_layer(layer):
+def test_our_names_determine_the_layer(layer):
     params = random_params(layer)
     flat = to_lstm_jax(layer, params)
     again, back = from_lstm_jax(flat)
@@ -326,7 +327,7 @@ def test_our_own_names_tell_the_layer(layer):
     assert_same(to_lstm_jax(again, back), flat)
 
 
-def test_options_that_our_own_names_do_not_tell():
+def test_options_that_our_names_do_not_determine():
     cell = LSTMCell(3, gate_fn="hard_sigmoid")
     params = random_params(cell)
     with pytest.raises(ValueError, match="gate_fn='hard_sigmoid' of LSTMCell would be lost"):
@@ -357,6 +358,6 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("arrays", "message"), WRONG)
-def test_wrong_arrays_of_our_own_are_named(arrays, message):
+def test_wrong_arrays_with_our_names_are_named(arrays, message):
     with pytest.raises(ValueError, match=message):
         from_lstm_jax(arrays)

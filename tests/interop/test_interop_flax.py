@@ -1,4 +1,4 @@
-"""Parameters to and from Flax, linen and nnx, against its own cells in values and gradients."""
+"""Parameters to and from Flax (linen and nnx), compared with its cells in values and gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -77,7 +77,7 @@ def test_values_and_gradients_agree_with_nnx(seed):
         xs = draw(rng, T, B, D, dtype="float64")
         h, c = draw(rng, 2, B, H, dtype="float64")
         state = nnx.state(module, nnx.Param)
-        from_flax(state, **told)  # takes it as it is
+        from_flax(state, **told)  # accepts it unchanged
         arrays = draw_like(rng, nnx.to_pure_dict(state))
 
         graph, state = nnx.split(module)
@@ -100,7 +100,7 @@ def test_values_and_gradients_agree_with_nnx(seed):
 @pytest.mark.parametrize("cell", [LSTMCell(3), GRUCell(3, reset_after=True), RNNCell(3)])
 @pytest.mark.parametrize("api", ["linen", "nnx"])
 @pytest.mark.parametrize("optimized", [False, True])
-def test_there_and_back_is_exact(cell, api, optimized):
+def test_round_trip_is_exact(cell, api, optimized):
     shapes = jax.eval_shape(lambda: cell.init(jax.random.key(0), 2))
     params = draw_like(np.random.default_rng(0), shapes)
     if "b_hg" in params and api == "nnx":
@@ -112,8 +112,8 @@ def test_there_and_back_is_exact(cell, api, optimized):
     jax.tree.map(np.testing.assert_array_equal, back, params)
 
 
-def test_a_new_convolutional_cell_comes_back_exactly():
-    cell = ConvLSTMCell(3, forget_bias=1.0)  # flax adds the 1 to no parameter
+def test_a_new_convolutional_cell_round_trips_exactly():
+    cell = ConvLSTMCell(3, forget_bias=1.0)  # flax adds 1 at run time, not to a parameter
     params = cell.init(jax.random.key(0), 2)
     arrays = to_flax(cell, params)
     assert not arrays["ih"]["bias"].any()
@@ -136,7 +136,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("cell", "options", "message"), REFUSED)
-def test_what_flax_cannot_hold_is_refused(cell, options, message):
+def test_unsupported_options_are_rejected(cell, options, message):
     with pytest.raises(ValueError, match=message):
         to_flax(cell, cell.init(jax.random.key(0), 2), **options)
 
@@ -205,7 +205,7 @@ XS = jax.random.normal(jax.random.key(1), (B, T, 2))
 
 @pytest.mark.parametrize("kind", LINEN)
 def test_whole_modules_of_linen(kind):
-    """RNN and Bidirectional, as variables, as their parameters and in files."""
+    """RNN and Bidirectional, from variables, from their parameters and from files."""
     options = {"kernel_size": (3, 1)} if kind == "ConvLSTMCell" else {}
     xs = XS[..., None, None, :] + jnp.arange(3.0)[:, None] if options else XS
     first, second = (linen.RNN(getattr(linen, kind)(3, **options)) for _ in WAYS)
@@ -230,7 +230,7 @@ def test_whole_modules_of_linen(kind):
 
 @pytest.mark.parametrize("kind", LINEN[:4])
 def test_whole_modules_of_nnx(kind):
-    """RNN and Bidirectional: their whole state, with random streams, and their parameters."""
+    """RNN and Bidirectional, from their state with random streams and from their parameters."""
     first, second = (nnx.RNN(getattr(nnx, kind)(2, 3, rngs=nnx.Rngs(n))) for n in (0, 1))
     cell, params = from_flax(nnx.state(first.cell, nnx.Param))
     assert jax.tree.leaves(nnx.state(first, nnx.RngState))

@@ -1,4 +1,4 @@
-"""Parameters to and from Haiku, against its own cores in values and gradients."""
+"""Parameters to and from Haiku, compared with its cores in values and gradients."""
 
 import jax
 import numpy as np
@@ -56,7 +56,7 @@ def test_values_and_gradients_agree_with_haiku(seed):
             given = arrays[path[0].key][path[1].key]
             if path[1].key == "w" or kind == "GRU":
                 np.testing.assert_array_equal(array, given, strict=True)
-            elif kind == "LSTM":  # 1 was added and taken away
+            elif kind == "LSTM":  # 1 was added and subtracted
                 np.testing.assert_allclose(array, given, atol=np.finfo(float).eps)
 
 
@@ -70,7 +70,7 @@ CELLS = [
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_there_and_back_is_exact_but_for_the_smallest_digits_of_a_forget_bias(cell):
+def test_round_trip_is_exact_except_rounding_of_the_forget_bias(cell):
     shapes = jax.eval_shape(lambda: cell.init(jax.random.key(0), 2))
     params = draw_like(np.random.default_rng(0), shapes)
     again, back = from_haiku(to_haiku(cell, params))
@@ -86,7 +86,7 @@ def test_there_and_back_is_exact_but_for_the_smallest_digits_of_a_forget_bias(ce
     jax.tree.map(np.testing.assert_array_equal, back, params)
 
 
-def test_a_new_forget_bias_comes_back_exactly():
+def test_a_new_forget_bias_round_trips_exactly():
     cell = LSTMCell(3, forget_bias=1.0)
     params = cell.init(jax.random.key(0), 2)
     arrays = to_haiku(cell, params, name="mine")
@@ -112,7 +112,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("cell", "message"), REFUSED)
-def test_what_haiku_cannot_hold_is_refused(cell, message):
+def test_unsupported_options_are_rejected(cell, message):
     with pytest.raises(ValueError, match=message):
         to_haiku(cell, cell.init(jax.random.key(0), 2))
 

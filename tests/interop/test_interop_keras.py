@@ -1,4 +1,4 @@
-"""Weights to and from Keras 3, against its own layers in values and gradients."""
+"""Weights to and from Keras 3, compared with its layers in values and gradients."""
 
 import os
 
@@ -34,7 +34,7 @@ def keras():
 
 
 def random_layer(keras, rng, H):
-    """A layer of Keras, and the options that its arrays do not hold."""
+    """A Keras layer, and the options that its arrays do not contain."""
     kind = rng.choice(["LSTM", "GRU", "SimpleRNN", "ConvLSTM2D"])
     use_bias = bool(rng.random() < 0.7)
     told = {}
@@ -86,7 +86,7 @@ def test_values_and_gradients_agree_with_keras(seed, keras):
     state = draw_like(rng, zeros)
 
     def of_keras(state):
-        """Ours as Keras has it: h, or h and c, of each direction."""
+        """Our state in the order of Keras: h, or h and c, of each direction."""
         cells = jax.tree.leaves(state, is_leaf=is_state)
         return [part for cell in cells for part in cell]
 
@@ -138,7 +138,7 @@ def test_values_and_gradients_agree_with_keras(seed, keras):
 @pytest.mark.peers
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "Bidirectional"])
 def test_masked_steps_are_skipped_as_keras_does(kind, keras):
-    """Padding in front, gaps, and a row without steps, in values and gradients."""
+    """Padding at the start, gaps, and a row without steps, in values and gradients."""
     rng = np.random.default_rng(0)
     num_steps, batch, D, H = 6, 4, 3, 2
     options = {"return_sequences": True, "return_state": True, "use_cudnn": False}
@@ -207,7 +207,7 @@ def test_paths_are_those_of_a_model(keras):
     xs = draw(np.random.default_rng(0), 5, 2, 4)
     _, ys = stack.apply(from_keras({w.path: w for w in model.weights})[1], xs)
     expected = model.predict_on_batch(np.swapaxes(xs, 0, 1))
-    np.testing.assert_allclose(ys[-1], expected, atol=1e-6)  # a few float32 roundings
+    np.testing.assert_allclose(ys[-1], expected, atol=1e-6)  # a few float32 rounding errors
 
 
 @pytest.mark.peers
@@ -220,14 +220,14 @@ def test_activations_of_these_names_are_the_same(name, keras):
 
 
 @pytest.mark.peers
-def test_a_convolution_of_a_new_keras_layer_is_refused_and_told_how(keras):
+def test_padding_of_a_new_keras_convolution_is_rejected_with_advice(keras):
     layer = keras.layers.ConvLSTM2D(2, 3)
     layer.build((1, 2, 5, 5, 3))
     with pytest.raises(ValueError, match=r"padding='valid' would be lost: .* pass padding='same'"):
         from_keras({w.path: w for w in layer.weights})
 
 
-# ---- there and back, without Keras ----
+# ---- round trips without Keras ----
 
 
 def random_params(layer, input_size=3):
@@ -248,14 +248,14 @@ HELD = [
 
 
 @pytest.mark.parametrize(("layer", "options"), HELD)
-def test_there_and_back_is_exact(layer, options):
+def test_round_trip_is_exact(layer, options):
     params = random_params(layer)
     again, back = from_keras(to_keras(layer, params, **options), **options)
     assert again == layer
     jax.tree.map(np.testing.assert_array_equal, back, params)
 
 
-def test_functions_of_ones_own():
+def test_custom_functions():
     def keras_2(x):
         return jnp.clip(0.2 * x + 0.5, 0, 1)
 
@@ -296,13 +296,13 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("layer", "options", "message"), REFUSED)
-def test_what_keras_cannot_hold_is_refused(layer, options, message):
+def test_unsupported_options_are_rejected(layer, options, message):
     with pytest.raises(ValueError, match=message):
         to_keras(layer, random_params(layer), **options)
 
 
 def changed(layer=None, /, **changes):
-    """Arrays of both directions of a layer, some taken out (None) or put in."""
+    """Arrays of both directions of a layer, some removed (None) or added."""
     layer = layer or Stack([Bidirectional(LSTMCell(2))])
     changes = {name.replace("__", "/"): array for name, array in changes.items()}
     arrays = {**to_keras(layer, random_params(layer)), **changes}

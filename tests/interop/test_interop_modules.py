@@ -1,4 +1,4 @@
-"""Flax modules of ours, filled with what came from elsewhere."""
+"""Our Flax modules, filled with imported parameters."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from lstm_jax.cells import GRUCell
 from lstm_jax.interop import fill, from_flax, from_keras, from_torch, to_keras, to_torch
 
 XS = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 3)), "float32")  # [B, T, D]
-# Outputs lie within [-1, 1]: an absolute 1e-6 is eight roundings of float32.
+# Outputs are in [-1, 1], so an absolute error of 1e-6 is eight rounding errors of float32.
 LAYER = LSTM(4, 2, bidirectional=True)
 
 
@@ -27,7 +27,7 @@ def expected(layer, params):
     return jnp.swapaxes(ys, 0, 1)
 
 
-def test_sequence_modules_compute_what_was_read(params):
+def test_sequence_modules_compute_the_imported_layer(params):
     module = lstm_jax.nnx.LSTM(3, 4, 2, bidirectional=True, dropout=0.3, rngs=nnx.Rngs(0))
     read = from_torch(to_torch(LAYER, params))
     fill(module, *read)
@@ -55,7 +55,7 @@ def test_cell_modules_take_a_cell_or_a_stack_of_one():
     np.testing.assert_allclose(y, wanted[:, 0], atol=1e-6)
 
 
-def test_types_stay_the_modules(params):
+def test_modules_preserve_their_types(params):
     module = lstm_jax.nnx.LSTM(
         3, 4, 2, bidirectional=True, param_dtype="bfloat16", rngs=nnx.Rngs(0)
     )
@@ -83,12 +83,12 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("module", "layer", "message"), REFUSED)
-def test_another_layer_is_refused(module, layer, message):
+def test_a_different_layer_is_rejected(module, layer, message):
     with pytest.raises(ValueError, match=message):
         fill(module, layer, layer.init(jax.random.key(0), 3))
 
 
-def test_what_is_no_module_of_ours_is_refused():
+def test_other_modules_are_rejected():
     theirs = nnx.LSTMCell(3, 4, rngs=nnx.Rngs(0))
     cell, params = from_flax(nnx.state(theirs, nnx.Param))
     assert cell == LSTMCell(4)

@@ -1,4 +1,4 @@
-"""Weights to and from PyTorch, against its own modules in values and gradients."""
+"""Weights to and from PyTorch, compared with its modules in values and gradients."""
 
 import json
 
@@ -24,7 +24,7 @@ T, B = 3, 2
 
 
 def random_module(torch, seed):
-    """A module of torch, the options that its arrays do not hold, and an input size."""
+    """A torch module, the options that its arrays do not contain, and an input size."""
     rng = np.random.default_rng(seed)
     D, H = sizes(rng)
     kind = rng.choice(["LSTM", "LSTM", "GRU", "RNN"])
@@ -45,7 +45,7 @@ def random_module(torch, seed):
 
 
 def theirs_of_layer(torch, module, xs, h_0, c_0, lengths):
-    """Outputs, time leading, and last h and c (or None) of a layer of torch."""
+    """Outputs, with time as the first axis, and last h and c (or None) of a torch layer."""
     inputs = xs.transpose(0, 1) if module.batch_first else xs
     if lengths is not None:
         inputs = torch.nn.utils.rnn.pack_padded_sequence(
@@ -72,7 +72,7 @@ def theirs_of_cell(torch, module, xs, h_0, c_0, lengths):
 
 
 def stacked(state, name):
-    """Our state's ``h`` or ``c`` of all layers and directions, as torch has it."""
+    """``h`` or ``c`` of our state for all layers and directions, in torch's layout."""
     leaves = jax.tree.leaves(state, is_leaf=lambda leaf: hasattr(leaf, "h"))
     if not hasattr(leaves[0], name):
         return None
@@ -80,7 +80,7 @@ def stacked(state, name):
 
 
 def as_state(zeros, h, c):
-    """The inverse: our state, of torch's ``h`` and ``c``."""
+    """The inverse: our state from torch's ``h`` and ``c``."""
     leaves, tree = jax.tree.flatten(zeros, is_leaf=lambda leaf: hasattr(leaf, "h"))
     made = [
         type(leaf)(h=h[n]) if c is None else type(leaf)(h=h[n], c=c[n])
@@ -155,7 +155,7 @@ def test_values_and_gradients_agree_with_torch(seed):
                 assert_close(stacked(by_state, name), tensor[name].grad, terms, name)
 
 
-# ---- there and back, without torch ----
+# ---- round trips without torch ----
 
 
 def random_params(layer, input_size=3):
@@ -177,7 +177,7 @@ HELD = [
 
 
 @pytest.mark.parametrize("layer", HELD)
-def test_there_and_back_is_exact(layer):
+def test_round_trip_is_exact(layer):
     params = random_params(layer)
     again, back = from_torch(to_torch(layer, params, prefix="a."), prefix="a.")
     assert again == layer
@@ -185,7 +185,7 @@ def test_there_and_back_is_exact(layer):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_narrow_types_stay(dtype):
+def test_narrow_types_are_preserved(dtype):
     params = random_params(Stack([LSTMCell(4, param_dtype=dtype)]))
     layer, back = from_torch(to_torch(Stack([LSTMCell(4)]), params))
     assert layer.layers[0][1].param_dtype == dtype
@@ -205,7 +205,7 @@ def test_tensors_on_a_tape_and_of_bfloat16_are_read():
 
 
 @pytest.mark.peers
-def test_what_is_read_does_not_share_memory():
+def test_imported_arrays_do_not_share_memory():
     torch = pytest.importorskip("torch", reason="needs the peer torch")
     module = torch.nn.RNN(3, 4)
     _, params = from_torch(module.state_dict())
@@ -254,13 +254,13 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("layer", "options", "message"), REFUSED)
-def test_what_torch_cannot_hold_is_refused(layer, options, message):
+def test_unsupported_options_are_rejected(layer, options, message):
     with pytest.raises(ValueError, match=message):
         to_torch(layer, random_params(layer), **options)
 
 
 def changed(**changes):
-    """Arrays of two layers of both directions, some taken out (None) or put in."""
+    """Arrays of two bidirectional layers, some removed (None) or added."""
     layer = Stack([Bidirectional(LSTMCell(2))] * 2)
     arrays = {**to_torch(layer, random_params(layer)), **changes}
     return {name: array for name, array in arrays.items() if array is not None}
@@ -311,7 +311,7 @@ def test_kinds_are_not_mixed():
         from_torch({**arrays, **swapped})
 
 
-def test_parameters_of_another_layer_are_refused():
+def test_parameters_of_another_layer_are_rejected():
     with pytest.raises(TypeError, match="params must have layer_0, layer_1, got layer_0"):
         to_torch(LSTM(2, 2), random_params(LSTM(2)))
     with pytest.raises(ValueError, match="must have shape"):
@@ -320,7 +320,7 @@ def test_parameters_of_another_layer_are_refused():
         to_torch("lstm", {})
 
 
-# ---- weights that torch computes of others ----
+# ---- weights that torch computes from others ----
 
 
 @pytest.fixture
@@ -366,7 +366,7 @@ def test_weight_norm_becomes_plain_weights(new, dim, torch):
 @pytest.mark.peers
 @pytest.mark.parametrize("where", ["", "module."])
 def test_weight_drop_has_its_raw_weights(where, torch):
-    """AWD-LSTM's, beside the dropped copy of the last step, which is not the weight."""
+    """AWD-LSTM files also contain the last step's copy with dropout, which must not be used."""
     module = torch.nn.LSTM(3, 4)
     expected = outputs(torch, module, SEQUENCE)
     state = {f"rnns.0.module.{name}": a for name, a in module.state_dict().items()}
@@ -395,7 +395,7 @@ def test_gradients_come_out_under_the_names_of_weight_norm(torch):
 
 
 @pytest.mark.peers
-def test_a_state_dict_that_went_through_json(torch):
+def test_a_state_dict_from_json(torch):
     module = torch.nn.GRU(3, 4)
     text = json.dumps({name: array.tolist() for name, array in module.state_dict().items()})
     _, params = assert_computes(json.loads(text), outputs(torch, module, SEQUENCE))

@@ -1,4 +1,4 @@
-"""Keras's files of every layout: against Keras itself, and hostile ones."""
+"""Keras files in every layout, compared with Keras, and hostile files."""
 
 import io
 import json
@@ -28,7 +28,7 @@ from tests.interop.test_interop_files import random_params
 h5py = pytest.importorskip("h5py", reason="needs h5py")
 
 XS = np.random.default_rng(0).normal(size=(5, 2, 3)).astype("float32")  # [T, B, D]
-TOLERANCE = 1e-6  # a few float32 roundings of numbers below 1
+TOLERANCE = 1e-6  # a few float32 rounding errors of numbers below 1
 
 
 @pytest.fixture
@@ -37,14 +37,14 @@ def keras():
 
 
 def random_weights(model):
-    """Weights of a size that makes gates and biases count."""
+    """Weights that are large enough for gates and biases to matter."""
     rng = np.random.default_rng(1)
     model.set_weights([rng.uniform(-1, 1, w.shape).astype("float32") for w in model.weights])
     return model
 
 
 def assert_reads_as(model, path, prefix="", **options):
-    """The file's layer computes what the model of Keras does."""
+    """The file's layer computes the same as the Keras model."""
     layer, params = read_layer(path, "keras", prefix, [f"{n}={v}" for n, v in options.items()])
     _, ys = layer.apply(params, XS)
     expected = model.predict_on_batch(XS.swapaxes(0, 1))
@@ -56,7 +56,7 @@ def assert_reads_as(model, path, prefix="", **options):
 
 
 @pytest.mark.peers
-@pytest.mark.filterwarnings("ignore")  # Keras warns of its own legacy format
+@pytest.mark.filterwarnings("ignore")  # Keras warns about its own legacy format
 @pytest.mark.parametrize("name", ["model.keras", "model.h5", "model.hdf5"])
 def test_a_saved_model_has_its_order_and_options(name, keras, tmp_path):
     """Two LSTM layers whose names are in the wrong order, and two cells in one layer."""
@@ -133,8 +133,8 @@ def keras_2_file(path, layers, config=None, version=b"2.2.4", split=False):
 
     Args:
       layers: ``{layer: {weight: array}}`` in the model's order, with full names.
-      config: of the model, where it is a saved model and not weights alone.
-      split: whether lists of names are cut into numbered parts, as long ones are.
+      config: the model's config, if this is a saved model and not only weights.
+      split: whether lists of names are split into numbered parts, as for long lists.
     """
 
     def put(group, name, strings):
@@ -222,7 +222,7 @@ def sigmoid(x):
 
 
 def cudnn_lstm(kernel, recurrent, bias, xs):
-    """cuDNN's equations on the flat parameters that ``CuDNNLSTM`` hands it, block by block."""
+    """cuDNN's equations on the flat parameters that ``CuDNNLSTM`` passes to it, block by block."""
     (D, H), gates = (kernel.shape[0], recurrent.shape[0]), 4
     W = [block.ravel().reshape(H, D) for block in np.split(kernel, gates, 1)]
     R = [block.ravel().reshape(H, H) for block in np.split(recurrent, gates, 1)]
@@ -293,7 +293,7 @@ SECRET = b"root:x:0:0:root:/root:/bin/bash\n" * 8
 
 @pytest.fixture
 def weights(tmp_path):
-    """A good file, and a secret file beside it."""
+    """A valid file, and a secret file next to it."""
     (tmp_path / "secret").write_bytes(SECRET)
     path = tmp_path / "a.weights.h5"
     write_arrays(path, GOOD)
@@ -419,7 +419,7 @@ def test_mistaken_configs_are_named(config, message, weights):
 
 
 def test_a_model_without_optional_keys(weights):
-    """What Keras saves and what its defaults make good."""
+    """Missing keys have Keras's defaults."""
     path = weights.with_name("a.keras")
     lstm = {"class_name": "LSTM", "config": {"recurrent_initializer": None}}
     both = {"class_name": "Bidirectional", "config": {"layer": lstm}}
@@ -440,7 +440,7 @@ def test_a_model_without_optional_keys(weights):
             read(path)
 
 
-def test_a_function_of_ones_own_is_named(weights):
+def test_a_custom_function_is_named(weights):
     path = weights.with_name("a.keras")
     config = {"config": {"layers": [layer_config("LSTM", "lstm", activation={"class_name": "f"})]}}
     zipped(path, [("config.json", json.dumps(config))])

@@ -1,4 +1,4 @@
-"""Layers wherever in a model they are, and models that are damaged or made to do harm."""
+"""Layers anywhere in a model, and damaged or malicious models."""
 
 import io
 import itertools
@@ -27,7 +27,7 @@ def layer_of(H, seed=0):
 
 
 def lstm_node(H, seed=0, name="", x="x", y="h"):
-    """A node of an LSTM, and its weights as tensors of names of their own."""
+    """An LSTM node, and its weights as tensors with unique names."""
     operator = layer_to_onnx(*layer_of(H, seed))
     weights = [tensor(array, f"{key}{H}{seed}") for key, array in operator.arrays.items()]
     inputs = [x, *(weight.name for weight in weights)]
@@ -68,7 +68,7 @@ def assert_found(found, H, seed=0):
 
 
 def test_both_branches_of_an_if_have_their_layers(tmp_path):
-    """As a voice activity model has them, one for each sampling rate."""
+    """As in a voice activity model, with one branch for each sampling rate."""
     first, weights = lstm_node(2, name="rnn", y="a")
     second, within = lstm_node(4, name="rnn", y="b")
     branches = {
@@ -110,7 +110,7 @@ def test_bodies_of_loops_and_scans_have_their_layers():
 @pytest.mark.peers
 @pytest.mark.filterwarnings("ignore")  # torch's exporter has many
 def test_branches_and_loops_that_torch_exports():
-    """A script of torch with layers under a condition and in a loop, weights bit for bit."""
+    """A torch script with layers under a condition and in a loop; weights are bit for bit equal."""
     torch = pytest.importorskip("torch", reason="needs the peer torch")
 
     class Model(torch.nn.Module):
@@ -158,8 +158,8 @@ def test_weights_that_a_loop_changes_are_not_found():
         layers_from_onnx(model_of([loop], weights))
 
 
-def test_weights_are_computed_from_constants_wherever_these_are():
-    """As exporters lay gates and directions out; a function's attributes are its caller's."""
+def test_weights_are_computed_from_constants_in_any_scope():
+    """As exporters arrange gates and directions; a function's attributes come from its caller."""
     node, weights = lstm_node(2)
     W = onnx.numpy_helper.to_array(weights[0])
     name = node.input[1]
@@ -209,7 +209,7 @@ def test_layers_in_a_models_own_functions():
         assert_found(found, 2)
 
 
-# ---- what would open another file, fill the memory or never end ----
+# ---- models that would open another file, exhaust the memory or never end ----
 
 
 def in_another_file(folder):
@@ -241,7 +241,7 @@ def test_weights_in_another_file_are_not_read(missing, tmp_path):
         assert list(layers_from_onnx(onnx.load(path))) == ["LSTM_0"]  # loaded by the user
 
 
-def test_another_file_that_no_layer_needs_is_no_matter(tmp_path):
+def test_external_data_that_no_layer_needs_are_ignored(tmp_path):
     node, weights = lstm_node(2)
     secret = onnx.TensorProto(name="secret", data_type=FLOAT, dims=[4])
     secret.data_location = onnx.TensorProto.EXTERNAL
@@ -251,7 +251,7 @@ def test_another_file_that_no_layer_needs_is_no_matter(tmp_path):
 
 
 def bomb(operator, inputs, constants, **attributes):
-    """A model in which an operator makes far too much out of little."""
+    """A model in which an operator computes a huge output from a small input."""
     made = helper.make_node(operator, inputs, ["big"], name="big", **attributes)
     node, weights = lstm_node(2)
     tensors = [tensor(np.asarray(a), name) for name, a in constants.items()]
@@ -272,7 +272,7 @@ BOMBS = [
 
 
 @pytest.mark.parametrize(("operator", "constants", "attributes"), BOMBS)
-def test_what_no_layer_needs_is_not_computed(operator, constants, attributes):
+def test_unneeded_values_are_not_computed(operator, constants, attributes):
     made, node, tensors = bomb(operator, list(constants), constants, **attributes)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert_found(layers_from_onnx(model_of([made, node], tensors, ("h",)))["LSTM_0"], 2)
@@ -292,7 +292,7 @@ def test_what_no_layer_needs_is_not_computed(operator, constants, attributes):
     assert from_onnx(model)(x=np.ones((2, 1, 3), "float32"))["y"].shape == (2, 1, 3)
 
 
-def test_many_middling_operators_have_one_room():
+def test_the_memory_bound_applies_to_all_operators_together():
     node, weights = lstm_node(2)
     shape = tensor(np.array([2**12, 2**12]), "shape")
     nodes = [helper.make_node("ConstantOfShape", ["shape"], [f"v{n}"]) for n in range(40)]
@@ -305,7 +305,7 @@ def test_many_middling_operators_have_one_room():
 
 
 def doubling(levels, innermost):
-    """Functions of which each calls the next one twice and adds the results."""
+    """Functions, each of which calls the next one twice and adds the results."""
     functions = []
     opsets = [helper.make_opsetid("", 18), helper.make_opsetid("own", 1)]
     for n in range(levels):
@@ -317,7 +317,7 @@ def doubling(levels, innermost):
     return functions
 
 
-def test_functions_that_double_are_counted_and_not_written_out():
+def test_doubling_functions_are_counted_and_not_inlined():
     call = helper.make_node("f0", ["x"], ["y"], domain="own")
     node, weights = lstm_node(2)
     started = time.monotonic()
@@ -345,7 +345,7 @@ def test_functions_that_double_are_counted_and_not_written_out():
     assert time.monotonic() - started < 60
 
 
-def test_a_long_row_of_operators_is_not_followed():
+def test_a_long_chain_of_operators_is_rejected():
     node, weights = lstm_node(2)
     names = [weights[1].name, *(f"v{n}" for n in range(5000))]
     row = [helper.make_node("Identity", [a], [b]) for a, b in itertools.pairwise(names)]
@@ -367,7 +367,7 @@ def test_impossible_sizes_are_named(dims):
             read(model_of([node], weights, ("h",)))
 
 
-def test_weights_that_are_computed_otherwise_say_how():
+def test_unsupported_computations_of_weights_are_named():
     node, weights = lstm_node(2)
     node.input[2] = "big"
     for operator, message in (

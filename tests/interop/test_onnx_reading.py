@@ -1,4 +1,4 @@
-"""Graphs as functions: what other exporters write, parameters, and what is refused."""
+"""Graphs as functions: graphs of other exporters, parameters, and rejected graphs."""
 
 import functools
 import io
@@ -30,11 +30,11 @@ from lstm_jax.tasks.next_character import LanguageModelConfig, TextData  # noqa:
 from lstm_jax.tasks.sequences_data import SequencesData  # noqa: E402
 from lstm_jax.tasks.series_data import SeriesData  # noqa: E402
 
-# Tests run what they compile once or twice.
+# Tests run each compiled program once or twice.
 quickly = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 FLOAT, INT64 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
-TOLERANCE = 2e-6  # float32 sums of some ten terms of order 1 over a few steps
+TOLERANCE = 2e-6  # float32 sums of about ten terms of order 1 over a few steps
 
 
 def model_of(nodes, inputs, outputs, constants=None, opset=18, **options):
@@ -61,7 +61,7 @@ def torch():
 
 @pytest.fixture(scope="module")
 def tagger(torch):
-    """A model of torch with LSTM layers in both directions, a GRU and what is usual around."""
+    """A torch model with bidirectional LSTM layers, a GRU and common other layers."""
 
     class Tagger(torch.nn.Module):
         def __init__(self):
@@ -124,7 +124,7 @@ def test_models_of_torch_in_values_and_gradients(torch, tagger):
 @pytest.mark.peers
 @pytest.mark.filterwarnings("ignore")
 def test_layers_of_a_model_of_torch(torch, tagger):
-    """Their weights, bit for bit those that come straight from torch."""
+    """Their weights equal those converted directly from torch, bit for bit."""
     tokens = torch.zeros((2, 7), dtype=torch.int64)
     layers = list(layers_from_onnx(exported_by_torch(torch, tagger, tokens, dynamo=False)).values())
     state = {name: array.numpy() for name, array in tagger.state_dict().items()}
@@ -151,7 +151,7 @@ def test_models_of_torchs_newer_exporter(torch, tagger):
 
 
 def test_a_graph_as_keras_is_exported():
-    """Batch first, with zero states of the shape that the input turns out to have."""
+    """Batch first, with zero states whose shape is computed from the input's."""
     rng = np.random.default_rng(0)
     D, H = 3, 4
     constants = {
@@ -203,7 +203,7 @@ def test_a_graph_as_keras_is_exported():
     assert f.inputs["x"].shape == ("B", "T", D)
 
 
-# ---- parts of the standard that take the whole graph ----
+# ---- parts of the standard that concern the whole graph ----
 
 
 def branch(operator):
@@ -212,8 +212,8 @@ def branch(operator):
     return onnx.helper.make_graph([node], operator, [], [info])
 
 
-def test_if_chooses_by_what_is_known():
-    """As torch writes it, where a shape decides."""
+def test_if_selects_by_known_values():
+    """As exported by torch, where a shape is the condition."""
     nodes = [
         ("Shape", ["x"], ["shape"], {"start": 0, "end": 1}),
         ("Equal", ["shape", "one"], ["single"], {}),
@@ -233,7 +233,7 @@ def test_if_chooses_by_what_is_known():
         jax.jit(computed)(x=np.ones(1, np.float32))
 
 
-def test_functions_within_a_model_are_written_out():
+def test_functions_of_a_model_are_inlined():
     function = onnx.helper.make_function(
         "own",
         "Twice",
@@ -270,7 +270,7 @@ def test_functions_are_jitted_mapped_and_differentiated():
     np.testing.assert_allclose(theirs, ours, atol=TOLERANCE)
 
 
-# ---- tasks, there and back ----
+# ---- round trips of tasks ----
 
 
 def character_task(folder):
@@ -304,7 +304,7 @@ def forecasting_task(folder):
 
 
 class ReadBack:
-    """A model that went to ONNX and came back."""
+    """A model that was converted to ONNX and back."""
 
     def __init__(self, model):
         graph, streams, weights = nnx.split(model.module, nnx.RngState, ...)
@@ -348,7 +348,7 @@ def test_tasks_have_the_same_metrics_when_read_back(make, tmp_path):
     assert set(back) == set(metrics)
     for name, value in metrics.items():
         other = back[name]
-        if name.endswith("perplexity"):  # an exponential: its logarithm is what has an error
+        if name.endswith("perplexity"):  # an exponential, so its logarithm is compared
             value, other = np.log([value, other])
         np.testing.assert_allclose(other, value, rtol=1e-6, err_msg=name)
         assert f"{other:.4f}" == f"{value:.4f}", name
@@ -395,7 +395,7 @@ def test_damaged_files_are_named(tmp_path):
 X = np.ones((3, 2), np.float32)
 
 
-def test_layers_that_are_not_there_are_told():
+def test_missing_layers_are_reported():
     with pytest.raises(ValueError, match=r"^the model has no LSTM, GRU, RNN$"):
         layers_from_onnx(small())
     inputs = {"x": (FLOAT, [3, 1, 2]), "r": (FLOAT, [1, 1, 1])}
@@ -439,7 +439,7 @@ def test_mistakes_in_a_node_name_it():
         f(x=X)
 
 
-def test_shapes_that_are_computed_are_refused_by_name():
+def test_computed_shapes_are_rejected_by_name():
     nodes = [
         ("Cast", ["x"], ["shape"], {"to": INT64}),
         ("Reshape", ["x", "shape"], ["y"], {}),
@@ -467,7 +467,7 @@ def test_shapes_that_are_computed_are_refused_by_name():
         ),
     ],
 )
-def test_functions_that_cannot_be_written_say_why(function, inputs, message):
+def test_functions_that_cannot_be_exported_are_explained(function, inputs, message):
     specs = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in inputs.items()}
     with pytest.raises(ValueError) as error:
         function_to_onnx(function, (), specs)

@@ -1,4 +1,4 @@
-"""ONNX's LSTM, GRU and RNN: against a loop written from the standard, and ONNX Runtime."""
+"""ONNX's LSTM, GRU and RNN, compared with a loop from the standard and with ONNX Runtime."""
 
 import functools
 
@@ -14,7 +14,7 @@ from lstm_jax.interop.onnx import from_onnx, layer_from_onnx, layer_to_onnx  # n
 from lstm_jax.interop.onnx.recurrent import InputForgetLSTMCell  # noqa: E402
 from lstm_jax.sequence import VariationalDropout, Zoneout, unroll  # noqa: E402
 
-# Tests run what they compile once or twice.
+# Tests run each compiled program once or twice.
 quickly = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
@@ -25,7 +25,7 @@ DEFAULTS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), "RN
 # ---- the standard's equations in NumPy, one row and step after the other ----
 # Attributes of ONNX are float32.
 
-# Each with the defaults of alpha and beta, as the standard has them; None where it has none.
+# Each with the standard's defaults of alpha and beta; None if there is none.
 FUNCTIONS = {
     "Affine": (1.0, 0.0, lambda x, a, b: a * x + b),
     "Elu": (1.0, None, lambda x, a, b: np.where(x >= 0, x, a * (np.exp(x) - 1))),
@@ -59,7 +59,7 @@ def functions_of(operator, directions, attributes):
 
 @np.errstate(over="ignore")
 def oracle(operator, feeds, **attributes):
-    """Outputs Y, Y_h and of an LSTM Y_c, in float64."""
+    """Outputs Y, Y_h and, for an LSTM, Y_c, in float64."""
     get = {
         name: None if array is None else np.asarray(array, np.float64)
         for name, array in ((name, feeds.get(name)) for name in INPUTS)
@@ -130,7 +130,7 @@ def oracle(operator, feeds, **attributes):
 
 
 def model_of(operator, feeds, **attributes):
-    """A model with every array an input, so that all of them have a gradient."""
+    """A model whose arrays are all inputs, so that all of them have a gradient."""
     names = INPUTS if operator == "LSTM" else INPUTS[:6]
     inputs = [name if name in feeds else "" for name in names]
     outputs = ["Y", "Y_h", "Y_c"][: 1 + STATES[operator]]
@@ -205,7 +205,7 @@ def test_every_activation_with_its_defaults(name):
         ("RNN", ("B", "initial_h"), {"clip": 0.4, "layout": 1, "direction": "reverse"}),
     ],
 )
-def test_attributes_that_the_standard_leaves_untested(operator, optional, attributes):
+def test_attributes_without_tests_in_the_standard(operator, optional, attributes):
     feeds = drawn(
         np.random.default_rng(0), operator, optional=optional, layout=attributes.get("layout", 0)
     )
@@ -219,7 +219,7 @@ def test_numbers_of_activations_are_consumed_in_order_over_both_directions():
     check_with_oracle("LSTM", feeds, activations=names, direction="bidirectional", **attributes)
 
 
-def test_a_row_of_no_steps_ends_with_its_initial_state():
+def test_a_row_without_steps_ends_with_its_initial_state():
     feeds = drawn(np.random.default_rng(0), "LSTM", optional=("initial_h", "initial_c"))
     feeds["sequence_lens"] = np.array([4, 0, 2], np.int32)
     check_with_oracle("LSTM", feeds)
@@ -229,7 +229,7 @@ def test_a_row_of_no_steps_ends_with_its_initial_state():
 
 
 def configuration(seed):
-    """An operator with any of its inputs and attributes, which ONNX Runtime has all."""
+    """An operator with any of its inputs and attributes, all of which ONNX Runtime supports."""
     rng = np.random.default_rng(seed)
     operator = ("LSTM", "GRU", "RNN")[seed % 3]
     direction = str(rng.choice(["forward", "reverse", "bidirectional"]))
@@ -241,7 +241,7 @@ def configuration(seed):
     ]
     attributes = {"direction": direction}
     if rng.random() < 0.3:
-        attributes["clip"] = 0.625  # no threshold below: at a tie ONNX Runtime has 0
+        attributes["clip"] = 0.625  # no smaller threshold: at a tie ONNX Runtime returns 0
     if operator == "LSTM" and rng.random() < 0.3:
         attributes["input_forget"] = 1
     if operator == "GRU":
@@ -251,7 +251,7 @@ def configuration(seed):
         attributes["activations"] = names
         for key, place in (("activation_alpha", 0), ("activation_beta", 1)):
             count = sum(FUNCTIONS[name][place] is not None for name in names)
-            if count:  # quarters, which float32 holds
+            if count:  # quarters, which float32 represents exactly
                 attributes[key] = [float(n) / 4 for n in rng.integers(1, 4, count)]
     feeds = drawn(rng, operator, directions, optional=optional)
     return operator, feeds, {**attributes, "hidden_size": 3}
@@ -259,7 +259,7 @@ def configuration(seed):
 
 @pytest.mark.peers
 @pytest.mark.parametrize("seed", range(50))
-def test_values_of_onnxruntime_and_gradients_of_finite_differences(seed):
+def test_values_equal_onnxruntime_and_gradients_equal_finite_differences(seed):
     onnxruntime = pytest.importorskip("onnxruntime", reason="needs the peer onnxruntime")
     operator, feeds, attributes = configuration(seed)
     rng = np.random.default_rng(seed)
@@ -304,7 +304,7 @@ def test_values_of_onnxruntime_and_gradients_of_finite_differences(seed):
         providers=["CPUExecutionProvider"],
     )
     for name, theirs in zip(f.outputs, session.run(None, single), strict=True):
-        # Float32 with approximations of exponentials, over 4 steps, of numbers up to some tens.
+        # Float32 with approximated exponentials, over 4 steps, of numbers up to some tens.
         scale = 1 + np.abs(outputs[name]).max()
         np.testing.assert_allclose(outputs[name], theirs, rtol=0, atol=1e-5 * scale, err_msg=name)
 
@@ -335,7 +335,7 @@ def random_params(layer, size=2):
 
 
 @pytest.mark.parametrize("cell", EXPRESSIBLE, ids=range(len(EXPRESSIBLE)))
-def test_cells_become_operators_and_come_back_bit_for_bit(cell):
+def test_cells_round_trip_through_operators_bit_for_bit(cell):
     params = random_params(cell)
     operator = layer_to_onnx(cell, params)
     layer, back = layer_from_onnx(*operator)
@@ -350,7 +350,7 @@ def test_cells_become_operators_and_come_back_bit_for_bit(cell):
 
 
 @pytest.mark.parametrize("cell", EXPRESSIBLE, ids=range(len(EXPRESSIBLE)))
-def test_operators_of_cells_compute_what_the_cells_do(cell):
+def test_operators_equal_their_cells(cell):
     params = random_params(cell)
     operator = layer_to_onnx(cell, params)
     xs = np.random.default_rng(1).normal(size=(4, 2, 2)).astype(np.float32)
@@ -399,7 +399,7 @@ def test_directions_become_one_operator(layer):
     ],
     ids=lambda value: "" if isinstance(value, str) else type(value).__name__,
 )
-def test_what_would_be_lost_is_named(layer, message):
+def test_unsupported_options_are_named(layer, message):
     with pytest.raises(ValueError) as error:
         layer_to_onnx(layer, random_params(layer))
     assert message in str(error.value)

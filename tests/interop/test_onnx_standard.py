@@ -1,4 +1,4 @@
-"""The standard's own node tests, run against the importer."""
+"""The standard's own node tests, run with the importer."""
 
 import functools
 import warnings
@@ -12,7 +12,7 @@ onnx = pytest.importorskip("onnx", reason="needs onnx")
 from lstm_jax.interop.onnx import from_onnx  # noqa: E402
 from lstm_jax.interop.onnx.operators import OPERATORS, TYPES  # noqa: E402
 
-# Tests run what they compile once or twice.
+# Tests run each compiled program once or twice.
 quickly = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 RECURRENT = {"test_lstm_": 6, "test_gru_": 6, "test_rnn_": 1, "test_simple_rnn_": 5}  # how many
@@ -21,7 +21,7 @@ CASES = 4  # of each plain operator; most differ in types alone
 
 @pytest.fixture(scope="module")
 def cases():
-    """Node tests of a single node by its operator, and all recurrent ones by their names."""
+    """Tests of a single node by its operator, and all recurrent tests by their names."""
     from onnx.backend.test.case.node import collect_testcases
 
     with warnings.catch_warnings():
@@ -37,7 +37,7 @@ def cases():
 
 
 def _types(model):
-    """The types of all inputs and outputs; None where one is no tensor."""
+    """The types of all inputs and outputs; None if one is not a tensor."""
     return {
         onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type)
         if value.type.HasField("tensor_type")
@@ -47,7 +47,7 @@ def _types(model):
 
 
 def check(case, compiled=lambda f: f):
-    """Outputs, shapes and types as the standard has them, within its own tolerances."""
+    """Compares outputs, shapes and types with the standard's, within its tolerances."""
     f = from_onnx(case.model, engine="scan")
     for inputs, expected in case.data_sets:
         given = [_array(value) for value in inputs]
@@ -81,7 +81,7 @@ def test_node_tests_of_plain_operators_pass(cases, operator):
     with jax.enable_x64(True):
         for case in cases[operator][:CASES]:
             if "training" in case.name or "empty_set" in case.name:
-                continue  # no random numbers, and no largest of nothing
+                continue  # no random numbers, and no maximum of an empty array
             check(case)
 
 

@@ -1,4 +1,4 @@
-"""Models that we write: valid, run by ONNX Runtime to the same numbers, and read back."""
+"""Exported models are valid, give the same values in ONNX Runtime, and are read back."""
 
 import functools
 
@@ -23,18 +23,18 @@ from lstm_jax.sequence import Zoneout  # noqa: E402
 
 pytestmark = pytest.mark.peers
 
-# Tests run what they compile once or twice.
+# Tests run each compiled program once or twice.
 quickly = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 T, B, D, H = 5, 3, 2, 4
 SPACE = (3, 4)
-# Float32 sums of some ten terms of order 1 over 5 steps, with approximated exponentials.
+# Float32 sums of about ten terms of order 1 over 5 steps, with approximated exponentials.
 TOLERANCE = 2e-6
 RECURRENT = ("LSTM", "GRU", "RNN", "Scan")
 
 
 def run(model, feeds):
-    """What ONNX Runtime computes, of a model that the checker finds valid."""
+    """The outputs of ONNX Runtime for a model that the checker accepts."""
     onnx.checker.check_model(model, full_check=True)
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), providers=["CPUExecutionProvider"]
@@ -44,7 +44,7 @@ def run(model, feeds):
 
 
 def named(name, tree):
-    """The arrays of a tree as inputs of a model; those of no batch axis stay arrays."""
+    """The arrays of a tree as inputs of a model."""
     return {
         f"{name}.{jax.tree_util.keystr(path, simple=True, separator='.')}": np.asarray(leaf)
         for path, leaf in jax.tree.leaves_with_path(tree)
@@ -56,7 +56,7 @@ def operators(model):
 
 
 def random_like(tree, seed=0):
-    """Random numbers; positive where an sLSTM divides by them."""
+    """Random numbers, positive if an sLSTM divides by them."""
     rng = np.random.default_rng(seed)
     tree = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(leaf.dtype), tree)
     is_state = lambda node: hasattr(node, "_replace") and hasattr(node, "n")  # noqa: E731
@@ -81,7 +81,7 @@ def close(ours, theirs, tolerance=TOLERANCE, what=""):
 
 @pytest.mark.parametrize("name", CELLS)
 def test_every_cell_streams_in_onnxruntime_and_is_read_back(name):
-    """A sequence in two parts, the state handed over, with rows of several lengths."""
+    """A sequence in two parts, with the state passed between them and rows of different lengths."""
     cell = CELLS[name](hidden_size=H)
     space = SPACE if name == "conv_lstm" else ()
     params, start = random_params(cell), random_like(cell.zero_state((B, *space)))
@@ -157,7 +157,7 @@ MASK = np.array([[0, 1, 0], [0, 1, 0], [1, 0, 0], [1, 1, 0], [1, 1, 0]], bool)
 
 @pytest.mark.parametrize("name", ["two layers", "own merge", "reverse scan", "mixed"])
 def test_masks_run_in_onnxruntime(name):
-    """Padding in front, a gap, and a row without steps; whatever masked steps hold."""
+    """Padding at the start, a gap, and a row without steps, with any values at masked steps."""
     layer, _ = LAYERS[name]
     params = random_params(layer)
     model = to_onnx(layer, params, mask=True, streaming=name == "two layers")
@@ -202,7 +202,7 @@ BOTH = {
 
 @pytest.mark.parametrize("batch", [("B",), (), ("A", "B")])
 @pytest.mark.parametrize("name", BOTH)
-def test_both_directions_are_one_operator_and_come_back_as_one_layer(name, batch):
+def test_both_directions_are_one_operator_and_one_layer_again(name, batch):
     layer = BOTH[name]
     params = random_params(layer)
     rows = (2, 3)[: len(batch)]
@@ -221,8 +221,8 @@ def test_both_directions_are_one_operator_and_come_back_as_one_layer(name, batch
             jax.tree.map(np.testing.assert_array_equal, weights["layer_0"], params[one])
 
 
-def test_directions_that_are_no_layer_stay_two_operators():
-    """Another sequence, order or axis, or a start that follows from the other's end."""
+def test_directions_that_do_not_form_a_layer_remain_two_operators():
+    """Another sequence, order or axis, or an initial state from the other direction."""
     cell = LSTMCell(H)
     forward, backward = random_params(cell), random_params(cell)
 
@@ -263,7 +263,7 @@ def test_any_number_of_batch_axes(batch, cell):
 
 
 @pytest.mark.parametrize("cell", ["lstm", "mogrifier"])
-def test_narrow_types_are_rounded_as_ours_are(cell):
+def test_narrow_types_are_rounded_like_ours(cell):
     layer = LSTM(H, cell=cell, dtype="bfloat16")
     params, xs = random_params(layer), random_like(jnp.zeros((T, B, D)))
     model = to_onnx(layer, params, streaming=True)
@@ -271,13 +271,13 @@ def test_narrow_types_are_rounded_as_ours_are(cell):
     start = random_like(layer.zero_state((B,)))
     _, ys = quickly(layer.apply)(params, xs, start)
     theirs = run(model, {"xs": xs, **named("state", jax.tree.map(np.float32, start))})
-    # One unit of bfloat16, where a float32 sum lies beside a tie.
+    # One unit of bfloat16, in case a float32 sum is close to a tie.
     close(ys.astype(np.float32), theirs["ys"], 2**-7)
     assert (np.asarray(ys, np.float32) == theirs["ys"]).mean() > 0.95
 
 
-def test_resets_are_kept():
-    """They are no part of ONNX's operators: a Scan."""
+def test_resets_are_exported():
+    """ONNX's operators have no resets, so the result is a Scan."""
     layer = LSTM(H)
     params, xs = random_params(layer), random_like(jnp.zeros((T, B, D)))
     resets = np.arange(T * B).reshape(T, B) % 4 == 1
@@ -297,7 +297,7 @@ def test_resets_are_kept():
 
 
 class Decay:
-    """A cell of one's own, whose parameters are an array and whose state is another."""
+    """A custom cell, whose parameters and state are single arrays."""
 
     hidden_size = D
 
@@ -312,7 +312,7 @@ class Decay:
         return state, state
 
 
-def test_a_cell_of_ones_own():
+def test_a_custom_cell():
     cell, xs = Decay(), random_like(jnp.zeros((T, B, D)))
     params = cell.init(None, D)
     model = to_onnx(cell, params, size=D, streaming=True)
@@ -326,7 +326,7 @@ def test_a_cell_of_ones_own():
         to_onnx(cell, params)
 
 
-def test_weights_that_are_computed_are_no_constants_of_an_operator():
+def test_computed_weights_are_not_constants_of_an_operator():
     layer = LSTM(H, cell="rnn")
     params, xs = random_params(layer), random_like(jnp.zeros((T, B, D)))
 
@@ -350,14 +350,14 @@ def test_double_precision_is_a_scan():
     close(ys, run(model, {"xs": xs})["ys"], 1e-12)
 
 
-def test_weights_are_kept_by_their_names_and_once():
+def test_weights_have_their_names_and_are_stored_once():
     layer = LSTM(H, 2, cell="mogrifier")
     model = to_onnx(layer, random_params(layer))
     names = [tensor.name for tensor in model.graph.initializer]
     assert {"params.layer_0.w_ih", "params.layer_1.w_q1"} <= set(names)
     sizes = [onnx.numpy_helper.to_array(tensor).size for tensor in model.graph.initializer]
     counted = sum(leaf.size for leaf in jax.tree.leaves(random_params(layer)))
-    assert sum(sizes) < counted + 100  # axes and shapes beside them
+    assert sum(sizes) < counted + 100  # in addition, axes and shapes
 
 
 # ---- functions ----
@@ -468,7 +468,7 @@ FUNCTIONS = {
 }
 
 
-# JAX itself cannot leave the size of these arrays' first axis open.
+# JAX does not support a symbolic first axis for these.
 FIXED = ("add", "broadcast_in_dim", "dynamic_slice", "gather in rows", "iota", "slice")
 OPEN = [name for name in FUNCTIONS if name not in FIXED]
 
@@ -496,8 +496,8 @@ def test_primitives_run_in_onnxruntime_and_are_read_back(name):
 
 
 @pytest.mark.parametrize("name", OPEN)
-def test_sizes_stay_open(name):
-    """A size of the first axis that the model was not told of."""
+def test_sizes_stay_symbolic(name):
+    """A size of the first axis that differs from that of the export."""
     function, x = FUNCTIONS[name]
     sizes = ", ".join(["n", *map(str, x.shape[1:])])
     model = as_model(function, jax.export.symbolic_shape(sizes), x.dtype)

@@ -1,4 +1,4 @@
-"""Attention against NumPy loops over its equations, in float64."""
+"""Attention, compared with NumPy loops over its equations in float64."""
 
 import jax
 import jax.numpy as jnp
@@ -48,8 +48,8 @@ def test_masked_values_have_no_weight(arrays):
         np.testing.assert_allclose(context[b], expected, rtol=0, atol=10 * TOLERANCE)
 
 
-def test_nothing_to_attend_to(arrays):
-    """Rows without source have zero context, and a gradient that is zero and not NaN."""
+def test_empty_sources(arrays):
+    """Rows without source tokens have zero context and zero gradients, not NaN."""
     mask = np.array([[False] * 5, [True] * 5])
     values = jnp.asarray(arrays["memory"], jnp.float32)
 

@@ -1,4 +1,4 @@
-"""Forecasts row by row: teacher forcing against a loop, samples against known distributions."""
+"""Forecasts row by row: teacher forcing equals a loop, and samples have known distributions."""
 
 import functools
 
@@ -32,7 +32,7 @@ model_of = functools.partial(any_model_of, AutoregressiveForecaster, samples=6)
 
 
 def future_of(rows: int = 3):
-    """The truth in units of the series, with a gap."""
+    """True values in units of the series, with a gap."""
     future = np.random.default_rng(3).normal(5, 2, (rows, F)).astype(np.float32)
     future[0, 1] = np.nan
     return future
@@ -55,7 +55,7 @@ def network(params, inputs, future, row: int) -> np.ndarray:
     return np.array(raw)
 
 
-def test_raw_numbers_under_teacher_forcing_are_those_of_a_loop():
+def test_raw_numbers_with_teacher_forcing_equal_a_loop():
     model, inputs, future = model_of(), inputs_of(), future_of()
     raw = model((), **inputs, future=future)[1]["raw"]
     for row in range(3):
@@ -63,10 +63,10 @@ def test_raw_numbers_under_teacher_forcing_are_those_of_a_loop():
         np.testing.assert_allclose(raw[row], expected, rtol=0, atol=TOLERANCE)
 
 
-def test_teacher_forcing_shows_each_row_the_rows_before_it_alone():
+def test_teacher_forcing_shows_each_row_only_the_previous_rows():
     model, inputs, future = model_of(), inputs_of(), future_of()
     before = model((), **inputs, future=future)[1]["raw"]
-    changed = future.copy()  # the first call may still read its input
+    changed = future.copy()  # a copy, since the first call may still read its input
     changed[:, 2:] = 1e9
     after = model((), **inputs, future=changed)[1]["raw"]
     np.testing.assert_array_equal(before[:, :3], after[:, :3])
@@ -77,7 +77,7 @@ CELL = StaticCell(lambda static: functools.partial(EntityAwareLSTMCell, static_s
 
 
 @pytest.mark.parametrize("options", [{}, {"num_layers": 2, "scaling": "log"}, {"cell": CELL}])
-def test_a_trajectory_is_what_its_own_values_predict(options):
+def test_a_trajectory_follows_from_its_own_values(options):
     """A point head samples its prediction, so the loop must agree with a single teacher-forced
     call that reads the trajectory as the truth."""
     options = dict(options)
@@ -93,7 +93,7 @@ def test_a_trajectory_is_what_its_own_values_predict(options):
     raw = model((), **inputs, future=future)[1]["raw"]
     if "scaling" not in options:
         np.testing.assert_allclose(raw[..., 0], paths[:, 0], atol=5e-5)
-    else:  # below 0 the logarithm has no inverse
+    else:  # the logarithm is not invertible below 0
         kept = np.cumprod(np.asarray(future) > 0, 1).astype(bool)
         assert kept[:, 0].any()
         first = np.pad(kept, ((0, 0), (1, 0)), constant_values=True)[:, :-1]
@@ -112,7 +112,7 @@ def test_the_first_row_has_the_distribution_of_the_head(name):
     raw = model((), **inputs, future=future_of())[1]["raw"][:, 0]
     levels = jnp.array([0.2, 0.5, 0.8])
     expected = np.asarray(head.distribution(raw, outputs["scale"]).quantiles(levels))
-    # The share of samples below a quantile is its level, but for ties; five standard errors.
+    # The fraction of samples below a quantile is its level, except for ties; five standard errors.
     slack = 1e-5 * (1 + np.abs(expected))
     below = (paths[..., 0][..., None] < (expected - slack)[:, None]).mean(1)
     up_to = (paths[..., 0][..., None] <= (expected + slack)[:, None]).mean(1)

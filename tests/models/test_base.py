@@ -16,7 +16,7 @@ from lstm_jax.tasks.sampling import keys
 
 @pytest.fixture(scope="module", params=["as it is", "on a device"])
 def model(request):
-    """As after training, or as restored from a checkpoint, where arrays are bound to a device."""
+    """A trained or restored model: its arrays are committed to a device."""
     module = LanguageModel(5, 3, 4, rngs=nnx.Rngs(0))
     if request.param == "on a device":
         graph, state = nnx.split(module)
@@ -25,7 +25,7 @@ def model(request):
 
 
 def compiled_by(call) -> int:
-    """How many programs of a model's call something compiles."""
+    """The number of programs of a model's call that a function compiles."""
     before = _called._cache_size()
     call()
     return _called._cache_size() - before
@@ -37,7 +37,7 @@ def test_every_part_of_a_stream_runs_the_same_program(model):
     assert compiled_by(lambda: list(continued(model, tokens[:1], 6, 0.8, seed=0))) == 1
 
 
-def test_the_keys_of_generation_are_those_of_a_split():
+def test_the_keys_of_generation_equal_those_of_a_split():
     for seed in (0, 5, 2**32 - 1):
         expected = jax.random.key_data(jax.random.split(jax.random.key(seed), 7))
         np.testing.assert_array_equal(keys(np.uint32(seed), 7), expected)
@@ -52,6 +52,6 @@ MODELS = {
 
 @pytest.mark.parametrize("name", sorted(MODELS.keys() - {"Model"}))
 def test_integer_inputs_have_ranges(name):
-    """An exported model rejects tokens and lengths that its model was not made for."""
+    """An exported model rejects tokens and lengths outside of its ranges."""
     if "int32" in inspect.getsource(MODELS[name].inputs.fget):
         assert MODELS[name].ranges is not Model.ranges

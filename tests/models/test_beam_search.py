@@ -1,4 +1,4 @@
-"""Beam search against a search over all sequences, in float64."""
+"""Beam search, compared with a search over all sequences in float64."""
 
 import itertools
 
@@ -16,7 +16,7 @@ from lstm_jax.models.beam_search import (
 )
 
 END, START, VOCABULARY, STEPS, ROWS = 0, 1, 4, 4, 3
-WIDE = VOCABULARY**STEPS  # holds every hypothesis there is
+WIDE = VOCABULARY**STEPS  # large enough for all hypotheses
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +26,7 @@ def in_float64():
 
 
 def model(seed):
-    """Scores that depend on the row, the time and the last two tokens; attention to 3 places."""
+    """Scores that depend on the row, the time and the last two tokens; attention to 3 positions."""
     rng = np.random.default_rng(seed)
     scores = rng.normal(size=(ROWS, STEPS, VOCABULARY, VOCABULARY, VOCABULARY)) * 1.5
     table = jax.nn.log_softmax(jnp.asarray(scores))
@@ -97,14 +97,14 @@ def test_a_wide_beam_finds_the_best_of_all_sequences(alpha, beta):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_one_beam_is_greedy(seed):
+def test_a_beam_of_one_is_greedy(seed):
     table, attention = model(seed)
     first, step = carry_and_step(table, attention)
     greedy = greedy_search(step, first, rows=ROWS, max_steps=STEPS, start=START, end=END)
     found = search(table, attention, beam=1)
     for one, other in zip(found, greedy, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-12)
-    for row in range(ROWS):  # and greedy search takes the likeliest token of each step
+    for row in range(ROWS):  # and greedy search takes the most likely token of each step
         before = last = START
         for t, token in enumerate(tokens_of(greedy, row, 0)):
             assert token == int(table[row, t, before, last].argmax())
@@ -122,7 +122,7 @@ def test_rows_do_not_depend_on_each_other():
         np.testing.assert_allclose(alone.scores[0], together.scores[row], rtol=1e-12)
 
 
-def test_a_beam_keeps_the_likeliest_hypotheses():
+def test_a_beam_retains_the_most_likely_hypotheses():
     """As a loop in Python over lists of hypotheses."""
     beam, found = 3, search(*model(seed=2), beam=3, alpha=0.8)
     table = np.asarray(model(seed=2)[0])

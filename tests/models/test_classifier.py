@@ -1,4 +1,4 @@
-"""The bidirectional classifier, against loops in NumPy over each sequence by itself."""
+"""The bidirectional classifier, compared with NumPy loops over each sequence separately."""
 
 import numpy as np
 from flax import nnx

@@ -1,4 +1,4 @@
-"""The classifier of videos, against its parts, and read frame by frame."""
+"""The classifier of videos, compared with its parts, and called frame by frame."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ LENGTHS = np.array([5, 2, 4], np.int32)
 
 
 def convolved(x: np.ndarray, kernel: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    """A convolution of stride 2 with zeros around the edge, place by place."""
+    """A convolution of stride 2 with zero padding, position by position."""
     height, width, _ = x.shape
     rows, columns = -(-height // 2), -(-width // 2)
     before = [max((n - 1) * 2 + 3 - size, 0) // 2 for n, size in ((rows, height), (columns, width))]
@@ -26,7 +26,7 @@ def convolved(x: np.ndarray, kernel: np.ndarray, bias: np.ndarray) -> np.ndarray
     return y
 
 
-def test_each_frame_passes_the_convolutions_and_then_the_classifier():
+def test_frames_pass_the_convolutions_and_then_the_classifier():
     model = VideoClassifier((7, 10, 2), 3, (4, 6), 5, 6, rngs=nnx.Rngs(0))
     compiled, params = Compiled(model), params_of(model)
     _, outputs = compiled(compiled.initial_carry(3), frames=FRAMES, lengths=LENGTHS)

@@ -1,4 +1,4 @@
-"""Decoding of CTC, against a search over all alignments, in float64."""
+"""CTC decoding, compared with a search over all alignments in float64."""
 
 import itertools
 from collections import defaultdict
@@ -12,7 +12,7 @@ from lstm_jax.models.ctc_beam import IMPOSSIBLE, Weights, greedy, prefix_beam_se
 from lstm_jax.tasks.word_model import word_model
 
 STEPS, CLASSES, BLANK, SPACE = 5, 4, 0, 3
-WIDE = 400  # holds every labelling there is
+WIDE = 400  # large enough for all labellings
 LINES = [["a"], ["ab", "a"], ["b", "ab"], ["a", "b", "a"]]
 LABELS = {"a": 1, "b": 2}
 
@@ -124,7 +124,7 @@ def words_of(labelling):
 
 @pytest.mark.parametrize(("order", "unknown"), [(1, -3.0), (2, -3.0), (3, -3.0), (2, IMPOSSIBLE)])
 def test_with_words(logits, order, unknown):
-    """Exact scores of all lines of words; with an impossible unknown word of known words alone."""
+    """Exact scores of all lines of words; if unknown words are impossible, of known words only."""
     model = word_model(LINES, LABELS, CLASSES, order=order, separator=SPACE, unknown=unknown)
     weights = Weights(0.7, 0.3)
     found = prefix_beam_search(jnp.asarray(logits), jnp.asarray(LENGTHS), model, weights, beam=WIDE)

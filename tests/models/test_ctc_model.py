@@ -1,4 +1,4 @@
-"""The CTC model, against loops in NumPy over each sequence without padding."""
+"""The CTC model, compared with NumPy loops over each sequence without padding."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +11,7 @@ from tests.arrays import doubled, in_float64, params_of
 
 LENGTHS = [7, 2, 5]
 FEATURES = np.random.default_rng(0).normal(size=(3, 8, 3)).astype(np.float32)
-TOLERANCE = 1e-5  # sums of a dozen terms in float32, through four steps
+TOLERANCE = 1e-5  # sums of a dozen terms in float32, over four steps
 
 
 def model_of(**options):
@@ -61,7 +61,7 @@ def expected(model, xs):
 
 @pytest.mark.parametrize("bidirectional", [True, False])
 def test_logits(bidirectional):
-    """Of padded rows as of each sequence by itself; what lies past a row's end is not read."""
+    """Padded rows give the same as separate sequences; values past a row's end are not read."""
     model = model_of(bidirectional=bidirectional)
     hidden = FEATURES.copy()
     for row, length in enumerate(LENGTHS):

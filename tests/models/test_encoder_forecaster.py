@@ -1,4 +1,4 @@
-"""The encoder-decoder of series, against loops in NumPy."""
+"""The encoder-decoder of series, compared with NumPy loops."""
 
 import functools
 from typing import NamedTuple
@@ -21,7 +21,7 @@ HEAD = QuantileHead(levels=(0.1, 0.5, 0.9))
 
 
 def model_of(kind=EncoderForecaster, head=HEAD, **options):
-    """A model whose parameters are large enough to matter, none of them zero."""
+    """A model with nonzero parameters that are large enough to matter."""
     options = {"segment": 2, "season": 4, "embedding_features": 2, "rngs": nnx.Rngs(0)} | options
     model = kind(SIZES, head, 4, **options)
     rng = np.random.default_rng(1)
@@ -64,7 +64,7 @@ def lstm(params, xs, h, c):
 
 
 class Past(NamedTuple):
-    """What is known at the present: scaled values, static features, and the second LSTM's state."""
+    """The state at the present: scaled values, static features, and the second LSTM's state."""
 
     level: float
     scale: float
@@ -126,7 +126,7 @@ def network(params, inputs, row: int) -> np.ndarray:
     return raw
 
 
-def test_raw_numbers_are_those_of_a_loop():
+def test_raw_numbers_equal_those_of_a_loop():
     model, inputs = model_of(), inputs_of()
     raw = model((), **inputs)[1]["raw"]
     for row in range(3):
@@ -134,8 +134,8 @@ def test_raw_numbers_are_those_of_a_loop():
         np.testing.assert_allclose(raw[row], expected, rtol=0, atol=TOLERANCE)
 
 
-def test_a_new_model_begins_near_the_seasonal_naive_forecast():
-    """Its readout makes small numbers, and the linear model repeats the last season."""
+def test_a_new_model_is_close_to_the_seasonal_naive_forecast():
+    """The readout returns small numbers, and the linear model repeats the last season."""
     module = EncoderForecaster(SIZES, HEAD, 4, segment=2, season=4, rngs=nnx.Rngs(0))
     np.testing.assert_array_equal(module.linear[...].sum(0), np.ones(5))
     steps = np.asarray(module.linear[...]).argmax(0)
@@ -167,7 +167,7 @@ def test_constant_and_empty_windows_have_a_scale():
         assert np.isfinite(window.level).all() and (np.asarray(window.scale) > 0).all()
 
 
-def test_the_input_gate_of_an_entity_aware_model_sees_only_what_is_static():
+def test_the_input_gate_of_an_entity_aware_model_reads_only_static_features():
     cell = StaticCell(lambda static: functools.partial(EntityAwareLSTMCell, static_size=static))
     model = model_of(cell=cell)
     (encoder,) = params_of(model.module)["encoder"].values()

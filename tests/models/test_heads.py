@@ -1,4 +1,4 @@
-"""Heads, against scipy's distributions and integrals."""
+"""Heads, compared with scipy's distributions and integrals."""
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ def known(name: str):
 
 
 @pytest.mark.parametrize("name", ["normal", "student_t", "negative_binomial"])
-def test_likelihoods_quantiles_and_samples_are_those_of_scipy(name):
+def test_likelihoods_quantiles_and_samples_agree_with_scipy(name):
     head, (expected, unit) = head_of(name), known(name)
     raw = jnp.asarray(RAW[:, : head.size])
     found = head.distribution(raw, SCALE)
@@ -68,7 +68,7 @@ def test_the_mixture_is_a_density_with_its_own_quantiles_and_samples():
     np.testing.assert_allclose(share, np.broadcast_to(LEVELS, (6, 5)), atol=0.02)
 
 
-def test_quantiles_rise_and_their_loss_is_lowest_at_those_of_the_data():
+def test_quantiles_increase_and_their_loss_is_lowest_at_those_of_the_data():
     head = QuantileHead(levels=(0.1, 0.5, 0.9))
     values = head.distribution(jnp.asarray(RAW[:, :3]) * 20, SCALE).values
     assert (np.diff(values, axis=-1) >= 0).all()
@@ -86,6 +86,6 @@ def test_quantiles_rise_and_their_loss_is_lowest_at_those_of_the_data():
             assert loss(*moved) > loss(*best)
 
 
-def test_levels_that_do_not_rise_are_refused():
-    with pytest.raises(ValueError, match=r"levels must rise, with 0\.5 among them"):
+def test_levels_that_do_not_increase_are_rejected():
+    with pytest.raises(ValueError, match=r"levels must increase and include 0\.5"):
         QuantileHead(levels=(0.1, 0.9))

@@ -1,4 +1,4 @@
-"""Words of a lexicon, against optax's loss and against all alignments."""
+"""Words of a lexicon, compared with optax's loss and with sums over all alignments."""
 
 import itertools
 
@@ -10,10 +10,10 @@ import optax
 from lstm_jax.models.lexicon import IMPOSSIBLE, best_words, lexicon_of, word_scores
 
 WORDS = [[1], [1, 2], [1, 1], [2, 2, 1], [3], [1, 2, 3, 1]]
-TOLERANCE = 1e-4  # log probabilities in float32; optax calls 1e-5 a probability of zero
+TOLERANCE = 1e-4  # log probabilities in float32; optax uses 1e-5 for zero probabilities
 
 
-def test_scores_are_those_of_optax():
+def test_scores_equal_those_of_optax():
     logits = jax.random.normal(jax.random.key(0), (3, 9, 4)) * 3
     lengths = jnp.array([9, 6, 7])
     scores = np.asarray(word_scores(logits, lengths, lexicon_of(WORDS)))

@@ -1,4 +1,4 @@
-"""The encoder-decoder against a NumPy loop over its equations, one token at a time."""
+"""The encoder-decoder, compared with a NumPy loop over its equations, one token at a time."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from flax import nnx
 from lstm_jax.models import Seq2Seq
 from tests.arrays import doubled, in_float64, params_of, with_params
 
-# Sums of some ten terms in float32 (eps 1.2e-7) through ten steps, each of which passes errors on
+# Sums of about ten terms in float32 (eps 1.2e-7) through ten steps, each of which passes errors on
 # by a factor of about one.
 TOLERANCE = 2e-5
 V, E, H, S, T = 11, 4, 5, 6, 5
@@ -110,7 +110,7 @@ def test_the_equations(batch, kind):
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(map(str, kind)))
 def test_token_by_token(batch, kind):
-    """Steps of one token give what the whole target gives at once."""
+    """Steps of one token give the same as the whole target at once."""
     source, lengths, tokens = batch
     model = built(*kind)
     first = carry = model.encode(source=source, lengths=lengths)
@@ -126,7 +126,7 @@ def test_token_by_token(batch, kind):
 
 @pytest.mark.parametrize("kind", KINDS[::3], ids=lambda kind: "-".join(map(str, kind)))
 def test_padding_has_no_influence(batch, kind):
-    """Neither on values nor on gradients."""
+    """It affects neither values nor gradients."""
     source, lengths, tokens = batch
     model = built(*kind)
     graph, params, rest = nnx.split(model, nnx.Param, ...)
@@ -143,7 +143,7 @@ def test_padding_has_no_influence(batch, kind):
         np.testing.assert_array_equal(a, b)
 
 
-def test_gradients_are_those_of_a_plain_loop(batch):
+def test_gradients_equal_those_of_a_plain_loop(batch):
     """The decoder with input feeding runs in the fused engine; a loop of steps is the reference."""
     source, lengths, tokens = batch
     model = built(*KINDS[0])
@@ -188,7 +188,7 @@ def test_dropout(batch, kind):
 
 
 def test_a_regularised_cell():
-    """Noise of a regulariser is drawn anew in each call, and gone in evaluation."""
+    """The noise of a regulariser is sampled in each call, and there is none in evaluation."""
     cell = "zoneout(lstm, hidden_rate=0.5)"
     from lstm_jax.config.recurrent import cell_factory
 

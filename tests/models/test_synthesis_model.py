@@ -1,4 +1,4 @@
-"""The model that writes, against a loop in NumPy over steps, components and letters."""
+"""Handwriting synthesis, compared with a NumPy loop over steps, components and letters."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from lstm_jax.models.handwriting_synthesis import (
 )
 from tests.arrays import in_float64, params_of
 
-# Sums of a few dozen terms of size one in float32 (eps 1.2e-7), through seven steps.
+# Sums of a few dozen terms of size one in float32 (eps 1.2e-7), over seven steps.
 TOLERANCE = 1e-5
 LETTERS, HIDDEN, WINDOWS, GAUSSIANS = 4, 5, 2, 3
 TEXT = np.array([[1, 2, 3, 0, 0], [4, 1, 1, 2, 0], [4, 1, 1, 2, 3]])
@@ -76,7 +76,7 @@ def network(params, moves, text):
     return np.array(mixtures), np.array(windows)
 
 
-def test_mixtures_are_those_of_a_loop_over_steps_and_letters(model, moves):
+def test_mixtures_equal_a_loop_over_steps_and_letters(model, moves):
     _, outputs = model(model.initial_carry(3), moves=moves, text=TEXT)
     for row in range(3):
         mixture, window = network(params_of(model.module), moves[row], TEXT[row])
@@ -84,7 +84,7 @@ def test_mixtures_are_those_of_a_loop_over_steps_and_letters(model, moves):
         np.testing.assert_allclose(outputs["window"][row], window, rtol=0, atol=TOLERANCE)
 
 
-def test_a_piece_read_in_parts_is_as_the_whole(model, moves):
+def test_a_piece_can_be_read_in_parts(model, moves):
     _, whole = model(model.initial_carry(3), moves=moves, text=TEXT)
     carry, parts = model.initial_carry(3), []
     for part in (slice(0, 3), slice(3, 4), slice(4, 7)):
@@ -98,7 +98,7 @@ def mixture(seed=1, rows=4) -> tuple[Mixture, dict]:
     return mixture_of(outputs), outputs
 
 
-def test_losses_are_those_of_scipy():
+def test_losses_equal_those_of_scipy():
     found, _ = mixture()
     rng = np.random.default_rng(0)
     moves, kinds = rng.normal(size=(4, 2)), np.array([0, 1, 2, 0])
@@ -140,7 +140,7 @@ def test_samples_have_the_moments_of_their_mixture():
     np.testing.assert_allclose(shares, jax.nn.softmax(found.pen[0]), atol=0.01)
 
 
-def test_a_bias_makes_deviations_smaller_and_likely_components_likelier():
+def test_a_bias_reduces_deviations_and_favours_likely_components():
     plain, outputs = mixture()
     neat = mixture_of(outputs, bias=1.5)
     np.testing.assert_allclose(neat.weights, 2.5 * plain.weights, rtol=1e-6)

@@ -1,4 +1,4 @@
-"""The text classifier, against loops in NumPy over each text without padding."""
+"""The text classifier, compared with NumPy loops over each text without padding."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from tests.arrays import doubled, in_float64, params_of
 
 LENGTHS = [5, 1, 3]
 TOKENS = np.random.default_rng(0).integers(2, 9, (3, 6)).astype(np.int32)
-# Sums of six terms in float32 (eps 1.2e-7), through five steps.
+# Sums of six terms in float32 (eps 1.2e-7), over five steps.
 TOLERANCE = 5e-6
 
 
@@ -66,7 +66,7 @@ def expected(params, tokens, pooling, bidirectional):
 
 @pytest.mark.parametrize("bidirectional", [True, False])
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_each_row_is_read_as_if_it_were_alone(pooling, bidirectional):
+def test_each_row_is_independent_of_the_others(pooling, bidirectional):
     model = model_of(pooling, bidirectional)
     carry, outputs = Compiled(model)((), tokens=TOKENS, lengths=np.array(LENGTHS, np.int32))
     assert carry == () and set(outputs) - {"attention"} == {"logits"}
@@ -98,7 +98,7 @@ def test_padding_gets_no_gradient(pooling):
 
 
 def test_dropped_words_are_unknown_ones():
-    """At a rate near one every token is dropped: the text reads as unknown words alone."""
+    """At a rate near one every token is dropped, so the model reads only unknown words."""
     model = model_of("max", word_dropout=0.999)
     lengths = np.array(LENGTHS, np.int32)
     _, outputs = model((), tokens=TOKENS, lengths=lengths, rngs=nnx.Rngs(dropout=1))
@@ -110,7 +110,7 @@ def test_dropped_words_are_unknown_ones():
 
 
 @pytest.mark.parametrize("option", ["word_dropout", "embedding_dropout", "dropout"])
-def test_dropout_is_for_training_alone(option):
+def test_dropout_is_active_only_in_training(option):
     model = TextClassifier(9, 3, 4, 5, rngs=nnx.Rngs(0), **{option: 0.5})
     call = {"tokens": TOKENS, "lengths": np.array(LENGTHS, np.int32)}
     one, other = (model((), rngs=nnx.Rngs(dropout=n), **call)[1]["logits"] for n in (0, 1))
@@ -120,7 +120,7 @@ def test_dropout_is_for_training_alone(option):
     np.testing.assert_array_equal(one, other)
 
 
-def test_pretrained_vectors_are_read_only_where_parameters_are_made():
+def test_pretrained_vectors_are_read_only_when_parameters_are_initialised():
     calls = []
 
     def read():

@@ -1,4 +1,4 @@
-"""The Transformer against a loop over positions in NumPy, and against itself read in parts."""
+"""The Transformer, compared with a NumPy loop over positions, and read in parts."""
 
 import functools
 
@@ -12,7 +12,7 @@ from lstm_jax.models import Compiled, TransformerLanguageModel
 from lstm_jax.models.transformer import windowed_attention
 from tests.arrays import doubled, in_float64, params_of, with_params
 
-# Sums of some ten terms in float32 (eps 1.2e-7) through two blocks of normalised features.
+# Sums of about ten terms in float32 (eps 1.2e-7) through two blocks of normalised features.
 TOLERANCE = 2e-5
 TOKENS = np.random.default_rng(0).integers(0, 9, (2, 23)).astype(np.int32)
 
@@ -34,7 +34,7 @@ def read(model, tokens, *cuts):
 
 
 class Loop:
-    """The model in float64, one row and one token at a time, with positions from the beginning."""
+    """The model in float64, one row and one token at a time, with absolute positions."""
 
     def __init__(self, model):
         self.params, self.heads = in_float64(params_of(model)), model.num_heads
@@ -74,7 +74,7 @@ def norm(x, params):
 
 
 def turned(xs, position):
-    """Pairs of features as complex numbers, turned by an angle of their own."""
+    """Pairs of features as complex numbers, each rotated by its angle."""
     half = xs.shape[-1] // 2
     pairs = xs[:, :half] + 1j * xs[:, half:]
     pairs = pairs * np.exp(1j * position * 10_000.0 ** (-np.arange(half) / half))
@@ -83,8 +83,8 @@ def turned(xs, position):
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("context", [1, 5, 22, 40])
-def test_logits_are_those_of_a_numpy_loop(context, tied):
-    """With fewer and more positions than the context, and as many."""
+def test_logits_equal_those_of_a_numpy_loop(context, tied):
+    """With fewer positions than the context, with more, and with the same number."""
     model = built(context, tied_embeddings=tied)
     logits, _ = read(model, TOKENS)
     for row, tokens in enumerate(TOKENS):
@@ -95,7 +95,7 @@ def test_logits_are_those_of_a_numpy_loop(context, tied):
 
 @pytest.mark.parametrize("context", [1, 5, 40])
 @pytest.mark.parametrize("cuts", [range(1, 23), [1], [4, 9, 10], [5, 10, 15, 20], [11]], ids=str)
-def test_parts_of_any_length_down_to_single_steps_are_the_whole(context, cuts):
+def test_parts_of_any_length_equal_the_whole(context, cuts):
     model = built(context)
     whole, carry = read(model, TOKENS)
     logits, after = read(model, TOKENS, *cuts)
@@ -105,8 +105,8 @@ def test_parts_of_any_length_down_to_single_steps_are_the_whole(context, cuts):
         np.testing.assert_allclose(one, other, rtol=0, atol=TOLERANCE)
 
 
-def test_rows_may_begin_at_different_times():
-    """A row whose carry is the initial one again reads nothing of what came before."""
+def test_rows_can_start_at_different_times():
+    """A row with the initial carry does not depend on earlier tokens."""
     model = built(context=9)
     _, carry = read(model, TOKENS[:, :6])
     first = model.initial_carry(2)
@@ -129,8 +129,8 @@ def test_later_tokens_have_no_influence_and_earlier_ones_reach_as_far_as_the_con
     np.testing.assert_array_equal(np.delete(change, reached), 0.0)
 
 
-def test_attention_within_the_context_is_that_of_flax():
-    """Without rotation: zero queries and keys are not turned, so all weights are equal."""
+def test_attention_within_the_context_equals_that_of_flax():
+    """Without rotation: zero queries and keys are not rotated, so all weights are equal."""
     model = built(context=30, num_layers=1)
     attention = model.blocks["block_0"].attention
     for part in (attention.query, attention.key):
@@ -149,7 +149,7 @@ def test_attention_within_the_context_is_that_of_flax():
     np.testing.assert_allclose(ys, expected, rtol=0, atol=TOLERANCE)
 
 
-def test_dropout_acts_in_training_alone():
+def test_dropout_is_active_only_in_training():
     plain = built()
     model = with_params(built(dropout=0.3, input_dropout=0.2), params_of(plain))
     np.testing.assert_array_equal(read(model, TOKENS)[0], read(plain, TOKENS)[0])
@@ -173,7 +173,7 @@ def test_bfloat16_is_close_to_float32():
     np.testing.assert_allclose(logits, read(model, TOKENS)[0], rtol=0, atol=0.15)
 
 
-def test_features_that_heads_cannot_share():
+def test_features_that_heads_do_not_divide():
     with pytest.raises(
         ValueError, match=r"^features must be a multiple of 2 \* num_heads = 6, got"
     ):

@@ -1,4 +1,4 @@
-"""The encoder-decoder Transformer against a NumPy loop, itself read in parts, and brute force."""
+"""The encoder-decoder Transformer, compared with a NumPy loop, partial calls and brute force."""
 
 import itertools
 
@@ -14,7 +14,7 @@ from lstm_jax.tasks.translating import Search, begun, searched
 from tests.arrays import doubled, in_float64, params_of, with_params
 from tests.models.test_transformer import norm, turned
 
-# Sums of some ten terms in float32 (eps 1.2e-7) through two blocks of normalised features.
+# Sums of about ten terms in float32 (eps 1.2e-7) through two blocks of normalised features.
 TOLERANCE = 2e-5
 V, D, HEADS, S, T = 9, 8, 2, 6, 11
 rng = np.random.default_rng(0)
@@ -34,7 +34,7 @@ def model():
 
 
 def whole(model, source=SOURCE, lengths=LENGTHS, tokens=TOKENS):
-    """What the model makes of whole targets."""
+    """The model's outputs for whole targets."""
     return model(model.encode(source=source, lengths=lengths), tokens=tokens)
 
 
@@ -48,7 +48,7 @@ def projected(x, params):
 def attended(x, seen, params, position):
     """The output of one position's attention to others, and the mean of its weights over heads.
 
-    ``position`` is None where queries and keys are not turned.
+    ``position`` is None if queries and keys are not rotated.
     """
     q = projected(x, params["query"])
     keys = [projected(m, params["key"]) for m in seen]
@@ -99,7 +99,7 @@ def looped(params, source, tokens):
 
 
 def test_the_equations(model):
-    """Of targets that are longer than the carry has room for in the last row, too."""
+    """Includes targets that are longer than the carry of the last row."""
     _, outputs = whole(model)
     params = in_float64(params_of(model.module))
     for b, length in enumerate(LENGTHS):
@@ -114,7 +114,7 @@ def test_the_equations(model):
 
 
 @pytest.mark.parametrize("cuts", [range(1, T), [1], [3, 4, 9]], ids=str)
-def test_parts_of_any_length_down_to_single_tokens_are_the_whole(model, cuts):
+def test_parts_of_any_length_equal_the_whole(model, cuts):
     end, outputs = whole(model)
     carry, logits = model.encode(source=SOURCE, lengths=LENGTHS), []
     for part in np.split(TOKENS, cuts, axis=1):
@@ -126,8 +126,8 @@ def test_parts_of_any_length_down_to_single_tokens_are_the_whole(model, cuts):
         np.testing.assert_allclose(one, other, rtol=0, atol=TOLERANCE)
 
 
-def test_a_target_may_be_longer_than_the_room_of_the_carry(model):
-    """As the same target after a source that is padded to more room."""
+def test_a_target_can_be_longer_than_the_carry(model):
+    """It gives the same as after a source with more padding, and therefore a larger carry."""
     _, short = whole(model, SOURCE[:, :3], np.array([3, 2, 1]))
     source = np.pad(SOURCE[:, :3], ((0, 0), (0, 7)))
     _, padded = whole(model, source, np.array([3, 2, 1]))
@@ -138,7 +138,7 @@ def test_a_target_may_be_longer_than_the_room_of_the_carry(model):
 
 
 def test_padding_has_no_influence(model):
-    """Neither on values nor on gradients, whatever tokens stand there."""
+    """Any padding tokens affect neither values nor gradients."""
     graph, params, rest = nnx.split(model.module, nnx.Param, ...)
 
     @jax.jit
@@ -151,7 +151,7 @@ def test_padding_has_no_influence(model):
     one, other = (jax.value_and_grad(loss, has_aux=True)(params, x) for x in (SOURCE, other))
     for a, b in zip(*map(jax.tree.leaves, (one[0], other[0])), strict=True):
         np.testing.assert_array_equal(a, b)
-    # The embedding of a token has a gradient from valid places alone.
+    # The embedding of a token only has a gradient from valid positions.
     for a, b in zip(*map(jax.tree.leaves, (one[1], other[1])), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-7)
 
@@ -176,7 +176,7 @@ def test_every_parameter_has_a_gradient(model):
         return jax.nn.log_softmax(logits)[..., 3].mean()
 
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradient(params)):
-        # A softmax does not depend on what is the same in all keys.
+        # A softmax does not depend on terms that are equal for all keys.
         same = "'key'" in jax.tree_util.keystr(path) and leaf.ndim == 2
         assert np.isfinite(leaf).all()
         assert same or np.abs(leaf).max() > 1e-6, path
@@ -190,8 +190,8 @@ def test_every_parameter_has_a_gradient(model):
 # ---- search ----
 
 
-def test_a_wide_beam_finds_what_brute_force_finds():
-    """Of all targets of at most four tokens, for two sources of different lengths."""
+def test_a_wide_beam_equals_brute_force():
+    """Over all targets of at most four tokens, for two sources of different lengths."""
     model = Compiled(
         doubled(TransformerSeq2Seq(6, D, num_heads=HEADS, rngs=nnx.Rngs(1)), 1.5, {("bias",): 1.0})
     )
@@ -220,7 +220,7 @@ def test_a_wide_beam_finds_what_brute_force_finds():
 # ---- options ----
 
 
-def test_dropout_acts_in_training_alone():
+def test_dropout_is_active_only_in_training():
     plain = built()
     model = with_params(built(dropout=0.3, input_dropout=0.2), params_of(plain))
 
@@ -244,7 +244,7 @@ def test_bfloat16_is_close_to_float32(model):
     np.testing.assert_allclose(outputs["logits"], whole(model)[1]["logits"], rtol=0, atol=0.3)
 
 
-def test_features_that_heads_cannot_share():
+def test_features_that_heads_do_not_divide():
     with pytest.raises(
         ValueError, match=r"^features must be a multiple of 2 \* num_heads = 6, got 8"
     ):

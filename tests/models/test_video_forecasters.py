@@ -1,4 +1,4 @@
-"""Forecasters of frames: squares as channels, the states that are handed over, and streams."""
+"""Forecasters of frames: squares as channels, the encoder's states, and streams."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from tests.arrays import doubled, params_of
 FRAMES = np.random.default_rng(0).random((2, 4, 8, 12, 2), np.float32)
 
 
-def test_squares_are_the_channels_of_one_place():
+def test_squares_become_the_channels_of_one_position():
     places = np.asarray(space_to_depth(jnp.asarray(FRAMES), 4))
     assert places.shape == (2, 4, 2, 3, 32)
     square = FRAMES[1, 2, 4:8, 8:12].reshape(-1)
@@ -23,7 +23,7 @@ def test_squares_are_the_channels_of_one_place():
 
 
 def step_by_step(model, cell, steps, frames):
-    """The forecast by single steps of the cells."""
+    """The forecast, computed by single steps of the cells."""
     params, layers = params_of(model), ("layer_0", "layer_1")
     xs = steps(jnp.asarray(frames))
     space = xs.shape[2:-1]

@@ -1,4 +1,4 @@
-"""Hostile inputs, made from valid ones by seeded mutations, and what must hold for each."""
+"""Hostile inputs, made from valid ones by seeded mutations, and the checks of each."""
 
 import contextlib
 import copy
@@ -17,7 +17,7 @@ import jax
 
 from lstm_jax.errors import UserError
 
-SECONDS = 20  # of computing for one input, which takes some milliseconds
+SECONDS = 20  # limit for one input, which usually takes milliseconds
 
 # ---- mutations of bytes ----
 
@@ -111,7 +111,7 @@ VALUES = [
 
 
 def mutated_json(rng, tree):
-    """A tree in which something is replaced, removed, renamed, doubled or wrapped."""
+    """A tree in which an entry is replaced, removed, renamed, duplicated or wrapped."""
     tree = copy.deepcopy(tree)
     for _ in range(rng.choice([1, 1, 2, 4])):
         places = list(_places(tree))
@@ -142,14 +142,14 @@ def _places(tree):
 
 
 def mutated_safetensors(rng, data):
-    """The header's JSON, with a length that is right for it."""
+    """A mutated header, with its correct length."""
     size = int.from_bytes(data[:8], "little")
     header = json.dumps(mutated_json(rng, json.loads(data[8 : 8 + size]))).encode()
     return len(header).to_bytes(8, "little") + header + data[8 + size :]
 
 
 def mutated_zip(rng, path, change):
-    """A zip file of which one member is changed, with right sizes and checksums."""
+    """A zip file with one changed member, and correct sizes and checksums."""
     with zipfile.ZipFile(path) as file:
         members = [(info.filename, file.read(info)) for info in file.infolist()]
     n = rng.randrange(len(members))
@@ -180,7 +180,7 @@ def mutated_npy(rng, name, content):
 
 
 def mutated_message(rng, message):
-    """A message in which some fields are replaced, swapped, removed or doubled."""
+    """A message in which some fields are replaced, swapped, removed or duplicated."""
     for _ in range(rng.choice([1, 1, 2, 4])):
         places = list(_fields(message))
         owner, field = rng.choice(places)
@@ -226,15 +226,15 @@ def _hostile(rng, field, others):
     return rng.choice(NUMBERS) % 2**31 if "32" in str(kind) else rng.choice([0, 1, 2, 7, 16])
 
 
-# ---- what must hold ----
+# ---- checks ----
 
 
 class Hang(BaseException):
-    """An input that takes too long; no reader can mistake it for an error of the file."""
+    """An input takes too long; a reader cannot mistake this for an error of the file."""
 
 
 class WrongError(AssertionError):
-    """Something else was read than the input holds."""
+    """The result differs from the content of the input."""
 
 
 OPENED: list[str] = []
@@ -251,7 +251,7 @@ sys.addaudithook(_watch)
 
 @contextlib.contextmanager
 def limited(path):
-    """Raises where time runs out."""
+    """Raises an error if the time limit is exceeded."""
 
     def stop(signum, frame):
         raise Hang(f"more than {SECONDS} s for {path}")
@@ -267,7 +267,7 @@ def limited(path):
 
 @contextlib.contextmanager
 def watched(path):
-    """Raises where another file than ``path`` is opened, or time runs out."""
+    """Raises an error if a file other than ``path`` is opened, or the time limit is exceeded."""
     global _watching
 
     OPENED.clear()
@@ -282,7 +282,7 @@ def watched(path):
 
 
 def _is_module(name):
-    """Whether it is a part of Python or of a package, first needed now, or JAX's own cache."""
+    """Whether a file belongs to Python, to a package that is imported now, or to JAX's cache."""
     cache = jax.config.jax_compilation_cache_dir
     roots = (sys.prefix, sys.base_prefix, "/proc/", "/sys/", *([cache] if cache else []))
     endings = (".py", ".pyc", ".so", "entry_points.txt", "METADATA")
@@ -290,13 +290,14 @@ def _is_module(name):
 
 
 def attempt(path, read, check, *, around=watched, names=None):
-    """Reads an input: ``"read"`` if the result is right, ``"rejected"`` if one line says why not.
+    """Reads an input: ``"read"`` if the result is right, ``"rejected"`` if there is a one-line
+    error.
 
     Args:
       path: of the input.
       read: reads it.
-      check: raises where the input holds something else than was read.
-      around: the context in which it is read.
+      check: raises an error if the result differs from the content of the input.
+      around: the context in which the input is read.
       names: a pattern of what a message must name; by default the file.
     """
     try:
@@ -317,17 +318,17 @@ def attempt(path, read, check, *, around=watched, names=None):
 
 
 def tried(kind, budget, make, read, check, **how):
-    """Tries ``budget`` inputs of a kind and prints what became of them.
+    """Tries ``budget`` inputs of a kind and prints the numbers of outcomes.
 
     Args:
-      kind: of inputs, for the report.
-      budget: how many inputs.
-      make: writes the input of a random generator, ``make(rng) -> path``; the generator of input
-        n is ``random.Random(f"{kind} {n}")``, so that each input can be made again.
+      kind: the kind of inputs, for the report.
+      budget: the number of inputs.
+      make: writes an input, ``make(rng) -> path``; the generator of input n is
+        ``random.Random(f"{kind} {n}")``, so that each input is reproducible.
       read, check, how: as in :func:`attempt`.
 
     Raises:
-      AssertionError: once all are tried, with the first input of each kind of failure.
+      AssertionError: after all inputs, with the first input of each kind of failure.
     """
     outcomes, failures = Counter(), {}
     for n in range(budget):

@@ -1,4 +1,4 @@
-"""Config files that are damaged or made to do harm, by seeded mutations."""
+"""Damaged or malicious config files, by seeded mutations."""
 
 import tomli_w
 
@@ -48,7 +48,7 @@ VALUES = [
 
 
 def literal(rng):
-    """A value as it stands in a TOML file."""
+    """A value in TOML syntax."""
     kind = rng.randrange(5)
     if kind == 0:
         return quoted(rng.choice(STRINGS + TASKS))
@@ -89,7 +89,7 @@ def cell(rng):
 
 
 def mutated_config(rng, text):
-    """A config file of which some lines are changed."""
+    """A config file with some changed lines."""
     lines = text.split("\n")
     for _ in range(rng.choice([1, 1, 1, 2, 3])):
         n = rng.randrange(len(lines))
@@ -148,7 +148,7 @@ def mutated_config(rng, text):
 
 
 def mutated_file(rng, content):
-    """The bytes of a config file: as another editor writes them, or damaged."""
+    """The bytes of a config file: as written by another editor, or damaged."""
     what = rng.randrange(8)
     if what == 0:
         return b"\xef\xbb\xbf" + content

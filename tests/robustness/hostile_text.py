@@ -21,7 +21,7 @@ HEADERS = [
 
 
 def mutated_lines(rng, text, separators=","):
-    """A text file of which some fields, lines or line ends are changed."""
+    """A text file with some changed fields, lines or line ends."""
     lines = text.split("\n")
     for _ in range(rng.choice([1, 1, 1, 2, 4])):
         n = rng.randrange(len(lines))
@@ -72,7 +72,7 @@ def mutated_lines(rng, text, separators=","):
 
 
 def encoded(rng, text):
-    """As another program writes it."""
+    """The text in the encoding of another program."""
     coding = rng.choice(
         ["utf-8"] * 6 + ["utf-8-sig", "utf-8-sig", "utf-16", "utf-32", "latin-1", "utf-16-le"]
     )

@@ -6,7 +6,7 @@ NUMBER = set("+-.0123456789eE \t")
 
 
 def csv_records(text, separator):
-    """The records of a CSV file, character by character (RFC 4180); None where it is not one."""
+    """The records of a CSV file, read character by character (RFC 4180); None if it is not CSV."""
     records, fields, field, state = [], [], "", "start"
     for character in text + "\n":
         if state == "quoted":
@@ -32,7 +32,7 @@ def csv_records(text, separator):
 
 
 def value_of(field, comma):
-    """The number in a field, by Python's own reading of plain decimal digits."""
+    """The number in a field of ASCII digits, converted by Python."""
     field = field.replace(",", ".") if comma else field
     assert set(field) <= NUMBER | set("\n\r\v\f"), f"{field!r} is not in plain digits"
     return float(field)
@@ -47,7 +47,7 @@ def text_of(path):
 
 
 def in_some_dialect(path, agrees):
-    """Asserts that a file, read with one of the separators, is what was read."""
+    """Asserts that the file has the given content with one of the separators."""
     reasons = []
     for separator in ",;\t":
         records = csv_records(text_of(path), separator)

@@ -1,4 +1,4 @@
-"""Configs, damaged and made to do harm: a config that comes back as written, or one line.
+"""Damaged and malicious configs: a config that is read back as written, or a one-line error.
 
 Each goes through ``lstm-jax train`` in this process, up to the first step.
 ``pytest tests/robustness --fuzz 5000 -s`` tries more and prints how many.
@@ -29,7 +29,7 @@ from tests.robustness import hostile, hostile_configs
 from tests.test_configs import CONFIGS, OF_ONE, SHORT, SMALL
 
 NAMED = r"^/|broken\.toml|--\w|\btask\b|\b(data|model|optimizer|train)\.\w"
-"""What a message about a config must name: a file, an option or a key."""
+"""A message about a config must name one of these: a file, an option or a key."""
 
 # ---- small data for every config ----
 
@@ -42,14 +42,14 @@ FILES = {
     "translation": {"source": "a.en", "target": "a.de"},
     "music": {"pieces": "rolls.json"},
 }
-"""By task.  Configs of other tasks are read, and their data are not."""
+"""By task.  For other tasks, only the config is read, not the data."""
 
 OF_EACH_TASK = ["quickstart", "etth1", "japanese_vowels", "reviews", "multi30k", "jsb"]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with every config of ``configs/``, shrunk, and small data for it."""
+    """A folder with every config of ``configs/``, shrunk, and small data for each."""
     folder = tmp_path_factory.mktemp("configs")
     rng = np.random.default_rng(0)
     (folder / "text.txt").write_text("ROMEO:\nThe quick brown fox. " * 40, "utf-8")
@@ -85,7 +85,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def small_data_sets(folder, monkeypatch):
-    """Data sets by name are the small files, so that a config without a path reads little."""
+    """Replaces named data sets by the small files, so that a config without a path reads little."""
     monkeypatch.setattr(tasks.series_data, "fetch", lambda name: folder / "table.csv")
     monkeypatch.setattr(tasks.next_character, "fetch", lambda name: folder / "text.txt")
     monkeypatch.setattr(tasks.next_character, "python_reference", lambda: "abc\n" * 300)
@@ -102,14 +102,14 @@ def small_data_sets(folder, monkeypatch):
 
 
 class ReachedError(Exception):
-    """Training would begin now."""
+    """Training would start now."""
 
     def __init__(self, config):
         self.config = config
 
 
 def up_to_the_first_step(config, task, *_):
-    """In place of compiling: the state and a batch are what they are in the first step."""
+    """Instead of compiling, computes the shapes of the state and of a batch in the first step."""
     schedule = build_schedule(config.optimizer, config.train.num_steps)
     optimizer = build_optimizer(config.optimizer, schedule)
     assert math.isfinite(float(schedule(0)))
@@ -120,7 +120,7 @@ def up_to_the_first_step(config, task, *_):
 
 
 def started(path, workdir, *flags):
-    """Gives ``lstm-jax train`` a config; returns the config with which training would begin.
+    """Runs ``lstm-jax train`` on a config; returns the config with which training would start.
 
     Raises:
       UserError: the command reports a mistake in one line.
@@ -162,7 +162,7 @@ def comes_back_as_written(path, config):
 
 
 def comes_back(path, config):
-    """The file in a run's folder is the same config, and holds what the file says."""
+    """The file in a run's folder is the same config, with the values of the original file."""
     comes_back_as_written(path.with_name("written.toml"), config)
     plain = config.as_dict()
     values = tomllib.loads(path.read_text("utf-8-sig"))
@@ -197,7 +197,7 @@ def test_damaged_configs(name, change, folder, command, fuzz_budget):
 
 
 @pytest.mark.parametrize("name", [*OF_EACH_TASK, "tiny_shakespeare", "sst2", "nottingham"])
-def test_the_configs_reach_the_first_step(name, folder, command):
+def test_valid_configs_reach_the_first_step(name, folder, command):
     path = folder / f"{name}.toml"
     assert hostile.attempt(path, command, comes_back, around=hostile.limited) == "read"
 
@@ -247,7 +247,7 @@ def hostile_key(rng, task):
 
 
 def expected_value(kind, word):
-    """What a word means for a field of a type, by Python's own conversions."""
+    """The value of a word for a field of a type, by Python's conversions."""
     if kind is bool:
         return {"true": True, "false": False}[word.lower()]
     return kind(word)

@@ -1,4 +1,5 @@
-"""Files of data, damaged and made to do harm: what an independent reader finds, or one line.
+"""Damaged and malicious data files: the content that an independent reader finds, or a one-line
+error.
 
 ``pytest tests/robustness --fuzz 5000 -s`` tries more inputs and prints how many.
 """
@@ -21,7 +22,7 @@ from tests.robustness import hostile
 from tests.robustness.hostile_text import encoded, mutated_lines
 from tests.robustness.readers import in_some_dialect, same_column, text_of, value_of
 
-# ---- what files hold, found by independent readers ----
+# ---- the content of files, by independent readers ----
 
 
 def held_by_table(path, table):
@@ -164,7 +165,7 @@ TEXT = "ROMEO:\nThe quick brown fox — naïve, 東京.\r\n\tEnd.\n" * 3
 
 
 def of_text(name, separators=","):
-    """A file whose fields, encoding or bytes are changed."""
+    """A file with changed fields, encoding or bytes."""
 
     def make(folder, rng):
         path, text = folder / name, VALID[name]
@@ -182,7 +183,7 @@ def of_text(name, separators=","):
 
 
 def arrays_of(rng):
-    """Arrays of sequences of which some have other types, shapes, names or values."""
+    """Arrays of sequences, some with other types, shapes, names or values."""
     rows, steps = 6, 4
     numbers = np.random.default_rng(rng.randrange(2**32))
     arrays = {
@@ -363,7 +364,7 @@ def test_any_table_is_read_as_it_was_written(tmp_path_factory, fuzz_budget):
         numbers = found.values[:, len(found.columns) - values.shape[1] :]
         if len(found.columns) >= values.shape[1]:
             np.testing.assert_array_equal(numbers, values)
-        else:  # the first of its columns is taken for time stamps
+        else:  # its first column is interpreted as time stamps
             np.testing.assert_array_equal(found.values, values[:, 1:])
             assert len(found.times) == len(values)
 

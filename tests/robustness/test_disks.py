@@ -1,4 +1,4 @@
-"""Disks that are full or read-only: one line, and what was there before is still there."""
+"""Full or read-only disks: a one-line error, and existing files remain."""
 
 import contextlib
 import os
@@ -31,7 +31,7 @@ num_devices = 1
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> pathlib.Path:
-    """A folder with a run that was trained, exported, inspected and predicted with."""
+    """A folder with a run, its export, report and predictions."""
     folder = tmp_path_factory.mktemp("disks")
     words = np.random.default_rng(0).choice(["the", "quick", "brown", "fox\n"], 100)
     (folder / "text.txt").write_text(" ".join(words), "utf-8")
@@ -46,7 +46,7 @@ def source(tmp_path_factory) -> pathlib.Path:
 
 
 class Disk:
-    """A small file system of its own, to which ``source`` is copied."""
+    """A small separate file system, to which ``source`` is copied."""
 
     def __init__(self, folder: pathlib.Path):
         self.folder = folder
@@ -70,7 +70,7 @@ class Disk:
 def disk(request, source, tmp_path):
     """Yields a folder with a copy of ``source``, and a context in which nothing can be written.
 
-    The last kind needs no rights: no file of the process may become larger than a few bytes.
+    The last kind needs no privileges: it limits the size of the process's files to a few bytes.
     """
     folder = tmp_path / "disk"
     folder.mkdir()
@@ -113,7 +113,7 @@ def disk(request, source, tmp_path):
 
 
 def contents(folder: pathlib.Path) -> dict[str, bytes]:
-    """Every file but locks and what a save that failed leaves until the next start."""
+    """Every file except locks and the remains of a failed save."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in folder.rglob("*")
@@ -134,7 +134,7 @@ COMMANDS = {
 }
 
 
-def test_what_is_written_anew_is_as_before(disk, monkeypatch, capsys):
+def test_a_repeated_write_gives_the_same_content(disk, monkeypatch, capsys):
     folder, nothing_can_be_written = disk
     monkeypatch.chdir(folder)
     before = contents(folder)
@@ -152,7 +152,7 @@ def test_what_is_written_anew_is_as_before(disk, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("disk", ["full"], indirect=True)
-def test_a_run_can_be_resumed_when_there_is_room(disk, monkeypatch, capsys):
+def test_a_run_can_be_resumed_when_there_is_space(disk, monkeypatch, capsys):
     folder, nothing_can_be_written = disk
     monkeypatch.chdir(folder)
     rate = ["--optimizer.schedule", "constant"]
@@ -174,7 +174,7 @@ def test_a_run_can_be_resumed_when_there_is_room(disk, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("disk", ["limited"], indirect=True)
-def test_a_sweep_can_be_resumed_when_there_is_room(disk, monkeypatch, capsys):
+def test_a_sweep_can_be_resumed_when_there_is_space(disk, monkeypatch, capsys):
     folder, nothing_can_be_written = disk
     monkeypatch.chdir(folder)
     words = ["sweep", "tiny.toml", "--workdir", "sweep", "--train.seed", "0,1"]
@@ -194,7 +194,7 @@ NAMES = {
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_folder_that_cannot_be_made_is_one_line(name, source, tmp_path, monkeypatch, capfd):
+def test_a_folder_that_cannot_be_created_gives_one_line(name, source, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     shutil.copy(source / "text.txt", "text.txt")
     pathlib.Path("link").symlink_to("nowhere/at/all")
@@ -207,7 +207,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(name, source, tmp_path, monkey
         ["evaluate", NAMES[name]],
     ):
         if name == "a dangling link" and words[0] in ("train", "sweep"):
-            continue  # the link's target is made
+            continue  # the link's target is created
         capfd.readouterr()
         assert main(words) == 1, words
         error = capfd.readouterr().err
@@ -215,7 +215,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(name, source, tmp_path, monkey
     assert sorted(os.listdir()) == ["link", "text.txt"]
 
 
-def test_a_file_in_the_place_of_a_folder_of_a_run(source, tmp_path, capfd):
+def test_a_file_instead_of_a_folder_of_a_run(source, tmp_path, capfd):
     for name, words in {
         "plots": ["evaluate"], "export": ["export"], "checkpoints": ["train"],
     }.items():  # fmt: skip
@@ -264,8 +264,8 @@ def test_commands_work_without_any_output(source, tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize("output", ["full", "closed"])
-def test_output_that_cannot_be_written_costs_nothing(output, source, tmp_path):
-    """The run is as good as with an output, and can be resumed."""
+def test_output_that_cannot_be_written_does_not_affect_a_run(output, source, tmp_path):
+    """The run is the same as with an output, and can be resumed."""
     close = '"$@" >/dev/full' if output == "full" else '"$@" >&-'
     command = [sys.executable, "-m", "lstm_jax", "train", str(source / "tiny.toml")]
     done = subprocess.run(

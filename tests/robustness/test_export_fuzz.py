@@ -1,4 +1,4 @@
-"""Damaged exports and inputs that do not fit: the model's own outputs, or one line.
+"""Damaged exports and invalid inputs: the model's own outputs, or a one-line error.
 
 ``pytest tests/robustness --fuzz 5000 -s`` tries more and prints how many.
 """
@@ -72,7 +72,7 @@ def as_run_py_reports(read):
 
 
 def damaged(rng, folder, other):
-    """A file of an export is changed, removed, or that of another export."""
+    """An export with a file that is changed, removed, or from another export."""
     path = rng.choice(sorted(path for path in folder.iterdir() if path.name != "run.py"))
     what = rng.randrange(6)
     if what <= 1:
@@ -146,7 +146,7 @@ def test_damaged_translators(tmp_path, fuzz_budget):
 
 
 def valid(rng, name):
-    """Inputs of one of a few shapes, since each is compiled by itself."""
+    """Inputs with one of a few shapes, since each shape is compiled."""
     numbers = np.random.default_rng(rng.randrange(2**32))
     rows, steps = rng.choice([1, 2, 3]), rng.choice([1, 4])
     if name == "classifier":
@@ -216,7 +216,7 @@ def hostile_inputs(rng, name):
 
 
 def is_legal(name, inputs):
-    """Whether inputs are what a model reads, from its documentation."""
+    """Whether inputs are valid for a model, according to its documentation."""
     kinds = {
         "classifier": {"xs": "fiu", "lengths": "iu"},
         "language": {"tokens": "iu"},

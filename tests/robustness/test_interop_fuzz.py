@@ -1,4 +1,4 @@
-"""Files of other libraries, damaged and made to do harm: a right result, or one line.
+"""Damaged and malicious files of other libraries: a right result, or a one-line error.
 
 ``pytest tests/robustness --fuzz 5000 -s`` tries more inputs and prints how many.
 """
@@ -26,7 +26,7 @@ from lstm_jax.interop.weights import flattened
 from tests.interop.test_interop_files import random_params
 from tests.robustness import hostile
 
-GROWTH = 1536 * 1024  # KiB of memory that all inputs together may take at their worst
+GROWTH = 1536 * 1024  # KiB of peak memory that is allowed for all inputs together
 
 TORCH = Stack([Bidirectional(LSTMCell(3))] * 2)
 KERAS = Stack([LSTMCell(2), Bidirectional(GRUCell(3, reset_after=True))])
@@ -77,7 +77,7 @@ def valid(tmp_path_factory):
     return folder
 
 
-# ---- what the files hold, by other readers ----
+# ---- the content of the files, by other readers ----
 
 
 def same(arrays, others):
@@ -190,7 +190,7 @@ def of_messages(valid, folder, rng):
 
 
 def of_arrays(library):
-    """Arrays of a library of which some have other names, shapes or types, or are missing."""
+    """Arrays of a library, some with other names, shapes or types, or missing."""
 
     def make(valid, folder, rng):
         cell = GRUCell(3, reset_after=True)
@@ -295,7 +295,7 @@ def test_the_valid_files_are_read(name, library, valid):
     assert hostile.attempt(valid / name, layer_of(library), is_a_layer) == "read"
 
 
-# ---- what hypothesis finds ----
+# ---- inputs from hypothesis ----
 
 MAGIC = {
     "a.safetensors": [b"", b"\x08\0\0\0\0\0\0\0{}"],

@@ -1,4 +1,4 @@
-"""Recordings of skeletons and videos, damaged and made to do harm.
+"""Damaged and malicious recordings of skeletons and videos.
 
 ``pytest tests/robustness --fuzz 5000 -s`` tries more inputs and prints how many.
 """
@@ -63,7 +63,7 @@ NAMES = [
 
 
 def archive(folder, rng):
-    """A folder, a .tar or a .zip archive of skeleton files, of which something is damaged."""
+    """A partly damaged folder, .tar or .zip archive of skeleton files."""
     files = {name: skeleton(rng).encode() for name in rng.sample(NAMES, rng.choice([1, 2, 3]))}
     if rng.random() < 0.3:
         files[rng.choice([*files])] = damaged_skeleton(rng)

@@ -1,4 +1,4 @@
-"""MIDI files and collections of piano rolls, damaged and made to do harm.
+"""Damaged and malicious MIDI files and collections of piano rolls.
 
 ``pytest tests/robustness --fuzz 5000 -s`` tries more inputs and prints how many.
 """
@@ -31,7 +31,7 @@ def must(fits, what):
 
 
 class Bytes:
-    """Bytes that are read from the front."""
+    """Bytes that are read from the start."""
 
     def __init__(self, content):
         self.content, self.place = content, 0
@@ -208,7 +208,7 @@ def matrix(data, order):
 
 
 def matrices(rng):
-    """What a file can hold in place of three cell arrays of zeros and ones."""
+    """Possible contents of a file instead of three cell arrays of zeros and ones."""
     numbers = np.random.default_rng(rng.randrange(2**32))
 
     def roll(rows=None):
@@ -314,7 +314,7 @@ KINDS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore")  # of scipy: variables that are named twice
+@pytest.mark.filterwarnings("ignore")  # of scipy: duplicate variables
 @pytest.mark.parametrize("kind", KINDS)
 def test_damaged_music(kind, tmp_path, fuzz_budget):
     make, read, check = KINDS[kind]

@@ -1,4 +1,4 @@
-"""Names of columns, classes, files and runs that mean something to matplotlib or HTML."""
+"""Names of columns, classes, files and runs with a special meaning in matplotlib or HTML."""
 
 import html.parser
 import pathlib
@@ -25,7 +25,7 @@ HOSTILE = [
 
 
 def drawn(figure) -> list[str]:
-    """The texts of a figure, once it has been drawn."""
+    """The strings of a figure after drawing."""
     FigureCanvasAgg(figure).draw()
     texts = [text.get_text() for text in figure.findobj(lambda a: hasattr(a, "get_text"))]
     return [text for text in texts if text]
@@ -50,16 +50,16 @@ def test_plots_show_names_literally():
     assert {label(name) for name in HOSTILE} <= set(drawn(curve))
 
 
-def test_a_dollar_is_drawn_as_one_and_not_as_a_formula():
+def test_a_dollar_does_not_start_a_formula():
     from matplotlib.text import Text
 
     assert Text()._preprocess_math(label("$\\alpha$")) == ("$\\alpha$", False)
     spectrum = JacobianSpectrum(np.array([[2.0, 0.5]]), np.array(0.1), np.zeros(3))
-    drawn(plot_jacobian_spectrum({"$\\alpha$": spectrum}))  # a name that is given to be a formula
+    drawn(plot_jacobian_spectrum({"$\\alpha$": spectrum}))  # a name that is deliberately a formula
 
 
 class Tags(html.parser.HTMLParser):
-    """The tags of a page, and the text outside of them."""
+    """The tags of a page, and the text outside them."""
 
     def __init__(self, page: str):
         super().__init__()
@@ -122,7 +122,7 @@ num_devices = 1
 
 @pytest.mark.parametrize("task", TASKS)
 def test_runs_on_hostile_names(task, tmp_path, monkeypatch, capsys):
-    """Trained, evaluated and compared, in folders and with files of such names."""
+    """Runs are trained, evaluated and compared with such names of folders and files."""
     monkeypatch.chdir(tmp_path)
     folder = pathlib.Path("$\\frac{$<b onload=x>&")
     folder.mkdir()

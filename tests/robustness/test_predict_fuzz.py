@@ -1,4 +1,4 @@
-"""``predict RUN FILE`` with damaged files: the predictions for what the file holds, or one line.
+"""``predict RUN FILE`` with damaged files: the right predictions, or a one-line error.
 
 ``pytest tests/robustness --fuzz 2000 -s`` tries a quarter as many of each kind, since models read
 them, and prints how many.
@@ -64,7 +64,7 @@ def task_in(folder, name):
     return config.build_task()
 
 
-# ---- files to predict on, and what an independent reader finds in them ----
+# ---- files to predict on, and their content by an independent reader ----
 
 
 def lines_of_text(folder, rng):
@@ -158,7 +158,7 @@ KINDS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore")  # of scipy: variables that are named twice
+@pytest.mark.filterwarnings("ignore")  # of scipy: duplicate variables
 @pytest.mark.parametrize("name", KINDS)
 def test_predictions_on_damaged_files(name, tmp_path, fuzz_budget):
     make, check = KINDS[name]

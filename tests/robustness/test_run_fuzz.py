@@ -1,4 +1,4 @@
-"""Damaged folders of runs: resumed to the same bits, or one line.
+"""Damaged run folders: resumed to the same bits, or a one-line error.
 
 ``pytest tests/robustness --fuzz 2000 -s`` tries a quarter as many of each kind, since each takes a
 tenth of a second, and prints how many.
@@ -55,13 +55,13 @@ sample_length = 0
 
 
 class Runs(NamedTuple):
-    """Folders to damage, and what comes of them undamaged.
+    """Folders to damage, and their results without damage.
 
     Attributes:
       stopped: a run that was stopped after 4 of 6 steps.
       finished: the same, resumed to its end.
-      other: a run with another seed, to its end.
-      resume: takes the steps that are left in a folder; returns what it has reported.
+      other: a finished run with another seed.
+      resume: takes the remaining steps in a folder; returns its messages.
     """
 
     stopped: pathlib.Path
@@ -104,7 +104,7 @@ def runs(tmp_path_factory):
     return Runs(folder / "stopped 0", folder / "run 0", folder / "run 1", resume)
 
 
-# ---- what must hold ----
+# ---- checks ----
 
 
 def state_of(workdir: pathlib.Path, step: int) -> list[tuple[str, str, bytes]]:
@@ -169,7 +169,7 @@ def bits(tree) -> list[tuple[str, bytes]]:
 
 
 def same_comparison(runs):
-    """What the files hold: they have no digests, and a changed digit is a digit."""
+    """Compares contents: the files have no digests, so a changed digit is not detected."""
     [expected] = runs_in([runs.finished])
 
     def check(folder, found):
@@ -225,7 +225,7 @@ LINES = [
 
 
 def damaged(rng, folder: pathlib.Path, other: pathlib.Path) -> None:
-    """Something in the folder of a run is changed, removed, added, or exchanged."""
+    """A run folder in which something is changed, removed, added or exchanged."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
     own = [path for path in files if "checkpoints" not in path.parts]
     path = rng.choice(own if rng.random() < 0.5 else files)
@@ -286,7 +286,7 @@ def damaged(rng, folder: pathlib.Path, other: pathlib.Path) -> None:
 
 
 def one_line_of_the_system(read):
-    """As the command line reports an error of the file system."""
+    """The command line's message for an error of the file system."""
 
     def reading(path):
         try:

@@ -1,4 +1,4 @@
-"""Ink, recordings and tables of time series, damaged and made to do harm.
+"""Damaged and malicious ink, recordings and tables of time series.
 
 ``pytest tests/robustness --fuzz 5000 -s`` tries more inputs and prints how many.
 """
@@ -22,7 +22,7 @@ soundfile = pytest.importorskip("soundfile")
 
 
 def damaged(rng, text, separators):
-    """The bytes of a text of which lines, fields or bytes are changed."""
+    """The bytes of a text with changed lines, fields or bytes."""
     if rng.random() < 0.7:
         text = mutated_lines(rng, text, separators)
     content = text.encode("utf-8", "replace")
@@ -35,7 +35,7 @@ def strokes_of(rng):
 
 
 def as_number(field):
-    """The number that a field holds in plain digits."""
+    """The number in a field of ASCII digits."""
     assert field and {*field.encode()} <= {*map(ord, NUMBER)}, f"no number: {field!r}"
     return float(field)
 

@@ -1,4 +1,4 @@
-"""Text to classify or to translate, and tokenizers, damaged and made to do harm.
+"""Damaged and malicious text to classify or translate, and tokenizers.
 
 ``pytest tests/robustness --fuzz 5000 -s`` tries more inputs and prints how many.
 """
@@ -47,7 +47,7 @@ def table(separator):
 
 
 def labelled_table(name, separator):
-    """A table of which fields, lines, encoding or bytes are changed."""
+    """A table with changed fields, lines, encoding or bytes."""
 
     def make(folder, rng):
         text = table(separator)
@@ -82,7 +82,7 @@ def held_by_tsv(path, found):
 
 
 def labelled_folder(folder, rng):
-    """A folder of a folder of files for each class, of which some are damaged."""
+    """A folder with one folder of files per class, some of which are damaged."""
     top = folder / "reviews"
     shutil.rmtree(top, ignore_errors=True)
     for n, (label, text) in enumerate(REVIEWS):
@@ -229,7 +229,7 @@ def parallel(folder, rng):
 
 
 def gzip_content(content):
-    """What is compressed, member by member."""
+    """The uncompressed content, member by member."""
     whole = b""
     while content:
         member = zlib.decompressobj(wbits=31)

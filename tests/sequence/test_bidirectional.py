@@ -23,7 +23,7 @@ RUN = jax.jit(functools.partial(LAYER.apply, PARAMS, XS))
 
 
 def turned(xs, lengths):
-    """Each row's own steps the other way round; the rest stays."""
+    """Reverses the valid steps of each row; padding stays where it is."""
     xs = np.array(xs)
     for row, length in enumerate(lengths):
         xs[:length, row] = xs[:length, row][::-1]
@@ -50,21 +50,21 @@ def test_equals_numpy_loops_in_both_directions(lengths):
         np.testing.assert_allclose(given, wanted, atol=2e-6)
 
 
-def test_last_states_stand_at_both_ends():
+def test_last_states_are_those_at_both_ends():
     state, ys = LAYER.apply(PARAMS, XS, lengths=jnp.array(LENGTHS))
     np.testing.assert_array_equal(state.forward.h[1], ys[LENGTHS[1] - 1, 1, :H])
     np.testing.assert_array_equal(state.backward.h[:3], ys[0, :3, H:])
-    np.testing.assert_array_equal(state.backward.h[3], np.zeros(H))  # a row without steps
+    np.testing.assert_array_equal(state.backward.h[3], np.zeros(H))  # a row without valid steps
 
 
-def test_one_direction_may_be_given_its_state_alone():
+def test_a_state_can_be_given_for_one_direction():
     start = random_state()
     both, _ = LAYER.apply(PARAMS, XS, start._replace(forward=LAYER.forward.zero_state((B,))))
     one, _ = LAYER.apply(PARAMS, XS, start._replace(forward=None))
     chex.assert_trees_all_equal(one, both)
 
 
-def test_the_directions_have_their_own_parameters():
+def test_directions_have_separate_parameters():
     assert not np.array_equal(PARAMS["forward"]["w_hh"], PARAMS["backward"]["w_hh"])
 
 
@@ -81,12 +81,12 @@ def test_merge(merge):
     state, ys = LAYER.apply(PARAMS, XS)
     merged_state, merged = layer.apply(PARAMS, XS)
     expected = MERGED[merge](*np.split(np.asarray(ys), 2, -1))
-    np.testing.assert_allclose(merged, expected, rtol=1e-6)  # one rounding
+    np.testing.assert_allclose(merged, expected, rtol=1e-6)  # one rounding error
     chex.assert_trees_all_equal(merged_state, state)
     assert layer.output_size == merged.shape[-1] == H
 
 
-def test_merge_by_a_function_gives_zeros_past_the_lengths_all_the_same():
+def test_custom_merge_gives_zeros_past_the_lengths():
     def largest(forward, backward):
         return jnp.maximum(forward, backward)[..., :2] + 1
 
@@ -109,14 +109,14 @@ def test_two_kinds_of_cells():
 
 @st.composite
 def documents(draw):
-    """Where documents begin in each row, and how long the rows are."""
+    """The first step of each document in each row, and the lengths of the rows."""
     starts = draw(st.lists(st.booleans(), min_size=T * B, max_size=T * B))
     return np.array(starts).reshape(T, B), draw(st.lists(st.integers(0, T), min_size=B, max_size=B))
 
 
 @hypothesis.settings(deadline=None, max_examples=10)
 @hypothesis.given(documents())
-def test_documents_behind_one_another_equal_documents_apart_in_numpy(drawn):
+def test_packed_documents_equal_separate_documents_in_numpy(drawn):
     resets, lengths = drawn
     _, ys = RUN(lengths=jnp.array(lengths), resets=jnp.array(resets))
     expected = np.zeros((T, B, 2 * H))
@@ -130,16 +130,16 @@ def test_documents_behind_one_another_equal_documents_apart_in_numpy(drawn):
     np.testing.assert_allclose(ys, expected, atol=2e-6)
 
 
-def test_a_flag_past_the_end_leaves_the_state_that_the_backward_direction_was_given():
+def test_a_flag_past_the_end_does_not_reset_the_backward_state():
     lengths = jnp.array([4, 3, 6, 2])
     resets = jnp.zeros((T, B), bool).at[4, 0].set(True).at[3, 1].set(True)
     plain = LAYER.apply(PARAMS, XS, random_state(), lengths=lengths)
     flagged = LAYER.apply(PARAMS, XS, random_state(), lengths=lengths, resets=resets)
-    # Resets are more arithmetic for the compiler to fuse: a rounding apart.
+    # Resets add operations that the compiler fuses: results differ by a rounding error.
     chex.assert_trees_all_close(flagged, plain, atol=1e-6)
 
 
-def test_learned_initial_states_stand_at_both_ends_and_at_every_cut():
+def test_learned_initial_states_apply_at_both_ends_and_at_every_reset():
     layer = Bidirectional(LSTMCell(H, learn_initial_state=True))
     params = layer.init(jax.random.key(0), D)
     params = jax.tree.map(lambda a: a + 0.1, params)
@@ -152,11 +152,11 @@ def test_learned_initial_states_stand_at_both_ends_and_at_every_cut():
     np.testing.assert_allclose(ys, jnp.concatenate(apart), atol=1e-6)
 
 
-def test_noise_is_drawn_for_each_direction():
+def test_noise_is_sampled_for_each_direction():
     layer = Bidirectional(Zoneout(LSTMCell(H)), merge=lambda f, b: f - b[::-1])
     params = layer.init(jax.random.key(0), D)
     params["backward"] = params["forward"]
-    xs = jnp.concatenate([XS, XS[::-1]])  # both directions read the same
+    xs = jnp.concatenate([XS, XS[::-1]])  # both directions read the same inputs
     calm, noisy = (layer.apply(params, xs, key=key)[1] for key in (None, jax.random.key(3)))
     np.testing.assert_array_equal(calm, jnp.zeros_like(calm))
     assert (noisy != 0).any()
@@ -206,7 +206,7 @@ class TestTransforms:
 
 
 class TestErrors:
-    def test_what_is_no_cell(self):
+    def test_objects_that_are_not_cells(self):
         with pytest.raises(TypeError, match=r"forward must be a cell .*got <class"):
             Bidirectional(LSTMCell)
         with pytest.raises(TypeError, match=r"backward must be a cell .*got Stack"):
@@ -218,8 +218,8 @@ class TestErrors:
         with pytest.raises(TypeError, match="merge must be a function or the name of one, got 3"):
             Bidirectional(LSTMCell(H), merge=3)
 
-    def test_merge_of_two_widths(self):
-        with pytest.raises(ValueError, match=r"'sum' needs outputs of one size, got 5 .* and 2"):
+    def test_merge_of_different_widths(self):
+        with pytest.raises(ValueError, match=r"'sum' needs outputs of equal size, got 5 .* and 2"):
             Bidirectional(LSTMCell(H), LSTMCell(2), merge="sum")
 
     def test_parameters_of_one_cell(self):

@@ -1,4 +1,4 @@
-"""The cuDNN engine on a CPU: its packing and its edges, with JAX's reference as the kernel."""
+"""The cuDNN engine on a CPU: packing and special cases, with JAX's reference as the kernel."""
 
 import functools
 
@@ -20,7 +20,7 @@ quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimizati
 
 
 def reference(x, h_0, c_0, flat, lengths, input_size, hidden_size, layers, dropout, both):
-    """``jax.experimental.rnn.lstm`` by that module's own reference and unpacking."""
+    """``jax.experimental.rnn.lstm``, computed by the reference and unpacking of that module."""
     assert lengths.dtype == jnp.int32 and x.dtype == jnp.float32
     parts = rnn.unpack_lstm_weights(flat, input_size, hidden_size, layers, both)
     return rnn.lstm_ref(
@@ -70,7 +70,7 @@ def test_values_and_gradients_equal_the_scan(reverse, lengths):
         quick_jit(jax.value_and_grad(functools.partial(loss, run), (0, 1, 2), has_aux=True))(*args)
         for run in (ours, scan)
     )
-    # Six steps in float32: some ten roundings of 6e-8 in sums of order 10.
+    # Six steps in float32: about ten rounding errors of 6e-8 in sums of order 10.
     chex.assert_trees_all_close((got, gradients), (value, slopes), rtol=1e-5, atol=1e-5)
     chex.assert_trees_all_close(results, expected, rtol=1e-5, atol=1e-6)
 

@@ -19,7 +19,7 @@ T, D, H = 4, 3, 4
 
 
 def check(run, params, xs, outputs):
-    """Outputs of a shape, and gradients of zero in the shapes of the arguments."""
+    """Checks the shape of outputs, and that gradients are zeros in the shapes of the arguments."""
 
     @functools.partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)
     def loss(params, xs):
@@ -49,7 +49,7 @@ def test_every_engine(engine, batch):
 
 
 @pytest.mark.parametrize("memory", MEMORIES)
-def test_every_way_to_save_memory(memory):
+def test_every_memory_plan(memory):
     cell = LSTMCell(H)
     run = functools.partial(unroll, cell, memory=memory)
     check(run, cell.init(jax.random.key(0), D), jnp.ones((T, 0, D)), (T, 0, H))

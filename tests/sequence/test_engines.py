@@ -36,10 +36,10 @@ over_cells = pytest.mark.parametrize("name", list(CELLS))
 
 @pytest.fixture(scope="module", autouse=True)
 def short_blocks():
-    """Blocks of 3 steps, so that T=7 has several and a rest; elsewhere all is one block."""
+    """Blocks of 3 steps, so that T=7 has two and a remainder; other tests have a single block."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scan, "block_size", lambda steps, carry: min(steps, 3))
-        jax.clear_caches()  # loops traced before have the blocks that they had
+        jax.clear_caches()  # loops that were traced earlier keep their blocks
         yield
     jax.clear_caches()
 
@@ -69,7 +69,7 @@ def loss(cell, params, xs, state, **how):
 
 
 def value_and_gradients(name, reverse=False, **how):
-    """Of :func:`loss` with lengths and resets, by parameters, inputs and state."""
+    """Value of :func:`loss` with lengths and resets; gradients by parameters, inputs and state."""
     cell, *args = arguments(name)
     f = functools.partial(loss, cell, lengths=LENGTHS, resets=RESETS, reverse=reverse, **how)
     return quick_jit(jax.value_and_grad(f, (0, 1, 2)))(*args)
@@ -80,8 +80,8 @@ def by_scan(name, reverse=False):
     return value_and_gradients(name, reverse, engine="scan")
 
 
-# Float64, T steps of sums of some 10 terms of order 1, each rounded at 1e-16; the slopes of layer
-# normalisation and of the sLSTM's quotient are up to some hundred.
+# Float64, T steps of sums of about 10 terms of order 1, each rounded at 1e-16; the slopes of layer
+# normalisation and of the sLSTM's quotient reach several hundred.
 close_to_scan = functools.partial(chex.assert_trees_all_close, rtol=1e-11, atol=1e-12)
 
 
@@ -136,7 +136,7 @@ def test_memory_plans_give_the_same_gradients(engine, memory, steps):
         with pytest.raises(ValueError, match="engine 'scan' cannot offload"):
             of_lstm(engine, memory, steps)
         return
-    # 33 steps, some hundred roundings of 6e-8 in numbers of order 10.
+    # 33 steps, about a hundred rounding errors of 6e-8 in numbers of order 10.
     got, expected = of_lstm(engine, memory, steps), of_lstm("scan", "full", steps)
     chex.assert_trees_all_close(got, expected, rtol=1e-4, atol=1e-4)
 
@@ -181,7 +181,7 @@ TRANSFORMS = {
 def test_every_transform_of_the_fused_engine(name, memory, transform):
     with jax.enable_x64(True):
         cell, *args = arguments(name, steps=5)
-        # Lengths are of a whole batch, of which per-example gradients see one row.
+        # Lengths refer to the whole batch, but per-example gradients see one row of it.
         how = {} if transform == "per-example gradients" else {"lengths": np.array([5, 2])}
         tangent = jax.tree.map(np.cos, tuple(args))
         ours, theirs = (
@@ -198,7 +198,7 @@ def test_every_transform_of_the_fused_engine(name, memory, transform):
     "around",
     [Zoneout, VariationalDropout, RecurrentDropout, DropConnect],
 )
-def test_regularisers_draw_the_same_in_every_engine(around):
+def test_regularisers_sample_the_same_noise_in_every_engine(around):
     with jax.enable_x64(True):
         cell, *args = arguments("lstm")
         cell = around(cell)
@@ -245,7 +245,7 @@ def test_low_precision(name, dtype):
 
 
 def test_narrow_outputs_are_stacked_in_float32():
-    """On a CPU a scan takes time T² to stack bfloat16 numbers; the engine returns the same ones."""
+    """A CPU scan needs time T² to stack bfloat16 numbers; the engine returns the same numbers."""
     cell = LSTMCell(H, dtype="bfloat16")
     params = cell.init(jax.random.key(0), D)
     xs = jax.random.normal(jax.random.key(1), (9, B, D))
@@ -275,8 +275,8 @@ def test_narrow_outputs_are_stacked_in_float32():
     assert stacked(plain) == ["bfloat16"]
 
 
-def test_a_cell_with_a_loop_of_its_own():
-    """Nothing in the equations need be known to the engine."""
+def test_a_cell_that_contains_a_loop():
+    """The engine needs no knowledge of the primitives in the equations."""
 
     class Power:
         hidden_size = D
@@ -304,7 +304,7 @@ def test_a_cell_with_a_loop_of_its_own():
 
 
 def primitives(jaxpr):
-    """The names of all primitives within."""
+    """The names of all primitives in a jaxpr, including inner ones."""
     names = {eqn.primitive.name for eqn in jaxpr.eqns}
     for eqn in jaxpr.eqns:
         for sub in jaxprs_in_params(eqn.params):
@@ -313,7 +313,7 @@ def primitives(jaxpr):
 
 
 def scans(jaxpr, depth=0):
-    """Every scan within, with how many scans it stands in."""
+    """Every scan in a jaxpr, with the number of scans around it."""
     for eqn in jaxpr.eqns:
         inner = depth + (eqn.primitive.name == "scan")
         if eqn.primitive.name == "scan":
@@ -324,7 +324,7 @@ def scans(jaxpr, depth=0):
 
 @pytest.mark.parametrize("name", ["lstm", "layer_norm"])
 def test_gates_overwrite_precomputed_values(name):
-    """Of a first derivative alone: what is overwritten cannot be differentiated again."""
+    """Only in a first derivative, since overwritten values cannot be differentiated again."""
     cell, params, xs, state = arguments(name, dtype=np.float32)
     grad = jax.grad(lambda params, engine: loss(cell, params, xs, state, engine=engine))
     written = f"f32[{T},{B},{4 * H}] = dynamic_update_slice"
@@ -336,7 +336,7 @@ def test_gates_overwrite_precomputed_values(name):
 
 @pytest.mark.parametrize("name", [name for name in CELLS if name != "conv_lstm"])
 def test_no_parameter_gradient_in_the_inner_loop(name):
-    """Which is what the engine is for; the plain scan has all of them there."""
+    """This is the purpose of the engine; the plain scan computes all of them there."""
     cell, params, xs, state = arguments(name, steps=96, dtype=np.float32)
     sizes = {leaf.shape for leaf in jax.tree.leaves(params) if leaf.ndim > 1}
 
@@ -382,7 +382,7 @@ def test_no_steps_and_no_batch(engine):
     assert ys.shape == (3, H)
 
 
-def test_layers_hand_engine_and_memory_on():
+def test_layers_pass_on_engine_and_memory():
     with jax.enable_x64(True):
         xs = np.random.default_rng(0).normal(size=(T, B, D))
         for make in (
@@ -404,7 +404,7 @@ def test_layers_hand_engine_and_memory_on():
 
 
 class TestChoice:
-    def test_auto_takes_the_fused_engine(self):
+    def test_auto_selects_the_fused_engine(self):
         choice = choose_engine(LSTMCell(H), T, (B,), platform="cpu")
         assert choice.engine == "fused"
         assert set(choice.rejected) == set(ENGINES) - {"auto", "fused"}
@@ -430,7 +430,7 @@ class TestChoice:
             )
             assert ys.shape == (0, H)
 
-    def test_linear_recurrences_in_parallel_where_there_are_processors(self):
+    def test_linear_recurrences_run_in_parallel_on_accelerators(self):
         cell = CELLS["min_lstm"](H)
         assert choose_engine(cell, T, (B,), platform="gpu").engine == "associative"
         choice = choose_engine(cell, T, (B,), platform="cpu")
@@ -471,7 +471,7 @@ class TestErrors:
         with pytest.raises(ValueError, match=r"memory must be one of full, .*, got 'low'"):
             choose_engine(LSTMCell(H), T, memory="low")
 
-    def test_an_engine_that_cannot(self):
+    def test_an_engine_that_does_not_support_the_arguments(self):
         with pytest.raises(ValueError, match=r"engine 'associative' is for cells whose recurrence"):
             self.run(engine="associative")
         with pytest.raises(ValueError, match=r"engine 'cudnn' needs an NVIDIA GPU, not cpu"):
@@ -483,7 +483,7 @@ class TestErrors:
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("name", ["lstm", "conv_lstm", "slstm"])
 def test_a_split_batch(monkeypatch, name, reverse):
-    """Which is done with one CPU device, and here with two in order to see it."""
+    """The batch is split on one CPU device; here it is split on two to make it visible."""
     with jax.enable_x64(True):
         expected = by_scan(name, reverse)
         monkeypatch.setattr(engines, "splits_batch", lambda state, batch_shape: True)
@@ -492,7 +492,7 @@ def test_a_split_batch(monkeypatch, name, reverse):
 
 @over_cells
 def test_precomputed_factors(monkeypatch, name):
-    """As on a CPU of one device; two have them in the loop, and are tested everywhere else."""
+    """As on a single CPU device; with two, the loop computes them, as other tests check."""
     with jax.enable_x64(True):
         expected = by_scan(name)
         monkeypatch.setattr(scan, "has_all_cores", lambda *arrays: True)
@@ -503,7 +503,7 @@ def test_precomputed_factors(monkeypatch, name):
 
 
 def test_which_cells_have_precomputed_factors(monkeypatch):
-    """Those whose loop then reads no more than before."""
+    """Those whose loop does not read more than without them."""
     chosen = []
     known = scan.LinearizedStep.with_factors
 
@@ -533,7 +533,7 @@ def test_when_the_batch_is_split(monkeypatch):
 
 @pytest.mark.parametrize("engine", ["scan", "fused"])
 def test_a_learned_initial_state_on_several_devices(engine):
-    """Inside shard_map, parameters vary over devices, and what is learned with them."""
+    """Inside shard_map, parameters vary over devices, and so do learned initial states."""
     cell, params, xs, _ = arguments("lstm", dtype=np.float32, learn_initial_state=True)
     mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     spec = jax.sharding.PartitionSpec
@@ -547,7 +547,7 @@ def test_a_learned_initial_state_on_several_devices(engine):
 
     rows = spec(None, "data")
     shared = jax.shard_map(local, mesh=mesh, in_specs=(spec(), rows, rows), out_specs=spec())
-    # 14 steps' sums in another order, float32.
+    # Sums over 14 steps in another order, float32.
     chex.assert_trees_all_close(
         jax.jit(shared)(params, xs, RESETS), jax.grad(total)(params, xs, RESETS), atol=1e-5
     )

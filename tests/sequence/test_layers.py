@@ -30,7 +30,7 @@ def test_a_stack_equals_numpy_loops_on_top_of_each_other():
     np.testing.assert_allclose(ys, below, atol=3e-6)
 
 
-def test_chunks_with_the_states_handed_on_equal_the_whole():
+def test_chunks_with_passed_states_equal_the_whole():
     lstm = LSTM(H, num_layers=2)
     params = lstm.init(jax.random.key(0), D)
     whole, ys = lstm.apply(params, XS)
@@ -40,7 +40,7 @@ def test_chunks_with_the_states_handed_on_equal_the_whole():
     chex.assert_trees_all_equal(last, whole)
 
 
-def test_a_default_layer_keeps_the_digits_of_float64():
+def test_a_default_layer_preserves_float64_precision():
     with jax.enable_x64(True):
         xs = np.random.default_rng(0).normal(size=(T, B, D))
         double = functools.partial(jax.tree.map, lambda a: jnp.asarray(a, jnp.float64))
@@ -54,17 +54,17 @@ def test_a_default_layer_keeps_the_digits_of_float64():
                 back = oracle.lstm(layer["backward"], below[::-1])[2][::-1]
                 below = np.concatenate([there, back], -1)
             assert {leaf.dtype.name for leaf in jax.tree.leaves((state, ys))} == {"float64"}
-            # Sums of 15 terms over two layers and 7 steps: some dozen roundings of 1e-16.
+            # Sums of 15 terms over two layers and 7 steps: about a dozen rounding errors of 1e-16.
             np.testing.assert_allclose(ys, below, rtol=0, atol=1e-14)
 
 
-def test_layers_are_drawn_apart():
+def test_layers_are_initialised_separately():
     params = LSTM(H, num_layers=2).init(jax.random.key(0), H)
     assert not np.array_equal(params["layer_0"]["w_hh"], params["layer_1"]["w_hh"])
 
 
-def test_parameters_are_those_of_the_cell_with_each_layers_key():
-    """What a key draws must stay what it was: checkpoints and results depend on it."""
+def test_parameters_equal_those_of_the_cell_with_each_layers_key():
+    """The parameters of a key must never change: checkpoints and results depend on them."""
     params = LSTM(H, num_layers=2).init(jax.random.key(0), D)
     keys = jax.random.split(jax.random.key(0), 2)
     expected = {"layer_0": LSTMCell(H).init(keys[0], D), "layer_1": LSTMCell(H).init(keys[1], H)}
@@ -89,7 +89,7 @@ def test_options_go_to_the_layers_and_to_the_stack():
     assert lstm.stack == Stack([layer], engine="scan")
 
 
-def test_an_lstm_does_what_its_stack_does():
+def test_an_lstm_equals_its_stack():
     lstm = LSTM((3, H), connections="skip", dropout=0.5)
     params = lstm.init(jax.random.key(0), D)
     stack = lstm.stack
@@ -120,7 +120,7 @@ def test_every_cell_by_its_name(name):
     assert hash(lstm) == hash(LSTM(4, cell=name))
 
 
-def test_a_function_that_makes_cells_is_not_asked_for_types_that_were_not_given():
+def test_a_cell_function_receives_only_the_given_types():
     lstm = LSTM(4, cell=lambda hidden_size: Zoneout(LSTMCell(hidden_size)))
     assert lstm.layers == {"layer_0": Zoneout(LSTMCell(4))}
 
@@ -157,14 +157,14 @@ class TestDropout:
         text = run.lower(xs).compile().as_text()
         assert f"pred[{T},2,{H}]" in text and f"[{T},4,{H}]" not in text
 
-    def test_with_a_key_touches_the_way_up_alone(self):
+    def test_applies_only_between_layers(self):
         plain, _ = self.lstm.apply(self.params, XS)
         state, ys = self.lstm.apply(self.params, XS, key=jax.random.key(2))
         chex.assert_trees_all_equal(state["layer_0"], plain["layer_0"])
         assert not np.allclose(state["layer_1"].h, plain["layer_1"].h)
         assert (ys != 0).all()  # nothing is dropped after the top layer
 
-    def test_keeps_the_mean(self):
+    def test_preserves_the_mean(self):
         xs = dropout(jnp.ones(100_000), 0.3, jax.random.key(0))
         zeros = float((xs == 0).mean())
         # Five deviations of the mean of 100,000 coin tosses.
@@ -177,12 +177,14 @@ class TestErrors:
 
     def test_parameters_of_another_stack(self):
         params = LSTM(H).init(jax.random.key(0), D)
-        with pytest.raises(TypeError, match="params must have one entry a layer, layer_0, layer_1"):
+        with pytest.raises(
+            TypeError, match="params must have one entry per layer, layer_0, layer_1"
+        ):
             self.lstm.apply(params, XS)
 
     def test_states_of_another_stack(self):
         params = self.lstm.init(jax.random.key(0), D)
-        with pytest.raises(TypeError, match="state must have one entry a layer"):
+        with pytest.raises(TypeError, match="state must have one entry per layer"):
             self.lstm.apply(params, XS, LSTM(H).zero_state((B,)))
 
     @pytest.mark.parametrize("rate", [-0.1, 1.0])
@@ -233,7 +235,7 @@ class TestErrors:
             (lambda hidden_size, depth: None, {}, "missing a required argument: 'depth'"),
         ],
     )
-    def test_functions_that_make_no_cell_from_a_size(self, cell, options, expected):
+    def test_functions_that_do_not_make_a_cell_from_a_size(self, cell, options, expected):
         with pytest.raises(
             TypeError, match=f"cell must make a cell from keywords, as in .*?{expected}"
         ):
@@ -241,7 +243,7 @@ class TestErrors:
         with pytest.raises(TypeError, match=r"layer_0 must be a cell .*, got None"):
             LSTM(H, cell=lambda hidden_size: None)
 
-    def test_dropout_in_the_place_of_bidirectional(self):
+    def test_dropout_in_the_position_of_bidirectional(self):
         with pytest.raises(TypeError, match=r"bidirectional must be true or false, got 0\.5"):
             LSTM(H, 2, 0.5)
 

@@ -1,4 +1,4 @@
-"""Masked steps are absent: at the start, in the middle, at the end, and in whole rows."""
+"""Masked steps have no effect: at the start, in the middle, at the end, or in whole rows."""
 
 import dataclasses
 import functools
@@ -24,7 +24,7 @@ T, B, D, H = 6, 3, 2, 3
 FRONT = np.array([[0, 1, 1], [0, 1, 1], [1, 1, 1], [1, 1, 1], [1, 1, 1], [1, 1, 1]], bool)
 GAPS = np.array([[0, 1, 0], [1, 1, 0], [0, 0, 0], [0, 1, 0], [1, 0, 0], [0, 1, 0]], bool)
 
-# What runs a few times need not run fast: half the time to compile.
+# Functions that run a few times need not be fast: this halves the compile time.
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
@@ -47,7 +47,7 @@ RUNS = [
 
 
 def weighted(ys, last):
-    """A loss in which every output and every field of the last state counts, each otherwise."""
+    """A loss that weights every output and every field of the last state differently."""
     total = 0.0
     for n, array in enumerate([ys, *last]):
         weight = np.cos(np.arange(array.size) + n).reshape(array.shape)
@@ -108,8 +108,8 @@ def test_equals_a_loop_over_the_valid_steps(name, engine, reverse, lengths, mask
         np.testing.assert_allclose(ys, expected_ys, rtol=1e-11, atol=1e-12)
         chex.assert_trees_all_close(last, expected, rtol=1e-11, atol=1e-12)
 
-        # Central differences of the NumPy loop, in a random direction of length one: they err
-        # by the third derivative times step**2 = 1e-10 and by 1e-15 / step = 1e-10.
+        # Central differences of the NumPy loop, in a random direction of length one: their error is
+        # the third derivative times step**2 = 1e-10, plus 1e-15 / step = 1e-10.
         rng, step = np.random.default_rng(seed), 1e-5
         args = run.params, run.xs, run.state
         tangent = jax.tree.map(lambda a: rng.normal(size=a.shape), args)
@@ -129,7 +129,7 @@ def test_equals_a_loop_over_the_valid_steps(name, engine, reverse, lengths, mask
 
 @pytest.mark.parametrize("memory", ["recompute", "sqrt"])
 @pytest.mark.parametrize("engine", ["scan", "fused"])
-def test_ways_to_save_memory_have_the_same_gradients(engine, memory):
+def test_memory_plans_have_the_same_gradients(engine, memory):
     cell = LSTMCell(H)
     params = cell.init(jax.random.key(0), D)
     xs = jax.random.normal(jax.random.key(1), (T, B, D))
@@ -138,7 +138,7 @@ def test_ways_to_save_memory_have_the_same_gradients(engine, memory):
         loss = lambda p, xs: weighted(*unroll(cell, p, xs, mask=GAPS, **how)[::-1])  # noqa: E731
         return quick_jit(jax.grad(loss, (0, 1)))(params, xs)
 
-    # Float32 sums of some twenty terms, in another order.
+    # Float32 sums of about twenty terms, in another order.
     chex.assert_trees_all_close(
         grads(engine=engine, memory=memory), grads(engine="scan"), rtol=2e-5, atol=2e-6
     )
@@ -159,7 +159,7 @@ def test_lengths_are_a_mask():
 
 @dataclasses.dataclass(frozen=True)
 class Singular(BaseCell):
-    """A cell that is finite for positive inputs alone: log 0, 1 / 0 and 0 / 0 lie at zero."""
+    """A cell that is finite only for positive inputs: zero gives log 0, 1 / 0 and 0 / 0."""
 
     def parameters(self, input_size):
         return {
@@ -197,7 +197,7 @@ def test_equations_that_are_singular_at_zero_are_finite_at_masked_steps(engine):
 
 @pytest.mark.parametrize("engine", ["scan", "fused"])
 def test_a_masked_step_does_not_compute_with_the_state_that_it_carries(engine):
-    """exp(h²) of a large state is infinite, and its derivative times zero NaN."""
+    """exp(h²) of a large state is infinite, and its derivative times zero is NaN."""
     cell = Singular(H)
     params = cell.init(jax.random.key(0), D)
     state = RNNState(h=jnp.full((B, H), 30.0))
@@ -265,7 +265,7 @@ def test_both_directions_skip_the_same_steps(engine):
     resets[[0, 3], [2, 0]] = True  # of a masked row, and at a masked step
     spoilt = np.where(GAPS[..., None], xs, np.nan)
     state, ys = jax.jit(functools.partial(layer.apply, mask=GAPS, resets=resets))(params, spoilt)
-    # By hand: row 0 has the steps 1 and then 4, a document each; row 1 has 0, 1 and 3, 5.
+    # By hand: in row 0, steps 1 and 4 are a document each; in row 1, steps 0, 1 and steps 3, 5.
     documents = [(0, [1]), (0, [4]), (1, [0, 1]), (1, [3, 5])]
     expected, last = np.zeros((T, B, 2 * H)), {}
     for row, steps in documents:
@@ -301,7 +301,7 @@ def test_custom_merges_give_zero_and_no_gradient_at_masked_steps():
 
 
 @pytest.mark.parametrize("connections", ["plain", "residual", "skip"])
-def test_stacks_hand_the_mask_to_every_layer(connections):
+def test_stacks_pass_the_mask_to_every_layer(connections):
     """Rows without their masked steps give the same outputs, one row at a time."""
     layers = [Bidirectional(LSTMCell(H)), LSTMCell(2 * H)]
     stack = Stack(layers, connections=connections)
@@ -372,7 +372,7 @@ def test_outputs_flipped_within_valid_steps():
 # ---- engines and errors ----
 
 
-def test_cudnn_takes_lengths_and_no_mask():
+def test_cudnn_supports_lengths_but_not_masks():
     cell = LSTMCell(64)
     how = {"dtype": "float32", "resets": False, "memory": "full", "platform": "gpu"}
     assert obstacle("cudnn", cell, 5, (4,), mask=True, **how) == "supports lengths, not a mask"

@@ -23,7 +23,7 @@ SIZES = st.lists(st.integers(0, 7), min_size=1, max_size=9)
 
 @hypothesis.settings(deadline=None, max_examples=30)
 @hypothesis.given(SIZES)
-def test_unpacking_gives_the_documents_back(sizes):
+def test_unpacking_restores_the_documents(sizes):
     given_documents = documents(sizes)
     packed = pack(given_documents, num_steps=7)
     for given, back in zip(given_documents, unpack(packed.xs, packed), strict=True):
@@ -32,7 +32,7 @@ def test_unpacking_gives_the_documents_back(sizes):
 
 @hypothesis.settings(deadline=None, max_examples=30)
 @hypothesis.given(SIZES)
-def test_rows_hold_whole_documents_without_gaps(sizes):
+def test_rows_contain_whole_documents_without_gaps(sizes):
     packed = pack(documents(sizes), num_steps=7)
     assert packed.lengths.sum() == sum(sizes)
     for ids, length in zip(packed.segment_ids.T, packed.lengths, strict=True):
@@ -40,7 +40,7 @@ def test_rows_hold_whole_documents_without_gaps(sizes):
         counts = np.bincount(ids[:length])
         assert (np.diff(ids[:length]) >= 0).all() and (counts[1:] > 0).all()
         assert counts[:1].sum() == 0  # ids are 1, 2, ..., each document's steps together
-    # First fit: the first document of a row fitted into no row before it.
+    # First fit: the first document of a row does not fit into any earlier row.
     full = [sum(s for s, r in zip(sizes, packed.rows, strict=True) if r == row) for row in range(2)]
     if packed.xs.shape[1] > 1:
         assert full[0] + full[1] > 7
@@ -54,7 +54,7 @@ def test_first_fit():
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_packed_equals_apart_in_value_and_gradient(bidirectional):
+def test_packed_equals_separate_in_value_and_gradient(bidirectional):
     lstm = LSTM(4, num_layers=2, bidirectional=bidirectional)
     params = lstm.init(jax.random.key(0), D)
     apart = documents([3, 4, 3])
@@ -77,7 +77,7 @@ def test_packed_equals_apart_in_value_and_gradient(bidirectional):
         np.testing.assert_allclose(y, alone, atol=1e-6)
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), gradient, wanted)
 
-    for y, document in zip(ys, apart, strict=True):  # and both are what NumPy has
+    for y, document in zip(ys, apart, strict=True):  # and both equal NumPy's result
         below = document[:, None]
         for layer in ("layer_0", "layer_1"):
             cells = [params[layer] if name is None else params[layer][name] for name in names]
@@ -92,14 +92,14 @@ def test_packed_equals_apart_in_value_and_gradient(bidirectional):
         np.testing.assert_allclose(y, below[:, 0], atol=3e-6)
 
 
-def test_documents_of_tokens_and_of_pictures():
+def test_documents_of_tokens_and_of_images():
     tokens = pack([np.array([5, 6], np.uint8), np.array([7], np.uint8)], num_steps=4)
     assert tokens.xs.tolist() == [[5], [6], [7], [0]] and tokens.xs.dtype == np.uint8
     pictures = pack([np.ones((2, 4, 4, 1)), jnp.zeros((3, 4, 4, 1))], num_steps=3)
     assert pictures.xs.shape == (3, 2, 4, 4, 1)
 
 
-def test_thousands_of_documents_take_no_time_to_speak_of():
+def test_thousands_of_documents_are_packed_quickly():
     sizes = np.random.default_rng(0).integers(1, 100, 5000)
     packed = pack([np.zeros((size, 1), np.float32) for size in sizes], num_steps=100)
     assert packed.lengths.mean() > 95  # first fit fills rows well
@@ -107,7 +107,7 @@ def test_thousands_of_documents_take_no_time_to_speak_of():
 
 class TestErrors:
     def test_no_document(self):
-        with pytest.raises(ValueError, match="documents must hold at least one document"):
+        with pytest.raises(ValueError, match="documents must contain at least one document"):
             pack([], num_steps=4)
 
     def test_too_long_a_document(self):

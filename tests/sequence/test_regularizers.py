@@ -1,4 +1,4 @@
-"""Noise for training: its arithmetic against NumPy, its statistics, and where it stays out."""
+"""Noise in training: its arithmetic against NumPy, its statistics, and when it is off."""
 
 import functools
 
@@ -47,7 +47,7 @@ def test_zoneout_equals_the_numpy_loop_with_the_same_masks():
     np.testing.assert_allclose(last.c, c, atol=2e-6)
 
 
-def test_zoneout_in_evaluation_takes_the_mean():
+def test_zoneout_in_evaluation_uses_the_mean():
     cell = KINDS["zoneout"]
     last, ys = unroll(cell, PARAMS, XS)
     h = c = np.zeros((B, H))
@@ -59,7 +59,7 @@ def test_zoneout_in_evaluation_takes_the_mean():
 
 
 def test_zoneout_in_evaluation_averages_a_stabilised_state_on_one_scale():
-    """What an sLSTM stores is c exp(m): that is averaged, and n exp(m) with it."""
+    """An sLSTM stores c and n relative to exp(m); c exp(m) and n exp(m) are averaged."""
     cell = CELLS["slstm"](hidden_size=H)
     params = cell.init(jax.random.key(0), D)
     zoned = Zoneout(cell, hidden_rate=0.3, cell_rate=0.6)
@@ -84,8 +84,8 @@ def test_zoneout_zones_at_its_rates():
     assert not np.array_equal(masks.c[0], masks.c[1])
 
 
-def test_variational_dropout_equals_the_numpy_loop_with_one_mask_a_sequence():
-    """Each mask is seen in what it does: a zero column of inputs, states and outputs."""
+def test_variational_dropout_equals_the_numpy_loop_with_one_mask_per_sequence():
+    """Each mask shows as zero columns of inputs, states or outputs."""
     cell = VariationalDropout(CELL, input_rate=0.3, state_rate=0.4, output_rate=0.5)
     ones = cell.init(jax.random.key(0), D)
     keys = jax.random.split(KEY, 4)
@@ -102,7 +102,7 @@ def test_variational_dropout_equals_the_numpy_loop_with_one_mask_a_sequence():
 
 
 @pytest.mark.parametrize("rate", ["input_rate", "state_rate", "output_rate"])
-def test_each_variational_rate_acts_alone(rate):
+def test_variational_rates_are_independent(rate):
     off = dict(input_rate=0.0, state_rate=0.0, output_rate=0.0)
     plain = unroll(VariationalDropout(CELL, **off), PARAMS, XS, key=KEY)
     chex.assert_trees_all_equal(plain, unroll(CELL, PARAMS, XS))
@@ -141,7 +141,7 @@ def test_dropout_is_off_without_a_key(kind):
 
 def test_what_is_stochastic():
     class Mine(Regularizer):
-        """Has no rates to decide by."""
+        """Has no rates to decide from."""
 
     assert all(map(is_stochastic, [*KINDS.values(), Mine(CELL), Zoneout(Mine(CELL), 0.0, 0.0)]))
     quiet = Zoneout(
@@ -149,7 +149,7 @@ def test_what_is_stochastic():
     )
     assert not any(map(is_stochastic, [CELL, quiet, Stack([CELL, quiet]), Bidirectional(quiet)]))
     assert is_stochastic(Stack([CELL, CELL], dropout=0.1))
-    assert not is_stochastic(Stack([CELL], dropout=0.1))  # there is nothing between layers
+    assert not is_stochastic(Stack([CELL], dropout=0.1))  # no dropout between layers
     assert not is_stochastic(LSTM(H, 2)) and is_stochastic(LSTM(H, 2, dropout=0.1))
     assert is_stochastic(Stack([Bidirectional(CELL, Zoneout(CELL))]))
 
@@ -196,7 +196,7 @@ class TestEveryKind:
         chex.assert_trees_all_equal(cell.init(jax.random.key(0), D), PARAMS)
 
 
-def test_resets_take_the_learned_initial_state_of_the_cell_inside():
+def test_resets_restore_the_learned_initial_state_of_the_cell_inside():
     cell = DropConnect(LSTMCell(H, learn_initial_state=True), 0.0)
     params = cell.init(jax.random.key(0), D)
     params["h_0"] = jnp.ones(H)
@@ -228,7 +228,7 @@ GATED = [name for name, kind in CELLS.items() if isinstance(kind(hidden_size=4),
 
 @pytest.mark.parametrize("name", GATED)
 def test_recurrent_dropout_of_everything_leaves_every_gated_cell_its_zero_state(name):
-    """With nothing written, what is remembered is still nothing."""
+    """Nothing is written, so that the state remains zero."""
     cell = CELLS[name](hidden_size=4)
     space = (5,) * (cell.num_feature_axes - 1)
     xs = jax.random.normal(jax.random.key(1), (1, *space, 3))
@@ -268,5 +268,5 @@ class TestErrors:
     def test_recurrent_dropout_needs_gates_directly_inside(self):
         with pytest.raises(TypeError, match="RecurrentDropout drops the candidate of a cell with"):
             RecurrentDropout(RNNCell(3))
-        with pytest.raises(TypeError, match="must stand directly around it, got Zoneout"):
+        with pytest.raises(TypeError, match="must wrap that cell directly, got Zoneout"):
             RecurrentDropout(Zoneout(CELL))

@@ -36,7 +36,7 @@ def replay(state, dones, previous_done):
 @hypothesis.given(flags(T, B), flags(B))
 def test_replaying_a_rollout_equals_acting_with_a_reset_after_each_end(dones, previous_done):
     """An actor clears its memory after each step that ended an episode; so does the replay."""
-    before = unroll(CELL, PARAMS, 3 * XS)[0]  # what the actor remembers as the rollout begins
+    before = unroll(CELL, PARAMS, 3 * XS)[0]  # the actor's state at the start of the rollout
     params = {name: np.asarray(array, np.float64) for name, array in PARAMS.items()}
     h, c = (np.asarray(array, np.float64).copy() for array in (before.h, before.c))
     acted = np.zeros((T, B, H))
@@ -73,7 +73,7 @@ def test_the_diagrams():
 
 @hypothesis.settings(deadline=None, max_examples=15)
 @hypothesis.given(st.lists(st.lists(st.integers(0, 2), min_size=2, max_size=2), max_size=6))
-def test_segments_begin_where_a_row_differs_from_the_step_before(rows):
+def test_segments_start_where_the_id_differs_from_the_previous_step(rows):
     ids = np.array(rows, np.int32).reshape(-1, 2)
     resets = np.asarray(resets_from_segments(ids))
     for t in range(len(ids)):
@@ -83,7 +83,7 @@ def test_segments_begin_where_a_row_differs_from_the_step_before(rows):
 
 @hypothesis.settings(deadline=None, max_examples=15)
 @hypothesis.given(flags(T, B), st.lists(st.integers(0, T), min_size=B, max_size=B))
-def test_reversed_resets_stand_one_step_earlier_and_not_past_the_lengths(resets, lengths):
+def test_reversed_resets_are_one_step_earlier_and_within_the_lengths(resets, lengths):
     ends = np.asarray(reversed_resets(resets, jnp.array(lengths)))
     for t in range(T):
         for row in range(B):
@@ -125,7 +125,7 @@ class TestErrors:
         with pytest.raises(ValueError, match=r"segment_ids must be \[T, \.\.\.\], got shape \(\)"):
             resets_from_segments(jnp.array(1))
 
-    def test_segments_that_are_no_integers(self):
+    def test_segments_that_are_not_integers(self):
         with pytest.raises(TypeError, match="segment_ids must be integers, got float32"):
             resets_from_segments(jnp.zeros((T, B)))
 
@@ -150,7 +150,7 @@ RUNS = [
 
 @pytest.mark.parametrize(("name", "engine", "memory", "reverse"), RUNS)
 def test_nothing_before_a_reset_reaches_values_or_gradients_after_it(name, engine, memory, reverse):
-    """NaN, infinities and overflow, in inputs and in the state that is given."""
+    """NaN, infinities and overflow, in inputs and in the given state."""
     cell = CELLS[name](hidden_size=H)
     params = cell.init(jax.random.key(0), D)
     state = jax.tree.map(lambda a: 0.5 * jnp.ones_like(a), cell.zero_state((B,)))
@@ -171,7 +171,7 @@ def test_nothing_before_a_reset_reaches_values_or_gradients_after_it(name, engin
     for poison in (np.nan, np.inf, 3e38):
         spoilt = jax.tree.map(lambda a, p=poison: jnp.full_like(a, p), state)
         (other, others), other_grads = run(params, jnp.where(after, XS, poison), spoilt)
-        # The same numbers, but XLA may sum them in another order: some roundings of 1e-7.
+        # The same numbers, but XLA may sum them in another order: a few rounding errors of 1e-7.
         np.testing.assert_allclose(other, value, rtol=1e-6)
         np.testing.assert_allclose(others, ys, atol=1e-6)
         chex.assert_trees_all_close(other_grads, grads, rtol=1e-5, atol=1e-5)
@@ -229,7 +229,7 @@ def test_second_derivatives_with_resets(engine):
         up, down = (
             grad(jax.tree.map(lambda a, v, s=s: a + s * 1e-5 * v, params, tangent)) for s in (1, -1)
         )
-        # Errors of the third derivative times 1e-10, and roundings of 1e-15 / 1e-5.
+        # Errors of the third derivative times 1e-10, and rounding errors of 1e-15 / 1e-5.
         chex.assert_trees_all_close(
             product, jax.tree.map(lambda a, b: (a - b) / 2e-5, up, down), rtol=1e-6, atol=1e-6
         )

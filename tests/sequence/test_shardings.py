@@ -133,9 +133,9 @@ CASES = [
 
 @pytest.mark.parametrize(("name", "kind", "with_rows", "set_mesh"), CASES)
 def test_each_device_computes_its_rows(name, kind, with_rows, set_mesh):
-    """The only collective is the sum of parameter gradients, and memory is shared, too.
+    """The only collective is the sum of parameter gradients, and memory is divided as well.
 
-    The program contains the forward pass, so that no collective there goes unseen.
+    The program contains the forward pass, so that a collective there is found as well.
     """
     mesh = mesh_of(kind)
     with jax.enable_x64(True), jax.set_mesh(mesh) if set_mesh else contextlib.nullcontext():
@@ -173,7 +173,7 @@ def test_within_shard_map(check_vma):
         f = outputs_and_gradients(run)
 
         def local(params, xs, rows):
-            if check_vma:  # marked as each device's own, so that the sum comes last
+            if check_vma:  # marked as varying over devices, so that the sum comes last
                 params = jax.lax.pcast(params, "data", to="varying")
             ys, d_params, d_xs = f(params, xs, rows)
             return ys, jax.lax.psum(d_params, "data"), d_xs
@@ -215,7 +215,7 @@ def test_a_convolution_over_a_sharded_batch():
 def several_blocks(monkeypatch):
     """Blocks of 8 of the T=32 steps, so that there is a loop over blocks."""
     monkeypatch.setattr(scan, "block_size", lambda steps, carry: 8)
-    jax.clear_caches()  # loops traced before are one block
+    jax.clear_caches()  # loops that were traced earlier have one block
     yield
     jax.clear_caches()
 
@@ -249,9 +249,9 @@ class TestShardedParameters:
 
     @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
     def test_over_the_axis_of_the_batch(self, kind, several_blocks):
-        """FSDP: parameters are gathered before the loop; their gradient is sharded as they are.
+        """FSDP: parameters are gathered before the loop, and their gradients are sharded like them.
 
-        XLA's CPU compiler reduces and slices where those of GPUs and TPUs reduce-scatter.
+        XLA's CPU compiler reduces and slices; those for GPUs and TPUs use reduce-scatter.
         """
         specs = {"w_ih": P("data"), "w_hh": P("data"), "b": P("data")}
         compiled, (ys, d_params, _) = self.run(kind, "data", specs, "data")
@@ -260,10 +260,10 @@ class TestShardedParameters:
         assert {name: leaf.sharding.spec[0] for name, leaf in d_params.items()} == dict.fromkeys(
             specs, "data"
         )
-        # Gathered are parameters and nothing else: no array with a time or batch axis.
+        # Only parameters are gathered: no array with a time or batch axis.
         for line in re.findall(r"= (.*?) all-gather\(", compiled.as_text()):
             assert f"[{T}," not in line and f",{B}," not in line, line
-        # With explicit axes, a layer's gradient is sharded when its loop over blocks has ended.
+        # With explicit axes, the gradient of a layer is sharded after its loop over blocks.
         loops = [line for line in compiled.as_text().splitlines() if " while(" in line]
         w_ih, w_hh = f"f64[{D // 2},{4 * H}]", f"f64[{H // 2},{4 * H}]"
         assert any(w_ih in line and w_hh in line for line in loops) == (kind == AxisType.Auto)
@@ -318,13 +318,13 @@ def test_tensor_parallel_through_the_metadata_of_flax():
         run = jax.jit(lambda params, xs: nnx.merge(graph, params)(xs))
         ys = run(sharded, xs)
     plain = lstm_jax.nnx.LSTM(D, H, rngs=nnx.Rngs(0))
-    # Float32, T steps of sums of some ten terms of order 1.
+    # Float32, T steps of sums of about ten terms of order 1.
     np.testing.assert_allclose(ys, plain(xs), atol=1e-5)
     parts = {leaf.addressable_shards[0].data.shape for leaf in jax.tree.leaves(sharded)}
     assert parts == {(D, 2 * H), (H, 2 * H), (4 * H,)}
 
 
-# ---- types alone: nothing is compiled ----
+# ---- types only: nothing is compiled ----
 
 
 EXPLICIT = [
@@ -341,7 +341,7 @@ EXPLICIT = [
 @pytest.mark.parametrize("set_mesh", [False, True])
 @pytest.mark.parametrize(("name", "part", "how"), EXPLICIT, ids=[case[0] for case in EXPLICIT])
 def test_explicit_axes(name, part, how, set_mesh):
-    """With explicit axes the sharding is a part of each type, so that tracing checks all of it."""
+    """With explicit axes, shardings are part of the types, so that tracing checks all of them."""
     mesh = mesh_of(AxisType.Explicit)
     space = SPACE.get(name, ())
     batch = P(None, "data")
@@ -419,7 +419,7 @@ class TestOnOneDevice:
 
 
 def test_four_devices():
-    """Compiled and not run: four devices of a CPU can wait for each other on two cores."""
+    """Compiled but not run: on two cores, four CPU devices can wait for each other forever."""
     code = """
         import re, jax, jax.numpy as jnp
         jax.config.update("jax_num_cpu_devices", 4)

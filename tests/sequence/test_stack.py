@@ -22,7 +22,7 @@ MIXED = Stack({"low": LSTMCell(3), "both": Bidirectional(RNNCell(4)), "top": LST
 
 @dataclasses.dataclass(frozen=True)
 class Average:
-    """A user's own cell, of the protocol's four members and nothing else."""
+    """A custom cell that has only the four members of the protocol."""
 
     hidden_size: int
 
@@ -65,7 +65,7 @@ def test_layers_are_named_and_equal_however_they_are_given():
     assert dataclasses.replace(stack, dropout=0.5).layers == stack.layers
 
 
-def test_a_users_own_cell():
+def test_a_custom_cell():
     stack = Stack([Average(3), LSTMCell(H), Average(2)])
     params = stack.init(jax.random.key(0), D)
     state, ys = stack.apply(params, XS)
@@ -132,7 +132,7 @@ class TestConnections:
             np.testing.assert_allclose(y, expected, atol=1e-6)
         chex.assert_trees_all_close(state, last, atol=1e-6)
 
-    def test_residual_of_two_widths(self):
+    def test_residual_of_different_widths(self):
         with pytest.raises(ValueError, match="layer_1 reads 5 features and gives 3"):
             Stack([LSTMCell(H), LSTMCell(3)], connections="residual")
         with pytest.raises(ValueError, match="top reads 10 features and gives 5"):
@@ -140,7 +140,7 @@ class TestConnections:
 
 
 @pytest.mark.parametrize("connections", ["plain", "residual", "skip"])
-def test_backwards_equals_each_row_turned(connections):
+def test_backwards_equals_each_row_reversed(connections):
     layers = [LSTMCell(H), LSTMCell(H)]
     there = Stack(layers, connections=connections)
     back = Stack(layers, connections=connections, reverse=True)
@@ -156,7 +156,7 @@ def test_backwards_equals_each_row_turned(connections):
 
 
 class TestDocuments:
-    """Behind one another with resets, and each in a row of its own with a length."""
+    """Documents in one row with resets, and each in a separate row with a length."""
 
     stack = dataclasses.replace(MIXED, connections="skip")
     params = stack.init(jax.random.key(0), D)
@@ -183,7 +183,7 @@ class TestDocuments:
     def test_are_equal_in_value_and_gradient(self, begins):
         resets = np.array([True, *begins])
         rows = resets.cumsum() - 1
-        starts = np.resize(np.flatnonzero(resets), T)  # as many rows as there could be
+        starts = np.resize(np.flatnonzero(resets), T)  # the largest possible number of rows
         lengths = np.bincount(rows, minlength=T)
         xs = XS[:, 0]
         (_, ys), gradients = self.packed(self.params, xs, resets)
@@ -194,7 +194,7 @@ class TestDocuments:
 
 
 @pytest.mark.parametrize("cut", [0, 2, T])
-def test_chunks_with_the_states_handed_on_equal_the_whole(cut):
+def test_chunks_with_passed_states_equal_the_whole(cut):
     stack = Stack([LSTMCell(3), RNNCell(H)], connections="skip", engine="scan")
     params = stack.init(jax.random.key(0), D)
     whole, ys = stack.apply(params, XS)
@@ -212,7 +212,7 @@ def test_learned_initial_states():
     chex.assert_trees_all_equal(stack.apply(params, XS, begin), stack.apply(params, XS))
 
 
-def test_every_layers_noise_is_its_own():
+def test_every_layer_has_its_own_noise():
     stack = Stack([Zoneout(LSTMCell(H))] * 2)
     params = stack.init(jax.random.key(0), D)
     calm, _ = stack.apply(params, XS)
@@ -243,7 +243,7 @@ def test_is_a_static_argument_that_compiles_once():
 
 
 class TestErrors:
-    def test_what_is_no_layer(self):
+    def test_objects_that_are_not_layers(self):
         with pytest.raises(TypeError, match=r"layer_1 must be a cell .* or a layer .*, got 'lstm'"):
             Stack([LSTMCell(H), "lstm"])
         with pytest.raises(TypeError, match=r"top must be a cell .*got <class"):
@@ -252,7 +252,7 @@ class TestErrors:
             Stack(LSTMCell(H))
 
     def test_no_layer(self):
-        with pytest.raises(ValueError, match="layers must hold at least one layer"):
+        with pytest.raises(ValueError, match="layers must contain at least one layer"):
             Stack([])
 
     def test_names(self):
@@ -269,16 +269,16 @@ class TestErrors:
         with pytest.raises(ValueError, match="reverse is for stacks of cells; both is Bidirec"):
             dataclasses.replace(MIXED, reverse=True)
 
-    def test_trees_that_are_not_the_stacks(self):
+    def test_trees_of_another_stack(self):
         params = MIXED.init(jax.random.key(0), D)
-        with pytest.raises(TypeError, match="params must have one entry a layer, low, both, top"):
+        with pytest.raises(TypeError, match="params must have one entry per layer, low, both, top"):
             MIXED.apply({"low": params["low"]}, XS)
-        with pytest.raises(TypeError, match=r"state must have one entry a layer.*got LSTMState"):
+        with pytest.raises(TypeError, match=r"state must have one entry per layer.*got LSTMState"):
             MIXED.apply(params, XS, LSTMCell(3).zero_state((B,)))
-        with pytest.raises(TypeError, match=r"state must have one entry a layer.*layer_0"):
+        with pytest.raises(TypeError, match=r"state must have one entry per layer.*layer_0"):
             MIXED.apply(params, XS, LSTM(3).zero_state((B,)))
 
-    def test_an_error_within_a_layer_says_which(self):
+    def test_an_error_within_a_layer_names_it(self):
         params = MIXED.init(jax.random.key(0), D)
         state = MIXED.zero_state((B,))
         state["top"] = state["low"]
@@ -286,7 +286,7 @@ class TestErrors:
             MIXED.apply(params, XS, state)
         assert error.value.__notes__ == ["in layer 'top' of a stack"]
 
-    def test_a_step_of_what_needs_the_future(self):
+    def test_a_step_of_a_layer_that_needs_the_future(self):
         params = MIXED.init(jax.random.key(0), D)
         with pytest.raises(ValueError, match="both is Bidirectional, which needs the future"):
             MIXED.step(params, MIXED.zero_state((B,)), XS[0])

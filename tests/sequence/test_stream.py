@@ -38,7 +38,7 @@ def test_stepping_equals_the_whole_sequence(name, batch_shape):
     last, ys = jax.jit(run)(params, xs)
     step = stream(layer, params, batch_shape)
     state = step.initial_state()
-    # The plain scan's arithmetic is the same; around the cells the compiler may fuse otherwise.
+    # The arithmetic of the plain scan is the same, but the compiler may fuse it differently.
     atol = {"cell": 0, "LSTM": 0, "bfloat16": 2e-2}.get(name, 1e-6)
     for x, expected in zip(xs, ys, strict=True):
         state, y = step(state, x)
@@ -57,7 +57,7 @@ def test_equals_numpy():
         np.testing.assert_allclose(y, expected[0], atol=2e-6)
 
 
-def test_a_default_cell_keeps_the_digits_of_float64():
+def test_a_default_cell_preserves_float64_precision():
     with jax.enable_x64(True):
         params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), PARAMS)
         xs = np.random.default_rng(0).normal(size=(T, D))
@@ -65,7 +65,7 @@ def test_a_default_cell_keeps_the_digits_of_float64():
         state = step.initial_state()
         for x, expected in zip(xs, oracle.lstm(params, xs[:, None])[2], strict=True):
             state, y = step(state, x)
-            np.testing.assert_allclose(y, expected[0], rtol=0, atol=1e-15)  # a few roundings
+            np.testing.assert_allclose(y, expected[0], rtol=0, atol=1e-15)  # a few rounding errors
 
 
 def test_one_stream_serves_many_sequences():
@@ -103,7 +103,7 @@ class Counting(LSTMCell):
 TRACED = []
 
 
-def test_is_compiled_once_whatever_kind_of_input_comes():
+def test_is_compiled_once_for_all_kinds_of_input():
     assert KINDS["weak"](np.ones(D)).weak_type
     TRACED.clear()
     step = stream(Counting(H), PARAMS)
@@ -111,14 +111,14 @@ def test_is_compiled_once_whatever_kind_of_input_comes():
     for kind, make in KINDS.items():
         x = np.ones(D, np.float32)
         state, y = step(step.initial_state(), make(x))
-        state, y = step(jax.tree.map(np.asarray, state), make(x))  # as from a file
+        state, y = step(jax.tree.map(np.asarray, state), make(x))  # as loaded from a file
         state, y = step(jax.tree.map(lambda a: a.astype(jnp.float16), state), make(x))
         assert y.dtype == jnp.float32 and y.weak_type is False, kind
         assert jax.tree.map(jnp.dtype, state).c == jnp.float32
     assert len(TRACED) == 1 and step._compiled is compiled
 
 
-def test_inputs_of_other_types_are_brought_to_the_parameters():
+def test_inputs_of_other_types_are_cast_to_that_of_the_parameters():
     step = stream(CELL, PARAMS)
     x = np.array([1.0, -2.0, 3.0])
     _, expected = step(step.initial_state(), x.astype(np.float32))
@@ -126,7 +126,7 @@ def test_inputs_of_other_types_are_brought_to_the_parameters():
         np.testing.assert_array_equal(step(step.initial_state(), other)[1], expected)
 
 
-def test_parameters_may_lie_on_several_devices():
+def test_parameters_can_be_on_several_devices():
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     step = stream(CELL, jax.device_put(PARAMS, everywhere))
@@ -165,7 +165,7 @@ class Average:
         return state, state
 
 
-def test_a_users_own_cell():
+def test_a_custom_cell():
     params = Average(2).init(jax.random.key(0), D)
     step = stream(Average(2), params, input_size=D)
     _, y = step(step.initial_state(), np.ones(D))
@@ -193,7 +193,7 @@ class TestErrors:
         with pytest.raises(TypeError, match=r"state must be LSTMState\(h, c\), got dict"):
             self.step({"h": 1}, np.zeros((2, D)))
 
-    def test_what_needs_the_future(self):
+    def test_layers_that_need_the_future(self):
         both = Bidirectional(CELL)
         with pytest.raises(ValueError, match=r"layer must run forwards.*got Bidirectional"):
             stream(both, both.init(jax.random.key(0), D))
@@ -204,7 +204,7 @@ class TestErrors:
             with pytest.raises(ValueError, match=f"{culprit}.* needs the future"):
                 stream(lstm, lstm.init(jax.random.key(0), D))
 
-    def test_what_is_no_layer(self):
+    def test_objects_that_are_not_layers(self):
         with pytest.raises(
             TypeError, match=r"layer must be a cell .* or a layer .*, got <function"
         ):
@@ -215,5 +215,5 @@ class TestErrors:
             stream(LSTMCell(H + 1), PARAMS)
 
     def test_another_input_size(self):
-        with pytest.raises(ValueError, match="input_size must be 3 as the parameters have it"):
+        with pytest.raises(ValueError, match="input_size must be 3 to fit the parameters"):
             stream(CELL, PARAMS, input_size=4)

@@ -36,7 +36,7 @@ def loss(last, ys):
 @jax.jit
 @functools.partial(jax.value_and_grad, argnums=(0, 1, 2), has_aux=True)
 def loop(params, xs, state, cuts, burns, lengths, resets):
-    """The definition, step by step in Python: the state is cut before steps marked in cuts."""
+    """The definition in Python, step by step: gradients stop before steps marked in cuts."""
     cut = lambda flag, tree: jax.tree.map(  # noqa: E731
         lambda a: jnp.where(flag, jax.lax.stop_gradient(a), a), tree
     )
@@ -109,7 +109,7 @@ def test_one_window_over_everything_is_the_plain_run_in_gradient_too():
 
 
 def test_the_last_state_has_its_gradient_from_the_last_window():
-    """As an output has: what was learned for the next chunk's start must not be lost."""
+    """Like an output: a learned state for the start of the next chunk needs it."""
     gradient = jax.grad(lambda xs: truncated(run_of(PARAMS), xs, window=3)[0].c.sum())(XS)
     np.testing.assert_array_equal(jnp.any(gradient != 0, (1, 2)), np.arange(T) >= 6)
 
@@ -131,7 +131,7 @@ def test_a_learned_initial_state_learns_from_the_first_window_and_from_resets():
 
 
 @pytest.mark.parametrize("window", [2, 20])
-def test_values_are_exactly_those_of_the_plain_run(window):
+def test_values_equal_those_of_the_plain_run_exactly(window):
     lstm = LSTM(H, num_layers=2, connections="skip")
     params = lstm.init(jax.random.key(0), D)
     run = functools.partial(lstm.apply, params)
@@ -148,7 +148,7 @@ def test_the_program_does_not_grow_with_the_sequence():
     assert size(3000) < 1.1 * size(30)
 
 
-def test_every_window_draws_its_own_noise():
+def test_every_window_samples_its_own_noise():
     def noise(xs, state, *, lengths, resets, key):
         return state, jax.random.normal(key, xs.shape)
 
@@ -207,7 +207,7 @@ class TestErrors:
         with pytest.raises(ValueError, match=f"burn_in must be from 0 to T=9, got {burn_in}"):
             truncated(run_of(PARAMS), XS, window=2, burn_in=burn_in)
 
-    def test_what_the_run_would_refuse_of_the_whole(self):
+    def test_arguments_that_the_run_rejects_for_the_whole_sequence(self):
         with pytest.raises(ValueError, match=r"lengths must lie between 0 and T=9.*11"):
             truncated(run_of(PARAMS), XS, window=2, lengths=jnp.array([1, 2, 11]))
         with pytest.raises(ValueError, match=r"resets must have .* \(9, 3\), got shape \(8, 3\)"):

@@ -37,7 +37,7 @@ def test_unroll_equals_the_numpy_loop(lengths):
     state = random_state()
     last, ys = unroll(CELL, PARAMS, XS, state, lengths=lengths)
     h, c, expected = oracle.lstm(PARAMS, XS, state.h, state.c, lengths)
-    # float32 roundings of sums of D + H terms of order 1, over T steps that contract.
+    # float32 rounding errors of sums of D + H terms of order 1, over T contracting steps.
     np.testing.assert_allclose(ys, expected, atol=2e-6)
     np.testing.assert_allclose(last.h, h, atol=2e-6)
     np.testing.assert_allclose(last.c, c, atol=2e-6)
@@ -72,7 +72,7 @@ def test_length_zero_returns_the_initial_state():
 
 
 @pytest.mark.parametrize("rubbish", [1e30, np.inf, np.nan])
-def test_what_lies_past_the_lengths_changes_no_value_and_no_gradient(rubbish):
+def test_steps_past_the_lengths_affect_no_value_and_no_gradient(rubbish):
     past = jnp.arange(T)[:, None, None] >= LENGTHS[None, :, None]
     spoilt = jnp.where(past, rubbish, XS)
     state = random_state()
@@ -101,7 +101,7 @@ def test_gradients_equal_finite_differences(lengths):
 
 
 @pytest.mark.parametrize("cut", [0, 1, 4, T])
-def test_chunks_with_the_state_handed_on_equal_the_whole(cut):
+def test_chunks_with_passed_states_equal_the_whole(cut):
     whole, ys = unroll(CELL, PARAMS, XS)
     middle, first = unroll(CELL, PARAMS, XS[:cut])
     last, second = unroll(CELL, PARAMS, XS[cut:], middle)
@@ -127,7 +127,7 @@ def test_any_number_of_batch_axes(leading):
 
 
 def numpy_rows(xs, state, lengths, resets, reverse):
-    """Each row by itself: a reset puts zeros in place before its step."""
+    """Each row separately; a reset sets the state to zero before its step."""
     params = {name: np.asarray(array, np.float64) for name, array in PARAMS.items()}
     ys = np.zeros((len(xs), B, H))
     h, c = np.array(state.h, np.float64), np.array(state.c, np.float64)
@@ -173,7 +173,7 @@ def test_reverse_equals_the_reversed_rows_forwards():
         np.testing.assert_array_equal(ys[:length, row], expected[:length, row][::-1])
 
 
-def test_a_reset_stops_the_gradient_of_what_came_before():
+def test_a_reset_stops_the_gradient_to_earlier_steps():
     resets = jnp.zeros((T, B), bool).at[3].set(True)
     grads = jax.grad(lambda xs, s: unroll(CELL, PARAMS, xs, s, resets=resets)[1][3:].sum(), (0, 1))
     dxs, dstate = grads(XS, random_state())
@@ -195,7 +195,7 @@ def test_replaying_a_rollout_as_a_sequence_equals_stepping_it():
     chex.assert_trees_all_close(last, state, atol=1e-6)
 
 
-def test_an_all_false_reset_changes_not_a_bit():
+def test_resets_that_are_all_false_change_nothing():
     plain = unroll(CELL, PARAMS, XS)
     chex.assert_trees_all_equal(unroll(CELL, PARAMS, XS, resets=jnp.zeros((T, B), bool)), plain)
 
@@ -204,12 +204,12 @@ class TestLearnedInitialState:
     cell = LSTMCell(H, learn_initial_state=True)
     params: ClassVar = dict(PARAMS, h_0=jnp.linspace(-1, 1, H), c_0=jnp.linspace(2, 0, H))
 
-    def test_begins_with_zeros_under_the_names_of_the_state(self):
+    def test_is_initially_zero_under_the_names_of_the_state(self):
         params = self.cell.init(jax.random.key(0), D)
         np.testing.assert_array_equal(params["h_0"], np.zeros(H))
         np.testing.assert_array_equal(params["c_0"], np.zeros(H))
 
-    def test_is_where_a_sequence_starts_and_a_reset_returns_to(self):
+    def test_is_the_start_of_a_sequence_and_restored_by_resets(self):
         start = LSTMState(*(jnp.broadcast_to(self.params[n], (B, H)) for n in ("h_0", "c_0")))
         resets = jnp.zeros((T, B), bool).at[2].set(True)
         _, ys = unroll(self.cell, self.params, XS, resets=resets)
@@ -254,7 +254,7 @@ class TestAssociative:
             run = functools.partial(jax.value_and_grad, argnums=(0, 1, 2), has_aux=True)
             loop = run(functools.partial(loss, engine="scan"))(params, xs, state)
             parallel = run(functools.partial(loss, engine="associative"))(params, xs, state)
-            # The same products and sums, grouped otherwise: a few roundings a step.
+            # The same products and sums, grouped differently: a few rounding errors per step.
             chex.assert_trees_all_close(parallel, loop, rtol=0, atol=1e-13)
 
     def test_no_steps(self):
@@ -264,13 +264,13 @@ class TestAssociative:
         np.testing.assert_array_equal(last.h, np.zeros((B, H)))
         assert ys.shape == (0, B, H)
 
-    def test_is_refused_by_name_where_the_recurrence_is_not_linear(self):
+    def test_is_rejected_by_name_if_the_recurrence_is_not_linear(self):
         with pytest.raises(ValueError, match=r"'associative' is for cells .* not for LSTMCell"):
             unroll(CELL, PARAMS, XS, engine="associative")
 
 
 class TestTransforms:
-    def test_jit_with_lengths_known_and_unknown(self):
+    def test_jit_with_concrete_and_traced_lengths(self):
         eager = unroll(CELL, PARAMS, XS, lengths=LENGTHS)
         known = jax.jit(lambda p, xs: unroll(CELL, p, xs, lengths=LENGTHS))(PARAMS, XS)
         unknown = jax.jit(lambda p, xs, n: unroll(CELL, p, xs, lengths=n))(PARAMS, XS, LENGTHS)
@@ -306,7 +306,7 @@ class TestTransforms:
             jax.jit(jax.grad(loss))(PARAMS, XS, random_state(), LENGTHS)
 
     def test_inside_shard_map_without_a_state(self):
-        """The zero state must be marked as each device's own where the inputs are."""
+        """The zero state must be marked as varying over the same devices as the inputs."""
         mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("data",))
         rows = PartitionSpec(None, "data")
         run = jax.shard_map(
@@ -377,7 +377,7 @@ class TestErrors:
 
 
 class TestCompiledOnce:
-    """Outside of jit, too, as in a notebook."""
+    """Also outside jit, as in a notebook."""
 
     def count(self):
         return importlib.import_module("lstm_jax.sequence.unroll")._compiled_loop._cache_size()
@@ -390,7 +390,7 @@ class TestCompiledOnce:
         unroll(LSTMCell(H, cell_clip=1.0), PARAMS, XS)
         assert self.count() == before + 1, "another cell is another function"
 
-    def test_a_cell_that_has_no_hash_is_compiled_each_time(self):
+    def test_an_unhashable_cell_is_compiled_each_time(self):
         @dataclasses.dataclass
         class Mutable:
             hidden_size: int

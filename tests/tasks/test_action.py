@@ -1,4 +1,4 @@
-"""Human actions: what the model reads, averages over copies, and the commands on a run."""
+"""Human actions: the model's inputs, averages over copies, and the commands on a run."""
 
 import io
 
@@ -40,7 +40,7 @@ def test_splits_are_by_subject(folder):
     assert action(folder).splits == ("test",)
 
 
-def test_batches_hold_standardised_features_of_varied_recordings(folder):
+def test_batches_contain_standardised_features_of_varied_recordings(folder):
     still = {name: 0.0 for name in ("rotate", "scale", "warp", "crop", "noise")}
     task = action(folder, **still)
     train = task._recordings["train"]
@@ -109,7 +109,7 @@ def test_predictions_are_means_over_copies(folder):
         ({"recordings": "/no/such"}, "data.recordings: /no/such: no such folder or archive"),
     ],
 )
-def test_impossible_options_are_one_line(folder, data, message):
+def test_impossible_options_give_one_line(folder, data, message):
     with pytest.raises(UserError) as caught:
         action(folder, **data)
     assert message in str(caught.value)
@@ -127,7 +127,7 @@ def run(folder, tmp_path_factory):
     )
 
 
-def test_a_run_tells_actions_of_other_people_apart(run):
+def test_a_run_distinguishes_actions_of_other_people(run):
     from PIL import Image
 
     task = load_run(run).task
@@ -153,7 +153,7 @@ def test_predict_reads_files_and_folders_and_animates_one(run, folder, tmp_path,
 
 @pytest.mark.parametrize("format", ["stablehlo", "onnx"])
 def test_an_exported_model_streams(run, format, capsys):
-    """Frame by frame it gives what the run's model gives for the whole recording."""
+    """Frame by frame, its outputs equal those of the run's model for the whole recording."""
     pytest.importorskip("onnxruntime")
     assert main(["export", str(run), "--format", format]) == 0
     assert capsys.readouterr().err == ""
@@ -172,7 +172,7 @@ def test_a_run_can_be_inspected(run):
     assert "sequence(s) of the test split" in (run / "inspect.html").read_text("utf-8")
 
 
-def test_mistakes_are_one_line(run, tmp_path, capsys):
+def test_mistakes_give_one_line(run, tmp_path, capsys):
     file = tmp_path / "a01_s01_e01_skeleton.txt"
     file.write_text(content(np.zeros((2, 20, 3))))
     words = ["predict", str(run)]

@@ -1,4 +1,4 @@
-"""Animations: what each frame of a GIF file shows."""
+"""Animations: the content of each frame of a GIF file."""
 
 import io
 import itertools
@@ -19,14 +19,14 @@ def frames_of(content: bytes) -> list[np.ndarray]:
         return found
 
 
-def test_images_come_back_in_their_order():
+def test_images_are_stored_in_order():
     images = [np.full((4, 6), value, np.uint8) for value in (0, 128, 255)]
     found = frames_of(gif(images, 100))
     assert [int(frame.mean()) for frame in found] == [0, 128, 255]
     assert found[0].shape == (4, 6, 3)
 
 
-def test_a_forecast_stands_below_its_truth():
+def test_a_forecast_is_below_the_true_frames():
     rng = np.random.default_rng(0)
     seen, truth, forecast = (rng.integers(0, 2, (2, t, 5, 7, 1)).astype(float) for t in (2, 3, 3))
     found = frames_of(forecast_animation(seen, truth, forecast))
@@ -38,12 +38,12 @@ def test_a_forecast_stands_below_its_truth():
             for row, expected in ((0, upper), (1, lower)):
                 part = frame[9 * row + 2 : 9 * row + 7, 11 * n + 2 : 11 * n + 9]
                 np.testing.assert_allclose(part[..., 0], 255 * expected[n, ..., 0], atol=3)
-    # Without a truth its place is black.
+    # Without true frames their area is black.
     found = frames_of(forecast_animation(seen, truth[:, :0], forecast))
     assert found[4][2:7, 2:9].max() <= 3
 
 
-def test_a_skeleton_moves_beside_its_probabilities():
+def test_a_skeleton_moves_next_to_its_probabilities():
     joints = screen(1, 1, 5)[..., [0, 1, 2]] / 100
     probabilities = np.eye(8)[[0, 1, 2, 3, 3]]
     found = frames_of(action_animation(joints, probabilities, [f"class $_{n}" for n in range(8)]))

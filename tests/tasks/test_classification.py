@@ -1,4 +1,4 @@
-"""Classes of sequences of different lengths, against NumPy on each row by itself."""
+"""Classification of sequences of different lengths, against NumPy on each row separately."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ TOLERANCE = 5e-6
 
 
 def logits(model, xs, lengths, seed=None):
-    """The scores by one compiled call; in training mode where a seed is given."""
+    """The scores from one compiled call; in training mode if a seed is given."""
     inputs, first = {"xs": xs, "lengths": lengths}, model.initial_carry(len(xs))
     if seed is None:
         return Compiled(model)(first, **inputs)[1]["logits"]
@@ -126,7 +126,7 @@ def with_padding(batch, value: float):
 
 
 @pytest.mark.parametrize("pooling", ["mean", "last"])
-def test_scores_are_those_of_each_row_by_itself(make, pooling):
+def test_scores_equal_those_of_each_row_separately(make, pooling):
     task = make(pooling=pooling)
     model = built(task)
     test = task._splits["test"]
@@ -138,8 +138,8 @@ def test_scores_are_those_of_each_row_by_itself(make, pooling):
 
 
 @pytest.mark.parametrize(("pooling", "noise"), [("mean", 0.5), ("last", 0.0)])
-def test_what_padding_holds_changes_neither_scores_nor_gradients(make, pooling, noise):
-    """Not one bit, with garbage, infinities or NaN in it, with and without noise and dropout."""
+def test_the_content_of_padding_affects_neither_scores_nor_gradients(make, pooling, noise):
+    """Equal bit for bit with garbage, infinities or NaN, with and without noise and dropout."""
     task = make(pooling=pooling, input_noise=noise, dropout=noise, num_layers=1)
     model, batch = built(task), task.batches(seed=0)[0]
     zeros = with_padding(batch, 0.0)
@@ -158,7 +158,7 @@ def test_what_padding_holds_changes_neither_scores_nor_gradients(make, pooling, 
 
 @pytest.mark.parametrize("pooling", ["mean", "last"])
 def test_more_padding_changes_nothing(make, pooling):
-    """The gradient is the mean of those of the rows by themselves; for scores see above."""
+    """The gradient is the mean over the separate rows; for scores see above."""
     task = make(pooling=pooling, num_layers=1)
     model = built(task)
     rng = np.random.default_rng(0)
@@ -202,8 +202,8 @@ def test_the_loss_is_the_cross_entropy_of_the_numpy_scores(make, smoothing):
     assert float(loss) == pytest.approx(np.mean(expected), rel=TOLERANCE)
 
 
-def test_evaluate_counts_the_rows_that_numpy_gets_right(make):
-    """Smoothing is for training alone, and so is dropout."""
+def test_evaluate_counts_the_rows_that_numpy_classifies_correctly(make):
+    """Label smoothing and dropout apply only in training."""
     task = make(label_smoothing=0.3, dropout=0.5, input_noise=1.0)
     model = built(task)
     scores = [network(params_of(model), x, "mean") for x in standardised(TEST[0])]
@@ -215,7 +215,7 @@ def test_evaluate_counts_the_rows_that_numpy_gets_right(make):
     assert figures["loss"] == pytest.approx(loss, rel=TOLERANCE)
 
 
-def test_noise_and_dropout_are_at_work_in_training_only(make):
+def test_noise_and_dropout_are_active_only_in_training(make):
     plain = make(num_layers=1)
     model, batch = built(plain), plain.batches(seed=0)[0]
     scores = logits(model, batch["xs"], batch["lengths"])
@@ -241,7 +241,7 @@ def test_bfloat16_is_close_to_float32(make):
     assert np.abs(other - scores).max() > 0
 
 
-def test_predictions_for_a_new_file_are_those_of_an_evaluation(make, tmp_path):
+def test_predictions_for_a_new_file_equal_those_of_an_evaluation(make, tmp_path):
     task = make()
     model = Compiled(built(task))
     (tmp_path / "new.ts").write_text(content(*TEST))
@@ -255,7 +255,7 @@ def test_predictions_for_a_new_file_are_those_of_an_evaluation(make, tmp_path):
     np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-6)
     assert [CLASSES[n] for n in probabilities.argmax(1)] == columns["class"]
     losses = -np.log(probabilities[np.arange(20), TEST[1]].astype(np.float64))
-    # Probabilities and losses are rounded to float32 by themselves.
+    # Probabilities and losses are rounded to float32 separately.
     assert metrics["loss"] == pytest.approx(losses.mean(), rel=1e-6)
 
 
@@ -276,8 +276,8 @@ def by_row(split) -> list[tuple]:
 
 
 @pytest.mark.parametrize("fraction", [0.1, 0.3, 0.5])
-def test_validation_takes_its_share_of_each_class(make, fraction):
-    """10 sequences a class; the splits are apart, and standardised by what is left to train."""
+def test_validation_takes_a_fraction_of_each_class(make, fraction):
+    """10 sequences per class; the splits are disjoint and standardised by the training part."""
     task = make(data={"validation_fraction": fraction})
     assert task.splits == ("validation", "test")
     train, validation = task._splits["train"], task._splits["validation"]
@@ -287,7 +287,7 @@ def test_validation_takes_its_share_of_each_class(make, fraction):
     steps = np.concatenate([x[:n] for x, n in zip(train.xs, train.lengths, strict=True)])
     np.testing.assert_allclose(steps.mean(0), 0, rtol=0, atol=1e-5)
     np.testing.assert_allclose(steps.std(0), 1, rtol=1e-5)
-    # Put back on their old scale, the two splits are the file.
+    # On the original scale, the two splits together equal the file.
     whole = np.concatenate(TRAIN[0])
     both = np.concatenate(
         [steps, *(x[:n] for x, n in zip(validation.xs, validation.lengths, strict=True))]
@@ -298,8 +298,8 @@ def test_validation_takes_its_share_of_each_class(make, fraction):
     assert not any(row in train_rows for _, row in by_row(validation))
 
 
-def test_a_validation_split_that_is_named_has_sequences(make):
-    """A share so small that it rounds to no sequence cannot choose the best checkpoint."""
+def test_a_validation_split_is_not_empty(make):
+    """A fraction that rounds to zero sequences could not select the best checkpoint."""
     try:
         task = make(data={"validation_fraction": 0.04})
     except UserError as error:
@@ -308,13 +308,13 @@ def test_a_validation_split_that_is_named_has_sequences(make):
         assert "validation" not in task.splits or len(task._splits["validation"].labels)
 
 
-def test_without_a_validation_share_there_is_no_such_split(make):
+def test_without_a_validation_fraction_there_is_no_such_split(make):
     task = make()
     assert task.splits == ("test",)
     assert len(task._splits["train"].labels) == 30
 
 
-def test_the_baseline_is_the_share_of_the_commonest_training_class(make):
+def test_the_baseline_is_the_frequency_of_the_most_common_training_class(make):
     xs, _ = TRAIN
     task = make(train=content(xs, [2] * 12 + [0] * 9 + [1] * 9))
     ((_, figures),) = task.baselines("test").items()
@@ -345,7 +345,7 @@ def test_the_baseline_is_the_share_of_the_commonest_training_class(make):
             "dimension 1 is constant",
         ),
         (
-            # The mean of many 0.1 in float32 is not 0.1, and so their deviation is not zero.
+            # The float32 mean of many values 0.1 is not 0.1, so their deviation is not zero.
             {"train": content([np.insert(x, 1, 0.1, 1) for x in TRAIN[0]], TRAIN[1])},
             "dimension 1 is constant",
         ),
@@ -359,7 +359,7 @@ def test_files_and_options_that_do_not_fit_are_named(make, options, message):
     assert message in str(caught.value)
 
 
-def test_a_share_that_leaves_nothing_to_train_names_the_batch_size(make):
+def test_a_fraction_that_leaves_no_training_data_names_the_batch_size(make):
     with pytest.raises(UserError, match=r"expected at most the 0 training sequences, got 4"):
         make(data={"validation_fraction": 0.99})
 
@@ -385,7 +385,7 @@ def csv_content(xs, labels, labelled=True) -> str:
 
 
 def save_npz(path, xs, **arrays):
-    """Sequences with garbage past their ends."""
+    """Saves sequences with garbage past their ends."""
     lengths = np.array([len(x) for x in xs])
     padded = np.full((len(xs), lengths.max(), xs[0].shape[1]), np.nan)
     for row, x in zip(padded, xs, strict=True):
@@ -399,7 +399,7 @@ def of_files(train, test="", **options) -> Classification:
     return Classification(SequencesData(**data), ClassifierConfig(hidden_size=5))
 
 
-def test_csv_and_npz_hold_the_same_data_as_ts(make, tmp_path):
+def test_csv_and_npz_contain_the_same_data_as_ts(make, tmp_path):
     """The same batches, splits and predictions, and new files need no labels."""
     for part, (xs, labels) in (("train", TRAIN), ("test", TEST)):
         (tmp_path / f"{part}.csv").write_text(csv_content(xs, labels))
@@ -427,7 +427,7 @@ def test_csv_and_npz_hold_the_same_data_as_ts(make, tmp_path):
     assert of_files(tmp_path / "train.csv").known["features"] == ["one", "two"]
 
 
-def test_without_a_test_file_a_share_of_each_class_is_the_test(tmp_path):
+def test_without_a_test_file_a_fraction_of_each_class_is_the_test(tmp_path):
     (tmp_path / "train.csv").write_text(csv_content(*TRAIN))
     task = of_files(tmp_path / "train.csv", test_fraction=0.3, validation_fraction=0.2)
     counts = {name: np.bincount(split.labels).tolist() for name, split in task._splits.items()}
@@ -455,7 +455,7 @@ def test_a_csv_file_that_does_not_fit_is_named(tmp_path, change, message):
     assert str(caught.value).startswith(f"{path}: ") and message in str(caught.value)
 
 
-def test_another_kind_of_file_is_answered_with_what_is_expected(tmp_path):
+def test_another_kind_of_file_is_reported_with_the_expected_kinds(tmp_path):
     path = tmp_path / "data.bin"
     for data, message in (
         (b"\x89PNG\r\n\0\0", "expected a .ts, CSV or .npz file, got another kind of file"),
@@ -495,7 +495,7 @@ def test_padding_changes_nothing_in_the_japanese_vowels(public_data):
         np.testing.assert_allclose(
             scores[row], network(params_of(model), x, "mean"), rtol=0, atol=4 * TOLERANCE
         )
-    # 88 of the 370 test utterances are of one speaker, but all 30 a speaker of training.
-    assert task.baselines("test")["always the commonest class"]["accuracy"] == pytest.approx(
+    # 88 of the 370 test utterances are by one speaker; in training, each speaker has 30.
+    assert task.baselines("test")["always the most common class"]["accuracy"] == pytest.approx(
         100 * 31 / 370
     )

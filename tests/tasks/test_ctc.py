@@ -25,7 +25,7 @@ def test_losses_sum_over_all_alignments():
 
 
 def test_steps_needed():
-    """As many as the shortest alignment has."""
+    """The length of the shortest alignment."""
     for labels in itertools.product([1, 2], repeat=3):
         shortest = next(
             n for n in range(9)
@@ -36,7 +36,7 @@ def test_steps_needed():
 
 
 def test_error_rates():
-    """Over all words and characters, not means over lines."""
+    """Errors are counted over all words and characters, not averaged over lines."""
     rates = error_rates(["a b c d", "e"], ["a b x d", ""])
     assert rates == {"WER": 100 * 2 / 5, "CER": 100 * 2 / 8}
 

@@ -18,7 +18,7 @@ TRAIN, VALIDATION, TEST, WINDOW, HORIZON, SEASON = 200, 100, 80, 24, 5, 8
 
 
 def table(rows: int = 400) -> np.ndarray:
-    """Three columns of other sizes, with a season, a trend and noise."""
+    """Three columns of different scales, with a season, a trend and noise."""
     t = np.arange(rows)
     noise = np.random.default_rng(0).normal(size=(rows, 3))
     season = np.sin(2 * np.pi * t / SEASON)[:, None]
@@ -26,7 +26,7 @@ def table(rows: int = 400) -> np.ndarray:
 
 
 def forecast_of(model, past, seed=None):
-    """The forecast by one compiled call; in training mode where a seed is given."""
+    """The forecast from one compiled call; in training mode if a seed is given."""
     options = {"past": past, "level": past[:, -1]}
     first = model.initial_carry(len(past))
     if seed is None:
@@ -62,7 +62,7 @@ def standardised() -> np.ndarray:
 
 
 def windows(split: str, window: int = WINDOW, horizon: int = HORIZON) -> list[tuple]:
-    """Past and future of every forecast of which all rows lie in the split."""
+    """Past and future of every forecast whose future rows are all in the split."""
     begin, end = {"validation": (200, 300), "test": (300, 380)}[split]
     series = standardised()
     return [
@@ -115,7 +115,7 @@ def test_windows_are_explicit_slices_and_standardised_by_training_rows(make, spl
         np.testing.assert_allclose(future[n], after, rtol=0, atol=1e-6)
 
 
-def test_rows_after_the_training_rows_do_not_move_the_standardisation(make):
+def test_rows_after_the_training_rows_do_not_affect_the_standardisation(make):
     values = table()
     changed = values.copy()
     changed[TRAIN:] += 1000
@@ -137,7 +137,7 @@ def test_training_batches_lie_within_the_training_rows(make):
     assert set(starts) == set(range(TRAIN - WINDOW - HORIZON + 1))
 
 
-def test_a_forecast_is_that_of_the_equations(make):
+def test_a_forecast_equals_the_equations(make):
     task = make()
     model = built(task)
     past = np.stack([before for before, _ in windows("test")[:3]]).astype(np.float32)
@@ -162,7 +162,7 @@ def test_a_network_of_zeros_forecasts_the_last_value_exactly(make):
 @pytest.mark.parametrize("batch", [1000, 32, 19])
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_evaluate_is_the_error_over_all_windows(make, monkeypatch, split, batch):
-    """Also where the windows do not divide into evaluation batches."""
+    """Also if the number of windows is not a multiple of the batch size."""
     monkeypatch.setattr("lstm_jax.tasks.forecasting.EVALUATION_BATCH", batch)
     task = make()
     model = built(task)
@@ -176,8 +176,8 @@ def test_evaluate_is_the_error_over_all_windows(make, monkeypatch, split, batch)
 
 @pytest.mark.parametrize("horizon", [1, HORIZON, SEASON, 2 * SEASON + 3])
 @pytest.mark.parametrize("split", ["validation", "test"])
-def test_baselines_are_those_of_explicit_loops(make, split, horizon):
-    """Also where the horizon is longer than the season."""
+def test_baselines_equal_explicit_loops(make, split, horizon):
+    """Also if the horizon is longer than the season."""
     task = make(horizon=horizon)
     pasts, futures = zip(*windows(split, horizon=horizon), strict=True)
     persistence = [[past[-1] for _ in range(horizon)] for past in pasts]
@@ -195,15 +195,15 @@ def test_baselines_are_those_of_explicit_loops(make, split, horizon):
 
 
 @pytest.mark.parametrize("loss", ["mse", "mae"])
-def test_the_loss_of_an_evaluation_is_what_training_minimises(make, loss):
+def test_the_loss_of_an_evaluation_equals_that_of_training(make, loss):
     task = make(model={"loss": loss})
     figures = [task.evaluate(Compiled(built(task)), "validation")]
     figures += task.baselines("validation").values()
     assert all(each["loss"] == each[loss] for each in figures)
 
 
-def test_columns_stay_apart(make):
-    """Their order, and what the other columns hold, changes no column's forecast."""
+def test_columns_are_independent(make):
+    """A column's forecast depends neither on the order of columns nor on the other columns."""
     task = make()
     model = built(task)
     past = np.array(task._windows("test")[0][:4])
@@ -232,7 +232,7 @@ def test_the_loss_is_the_error_of_the_forecast(make, loss):
     assert loss in task.loss_unit
 
 
-def test_dropout_is_at_work_in_training_only(make):
+def test_dropout_is_active_only_in_training(make):
     task, plain = make(model={"dropout": 0.5}), make()
     model, past = built(task), task.batches(seed=0)[0]["past"]
     forecast = forecast_of(model, past)
@@ -259,7 +259,7 @@ def write(path, values, columns=("one", "two", "three")):
 
 
 def test_predictions_for_new_files_have_the_errors_of_an_evaluation(make, tmp_path):
-    """A file with the past of each window of the test split, in the table's own units."""
+    """A file with the past of each window of the test split, in the units of the table."""
     task = make()
     model, errors_of_all = Compiled(built(task)), []
     deviation = table()[:TRAIN].std(0)
@@ -270,7 +270,7 @@ def test_predictions_for_new_files_have_the_errors_of_an_evaluation(make, tmp_pa
         forecast = np.stack([columns[name] for name in ("one", "two", "three")], 1)
         errors_of_all.append((forecast - table()[start : start + HORIZON]) / deviation)
     metrics = task.evaluate(model, "test")
-    # Windows are standardised as float32: roundings of 6e-8 in values of order one.
+    # Windows are standardised in float32: rounding errors of 6e-8 in values of order one.
     assert metrics["mse"] == pytest.approx(np.square(errors_of_all).mean(), rel=1e-6)
     assert metrics["mae"] == pytest.approx(np.abs(errors_of_all).mean(), rel=1e-6)
 
@@ -308,22 +308,22 @@ def constant(values: np.ndarray, value: float) -> np.ndarray:
         ({"validation_rows": 4}, "data.validation_rows: expected at least horizon = 5, got 4"),
         ({"test_rows": 4}, "data.test_rows: expected at least horizon = 5, got 4"),
         ({"values": constant(table(), 5.0)}, "column 'two' is constant over the training rows"),
-        # The mean of many 0.7 is not 0.7, and so their deviation is not quite zero.
+        # The mean of many values 0.7 is not 0.7, so their deviation is not exactly zero.
         ({"values": constant(table(), 0.7)}, "column 'two' is constant over the training rows"),
     ],
 )
-def test_options_that_do_not_fit_each_other_are_named(make, options, message):
+def test_inconsistent_options_are_named(make, options, message):
     with pytest.raises(UserError) as caught:
         make(**options).batches(seed=0)
     assert message in str(caught.value)
 
 
-def test_a_constant_column_is_refused_when_the_task_is_made(make):
+def test_a_constant_column_is_rejected_when_the_task_is_created(make):
     with pytest.raises(UserError, match="'two' is constant"):
         make(values=constant(table(), 5.0))
 
 
-def test_the_fewest_rows_that_do_are_enough(make):
+def test_the_smallest_sufficient_number_of_rows(make):
     task = make(train_rows=WINDOW + HORIZON, validation_rows=HORIZON, test_rows=HORIZON)
     model = task.build(nnx.Rngs(0))
     for split in task.splits:
@@ -338,8 +338,8 @@ def test_the_fingerprint_changes_with_the_table(make):
 
 
 @pytest.mark.data
-def test_baselines_of_etth1_are_in_the_published_neighbourhood(public_data):
-    """Horizon 96, test rows: about 1.29 for persistence, 0.51 for the day before."""
+def test_baselines_of_etth1_are_close_to_published_values(public_data):
+    """Horizon 96, test rows: about 1.29 for persistence, 0.51 for repeating the previous day."""
     public_data("etth1/ETTh1.csv")
     baselines = Forecasting(SeriesData(), ForecasterConfig()).baselines("test")
     assert 1.28 < baselines["persistence"]["mse"] < 1.31

@@ -61,7 +61,7 @@ def test_batches_are_distorted_features_of_pieces_and_their_letters(ink):
 
 @pytest.fixture(scope="module")
 def run(ink, tmp_path_factory):
-    """A run that has learned the words."""
+    """A run whose model has learned the words."""
     return trained(
         tmp_path_factory.mktemp("runs"),
         f'task = "handwriting"\n[data]\nink = "{ink}"\nbatch_size = 16\nspacing = 0.6\n[model]\n'
@@ -76,7 +76,7 @@ def test_a_run_learns_to_read(run):
     ET.parse(run / "plots" / "readings.svg")
 
 
-def test_metrics_are_those_of_each_piece_by_itself(run):
+def test_metrics_equal_those_of_each_piece_separately(run):
     loaded = load_run(run)
     task, model = loaded.task, loaded.model
     inks, words = task._inks["validation"], task.known["lexicon"]
@@ -84,7 +84,7 @@ def test_metrics_are_those_of_each_piece_by_itself(run):
     ctc_loss = jax.jit(optax.ctc_loss)
     for ink in inks:
         xs = features(resampled(normalised(paths_of([ink.strokes])), task.data.spacing))
-        padded = np.pad(xs, ((0, 96 - len(xs)), (0, 0)))  # one shape, which is compiled once
+        padded = np.pad(xs, ((0, 96 - len(xs)), (0, 0)))  # one shape, compiled once
         _, out = model((), features=padded[None], lengths=np.array([len(xs)]))
         count = int(out["steps"][0])
         past_end = (np.arange(48) >= count)[None].astype(float)
@@ -118,8 +118,8 @@ def test_the_nearest_neighbour_is_a_baseline(ink):
 
 
 @pytest.mark.data
-def test_the_baseline_of_public_data_is_that_of_the_guide():
-    """Which has 27.5 and 58.4, measured by other code: the same within a few points."""
+def test_the_baseline_of_public_data_is_close_to_the_known_value():
+    """It has 27.5 and 58.4, measured by other code; results agree within a few points."""
     try:
         task = Handwriting(HandwritingData(), HandwritingConfig(hidden_size=4))
     except UserError as error:
@@ -128,7 +128,7 @@ def test_the_baseline_of_public_data_is_that_of_the_guide():
     assert 20 < found["accuracy"] < 35 and 50 < found["CER"] < 70
 
 
-def test_predict_reads_files_and_draws_them(run, ink, tmp_path, capsys):
+def test_predict_reads_and_plots_files(run, ink, tmp_path, capsys):
     new = write_ink(tmp_path / "new.csv", pieces=9, seed=7)
     out, drawing = tmp_path / "read.json", tmp_path / "read.svg"
     words = ["predict", str(run), str(new), "--output", str(out), "--plot", str(drawing)]
@@ -183,7 +183,7 @@ def test_a_lexicon_can_be_given(ink, tmp_path):
         handwriting(ink, lexicon=str(tmp_path / "words.txt"))
 
 
-def test_impossible_options_are_one_line(ink, tmp_path):
+def test_impossible_options_give_one_line(ink, tmp_path):
     with pytest.raises(UserError, match=r"data\.batch_size: expected at most the"):
         handwriting(ink, batch_size=1000)
     with pytest.raises(UserError, match=r"at least 4 steps for the text 'viol', got 2"):
@@ -202,7 +202,7 @@ def test_impossible_options_are_one_line(ink, tmp_path):
         (("words.csv", "--plot", "a.png"), "--plot: expected a .svg file, got a.png"),
     ],
 )
-def test_mistakes_are_one_line(run, ink, tmp_path, capsys, monkeypatch, words, message):
+def test_mistakes_give_one_line(run, ink, tmp_path, capsys, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
     pathlib.Path("new.csv").write_text("x,y,pen\n")
     pathlib.Path("words.csv").write_text(ink.read_text())

@@ -41,7 +41,7 @@ def synthesis(ink, **data) -> SynthesisTask:
     return SynthesisTask(SynthesisData(**data), SynthesisConfig(**model))
 
 
-def test_strokes_and_moves_are_the_same_thing():
+def test_strokes_and_moves_are_equivalent():
     strokes = [np.array([[0.0, 0.0], [1.0, 2.0]]), np.array([[3.0, 3.0]]), np.ones((2, 2))]
     trail = trail_of(strokes)
     assert trail.kinds.tolist() == [0, 1, 1, 0, 2]
@@ -54,7 +54,7 @@ def test_strokes_and_moves_are_the_same_thing():
     assert batch["kinds"][0, :4].tolist() == [1, 1, 0, 2] and batch["mask"].sum() == 4
 
 
-def test_thinned_strokes_keep_their_ends():
+def test_thinned_strokes_preserve_their_ends():
     stroke = np.stack([np.arange(8.0), np.arange(8.0) ** 2], 1)
     ((kept,),) = thinned([Ink("", (stroke + 0.5,))], 3)
     assert (kept[:, 0] - 0.5).tolist() == [0, 3, 6, 7]
@@ -107,8 +107,8 @@ def walks(seed, pieces=40) -> list[Trail]:
     return found
 
 
-def test_simple_models_reach_what_theory_says():
-    """A linear process: its own noise, and its stationary distribution."""
+def test_simple_models_reach_their_theoretical_losses():
+    """For a linear process: that of its noise, and that of its stationary distribution."""
     train, test = walks(0), walks(1)
     pen = scipy.stats.entropy([30 / 31, 1 / 31])
     noise = 2 * (np.log(2 * np.pi * np.e) / 2 + np.log(0.5))
@@ -130,7 +130,7 @@ def run(ink, tmp_path_factory):
     )
 
 
-def test_a_run_learns_and_draws(run):
+def test_a_run_learns_and_plots(run):
     results = json.loads((run / "results.json").read_text())
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     first, *_, last = (line["train/loss"] for line in lines if "train/loss" in line)
@@ -158,7 +158,7 @@ def test_generate_writes_a_text_word_by_word(run, ink, tmp_path, capsys, monkeyp
 
 
 def test_a_primer_is_read_before_the_text(run, ink):
-    """A model that has read a piece goes on from it, with the text of both."""
+    """A model that has read a piece continues from it, given the text of both."""
     loaded = load_run(run)
     task, model = loaded.task, loaded.model
     style = task._inks["test"][0]
@@ -168,7 +168,7 @@ def test_a_primer_is_read_before_the_text(run, ink):
     assert plain[0][0].tolist() == primed[0][0].tolist() == [0, 0]
 
 
-def test_words_stand_on_lines():
+def test_words_are_placed_on_lines():
     low = [np.array([[0.0, 1.0], [1.0, 0.0], [2.0, 1.0]]) + 5]
     assert baseline(low) == 5.0
     placed = laid_out([low, low])
@@ -179,8 +179,8 @@ def test_words_stand_on_lines():
     assert many[-1][:, 1].min() == -8.0
 
 
-def test_a_reader_reads_what_was_written(run, ink, tmp_path):
-    """By the function that the page shows."""
+def test_a_reader_reads_the_generated_words(run, ink, tmp_path):
+    """Uses the function shown in the documentation."""
     page = (pathlib.Path(__file__).parents[2] / "docs" / "handwriting.md").read_text("utf-8")
     names: dict = {}
     exec(re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0], names)
@@ -217,7 +217,7 @@ def test_an_exported_model_streams(run, format, capsys):
         (("--style", "plain.csv"), "--style: plain.csv: expected ink with its text, got none"),
     ],
 )
-def test_mistakes_are_one_line(run, tmp_path, capsys, monkeypatch, words, message):
+def test_mistakes_give_one_line(run, tmp_path, capsys, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "plain.csv").write_text("x,y,pen\n1,2,1\n3,4,1\n")
     assert main(["generate", str(run), *words]) == 1
@@ -225,7 +225,7 @@ def test_mistakes_are_one_line(run, tmp_path, capsys, monkeypatch, words, messag
     assert message in told and told.count("\n") == 1
 
 
-def test_impossible_data_are_one_line(ink, tmp_path):
+def test_impossible_data_give_one_line(ink, tmp_path):
     with pytest.raises(UserError, match=r"data\.batch_size: expected at most the"):
         synthesis(ink, batch_size=1000)
     with pytest.raises(UserError, match=r"data\.ink: .*no such file"):

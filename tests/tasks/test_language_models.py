@@ -55,7 +55,7 @@ def generated(task, model, prompt="", **options):
 
 @pytest.mark.parametrize("tokens", ["words", "subwords"])
 @pytest.mark.parametrize("model", [{}, TRANSFORMER], ids=["lstm", "transformer"])
-def test_metrics_are_those_of_the_probability_of_the_text(make, tokens, model):
+def test_metrics_follow_from_the_probability_of_the_text(make, tokens, model):
     task = make(tokens, **model)
     model = Compiled(built(task))
     metrics = task.evaluate(model, "validation")
@@ -80,7 +80,7 @@ def test_metrics_are_those_of_the_probability_of_the_text(make, tokens, model):
     assert set(baseline) == set(metrics) - {"unknown"}
 
 
-def test_characters_have_the_same_metrics_to_compare_with(make):
+def test_characters_have_comparable_metrics(make):
     task = make()
     metrics = task.evaluate(Compiled(built(task)), "validation")
     assert list(metrics) == ["loss", "bits", "bits per byte", "word perplexity"]
@@ -165,8 +165,8 @@ def test_penalties_of_activations_are_mean_squares(make):
     jax.tree.map(np.testing.assert_array_equal, carry, after)
 
 
-def test_the_penalty_of_activations_sees_their_dropout(make):
-    """In a fixed state of the random streams: the same mask as the logits have."""
+def test_the_penalty_of_activations_includes_their_dropout(make):
+    """With the random streams in a fixed state, the mask equals that of the logits."""
     model = built(make(dropout=0.5))
     batch = make().batches(0)[0]
     dropped = make(dropout=0.5, activation_penalty=1.0)
@@ -204,7 +204,7 @@ def test_embedding_dropout_drops_a_token_everywhere_or_nowhere(make):
         values = factors[0, :, 0, 0]
         assert set(np.round(values, 3)) <= {0.0, np.float32(1.667)}
         shares.append((values == 0).mean())
-    # Four standard errors of the mean of 40 times some 20 tokens.
+    # Four standard errors of the mean of 40 times about 20 tokens.
     assert abs(np.mean(shares) - 0.4) < 4 * np.sqrt(0.24 / 40 / size)
     model.eval()
     model.hidden(model.initial_carry(2), tokens)
@@ -232,20 +232,20 @@ def test_all_regularisers_together_train(make, cell):
         updates, state = optimizer.update(grads, state)
         params = optax.apply_updates(params, updates)
         losses.append(float(value))
-    assert np.mean(losses[-5:]) < losses[0] - 0.2  # of some 2.7; words are random
+    assert np.mean(losses[-5:]) < losses[0] - 0.2  # of about 2.7; words are random
 
 
 # ---- the kind of model ----
 
 
-def test_the_config_chooses_the_model(make):
+def test_the_config_selects_the_model(make):
     assert isinstance(make().build(nnx.Rngs(0)), LanguageModel)
     model = make(num_layers=3, **TRANSFORMER).build(nnx.Rngs(0))
     assert isinstance(model, TransformerLanguageModel)
     assert (model.features, model.context, len(model.blocks)) == (8, 6, 3)
 
 
-def test_a_transformer_starts_rows_anew_where_batches_do(make):
+def test_a_transformer_resets_rows_at_start_flags(make):
     task = make(**TRANSFORMER)
     model = built(task)
     first, second = (dict(task.batches(0)[n]) for n in range(2))
@@ -286,7 +286,7 @@ def test_options_of_the_other_kind_are_named(make, model, message):
 
 
 def number_of_parameters(path) -> int:
-    """Of the model of a config whose text has 65 characters, as Tiny Shakespeare's has."""
+    """The size of a config's model for 65 characters, as in Tiny Shakespeare."""
     config = load_config(path)
     model = nnx.eval_shape(lambda: config.model.build(65, nnx.Rngs(0)))
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))

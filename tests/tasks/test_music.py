@@ -64,14 +64,14 @@ def network(params, roll, conditioned: bool) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("conditioned", "features"), [(False, 0), (False, 3), (True, 3)])
-def test_logits_are_those_of_a_loop_over_frames_and_pitches(conditioned, features):
+def test_logits_equal_a_loop_over_frames_and_pitches(conditioned, features):
     model, (roll,) = model_of(conditioned, features), rolls(0, 6)
     _, outputs = model(model.initial_carry(1), frames=roll[None].astype(np.float32))
     expected = network(params_of(model.module), roll, conditioned)
     np.testing.assert_allclose(outputs["logits"][0], expected, rtol=0, atol=TOLERANCE)
 
 
-def test_a_pitch_sees_only_what_was_chosen_before_it():
+def test_a_pitch_depends_only_on_previously_chosen_ones():
     model, (roll,) = model_of(conditioned=True), rolls(0, 4)
     frames = roll[None].astype(np.float32)
     first = model.initial_carry(1)
@@ -84,14 +84,14 @@ def test_a_pitch_sees_only_what_was_chosen_before_it():
 
 
 @pytest.mark.parametrize("conditioned", [False, True])
-def test_pieces_in_one_row_are_as_pieces_by_themselves(conditioned):
-    """And a row that is read in parts is as the whole."""
+def test_pieces_in_one_row_equal_separate_pieces(conditioned):
+    """A row that is read in parts also gives the same results."""
     model, pieces = model_of(conditioned), rolls(0, 3, 5, 4)
     frames = np.concatenate(pieces)[None].astype(np.float32)
     start = np.zeros((1, 12), bool)
     start[0, [0, 3, 8]] = True
     carry, parts = model.initial_carry(1), []
-    for part in (slice(0, 4), slice(4, 8), slice(8, 12)):  # one ends where a piece does
+    for part in (slice(0, 4), slice(4, 8), slice(8, 12)):  # one part ends where a piece ends
         carry, outputs = model(carry, frames=frames[:, part], start=start[:, part])
         parts.append(outputs["logits"][0])
     alone = [
@@ -101,7 +101,7 @@ def test_pieces_in_one_row_are_as_pieces_by_themselves(conditioned):
     np.testing.assert_allclose(np.concatenate(parts), np.concatenate(alone), atol=TOLERANCE)
 
 
-def test_losses_of_pieces_are_those_of_each_by_itself():
+def test_losses_of_pieces_equal_those_of_each_separately():
     model, pieces = model_of(conditioned=True), rolls(0, *range(1, 19), 150)
     for losses, piece in zip(frame_losses(model, pieces), pieces, strict=True):
         logits = model(model.initial_carry(1), frames=piece[None].astype(np.float32))[1]["logits"]
@@ -143,7 +143,7 @@ def test_frames_are_chosen_pitch_by_pitch(temperature):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A few tunes as MIDI files: a scale in two voices, from different pitches on."""
+    """A few tunes as MIDI files: a scale in two voices, starting at different pitches."""
     folder = tmp_path_factory.mktemp("tunes")
     scale = np.array([0, 2, 4, 5, 7, 9, 11, 12])
     for n in range(12):
@@ -185,14 +185,14 @@ def test_metrics_and_baselines_are_means_over_frames_and_pieces(folder):
         assert task.baselines("test")[name] == pytest.approx(expected)
 
 
-def test_a_piece_of_one_frame_has_no_part_in_the_headline():
+def test_a_piece_of_one_frame_is_excluded_from_the_loss():
     losses = [np.array([7.0]), np.array([9.0, 1.0])]
     assert summary(losses) == {"loss": 1.0, "with_first_frame": 17 / 3, "by_piece": 1.0}
 
 
 @pytest.mark.data
-def test_baselines_of_public_sets_are_those_of_the_literature(public_data):
-    """The guide's numbers, which were measured by other code."""
+def test_baselines_of_public_sets_agree_with_the_literature(public_data):
+    """The reference values were measured by other code."""
     public_data("poly_music/JSB_Chorales.mat")
     task = Music(MusicData(pieces="jsb"), PianoRollConfig(hidden_size=4))
     baselines = task.baselines("test")
@@ -200,7 +200,7 @@ def test_baselines_of_public_sets_are_those_of_the_literature(public_data):
     assert baselines["each pitch a Markov chain"]["loss"] == pytest.approx(10.49, abs=0.02)
 
 
-def test_impossible_options_are_one_line(folder, tmp_path):
+def test_impossible_options_give_one_line(folder, tmp_path):
     with pytest.raises(UserError, match=r"model\.interval_features: expected at least 1, as"):
         music(folder, {"conditioned": True})
     with pytest.raises(UserError, match=r"data\.pieces: .*expected a folder with"):
@@ -213,7 +213,7 @@ def test_impossible_options_are_one_line(folder, tmp_path):
 
 @pytest.fixture(scope="module")
 def run(folder, tmp_path_factory):
-    """A run that has learned the scales."""
+    """A run whose model has learned the scales."""
     return trained(
         tmp_path_factory.mktemp("runs"),
         f'task = "music"\n[data]\npieces = "{folder}"\nframes_per_beat = 2\nlanes = 4\n'
@@ -223,7 +223,7 @@ def run(folder, tmp_path_factory):
     )
 
 
-def test_a_run_learns_and_leaves_a_tune(run, capsys):
+def test_a_run_learns_and_writes_a_tune(run, capsys):
     assert main(["evaluate", str(run)]) == 0
     told = capsys.readouterr()
     assert "each pitch a Markov chain" in told.out and "a sample of 4 frames" in told.out
@@ -254,12 +254,12 @@ def test_generate_harmonises_a_soprano_and_writes_files(run, folder, tmp_path, c
     assert tops == ["F#4", "F#4", "G#4", "G#4", "A#4", "A#4"]
 
 
-def test_a_tune_begins_with_its_prompt_and_is_streamed(folder):
+def test_a_tune_starts_with_its_prompt_and_is_streamed(folder):
     task = music(folder)
     model = Compiled(task.build(nnx.Rngs(0)))
     options = {"length": 3, "temperature": 1.0, "seed": 0}
     pieces = task.generate(model, prompt=str(folder / "00.mid"), **options)
-    assert next(pieces) == "D#4 D#3"  # before any frame is chosen
+    assert next(pieces) == "D#4 D#3"  # before any frame is sampled
     files = [piece for piece in pieces if isinstance(piece, File)]
     assert [file.name for file in files] == ["tune.mid", "tune.wav", "tune.png"]
     assert files[1].content.startswith(b"RIFF") and files[2].content.startswith(b"\x89PNG")
@@ -275,7 +275,7 @@ def test_predict_reads_midi_files_and_folders(run, folder, capsys):
 
 @pytest.mark.parametrize("format", ["stablehlo", "onnx"])
 def test_an_exported_model_streams(run, format, capsys):
-    """Frame by frame it gives what the run's model gives for the whole piece."""
+    """Frame by frame, its outputs equal those of the run's model for the whole piece."""
     pytest.importorskip("onnxruntime")
     assert main(["export", str(run), "--format", format]) == 0
     assert capsys.readouterr().err == ""
@@ -305,7 +305,7 @@ def test_a_run_can_be_inspected(run):
         (("predict", "text.mid"), "text.mid: not a MIDI file"),
     ],
 )
-def test_mistakes_are_one_line(run, tmp_path, capsys, monkeypatch, words, message):
+def test_mistakes_give_one_line(run, tmp_path, capsys, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.mid").write_text("la la la")
     assert main([words[0], str(run), *words[1:]]) == 1

@@ -16,8 +16,8 @@ from lstm_jax.tasks.language import stream_losses
 from lstm_jax.tasks.next_character import LanguageModelConfig, NextCharacter, TextData
 from tests.arrays import doubled, in_float64, params_of, with_params
 
-# Sums of some ten terms in float32 (eps 1.2e-7) through a few tens of steps, each of which
-# passes errors on by a factor of about one.
+# Sums of about ten terms in float32 (eps 1.2e-7) through a few tens of steps, each of which passes
+# errors on by a factor of about one.
 TOLERANCE = 2e-5
 TEXT = "".join(np.random.default_rng(0).choice(list("abcdefg \n😀"), 2000))
 SIZES = [(False, 5, 7), (True, 6, 6), (True, 5, 7)]  # tied, E, H
@@ -44,7 +44,7 @@ def built(task: NextCharacter, scale: float = 2.0):
 
 
 def loss_of(task, model, carry, batch, seed=None):
-    """The task's loss by one compiled call; in training mode where a seed is given."""
+    """The task's loss from one compiled call; in training mode if a seed is given."""
     graph, state = nnx.split(model)
 
     @jax.jit
@@ -93,7 +93,7 @@ class Loop:
         return x + self.params["bias"]
 
     def loss(self, tokens) -> float:
-        """Mean loss of each token but the first."""
+        """Mean loss over all tokens except the first."""
         losses = []
         for token, target in itertools.pairwise(tokens):
             logits = self(token)
@@ -108,7 +108,7 @@ def assert_states_close(state, other, atol=TOLERANCE):
 
 
 @pytest.mark.parametrize(("tied", "embedding", "hidden"), SIZES)
-def test_loss_and_carry_are_those_of_a_numpy_loop(make, tied, embedding, hidden):
+def test_loss_and_carry_equal_those_of_a_numpy_loop(make, tied, embedding, hidden):
     task = make(tied_embeddings=tied, embedding_size=embedding, hidden_size=hidden)
     model = built(task)
     assert hasattr(model, "projection") == (not tied or embedding != hidden)
@@ -124,7 +124,7 @@ def test_loss_and_carry_are_those_of_a_numpy_loop(make, tied, embedding, hidden)
     assert float(loss) == pytest.approx(np.mean(expected), rel=TOLERANCE)
 
 
-def test_two_windows_in_a_row_are_one_long_one(make):
+def test_two_consecutive_windows_equal_one_long_window(make):
     task = make()
     model = built(task)
     first, second = task.batches(seed=0)[0], task.batches(seed=0)[1]
@@ -140,7 +140,7 @@ def test_two_windows_in_a_row_are_one_long_one(make):
     assert abs(float(alone - two)) > 1e-3, "the state matters"
 
 
-def test_start_begins_a_row_from_zeros_and_leaves_the_others(make):
+def test_start_resets_a_row_and_no_others(make):
     task = make()
     model = built(task)
     _, carry = loss_of(task, model, model.initial_carry(3), task.batches(seed=0)[0])
@@ -155,8 +155,8 @@ def test_start_begins_a_row_from_zeros_and_leaves_the_others(make):
 
 
 @pytest.mark.parametrize("count", [2, 3, 31, 32, 33, 34, 65, 1000])
-def test_stream_loss_is_that_of_one_character_after_the_other(make, count):
-    """Also where the text is shorter than a chunk."""
+def test_stream_loss_equals_a_loop_over_characters(make, count):
+    """Also if the text is shorter than a chunk."""
     task = make()
     model = built(task)
     tokens = task._split[0][:count]
@@ -166,7 +166,7 @@ def test_stream_loss_is_that_of_one_character_after_the_other(make, count):
 
 @pytest.mark.parametrize("chunk", [4, 16, 43, 50, 300])
 def test_stream_loss_does_not_depend_on_chunks(make, chunk):
-    """Chunks that divide the 300 predicted characters, and some that do not."""
+    """Chunk sizes that divide the 300 predicted characters, and others."""
     task = make()
     model = built(task)
     tokens = task._split[0][:301]
@@ -174,8 +174,8 @@ def test_stream_loss_does_not_depend_on_chunks(make, chunk):
     assert loss == pytest.approx(Loop(params_of(model), tied=False).loss(tokens), abs=1e-5)
 
 
-def test_stream_loss_carries_a_state_that_does_not_fade(make):
-    """Forget gates that stay open carry the first character's trace to the end."""
+def test_stream_loss_passes_the_state_between_chunks(make):
+    """Open forget gates retain the first character until the end."""
     task = make(num_layers=1)
     model = built(task)
     params = params_of(model)
@@ -225,14 +225,14 @@ def test_a_sample_at_temperature_zero_is_the_greedy_loop(make, prompt):
     assert sample(task, Compiled(model), prompt, 20, 0.0, seed=1) == text
 
 
-def test_an_empty_prompt_of_a_text_without_lines_is_its_first_character(make):
+def test_an_empty_prompt_for_a_text_without_lines_is_its_first_character(make):
     task = make(text="bcad" * 100)
     model = built(task)
     written = sample(task, Compiled(model), "", 9, 0.0, seed=0)
     assert "b" + written == sample(task, Compiled(model), "b", 9, 0.0, seed=0)
 
 
-def test_the_seed_decides_a_sample(make):
+def test_the_seed_determines_a_sample(make):
     task = make()
     model = built(task)
     texts = [sample(task, Compiled(model), "ab", 30, 1.0, seed) for seed in (0, 0, 1)]
@@ -241,7 +241,7 @@ def test_the_seed_decides_a_sample(make):
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
-def test_samples_come_as_often_as_their_probability(make, temperature):
+def test_samples_have_the_frequencies_of_their_probabilities(make, temperature):
     task = make(num_layers=1)
     model = built(task, scale=1.0)
     trained = Compiled(model)
@@ -250,7 +250,7 @@ def test_samples_come_as_often_as_their_probability(make, temperature):
     n = 600
     drawn = [sample(task, trained, "a", 1, temperature, seed)[1] for seed in range(n)]
     share = np.array([drawn.count(c) for c in task.known["vocabulary"]]) / n
-    # Four standard errors, and one draw for the rarest.
+    # Four standard errors, and one sample for the rarest.
     slack = 4 * np.sqrt(probability * (1 - probability) / n) + 1 / n
     assert (np.abs(share - probability) < slack).all()
 
@@ -292,12 +292,12 @@ def test_dropout_is_off_in_evaluation(make):
         model = with_params(other.build(nnx.Rngs(0)), params)
         _, dropped = logits_of(model, inputs, seed=0)
         assert np.abs(dropped - logits).max() > 1e-2
-        _, own = model(model.initial_carry(3), tokens=inputs)  # with its own stream
+        _, own = model(model.initial_carry(3), tokens=inputs)  # with a separate stream
         assert np.abs(own["logits"] - logits).max() > 1e-2
 
 
-def test_dropout_at_the_top_keeps_the_mean(make):
-    """Above the only layer all is linear, so that the mean over masks is that without any."""
+def test_dropout_at_the_top_preserves_the_mean(make):
+    """Above the only layer all is linear, so that the mean over masks is that without dropout."""
     task = make(num_layers=1, dropout=0.4)
     model = built(task, scale=1.0)
     inputs = jnp.asarray(task.batches(seed=0)[0]["inputs"])
@@ -330,15 +330,15 @@ def test_bfloat16_is_close_to_float32(make):
     assert other.dtype == carry["layer_0"].c.dtype == jnp.float32
     assert carry["layer_0"].h.dtype == jnp.bfloat16
     assert loss != other
-    # bfloat16 rounds each factor to 2**-9; losses are sums of some ten such terms.
+    # bfloat16 rounds each factor to 2**-9; losses are sums of about ten such terms.
     assert float(other) == pytest.approx(float(loss), rel=1e-2)
     tokens = task._split[1][:100]
-    # float32 passes its state along the same stream within 1e-5 (above).
+    # In float32, the state along the same stream is correct within 1e-5 (see above).
     assert stream_loss(narrow, tokens) == pytest.approx(stream_loss(model, tokens), rel=1e-2)
 
 
 def test_the_loss_of_each_line_of_a_file(make, tmp_path):
-    """Against the loop; together they are the loss of an evaluation of the same text."""
+    """Against the loop; their mean is the loss of an evaluation of the same text."""
     task = make()
     model = built(task)
     text = TEXT[1800:]  # the validation split
@@ -384,7 +384,7 @@ def test_a_new_network_predicts_about_uniformly(make):
         assert abs(loss - np.log(len(task.known["vocabulary"]))) < 0.2
 
 
-def test_the_splits_are_the_text_cut_once(make):
+def test_the_splits_are_the_two_parts_of_the_text(make):
     task = make(fraction=0.25)
     train, validation = task._split
     assert "".join(task.known["vocabulary"][token] for token in [*train, *validation]) == TEXT

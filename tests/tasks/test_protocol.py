@@ -1,4 +1,4 @@
-"""Every task gives all that the protocol asks for, so that the loop needs to know no other."""
+"""Every task has all members of the protocol, so that the loop needs no others."""
 
 import dataclasses
 import itertools
@@ -67,7 +67,7 @@ def task(request, tmp_path_factory):
     elif request.param == "action":
         write_skeletons(folder, subjects=(1, 2, 3), actions=(1, 2), repetitions=(1,))
         data = {"recordings": str(folder), "train_subjects": "1,2", "batch_size": 3}
-        # These skeletons hardly move: turned ones are many deviations away.
+        # These skeletons hardly move, so rotated ones are many deviations away.
         data |= {"max_frames": 9, "copies": 2, "rotate": 0.0, "scale": 0.0, "noise": 0.0}
         model = {"hidden_size": 5}
     elif request.param == "video":
@@ -134,7 +134,7 @@ def test_a_task_is_a_frozen_dataclass_of_two_sections(name):
     assert list(sections_of(kind)) == ["data", "model"]
 
 
-def test_a_model_names_its_inputs_and_is_called_in_one_way(task):
+def test_a_model_declares_its_inputs_and_is_called_by_name(task):
     model = Compiled(task.build(nnx.Rngs(0)))
     assert isinstance(model.module, Model)
     sizes = {"b": 2, "t": 1, "u": 3}
@@ -178,7 +178,7 @@ def test_values_have_the_types_of_the_protocol(task):
     assert len(task.fingerprint) == 64 and task.fingerprint == task.fingerprint
 
 
-def test_batches_hold_batch_size_rows_and_their_units(task):
+def test_batches_contain_batch_size_rows_and_their_units(task):
     assert task.batch_size == 3
     batches = task.batches(seed=0)
     assert isinstance(batches, grain.MapDataset)
@@ -209,14 +209,14 @@ def test_the_loss_is_a_scalar_with_finite_gradients_that_reach_every_parameter(t
         (loss, new_carry), grads = value_and_grad(task, model, params, carry, batch, k)
         assert loss.shape == () and np.isfinite(loss)
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
-        # The loop passes on what it got: same structure, shapes and types.
+        # The loop passes the carry on: same structure, shapes and types.
         assert jax.tree.map(jax.typeof, new_carry) == jax.tree.map(jax.typeof, carry)
         carry, total = new_carry, jax.tree.map(lambda a, b: a + np.abs(b), total, grads)
     assert all(leaf.any() for leaf in jax.tree.leaves(total))
 
 
 def test_a_gradient_is_the_slope_of_the_loss(task):
-    """Central differences along a random direction, extrapolated (Richardson) to a step of zero."""
+    """Central differences in a random direction, extrapolated (Richardson) to step size zero."""
     model, rng = task.build(nnx.Rngs(0)), np.random.default_rng(2)
     params = params_of(model)
     direction = jax.tree.map(lambda a: rng.normal(size=a.shape).astype(np.float32), params)
@@ -231,7 +231,7 @@ def test_a_gradient_is_the_slope_of_the_loss(task):
     def slope(step: float) -> float:
         return (along(step)[0] - along(-step)[0]) / (2 * step)
 
-    # The step of central differences that balances truncation with the rounding of the loss.
+    # The step size that balances truncation error with the rounding error of the loss.
     loss, gradient = along(0.0)
     step = 0.6 * (np.finfo(np.float32).eps * max(1.0, abs(loss))) ** (1 / 3)
     extrapolated = (4 * slope(step) - slope(2 * step)) / 3
@@ -245,7 +245,7 @@ def test_new_parameters_depend_on_the_key(task):
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(one))
 
 
-def test_evaluation_gives_a_loss_and_the_metrics_of_the_baselines(task):
+def test_evaluation_returns_a_loss_and_the_metrics_of_the_baselines(task):
     model = Compiled(task.build(nnx.Rngs(0)))
     for split in task.splits:
         metrics = task.evaluate(model, split)

@@ -13,7 +13,7 @@ TIED = np.array([1.0, 2.0, 2.0, 0.0, 2.0], np.float32)
 
 
 def order_of(logits) -> list[int]:
-    """Tokens from the likeliest on; of equals, the lower number first."""
+    """Tokens by decreasing probability; ties are ordered by number."""
     return sorted(range(len(logits)), key=lambda token: (-logits[token], token))
 
 
@@ -28,7 +28,7 @@ def test_top_k(logits, k):
 
 
 def nucleus(logits, p) -> set[int]:
-    """The fewest likeliest tokens whose probabilities reach ``p``, in float64."""
+    """The smallest set of likeliest tokens whose total probability reaches ``p``, in float64."""
     logits = logits.astype(np.float64)
     probabilities = np.exp(logits - np.logaddexp.reduce(logits))
     tokens, total = set(), 0.0
@@ -47,7 +47,7 @@ def test_top_p(logits, p):
     assert top_p(logits, p).tolist() == only(logits, expected)
 
 
-def test_a_penalty_moves_seen_tokens_down_and_no_others():
+def test_a_penalty_lowers_only_seen_tokens():
     logits = np.array([2.0, -2.0, 0.5, -0.5, 0.0], np.float32)
     seen = np.array([True, True, False, False, True])
     by_hand = [2.0 / 1.25, -2.0 * 1.25, 0.5, -0.5, 0.0]
@@ -58,7 +58,7 @@ def test_a_penalty_moves_seen_tokens_down_and_no_others():
 @pytest.mark.parametrize("temperature", [0.0, 0.5, 2.0])
 @pytest.mark.parametrize("filters", [Filters(5), Filters(0, 0.6), Filters(4, 0.7, 1.3)], ids=str)
 def test_all_together_in_order(filters, temperature):
-    """Penalty, the k likeliest, then the nucleus of what remains at this temperature."""
+    """Penalty, the k likeliest, then the nucleus of the rest at this temperature."""
     logits = RNG.normal(0, 2, 12).astype(np.float32)
     seen = np.arange(12) % 3 == 0
     expected = np.asarray(penalised(logits, seen, filters.repetition_penalty))
@@ -71,7 +71,7 @@ def test_all_together_in_order(filters, temperature):
     )
 
 
-def test_no_filter_leaves_the_very_logits():
+def test_without_filters_logits_are_unchanged():
     logits = LOGITS[1]
     assert Filters()(logits, np.ones(len(logits), bool), 0.8) is logits
 
@@ -92,7 +92,7 @@ def test_impossible_values(values, message):
 
 
 class Counter:
-    """A model of 6 tokens that prefers the next number, then the ones after it."""
+    """A model of 6 tokens that prefers the next number, then the following ones."""
 
     def initial_carry(self, rows):
         return ()
@@ -116,11 +116,11 @@ def test_tokens_are_sampled_among_those_that_remain():
     assert set(np.diff([0, *tokens_after(5.0, 0, top_k=1)]) % 6) == {1}
 
 
-def test_the_penalty_counts_the_prompt_and_what_was_written():
-    """At temperature 0: 1 leads, then 2, 3, ...; once all are seen, the order is as before."""
+def test_the_penalty_applies_to_the_prompt_and_generated_tokens():
+    """At temperature 0: 1 is first, then 2, 3, ...; once all are seen, the order is as before."""
     written = tokens_after(0.0, 0, repetition_penalty=100.0)
     assert written[:5] == [1, 2, 3, 4, 5]
-    # From 1, seen tokens have 3 / 100 and so on; the prompt's token 0 is the only one left.
+    # From 1, seen tokens have 3 / 100 and so on; only token 0 of the prompt remains.
     free = list(continued(Counter(), np.array([5, 0, 1]), 3, 0.0, 0, Filters(0, 1.0, 100.0)))
     assert free == [2, 3, 4]
     assert list(continued(Counter(), np.array([1, 0]), 1, 0.0, 0, Filters(0, 1.0, 100.0))) == [2]

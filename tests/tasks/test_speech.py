@@ -1,4 +1,4 @@
-"""Speech recognition: training on tones for letters, beams, plots, streams, and bad input."""
+"""Speech recognition: training on tones that encode letters, beams, plots, streams, errors."""
 
 import json
 
@@ -32,7 +32,7 @@ WORDS = ["ab", "ba", "cab", "bac"]
 
 
 def said(text, rng, rate=RATE):
-    """Letters as tones, with short pauses between them and noise."""
+    """Letters as tones, separated by short pauses, with noise."""
     parts = []
     for letter in text:
         count = round(rate * rng.uniform(0.07, 0.1))
@@ -89,7 +89,7 @@ def model(task):
 
 @pytest.fixture(scope="module")
 def run(table, tmp_path_factory):
-    """A run that has learned what tone each letter is."""
+    """A run whose model has learned the tone of each letter."""
     folder = tmp_path_factory.mktemp("run")
     workdir = folder / "run"
     sections = {"data": {"recordings": str(table), **DATA}, "model": MODEL}
@@ -136,7 +136,7 @@ def test_normalisation():
 
 
 def test_spec_augment():
-    """Whole bands and stretches are zero, no wider than allowed, others are unchanged."""
+    """Whole bands and time ranges are zero, no wider than allowed; all others are unchanged."""
     xs, lengths = np.ones((200, 40, 10), np.float32), np.full(200, 30)
     how = {"frequency_masks": 1, "frequency_width": 3, "time_masks": 1, "time_width": 0.2}
     found = np.asarray(spec_augment(jax.random.key(0), xs, lengths, **how))
@@ -151,8 +151,8 @@ def test_spec_augment():
     np.testing.assert_array_equal(none, xs)
 
 
-def test_recordings_in_batches_as_each_by_itself(task, model):
-    """Scores, losses and transcripts do not depend on the others of a batch."""
+def test_batches_of_recordings_equal_separate_recordings(task, model):
+    """Scores, losses and transcripts do not depend on other recordings of the batch."""
     features = task._features(task._recordings["validation"])
     together = scores(model, features, 2)
     labels = task._labels["validation"]
@@ -224,14 +224,14 @@ def test_inspect(run, capsys):
 
 
 def test_without_its_training_data(run, table, tmp_path):
-    """A run predicts what it did where the data are gone."""
+    """Predictions do not change after the data are removed."""
     known = json.loads(json.dumps(load_run(run).task.known))
     assert known["characters"] == " abc" and len(known["transcripts"]) == 48
 
 
 @pytest.mark.parametrize("size", [50, 777, 10**6])
 def test_a_stream(run, size):
-    """Chunk by chunk, the text is that of the whole recording."""
+    """Reading chunk by chunk gives the text of the whole recording."""
     loaded = load_run(run)
     rng = np.random.default_rng(7)
     for text in ("cab ba bac ab", "b", ""):
@@ -247,7 +247,7 @@ def test_a_stream(run, size):
 
 
 def failing(table, tmp_path, change=lambda text: text, model=None, **data):
-    """The message for a changed table of the same recordings."""
+    """The error message for a changed table of the same recordings."""
     folder = tmp_path / "changed"
     folder.mkdir()
     for file in table.parent.iterdir():

@@ -1,4 +1,4 @@
-"""Options that a stream needs; tests/tasks/test_speech.py compares texts with those of files."""
+"""Options that a stream needs; tests/tasks/test_speech.py compares transcripts with files."""
 
 import dataclasses
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""Plots of tasks: what they show, in which units, and that nothing overlaps."""
+"""Plots of tasks: their content, their units, and that nothing overlaps."""
 
 import dataclasses
 import itertools
@@ -26,7 +26,7 @@ def drawn(figure) -> FigureCanvasAgg:
 
 
 @pytest.mark.parametrize("names", [NAMES, ["x" * 200] * 12])
-def test_forecasts_show_columns_by_name_and_no_texts_overlap(names):
+def test_forecasts_show_columns_by_name_without_overlap(names):
     past, future, forecast = curves(len(names))
     truth = np.concatenate([past, future], axis=1)
     figure = forecasts(truth, forecast, names, [f"test window {n}00" for n in range(3)])
@@ -75,7 +75,7 @@ def test_dates_of_every_step_have_ticks():
 
 
 @pytest.mark.parametrize("dated", [True, False])
-def test_the_forecasters_plot_has_the_tables_units_and_dates(dated, tmp_path):
+def test_the_plot_of_a_forecaster_has_the_units_and_dates_of_the_table(dated, tmp_path):
     times = np.datetime64("2024-02-28") + np.arange(30)
     rows = [f"{time if dated else n},{5000 + n},{n % 7}" for n, time in enumerate(times)]
     (tmp_path / "table.csv").write_text("\n".join(["time,one,two", *rows]), "utf-8")
@@ -98,7 +98,7 @@ def test_the_forecasters_plot_has_the_tables_units_and_dates(dated, tmp_path):
     assert name == "forecasts"
     first = figure.axes[0]
     before, after, forecast = (line.get_xydata() for line in first.get_lines()[:3])
-    place = 2  # of the windows that forecast rows 20 and later, the first that is plotted
+    place = 2  # the first plotted window among those that forecast rows from 20 on
     end = 20 + place
     np.testing.assert_allclose(before[:, 1], 5000 + np.arange(end - 4, end), rtol=1e-6)
     np.testing.assert_allclose(after[:, 1], 5000 + np.arange(end, end + 2), rtol=1e-6)

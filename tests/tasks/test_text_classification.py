@@ -1,4 +1,4 @@
-"""Text classification from small files, against computations written for one text at a time."""
+"""Text classification from small files, against computations for one text at a time."""
 
 import csv
 import itertools
@@ -29,7 +29,7 @@ MODEL = {**SMALL, "word_dropout": 0.0, "embedding_dropout": 0.0, "dropout": 0.0}
 
 
 def rows(seed: int, count: int) -> list[tuple[str, str]]:
-    """Texts of 1 to 12 words, one of which decides the class; two of three are good."""
+    """Texts of 1 to 12 words, one of which determines the class; two of three are good."""
     rng = np.random.default_rng(seed)
     made = []
     for n in range(count):
@@ -87,7 +87,7 @@ def test_splits_are_stratified_and_share_no_text(make):
     assert make(content, validation_fraction=0.0).splits == ("test",)
 
 
-def test_a_batch_holds_the_texts_and_their_classes(make):
+def test_a_batch_contains_the_texts_and_their_classes(make):
     task = make()
     known = {}
     for text, label in rows(0, 40):
@@ -116,7 +116,7 @@ def test_the_model_reads_words_subwords_or_characters(make, tokens, size):
     assert (columns["unknown"] > 0).tolist() == [False, tokens != "subwords"]
 
 
-def test_notes_say_what_the_data_hold(make, tmp_path):
+def test_notes_describe_the_data(make, tmp_path):
     (tmp_path / "vectors.txt").write_text("film 1 2 3 4\ngreat 1 1 1 1\nzebra 0 0 0 1\n")
     task = make(test=[("a zebra", "good"), ("great", "good")], validation_fraction=0.0,
                 model={"vectors": str(tmp_path / "vectors.txt")})  # fmt: skip
@@ -137,7 +137,7 @@ def losses(scores, labels):
 
 
 def alone(model, texts) -> list[np.ndarray]:
-    """The scores of each text, read by itself."""
+    """The scores of each text, read separately."""
     calls = ((ids[None], np.array([len(ids)], np.int32)) for ids in texts)
     outputs = [model((), tokens=tokens, lengths=lengths)[1] for tokens, lengths in calls]
     return [np.asarray(each["logits"][0], np.float64) for each in outputs]
@@ -157,7 +157,7 @@ def test_the_loss_is_a_weighted_cross_entropy(make, weights):
     assert float(loss) == pytest.approx(np.mean(each), rel=5e-6)
 
 
-def test_metrics_are_those_of_each_text_by_itself(make):
+def test_metrics_equal_those_of_each_text_separately(make):
     task = make(test=rows(1, 6))
     model = Compiled(task.build(nnx.Rngs(3)))
     texts, labels = zip(*rows(1, 6), strict=True)
@@ -200,8 +200,8 @@ def test_macro_f1_is_the_mean_over_classes():
     assert metrics["accuracy"] == 100 * 5 / 8
 
 
-def test_logistic_regression_is_at_the_minimum_and_predicts_as_its_equations():
-    """At the minimum the gradient is zero: W = strength X^T (Y - P), with features by hand."""
+def test_logistic_regression_is_at_the_minimum_and_follows_its_equations():
+    """At the minimum the gradient is zero: W = strength X^T (Y - P), with hand-written features."""
     train, others = (
         ["good film", "a bad film", "good good", "bad"],
         ["good film a", "zebra bad bad"],
@@ -227,7 +227,7 @@ def test_logistic_regression_is_at_the_minimum_and_predicts_as_its_equations():
         bias -= 0.1 * errors.sum(0)
     expected = np.array([features(text) for text in others]) @ weights + bias
     found = ngram_classifier(train, labels, 2, strength=3.0)(others)
-    # L-BFGS-B stops where the loss changes by less than 1e-9 or so of its size.
+    # L-BFGS-B stops when the relative change of the loss is below about 1e-9.
     np.testing.assert_allclose(found, expected, atol=1e-3)
     assert found.argmax(1).tolist() == [1, 0]
 
@@ -238,7 +238,7 @@ def test_baselines_are_measured_on_the_same_split(make):
         always, regression = task.baselines(split).values()
         share = 100 * np.mean(task.data.read()[split].labels == 1)
         assert always["accuracy"] == share and "loss" not in always
-        # Six words decide the class, and all are in the training texts.
+        # Six words determine the class, and all are in the training texts.
         assert regression["accuracy"] > 90 > share
 
 
@@ -303,7 +303,7 @@ def test_a_long_text_is_cut_and_counted(run):
 
 
 @pytest.mark.parametrize("format", ["stablehlo", "onnx"])
-def test_an_exported_model_scores_as_the_run(run, format, capsys):
+def test_an_exported_model_has_the_scores_of_the_run(run, format, capsys):
     pytest.importorskip("onnxruntime")
     from lstm_jax.export.runner import Model
 
@@ -333,7 +333,7 @@ def test_an_exported_model_scores_as_the_run(run, format, capsys):
         (("a.pdf",), "a.pdf: expected a .csv or .tsv file, a .txt file or a folder of .txt files"),
     ],
 )
-def test_mistakes_in_new_text_get_one_line(run, tmp_path, monkeypatch, capsys, args, message):
+def test_mistakes_in_new_text_give_one_line(run, tmp_path, monkeypatch, capsys, args, message):
     monkeypatch.chdir(tmp_path)
     files = {"empty.txt": b"", "gap.txt": b"a\n\nb\n", "latin.csv": "text\né\n".encode("latin-1")}
     for name, content in {**files, "review.csv": b"review\nx\n", "a.pdf": b"%PDF"}.items():

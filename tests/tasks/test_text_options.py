@@ -1,4 +1,4 @@
-"""Which texts of the treebank the sections of text classification read."""
+"""The texts of the treebank that the data sections of text classification read."""
 
 import collections
 
@@ -15,7 +15,7 @@ TREES = """(4 (2 a) (3 (2 good) (2 film)))
 
 @pytest.fixture(autouse=True)
 def treebank(tmp_path, monkeypatch):
-    """Three sentences as every split."""
+    """Three sentences, the same in every split."""
     (tmp_path / "trees.txt").write_text(TREES)
     monkeypatch.setattr(text_options, "fetch", lambda name: tmp_path / "trees.txt")
 
@@ -23,7 +23,7 @@ def treebank(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name, sentences", [("sst2", 2), ("sst5", 3)])
 @pytest.mark.parametrize("repeats", [1, 4])
 def test_whole_sentences_are_repeated_among_the_phrases(name, sentences, repeats):
-    """In the training split alone; the sst2 task has no neutral texts."""
+    """Only in the training split; the sst2 task has no neutral texts."""
     splits = LabelledTextData(name, sentence_repeats=repeats).read()
     counts = collections.Counter(splits["train"].texts)
     expected = {"a good film": repeats, "a bad film": repeats, "good film": 1, "bad film": 1}
@@ -35,7 +35,7 @@ def test_whole_sentences_are_repeated_among_the_phrases(name, sentences, repeats
         assert len(splits[split].texts) == sentences
 
 
-def test_without_phrases_sentences_alone_are_repeated():
+def test_without_phrases_only_sentences_are_repeated():
     data = LabelledTextData("sst5", phrases=False, sentence_repeats=2)
     train = data.read()["train"]
     assert sorted(train.texts) == sorted(2 * ["a good film", "a bad film", "a film"])

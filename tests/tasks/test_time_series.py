@@ -1,4 +1,4 @@
-"""Forecasts of tables: metrics against loops, and nothing is seen that is not known yet."""
+"""Forecasts of tables: metrics against loops, and no use of values that are not yet known."""
 
 import dataclasses
 import json
@@ -69,10 +69,10 @@ def model(task):
     return Compiled(task.build(nnx.Rngs(0)))
 
 
-# ---- what is inferred ----
+# ---- inferred options ----
 
 
-def test_all_that_is_not_given_is_inferred(sales):
+def test_missing_options_are_inferred(sales):
     data = TimeSeriesData(table=str(sales), id_columns="shop", target_columns="sales")
     task = TimeSeries(dataclasses.replace(data, known_columns="promotion"), SMALL)
     data = task.data
@@ -94,12 +94,12 @@ def test_splits_are_rows_fractions_or_dates(sales, part, rows):
     assert task.splits == (("validation",) if part == "none" else ("validation", "test"))
 
 
-# ---- nothing is seen that is not known yet ----
+# ---- no use of future values ----
 
 
 @pytest.mark.parametrize("decoding", ["direct", "autoregressive"])
 def test_the_future_can_be_poisoned_where_it_is_not_known(sales, task, model, decoding):
-    """All that lies beyond the present, but for columns that are known in advance."""
+    """All future values, except in columns that are known in advance."""
     if decoding == "autoregressive":
         task = task_of(sales, SAMPLED)
         model = Compiled(task.build(nnx.Rngs(0)))
@@ -119,7 +119,7 @@ def test_the_future_can_be_poisoned_where_it_is_not_known(sales, task, model, de
     assert (after.quantiles[0] != before.quantiles[0]).any()
 
 
-def test_what_is_missing_changes_neither_loss_nor_metrics(task, model):
+def test_missing_values_affect_neither_loss_nor_metrics(task, model):
     batch = {name: array.copy() for name, array in task.batches(0)[0].items()}
     batch["future"][:, 1] = np.nan
     whole, _ = task.loss(model.module, (), batch, nnx.Rngs(0))
@@ -138,7 +138,7 @@ def test_what_is_missing_changes_neither_loss_nor_metrics(task, model):
 # ---- metrics and simple methods ----
 
 
-def test_metrics_are_those_of_loops():
+def test_metrics_equal_those_of_loops():
     rng = np.random.default_rng(0)
     truth = rng.gamma(2, 3, (5, 3))
     truth[0, 2] = np.nan
@@ -166,7 +166,7 @@ def test_metrics_are_those_of_loops():
     assert values["coverage_80"] == pytest.approx(np.mean(inside))
 
 
-def test_quantile_regression_is_that_of_linear_programming():
+def test_quantile_regression_agrees_with_linear_programming():
     from scipy.optimize import linprog
 
     rng = np.random.default_rng(0)
@@ -181,7 +181,7 @@ def test_quantile_regression_is_that_of_linear_programming():
         assert np.maximum(level * r, (level - 1) * r).sum() == pytest.approx(best, rel=0.01)
 
 
-def test_simple_methods_repeat_what_they_say(task):
+def test_simple_methods_equal_their_definitions(task):
     methods = task.baselines("test")
     assert list(methods) == [
         "persistence", "seasonal naive (4)", "drift", "climatology", "linear quantiles"
@@ -194,7 +194,7 @@ def test_simple_methods_repeat_what_they_say(task):
     assert methods["seasonal naive (4)"]["mae"] == pytest.approx(np.mean(errors), rel=1e-5)
 
 
-def test_intervals_of_simple_methods_hold_as_many_values_as_they_say():
+def test_intervals_of_simple_methods_have_their_coverage():
     rng = np.random.default_rng(0)
     errors = Origins(np.repeat([0, 1], 2000), np.arange(4000), rng.normal(size=(4000, 2)))
     errors.truth[2000:] = 3 + 5 * errors.truth[2000:]
@@ -228,7 +228,7 @@ def test_every_head_is_evaluated(tmp_path, head):
 # ---- a run ----
 
 
-def test_a_run_forecasts_what_follows_its_table(sales, tmp_path, capsys):
+def test_a_run_forecasts_the_rows_after_its_table(sales, tmp_path, capsys):
     config = tmp_path / "sales.toml"
     config.write_text(
         f'task = "time_series"\n[data]\ntable = "{sales}"\nid_columns = "shop"\n'
@@ -294,7 +294,7 @@ def _exported_as_evaluated(run, capsys):
     )
 
 
-def test_the_criterion_chooses_the_checkpoint(sales, tmp_path):
+def test_the_criterion_selects_the_checkpoint(sales, tmp_path):
     run = tmp_path / "run"
     (tmp_path / "sales.toml").write_text(
         f'task = "time_series"\n[data]\ntable = "{sales}"\nid_columns = "shop"\n'
@@ -333,8 +333,8 @@ def test_an_ensemble_of_sampled_forecasters_is_trained_and_forecasts(sales, tmp_
 
 
 def test_a_forecast_has_the_units_of_the_data(task, sales, model, tmp_path):
-    """Sales of a thousand times the size have forecasts of a thousand times the size, but for what
-    the model knows of the size itself."""
+    """Sales a thousand times as large have forecasts a thousand times as large, except for the
+    effect of the scale that the model reads."""
     columns = task.predict(model, None)
     assert len(columns["ds"]) == 2 * F and columns["unique_id"][0] == "north"
     assert 20 < np.median(columns["q0.5"]) < 200

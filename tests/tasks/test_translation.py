@@ -1,4 +1,4 @@
-"""Translation: training on a made-up language, BLEU, beams, attention maps, and bad input."""
+"""Translation: training on an artificial language, BLEU, beams, attention maps, errors."""
 
 import functools
 import json
@@ -71,7 +71,7 @@ def model(request, files):
     return Compiled(made(files, request.param).build(nnx.Rngs(0)))
 
 
-def test_smoothed_cross_entropy_is_that_of_smoothed_labels():
+def test_smoothed_cross_entropy_equals_that_of_smoothed_labels():
     logits, labels = np.random.default_rng(0).normal(size=(3, 5)), np.array([0, 4, 2])
     log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     smoothed = 0.9 * np.eye(5)[labels] + 0.1 / 5
@@ -81,7 +81,7 @@ def test_smoothed_cross_entropy_is_that_of_smoothed_labels():
 
 
 def test_losses_of_given_targets(task, model):
-    """Of many sentences in padded batches as of each by itself."""
+    """Losses in padded batches equal those of each sentence separately."""
     source, target = (task.tokenizer.encode(side) for side in sentences(5, seed=3))
     order = np.argsort([len(tokens) for tokens in source], kind="stable")
     expected = []
@@ -96,7 +96,7 @@ def test_losses_of_given_targets(task, model):
 
 
 @pytest.mark.parametrize("beam", [1, 3])
-def test_scores_are_those_of_the_found_targets(task, model, beam):
+def test_scores_equal_those_of_the_found_targets(task, model, beam):
     """Log probabilities, divided by the length penalty."""
     source = task.tokenizer.encode(["one two.", "six.", "four three two."])
     found = translations(model, source, Search(beam, 0.7, 0.0))
@@ -120,14 +120,14 @@ def test_coverage_changes_the_score(task, model):
     for each in plain:
         if tuple(each.tokens) in by_tokens:
             weights = attention(model, np.append(source[0], END), each.tokens)
-            weights = weights[: 2 * 8]  # of as many steps as the search takes
+            weights = weights[: 2 * 8]  # as many steps as the search takes
             expected = each.score + 0.5 * np.log(np.minimum(weights.sum(0), 1)).sum()
             np.testing.assert_allclose(by_tokens[tuple(each.tokens)], expected, rtol=1e-3)
             compared += 1
     assert compared
 
 
-def test_the_search_of_a_batch_is_that_of_each_row(task, model):
+def test_the_search_of_a_batch_equals_that_of_each_row(task, model):
     source = task.tokenizer.encode(["one two.", "six five four three."])
     together = translations(model, source, Search(2))
     for tokens, expected in zip(source, together, strict=True):
@@ -143,7 +143,7 @@ def test_greedy_search_is_one_program(task, model):
     assert found.tokens.shape == (2, 1, 16)
 
 
-def test_what_the_decoder_reads():
+def test_the_inputs_of_the_decoder():
     assert begun(np.array([[7, 8, END]])).tolist() == [[START, 7, 8]]
 
 
@@ -181,8 +181,8 @@ def test_long_pairs_are_left_out_and_counted(files, tmp_path):
 @pytest.mark.parametrize(
     "data, message",
     [
-        ({"validation_source": "x.a"}, "data.validation_target: expected a file, got none beside"),
-        ({"test_target": "x.b"}, "data.test_source: expected a file, got none beside x.b"),
+        ({"validation_source": "x.a"}, "data.validation_target: expected a file, got none for"),
+        ({"test_target": "x.b"}, "data.test_source: expected a file, got none for x.b"),
         ({"batch_size": 1000}, "data.batch_size: pairs of at most .* expected at least 1000, got"),
         ({"max_tokens": 3}, r"validation split: sentence \d: expected at most data.max_tokens = 3"),
     ],
@@ -205,7 +205,7 @@ def test_sentences_that_are_rejected(task, model, tmp_path):
         task.predict(model, path)
 
 
-def test_the_config_chooses_the_model(files):
+def test_the_config_selects_the_model(files):
     model = made(files, {"num_layers": 3, **TRANSFORMER}).build(nnx.Rngs(0))
     assert isinstance(model, TransformerSeq2Seq)
     assert (model.features, len(model.encoder), len(model.decoder)) == (8, 3, 3)
@@ -234,7 +234,7 @@ def test_options_of_the_other_kind_are_named(files, model, message):
 
 
 def test_both_kinds_of_model_have_as_many_parameters():
-    """With as many subwords as the configs ask for, which Multi30k has."""
+    """With the number of subwords of the configs, which Multi30k reaches."""
     sizes = []
     for name in ("multi30k", "multi30k_transformer"):
         config = load_config(CONFIGS / f"{name}.toml")
@@ -257,7 +257,7 @@ dropout = 0.0""",
 
 @pytest.fixture(scope="module", params=KINDS)
 def run(request, files, tmp_path_factory):
-    """A short training that learns the language by heart, through the command line."""
+    """A short training from the command line; the model memorises the language."""
     folder = tmp_path_factory.mktemp("run") / "run"
     config = files / "small.toml"
     config.write_text(
@@ -325,7 +325,7 @@ def test_a_plot_of_one_sentence(run, tmp_path, capsys):
     texts = ["--text", "one.", "--text", "two."]
     assert main(["predict", str(run), *texts, "--plot", str(path)]) == 1
     assert (
-        capsys.readouterr().err == "lstm-jax: error: --plot: expected one --text beside it, got 2\n"
+        capsys.readouterr().err == "lstm-jax: error: --plot: expected exactly one --text, got 2\n"
     )
     assert main(["predict", str(run), "--text", "one.", "--plot", "map.txt"]) == 1
     assert "expected a .png or .svg file, got map.txt" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Video forecasting: metrics against sums, files of one's own, and the commands on a run."""
+"""Video forecasting: metrics against sums, custom files, and the commands on a run."""
 
 import jax
 import numpy as np
@@ -65,7 +65,7 @@ def test_metrics_are_sums_over_pixels_and_means_over_frames(file):
     assert baselines["black frames"]["squared error"] == pytest.approx(black, rel=1e-6)
 
 
-def test_training_examples_are_stretches_of_training_videos(file):
+def test_training_examples_are_parts_of_training_videos(file):
     task, train = video(file), squares(40)[:32]
     starts = set()
     for k in range(20):
@@ -79,7 +79,7 @@ def test_training_examples_are_stretches_of_training_videos(file):
 
 
 def test_both_kinds_can_have_as_many_parameters():
-    """The sizes that the documentation compares."""
+    """These are the sizes compared in the documentation."""
     count = {}
     for kind, size in (("conv_lstm", 48), ("lstm", 15)):
         task = object.__new__(VideoForecasting)
@@ -102,7 +102,7 @@ def test_both_kinds_can_have_as_many_parameters():
         ({"size": 20}, "size: expected an integer of at least 29"),
     ],
 )
-def test_impossible_options_are_one_line(file, options, message):
+def test_impossible_options_give_one_line(file, options, message):
     with pytest.raises(UserError) as caught:
         video(file, **options)
     assert message in str(caught.value)
@@ -159,7 +159,7 @@ def test_a_run_can_be_inspected(run):
     assert "sequence(s) of the validation split" in (run / "inspect.html").read_text("utf-8")
 
 
-def test_mistakes_are_one_line(run, tmp_path, capsys):
+def test_mistakes_give_one_line(run, tmp_path, capsys):
     np.savez(tmp_path / "other.npz", frames=squares(2)[:, :, :, :8])
     np.savez(tmp_path / "short.npz", frames=squares(2)[:, :2])
     for name, message in (

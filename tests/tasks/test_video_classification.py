@@ -40,7 +40,7 @@ def classification(file, model=None, **data) -> VideoClassification:
     return VideoClassification(LabelledVideoData(**data), VideoClassifierConfig(**model))
 
 
-def test_splits_take_their_share_of_each_class(file):
+def test_splits_take_fractions_of_each_class(file):
     task = classification(file)
     counts = {name: np.bincount(x.labels).tolist() for name, x in task._videos.items()}
     assert counts == {"train": [22, 22], "validation": [2, 2], "test": [6, 6]}
@@ -48,7 +48,7 @@ def test_splits_take_their_share_of_each_class(file):
     assert classification(file, validation_fraction=0.0).splits == ("test",)
 
 
-def test_what_lies_past_the_end_has_no_influence(file):
+def test_frames_past_the_end_have_no_influence(file):
     task = classification(file)
     model, test = Compiled(task.build(nnx.Rngs(0))), task._videos["test"]
     inside = np.arange(6) < test.lengths[:, None]
@@ -65,13 +65,13 @@ def test_what_lies_past_the_end_has_no_influence(file):
         ({"train": "/no/such.npz"}, "data.train: /no/such.npz: no such file"),
     ],
 )
-def test_impossible_options_are_one_line(file, options, message):
+def test_impossible_options_give_one_line(file, options, message):
     with pytest.raises(UserError) as caught:
         classification(file, **options)
     assert message in str(caught.value)
 
 
-def test_a_test_file_of_another_size_is_one_line(file, tmp_path):
+def test_a_test_file_of_another_size_gives_one_line(file, tmp_path):
     other = bars(4)
     np.savez(tmp_path / "t.npz", **other | {"frames": other["frames"][:, :, :5]})
     with pytest.raises(UserError, match=r"data\.test: .*t\.npz: expected frames of 6 x 10 pixels"):

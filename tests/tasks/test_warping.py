@@ -19,7 +19,7 @@ def by_recursion(x, y) -> float:
     return total(len(x) - 1, len(y) - 1) / (len(x) + len(y))
 
 
-def test_distances_are_those_of_the_best_path():
+def test_distances_equal_those_of_the_best_path():
     rng = np.random.default_rng(0)
     one, others = rng.normal(size=(5, 3)), [rng.normal(size=(n, 3)) for n in (1, 4, 9)]
     found = warped_distances(one, others)

@@ -1,4 +1,4 @@
-"""Tables of the word model; tests/models/test_ctc_beam.py compares whole lines with counting."""
+"""Tables of the word model; tests/models/test_ctc_beam.py compares whole lines with enumeration."""
 
 import numpy as np
 import pytest

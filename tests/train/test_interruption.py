@@ -1,7 +1,7 @@
 """Killed processes: a resumed run gives the same bits as an uninterrupted one.
 
-``LSTM_JAX_KILLS`` sets how many SIGKILLs there are in all (3 unless told),
-``LSTM_JAX_KILL_SEED`` repeats the moments of a run that failed.
+``LSTM_JAX_KILLS`` sets the total number of SIGKILLs (default 3); ``LSTM_JAX_KILL_SEED`` repeats the
+moments of a failed run.
 """
 
 import contextlib

@@ -252,7 +252,9 @@ def test_a_second_signal_does_not_stop_the_save(whole, tmp_path):
     with pytest.raises(Stopped) as stopped:
         train(config, tmp_path / "run", report)
     assert stopped.value.signal == signal.SIGINT
-    assert len(report.warned) == 1 and "all is being saved; a third signal" in report.warned[0]
+    assert (
+        len(report.warned) == 1 and "everything is being saved; a third signal" in report.warned[0]
+    )
     (
         tmp_path / "run" / "checkpoints" / "15.orbax-checkpoint-tmp"
     ).mkdir()  # left by a killed process
@@ -363,8 +365,8 @@ def test_different_config_is_rejected(whole):
         train(other, workdir, Listener())
     told = str(caught.value)
     assert told.startswith(f"{workdir}: ") and "\n" not in told
-    assert "train.num_steps (24 there, 30 asked)" in told
-    assert "optimizer.name ('adamw' there, 'adam' asked)" in told
+    assert "train.num_steps (24 in the folder, 30 requested)" in told
+    assert "optimizer.name ('adamw' in the folder, 'adam' requested)" in told
     assert "train.seed" not in told
 
 
@@ -400,7 +402,7 @@ def test_damaged_metrics_do_not_stop_a_run(whole, tmp_path):
 
 
 def test_changed_metrics_are_reported(whole, tmp_path):
-    """A changed digit leaves a valid line; the checkpoint holds a digest of the lines."""
+    """A changed digit leaves a valid line; the checkpoint contains a digest of the lines."""
     shutil.copytree(whole[1], tmp_path / "run")
     path, report = tmp_path / "run" / "metrics.jsonl", Listener()
     lines = path.read_text("utf-8")
@@ -617,10 +619,10 @@ def test_runs_that_cannot_be_extended(longer, whole, tmp_path):
     assert "\n" not in str(got.value)
     config, workdir = longer
     shorter = dataclasses.replace(config.train, num_steps=10)
-    with pytest.raises(UserError, match=r"train.num_steps \(24 there, 10 asked\)"):
+    with pytest.raises(UserError, match=r"train.num_steps \(24 in the folder, 10 requested\)"):
         train(dataclasses.replace(config, train=shorter), workdir, Listener())
     also_other = dataclasses.replace(config.train, num_steps=30, seed=1)
-    with pytest.raises(UserError, match=r"train.seed \(0 there, 1 asked\)"):
+    with pytest.raises(UserError, match=r"train.seed \(0 in the folder, 1 requested\)"):
         train(dataclasses.replace(config, train=also_other), workdir, Listener())
     assert load_workdir(workdir) == config
 

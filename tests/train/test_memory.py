@@ -279,7 +279,7 @@ sys.exit(lstm_jax.cli.main(sys.argv[1:]))
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
 def test_ulimit_is_respected(files):
-    """As ``ulimit -v`` sets it: one line, and the folder is left to another config."""
+    """A limit set by ``ulimit -v``: one line, and another config can use the folder."""
     (files / "run.toml").write_text('task = "next_character"\n[data]\ntext = "text.txt"\n', "utf-8")
     words = ["--model.hidden-size", "20000", "--data.lanes", "4", "--data.window", "8"]
     done = subprocess.run(

@@ -103,7 +103,7 @@ def test_adamw_matches_its_formula():
             mean[name] = 0.8 * mean[name] + 0.2 * grad
             square[name] = 0.95 * square[name] + 0.05 * grad**2
             unbiased = mean[name] / (1 - 0.8**step), square[name] / (1 - 0.95**step)
-            decay = 0.1 * expected[name] if name == "w" else 0.0  # matrices alone
+            decay = 0.1 * expected[name] if name == "w" else 0.0  # only matrices
             expected[name] = expected[name] - 0.01 * (
                 unbiased[0] / (np.sqrt(unbiased[1]) + 1e-8) + decay
             )

@@ -150,7 +150,7 @@ def test_the_folder_holds_what_prediction_needs(folder):
         (("forecasting", "--text", "x"), "forecasting: task forecasting does not read text"),
         (
             ("forecasting", "new.csv", "--text", "x"),
-            "--text: expected no file beside it, got new.c",
+            "--text: expected no files, got new.c",
         ),
         (("nothing", "new.csv"), "nothing: no run here (expected a config.toml)"),
     ],

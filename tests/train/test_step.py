@@ -166,8 +166,8 @@ def test_two_devices_match_one_device(name, build):
     parts = build(TASKS[name])
     one, ones = run(*parts, num_devices=1)
     two, twos = run(*parts, num_devices=2)
-    # Sums of gradients in another order, through three steps of Adam: some dozen float32
-    # roundings of values of order one.
+    # Sums of gradients in another order, through three steps of Adam: about a dozen float32
+    # rounding errors of values of order one.
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
         assert a.dtype == b.dtype
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6)
@@ -182,7 +182,7 @@ def test_step_applies_one_update_with_the_tasks_gradient(name, build):
     mesh = data_mesh(task.batch_size, 2)
     take_step, state = begin(task, optimizer, schedule, mesh)
     batches = task.batches(0)
-    # From a second step on, so that the carry is not zero and the warm-up has begun.
+    # From the second step on, where the carry is not zero and the warm-up has started.
     state, _ = take_step(state, on(mesh, batches[0]))
     before = jax.device_get(state)
     state, metrics = take_step(state, on(mesh, batches[1]))

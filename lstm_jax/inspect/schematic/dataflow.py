@@ -14,7 +14,7 @@ import numpy as np
 from lstm_jax.cells.activations import ACTIVATIONS
 from lstm_jax.sequence.fused.graph import Equation, StepGraph, Var
 
-ARGUMENT = "□"  # the argument in a function's text
+ARGUMENT = "□"  # the placeholder for a function's argument
 
 # fmt: off
 TRANSPARENT = frozenset((

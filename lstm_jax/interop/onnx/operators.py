@@ -2,7 +2,7 @@
 
 A function's positional arguments are the operator's inputs, None if omitted.  Its keyword arguments
 are the attributes, with the standard's defaults.  If an attribute became an input in a later
-version, one argument stands for both.  Functions of NumPy arrays return NumPy arrays, so that
+version, one argument represents both.  Functions of NumPy arrays return NumPy arrays, so that
 shapes and values computed from them stay known while JAX traces the rest.
 """
 

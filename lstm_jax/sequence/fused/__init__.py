@@ -1,4 +1,4 @@
-"""The fast engine: a scan that computes for many steps at once whatever need not wait.
+"""The fast engine: a scan that precomputes everything independent of the carry for many steps.
 
 ``graph`` represents a step as a graph of equations, ``rewrites`` changes the graph so that it runs
 faster, and ``scan`` runs it and its derivative over time.

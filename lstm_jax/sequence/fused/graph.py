@@ -1,4 +1,4 @@
-"""A step as a graph of equations, of which any part can be evaluated.
+"""A step as a graph of equations, any part of which can be evaluated.
 
 A :class:`StepGraph` is a jaxpr with inner calls inlined.  It answers three questions that the
 fused engine asks of a step: what depends on a variable, which equations a result needs, and
@@ -79,7 +79,7 @@ class PrimitiveCall(NamedTuple):
     Attributes:
       primitive: the JAX primitive.
       params: its parameters.
-      mesh: the mesh in whose context the equation stands; None for the context of the caller.
+      mesh: the mesh in whose context the primitive runs; None for the context of the caller.
         (``jax.sharding.auto_axes``, which ``jnp.repeat`` uses, changes the context.)
     """
 
@@ -148,7 +148,7 @@ class StepGraph:
         self.outputs: Any = jax.tree.unflatten(jax.tree.structure(shapes), outputs)
 
     def copy(self) -> "StepGraph":
-        """A graph whose equations can be rewritten while this one stays as it is."""
+        """A copy whose equations can be rewritten without changing this graph."""
         other = copy.copy(self)
         other._avals = dict(self._avals)
         return other
@@ -185,7 +185,7 @@ class StepGraph:
         return [v for v in known if v in read]
 
     def read_by(self, readers: Set[Var], wanted: Iterable[Var]) -> Vars:
-        """What the equations that define ``readers`` read when ``wanted`` is computed.
+        """The inputs of the equations that compute ``wanted`` and define some of ``readers``.
 
         >>> graph = StepGraph(lambda a, b, c: (a * b) + c, 1.0, 1.0, 1.0)
         >>> a, b, c = graph.inputs

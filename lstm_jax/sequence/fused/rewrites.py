@@ -1,8 +1,8 @@
 """Rewrites of a step graph: the same values from equations that run faster.
 
-Each rewrite is one function with the reason for it and what it gained.  Times are of a training
-step in float32 on two cores of an AMD EPYC with jax 0.10, at (T, B, D, H); ``docs/performance.md``
-has the tables.
+Each rewrite is one function, whose docstring gives its purpose and the measured speed-up.  Times
+are of a training step in float32 on two cores of an AMD EPYC with jax 0.10, at (T, B, D, H);
+``docs/performance.md`` has the tables.
 """
 
 import itertools
@@ -67,7 +67,7 @@ def merge_gates(graph: StepGraph) -> None:
 
 
 def _gates_by_source(graph: StepGraph) -> dict[Var, list[tuple[int, int, Equation]]]:
-    """Every σ and tanh, by the array of whose slice ``[..., start:stop]`` it is a function."""
+    """Every σ and tanh of a slice ``[..., start:stop]``, by the array that is sliced."""
     defined_by = graph.defined_by()
     gates: dict[Var, list[tuple[int, int, Equation]]] = {}
     for equation in graph.equations:
@@ -246,8 +246,8 @@ def factor_out_products(graph: StepGraph, linear: set[Var], results: Iterable[Va
 def transpose_weights_once(graph: StepGraph, linear: set[Var], changing: set[Var]) -> None:
     """Transposes matrices before the loop, for products that reverse mode transposes.
 
-    The transpose of h U is dz Uᵀ; with Uᵀ laid out once it reaches 108 to 152 GFLOP/s, where a
-    product that transposes in each step falls behind.
+    The transpose of h U is dz Uᵀ; with Uᵀ laid out once, it reaches 108 to 152 GFLOP/s.  A product
+    that transposes in each step is slower.
 
     Args:
       graph: the graph, which is changed.
@@ -327,7 +327,7 @@ def reusable_buffers(
 ) -> dict[Var, Var]:
     """For each precomputed variable, a stored one that can overwrite it step by step.
 
-    Both have one shape and dtype, and the step reads the precomputed value only to compute the
+    Both have the same shape and dtype, and the step reads the precomputed value only to compute the
     stored one.  No array is then filled with zeros first, and no block copied: a training step
     takes 0.91 to 1.0 times as long.
 
@@ -355,9 +355,10 @@ def product_over_block(
 ) -> list[jax.Array] | None:
     """``[T, B, D] @ [D, H]`` as one product of ``[T * B, D]``, for arrays on one device.
 
-    Reverse mode then contracts one axis instead of two, for which XLA would lay out both
-    operands anew: about a tenth of a training step.  None where the equation is another
-    product, or the batch may be sharded: an axis that is sharded cannot be merged with time.
+    Reverse mode then contracts one axis instead of two, for which XLA would copy both operands into
+    another layout.  That copy takes about a tenth of a training step.  None if the equation is
+    another product, or if the batch may be sharded, since a sharded axis cannot be merged with
+    time.
 
     Args:
       equation: a ``dot_general`` of a step's ``[B, D]`` with ``[D, H]``.

@@ -5,11 +5,11 @@ derivative of a step is linear in three arguments,
 
     ds_t = J_s ds_{t-1} + (J_p dp + J_x dx_t),
 
-of which only the first depends on the step before.  The bracket is therefore precomputed for a
-block of steps at once.  In reverse mode, the loop then carries the gradient of the state alone,
-and the gradients of parameters and inputs are one product for a whole block.  In the same way,
-everything in the step that is independent of the carry is precomputed.  The step's own jaxpr
-determines which equations these are, so that any step will do.
+and only the first depends on the previous step.  The bracket is therefore precomputed for a block
+of steps at once.  In reverse mode, the loop then carries only the gradient of the state, and the
+gradients of parameters and inputs are one product for a whole block.  In the same way, everything
+in the step that is independent of the carry is precomputed.  The step's jaxpr determines which
+equations these are, so that any step is supported.
 
 All of this is one ``jax.custom_jvp`` rule that consists of plain scans, from which every transform
 follows.
@@ -177,7 +177,7 @@ def _with_rule(
     def rule(primals: Any, tangents: Any) -> Any:
         consts, init, xs = primals
         nonzero = [[not _is_zero(tangent) for tangent in group] for group in tangents]
-        nonzero[1] = [_is_float(leaf) for leaf in init]  # zero before the first step alone
+        nonzero[1] = [_is_float(leaf) for leaf in init]  # zero only before the first step
         step = linearize(graph, consts, init, [leaf[0] for leaf in xs], nonzero)
         if has_all_cores(*init, *xs) and not step.mixes_values_and_tangents():
             step = step.with_factors()
@@ -214,7 +214,7 @@ class LoopBody(NamedTuple):
     Attributes:
       graph: the equations.
       consts: variables that are the same in every step.
-      carry: variables that the step before hands on.
+      carry: variables that the previous step passes on.
       x: variables of this step's input.
       new_carry: variables of the carry that the step returns.
       y: variables of its output.
@@ -241,9 +241,9 @@ class LoopBody(NamedTuple):
     def precomputed(self, wanted: Iterable[Var]) -> Vars:
         """The variables, independent of the carry, to compute for many steps before the loop.
 
-        These are the ``wanted`` ones, and for the loop either what is expensive to recompute or
-        what the loop reads in the end, whichever has fewer elements.  (A normalised array is
-        smaller than the array, its mean and its deviation.)
+        These are the ``wanted`` ones, and for the loop either the values that are expensive to
+        recompute or those that the loop reads directly, whichever have fewer elements.  (A
+        normalised array is smaller than the array, its mean and its deviation.)
         """
         graph = self.graph
         carry_dependent = graph.depending_on(self.carry)
@@ -264,7 +264,7 @@ class LoopBody(NamedTuple):
 
         Args:
           wanted: variables to be computed later.
-          known: variables whose values will be available, beside arguments.
+          known: variables whose values will be available, besides arguments.
           carry_dependent: variables that are excluded.
         """
         known = {*self.consts, *self.carry, *self.x, *known}
@@ -338,7 +338,7 @@ def scan_in_place(
     reused: Mapping[Var, Var],
     config: ScanConfig,
 ) -> tuple[Leaves, dict[Var, Any]]:
-    """A scan in which stored values overwrite the precomputed values that they are made of.
+    """A scan in which stored values overwrite the precomputed values that they are computed from.
 
     A scan's own output would be filled with zeros first, and each block's copied into it; on a
     CPU both take as long as writing the values.
@@ -508,7 +508,7 @@ class LinearizedStep(NamedTuple):
       body: the step; its graph also computes the derivative.
       tangents_in: variables of the nonzero tangents of consts, carry and x.
       tangents_out: variables of the tangents of the new carry and of y.
-      has_factors: whether chains of products are products with one factor.
+      has_factors: whether :func:`factor_out_products` has been applied.
     """
 
     body: LoopBody
@@ -521,11 +521,11 @@ class LinearizedStep(NamedTuple):
         return self.body.graph.depending_on(jax.tree.leaves(self.tangents_in))
 
     def carry_tangents(self) -> set[Var]:
-        """The tangents that depend on the carry's tangent, and so on the step before."""
+        """The tangents that depend on the carry's tangent, and so on the previous step."""
         return self.body.graph.depending_on(self.tangents_in[1])
 
     def read_by(self, readers: set[Var], among: Callable[[Var], bool]) -> Vars:
-        """The variables ``among`` those that ``readers`` are computed from, and the results."""
+        """The results, and the variables that ``readers`` are computed from, if in ``among``."""
         results = [*self.tangents_out[0], *self.tangents_out[1]]
         read = [*self.body.graph.read_by(readers, results), *results]
         return [v for v in dict.fromkeys(read) if among(v)]
@@ -548,7 +548,7 @@ class LinearizedStep(NamedTuple):
         return factored if graph.size(*factored.coefficients()) <= graph.size(*before) else self
 
     def with_finite_coefficients(self) -> "LinearizedStep":
-        """This step with zeros in the place of coefficients that are not finite."""
+        """This step, with coefficients that are not finite replaced by zeros."""
         graph = self.body.graph.copy()
         rewrites.make_coefficients_finite(graph, self.tangents(), self.body.changing())
         return self._replace(body=self.body._replace(graph=graph))
@@ -558,7 +558,7 @@ class LinearizedStep(NamedTuple):
         return not self.tangents().isdisjoint([*self.body.new_carry, *self.body.y])
 
     def residuals(self) -> Vars:
-        """What to store for the derivative, beside carries and inputs."""
+        """The values to store for the derivative, besides carries and inputs."""
         tangents = self.tangents()
         needed = self.read_by(tangents, lambda v: v not in tangents)
         return self.body.expensive(needed, self.body.new_carry)

@@ -93,7 +93,7 @@ def sweep(
             training.train(groups, finished)
         report.end_progress()
         if came and not all(point.finished for point in points):
-            report.say(f"stopped; all is saved; resume with: lstm-jax sweep {folder}")
+            report.say(f"stopped; everything is saved; resume with: lstm-jax sweep {folder}")
             raise Stopped(came[0])
         present(points, axes, folder, report)
     return points

@@ -49,7 +49,7 @@ def _is_number(point: Point, key: str) -> bool:
 
 
 def _alike(points: Sequence[Point], numbers: Sequence[str]) -> list[list[Point]]:
-    """Groups of points that differ only in seeds and numbers, zero apart from nonzero."""
+    """Groups of points that differ only in seeds and numbers; zero and nonzero are separate."""
     alike: dict[Any, list[Point]] = {}
     for point in points:
         values = {**point.values, SEED: None}

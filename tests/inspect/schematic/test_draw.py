@@ -1,4 +1,4 @@
-"""The picture of a cell is true to its equations and can be read."""
+"""The drawing of a cell corresponds to its equations and is legible."""
 
 import functools
 import importlib.util
@@ -28,11 +28,11 @@ def drawn(name):
     return draw_cell(CELLS[name](hidden_size=4))
 
 
-# ---- what is drawn is what is computed ----
+# ---- the drawing corresponds to the equations ----
 
 
 def equations(nodes):
-    """What a picture says, an equation for each value with a name, in the order of the alphabet.
+    """A drawing as equations, one for each named value, in alphabetical order.
 
     ``σ[h' x p∘c']`` is a layer of h_{t-1} and x_t and, unit by unit, c_{t-1}.
     """
@@ -132,11 +132,11 @@ EXPECTED = {
         *MEMORY, "f=σconv[h' x]", "g=tanhconv[h' x]", "i=σconv[h' x]", "o=σconv[h' x]",
     ],
 }  # fmt: skip
-"""docs/cells.md in the words of :func:`equations`."""
+"""The drawings of docs/cells.md, in the format of :func:`equations`."""
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_the_picture_says_what_the_equations_say(name):
+def test_the_drawing_shows_the_equations(name):
     found, y = equations(drawn(name).nodes)
     assert found == sorted(EXPECTED[name])
     assert y == "h"
@@ -152,7 +152,7 @@ SAMPLES = 60
 
 @functools.cache
 def computed(name):
-    """A step's nodes, each one's values for many random states and inputs, and its graph."""
+    """A step's nodes, the values of each for many random states and inputs, and the graph."""
     cell, random = CELLS[name](hidden_size=4), np.random.default_rng(0)
     batch = (SAMPLES, *(3,) * (cell.num_feature_axes - 1))
     shapes = jax.eval_shape(
@@ -162,7 +162,7 @@ def computed(name):
     params, *others = jax.tree.map(lambda a: random.normal(size=a.shape), shapes)
     params = jax.tree.map(lambda a: 0.4 * a, params)
     if name == "layer_norm":
-        params["b"] *= 0  # biases are not drawn, but for those of layers
+        params["b"] *= 0  # only the biases of layers are drawn
     leaves = zip(
         jax.tree.leaves(flow.graph.inputs), jax.tree.leaves((params, *others)), strict=True
     )
@@ -188,8 +188,8 @@ INVERSE = {
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_operations_compute_what_is_written_in_them(name):
-    """Their values, of random states and inputs, follow from those of the nodes before them."""
+def test_operations_compute_their_labels(name):
+    """For random states and inputs, their values follow from those of the previous nodes."""
     nodes, values, _ = computed(name)
     checked = 0
     for n, node in enumerate(nodes):
@@ -208,10 +208,11 @@ def test_operations_compute_what_is_written_in_them(name):
 
 
 @pytest.mark.parametrize("name", [n for n in CELLS if n not in ("conv_lstm", "ind_rnn")])
-def test_layers_are_functions_of_weights_times_their_inputs_alone(name):
-    """Before its function a layer's value is an affine map of its inputs, found by regression.
+def test_layers_are_functions_of_weights_times_their_inputs(name):
+    """Before its function, a layer's value is an affine map of its inputs, which is found by
+    regression.
 
-    Each input has weights that are not zero, and those of a dashed wire are a diagonal.
+    Each input has nonzero weights, and those of a dashed wire form a diagonal matrix.
     """
     nodes, values, _ = computed(name)
 
@@ -225,7 +226,8 @@ def test_layers_are_functions_of_weights_times_their_inputs_alone(name):
             continue
         edges = list(sources(node))
         inputs = [values[edge.source] for edge in edges]
-        # σ and its like are inverted in float32, exact to the distance from their bounds.
+        # σ and similar functions are inverted in float32, with a precision relative to their
+        # bounds.
         z = INVERSE[node.text](values[n])
         columns = np.concatenate([*inputs, np.ones((SAMPLES, 1))], -1)
         weights, *_ = np.linalg.lstsq(columns, z, rcond=None)
@@ -253,11 +255,11 @@ def test_names_are_those_of_the_equations_and_every_output_is_drawn(name):
     assert used | ends == set(range(len(nodes)))
 
 
-# ---- own cells ----
+# ---- custom cells ----
 
 
 class OwnCell:
-    """A cell of a user, who knows nothing of ours."""
+    """A user's cell that does not use the library's base class."""
 
     def __init__(self, step, params, state):
         self.step, self.params, self.state = step, params, state
@@ -269,7 +271,7 @@ class OwnCell:
         return self.state
 
 
-def test_an_own_cell_without_names():
+def test_a_custom_cell_without_names():
     def step(params, state, x):
         h, c = state
         z = jnp.concatenate([x, h]) @ params["w"] + params["b"]
@@ -286,11 +288,11 @@ def test_an_own_cell_without_names():
     assert not any(node.names for node in drawing.nodes)
 
 
-def test_an_own_cell_with_much_else():
+def test_a_custom_cell_with_other_operations():
     def step(params, state, x):
         z = named("z", x @ params["w"] + state["h"] @ params["u"])
         a, b = jnp.split(z, 2)
-        rate = jax.nn.sigmoid(params["r"])  # of parameters alone
+        rate = jax.nn.sigmoid(params["r"])  # of parameters only
         memory = jnp.outer(a, b) + state["memory"]
         h = (1 - rate) * state["h"] + rate * jax.nn.softmax(memory @ b)
         limited = jnp.where(jnp.isnan(a), 0.0, 3 * jnp.clip(a, -1.0, 2.0))
@@ -320,7 +322,7 @@ def test_options_and_regularisers_are_drawn():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_functions_are_known_by_their_values_in_every_type(dtype):
+def test_functions_are_recognised_by_their_values_in_every_type(dtype):
     def step(params, state, x):
         gate = 1 / (1 + jnp.exp(-x))  # a sigmoid by hand
         state = gate * (x / (1 + jnp.abs(x))) + state
@@ -334,7 +336,7 @@ def test_functions_are_known_by_their_values_in_every_type(dtype):
     assert y.kind == "new state" and nodes[total.source].text == "relu"
 
 
-def test_what_is_no_cell_is_refused():
+def test_objects_that_are_not_cells_are_rejected():
     for other in ("lstm", LSTMCell):
         with pytest.raises(TypeError, match=r"cell must be a cell \(init, zero_state, step\)"):
             draw_cell(other)
@@ -350,11 +352,11 @@ def test_modules_are_drawn_as_their_cells():
     assert str(draw_cell(linen.GRUCell(4))) == drawing
 
 
-# ---- the picture can be read ----
+# ---- legibility ----
 
 
 def boxes(nodes):
-    """Left, top, right and bottom of each node, and of the names behind it."""
+    """Left, top, right and bottom of each node and of its label."""
     shapes, layout = placed(nodes)
     found = []
     for n, (shape, (x, y)) in enumerate(zip(shapes, layout.centres, strict=True)):
@@ -387,7 +389,7 @@ def check_places(nodes):
                 )  # fmt: skip
                 assert not within, (nodes[n], wire)
     for (a, p, q), (b, r, s) in itertools.combinations(segments, 2):
-        for axis in (0, 1):  # wires of two sources never run along each other
+        for axis in (0, 1):  # wires of different sources never overlap
             across = 1 - axis
             if a != b and p[across] == q[across] and r[across] == s[across]:
                 close = abs(p[across] - r[across]) < 4
@@ -428,7 +430,7 @@ def test_the_svg_is_well_formed_and_no_text_leaves_it(name):
     check_svg(str(drawn(name)))
 
 
-def test_a_drawing_shows_itself_and_is_the_same_each_time():
+def test_a_drawing_is_displayed_and_deterministic():
     drawing = drawn("gru")
     assert str(drawing) == drawing._repr_svg_() == drawing._repr_html_()
     assert draw_cell(CELLS["gru"](hidden_size=4)) == drawing
@@ -438,8 +440,8 @@ def test_a_drawing_shows_itself_and_is_the_same_each_time():
 # ---- docs/cells.md ----
 
 
-def test_the_pictures_of_the_docs_are_up_to_date():
-    """Otherwise: python docs/draw_cells.py"""
+def test_the_drawings_of_the_docs_are_up_to_date():
+    """If this fails, run python docs/draw_cells.py."""
     spec = importlib.util.spec_from_file_location("draw_cells", ROOT / "docs" / "draw_cells.py")
     draw_cells = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(draw_cells)

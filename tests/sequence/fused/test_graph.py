@@ -32,7 +32,7 @@ def test_trees_of_arguments_and_results():
     }
 
 
-def test_labels_name_the_values_of_the_equations():
+def test_labels_refer_to_the_values_of_the_equations():
     graph = StepGraph(lambda a: named("gate", jnp.tanh(a)) * 2.0, 1.0)
     assert [e.outputs[0] for e in graph.equations if e.primitive == "tanh"] == [
         graph.labels["gate"]
@@ -83,7 +83,7 @@ def unclassified(step, *arguments):
 
 @pytest.mark.parametrize("name", list(CELLS))
 def test_every_primitive_of_a_cell_is_classified(name):
-    """A new version of JAX may trace a cell to other primitives, which the lists must contain."""
+    """A new version of JAX may trace a cell to other primitives; the lists must contain them."""
     space = (3, 2) if name == "conv_lstm" else ()
     cell = CELLS[name](hidden_size=4)
     params = cell.init(jax.random.key(0), 3)

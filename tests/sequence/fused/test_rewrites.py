@@ -39,7 +39,7 @@ def evaluated(graph, arguments):
 
 def assert_same_values(graph, arguments, expected):
     for got, wanted in zip(evaluated(graph, arguments), jax.tree.leaves(expected), strict=True):
-        # Sums of about ten float64 terms in another order; slopes are up to some hundred.
+        # Sums of about ten float64 terms in another order; slopes reach several hundred.
         np.testing.assert_allclose(got, wanted, rtol=1e-11, atol=1e-12)
 
 
@@ -139,11 +139,11 @@ class TestReusableBuffers:
         found = rewrites.reusable_buffers(graph, [z], [*outputs], [*outputs])
         return found, z, outputs
 
-    def test_a_value_that_is_read_for_one_result_only(self):
+    def test_a_value_that_only_one_result_reads(self):
         found, z, (_, gate) = self.found(lambda z, h: (h, jnp.tanh(z + h)), *[jnp.ones(2)] * 2)
         assert found == {z: gate}
 
-    def test_a_value_that_another_result_reads_too(self):
+    def test_a_value_that_another_result_also_reads(self):
         found, _, _ = self.found(lambda z, h: (h * z, jnp.tanh(z + h)), *[jnp.ones(2)] * 2)
         assert found == {}
 
@@ -155,7 +155,7 @@ class TestReusableBuffers:
 
 @dataclasses.dataclass(frozen=True)
 class Gates:
-    """Gates that are not side by side, or of which a slice has several functions."""
+    """Gates that are not adjacent, or a slice of gates with several functions."""
 
     kind: str
     hidden_size: int = D

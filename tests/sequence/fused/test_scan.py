@@ -71,7 +71,7 @@ def test_blocks_and_chunks(reverse):
     assert starts == ([[4.0, 7.0], [0.0]] if reverse else [[0.0, 3.0], [6.0]])
 
 
-def test_what_is_stored_of_an_lstm_step():
+def test_stored_values_of_an_lstm_step():
     """h, c and one tanh of all gates: 6 H."""
     from lstm_jax import LSTMCell
 
@@ -84,7 +84,7 @@ def test_what_is_stored_of_an_lstm_step():
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-def test_outputs_of_narrow_types_are_stacked_as_they_are(reverse):
+def test_outputs_of_narrow_types_are_stacked_unchanged(reverse):
     xs = jax.random.normal(jax.random.key(0), (5, 3))
 
     def body(total, x):
@@ -101,7 +101,7 @@ def test_outputs_of_narrow_types_are_stacked_as_they_are(reverse):
 
 
 def test_no_stack_of_narrow_numbers_is_written_in_a_loop():
-    """On a CPU, each such step would widen and narrow the whole stack."""
+    """On a CPU, each such step would convert the whole stack to float32 and back."""
     lstm = LSTM(128, 2, dtype="bfloat16", engine="fused")
     params = jax.eval_shape(lambda: lstm.init(jax.random.key(0), 4))
     xs = jax.ShapeDtypeStruct((64, 64, 4), jnp.float32)  # several blocks
@@ -127,7 +127,7 @@ def test_no_stack_of_narrow_numbers_is_written_in_a_loop():
     ],
 )
 def test_recomputing_never_needs_more_memory(name, shape):
-    """Compiled and not run."""
+    """Compiled but not run."""
     T, B, D, H = shape
     cell = CELLS[name](H)
     params = jax.eval_shape(lambda: cell.init(jax.random.key(0), D))
