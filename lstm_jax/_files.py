@@ -11,8 +11,6 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
 from lstm_jax.errors import UserError, printable
 
 
@@ -90,14 +88,17 @@ def write_content(path: pathlib.Path, content: bytes | str) -> None:
 def npz_content(arrays: Mapping[str, Any]) -> bytes:
     """The content of a .npz file. Any name is allowed; :func:`numpy.savez` rejects ``"file"``.
 
+    >>> import numpy as np
     >>> np.load(io.BytesIO(npz_content({"file": [1, 2]})))["file"].tolist()
     [1, 2]
     """
+    import numpy as np  # this module is also imported for --help, which needs no numpy
+
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
+                np.lib.format.write_array(member, np.asarray(array))
     return content.getvalue()
 
 
