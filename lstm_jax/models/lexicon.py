@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.special import softmax
 
 IMPOSSIBLE = -1e30  # log of probability zero; finite, so that differences are finite
 
@@ -108,6 +109,5 @@ def best_words(
     >>> word.tolist(), round(float(share[0]), 4)
     ([0], 0.6)
     """
-    scores = word_scores(logits, lengths, lexicon)
-    best = np.asarray(scores.argmax(1))
-    return best, np.asarray(jnp.exp(scores.max(1) - jax.nn.logsumexp(scores, axis=1)))
+    scores = np.asarray(word_scores(logits, lengths, lexicon))
+    return scores.argmax(1), softmax(scores, axis=1).max(1)
