@@ -11,7 +11,9 @@ setup: $(VENV)/.installed
 # Installs the other libraries that benchmarks, notebooks and some tests use for comparison.
 peers: $(VENV)/.peers
 
-INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
+# Python compiles modules when they are first imported. Compiling all of them here would take half
+# of the installation's time.
+INSTALL = $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
