@@ -37,8 +37,9 @@ class PianoRollConfig(RecurrentConfig):
 
     conditioned: bool = option(False, "each pitch sees those above it in its own frame")
     interval_features: int = option(
-        0, "features that see chords as intervals from each pitch; 0: a linear readout", at_least=0
-    )
+        0, "features that see chords as intervals from each pitch; 0: a linear readout",
+        at_least=0, at_most=10**4,
+    )  # fmt: skip
     input_dropout: float = option(0.0, "dropout on the frames read", at_least=0, below=1)
 
 
@@ -115,6 +116,13 @@ class Music(Task):
     def batches(self, seed: int) -> grain.MapDataset:
         data = self.data
         return roll_windows(self._rolls("train"), data.lanes, data.window, data.transpose, seed)
+
+    def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        rows = (self.data.lanes, self.data.window)
+        return {
+            "frames": jax.ShapeDtypeStruct((*rows, PITCHES), np.float32),
+            "start": jax.ShapeDtypeStruct(rows, np.bool),
+        }
 
     # ---- model and loss ----
 

@@ -159,7 +159,7 @@ class TimeSeriesModel(RecurrentConfig):
     )  # fmt: skip
     samples: int = option(
         100, "sampled trajectories of a forecast, with decoding autoregressive", at_least=2,
-        at_most=10**5,
+        at_most=10**4,
     )  # fmt: skip
 
     @property
