@@ -114,8 +114,8 @@ def held_by_unipen(path, inks):
 
 
 def audio(folder, rng):
-    kind = rng.choice(["wav", "flac"])
-    path, content = folder / f"a.{kind}", io.BytesIO()
+    kind = rng.choice(["wav", "flac", "nist"])
+    path, content = folder / f"a.{'sph' if kind == 'nist' else kind}", io.BytesIO()
     samples = np.random.default_rng(rng.randrange(2**32)).uniform(-1, 1, (400, rng.choice([1, 2])))
     soundfile.write(content, samples, rng.choice([8000, 16000]), "PCM_16", format=kind)
     path.write_bytes(rng.choice([hostile.mutated_bytes(rng, content.getvalue())] * 9 + [b""]))
