@@ -5,6 +5,7 @@ which returns an exit status, or None for success. Only the module of the given 
 and ``run`` imports what the command needs, so that ``--help`` is fast.
 """
 
+import errno
 import importlib
 import os
 import sys
@@ -31,6 +32,7 @@ COMMANDS = {
 WRONG_COMMAND_LINE = 2
 INTERRUPTED = 130
 BROKEN_PIPE = 141
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a disk, a quota, the size of a file
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -66,8 +68,11 @@ def main(args: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except OSError as error:  # a full disk, a read-only folder, a file instead of a folder
-        _drop_unwritable_output()
-        where = "" if error.filename is None else f"{error.filename}: "
+        name = error.filename
+        # Errors of other files name them.
+        if _drop_unwritable_output() or error.errno in FULL:
+            name = name or "standard output"
+        where = f"{name}: " if name else ""
         return _fail(f"error: {where}{error.strerror or error}", 1)
     except (MemoryError, RuntimeError) as error:
         if not _lacks_memory(error):
@@ -121,12 +126,18 @@ def _lacks_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
 
 
-def _drop_unwritable_output() -> None:
-    """Redirects the output, so that the interpreter's flush at exit does not fail again."""
+def _drop_unwritable_output() -> bool:
+    """Redirects the output if it cannot be written, as the interpreter's flush at exit would fail.
+
+    Returns:
+      Whether it could not be written.
+    """
     try:
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _fail(message: str, status: int) -> int:

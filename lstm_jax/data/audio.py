@@ -66,7 +66,7 @@ def read_samples(source: str | pathlib.Path | bytes, rate: int, name: str = "") 
             while len(blocks[-1]) == BLOCK:
                 blocks.append(_block(sound))
             samples = np.concatenate(blocks)
-            expected, found = _announced(sound)
+            expected, found = _announced(sound, _beginning(file))
     except (soundfile.LibsndfileError, OSError) as error:
         reason = getattr(error, "error_string", error)
         raise UserError(
@@ -86,11 +86,25 @@ def _block(sound: Any) -> np.ndarray:
     return sound.read(BLOCK, dtype="float32", always_2d=True)
 
 
-def _announced(sound: Any) -> tuple[int, int]:
-    """The bytes of samples that the header of a WAV file announces, and those that follow.
+def _beginning(file: pathlib.Path | io.BytesIO) -> bytes:
+    """The first 1024 bytes, the header of a SPHERE file."""
+    if isinstance(file, io.BytesIO):
+        return file.getvalue()[:1024]
+    with file.open("rb") as opened:
+        return opened.read(1024)
 
-    libsndfile reads a truncated WAV file without an error, and notes both numbers in its log.
+
+def _announced(sound: Any, beginning: bytes) -> tuple[int, int]:
+    """The bytes of samples that the header of a WAV or SPHERE file announces, and those found.
+
+    libsndfile reads a truncated file without an error. It notes both numbers of a WAV file in its
+    log.
     """
+    if beginning.startswith(b"NIST_1A"):
+        fields = re.findall(rb"^(\w+) -i (\d{1,18})\s*$", beginning, re.MULTILINE)
+        sizes = {name: int(number) for name, number in fields}
+        width = sizes.get(b"sample_n_bytes", 1) * sound.channels
+        return sizes.get(b"sample_count", 0) * width, sound.frames * width
     sizes = re.search(r"^data : (\d+) \(should be (\d+)\)", sound.extra_info, re.MULTILINE)
     announced, found = map(int, sizes.groups()) if sizes else (0, 0)
     return (announced, found) if announced < ENDLESS else (0, 0)

@@ -14,9 +14,9 @@ from typing import Any
 
 import jax
 import jax.export
-import numpy as np
 from flax import nnx
 
+from lstm_jax._files import npz_content
 from lstm_jax.export import runner, translator
 from lstm_jax.export.writing import (
     PLATFORMS,
@@ -117,7 +117,7 @@ def export_encoder_decoder(
             exported = jax.export.export(jax.jit(function), platforms=platforms)(*arguments)
             path = new / runner.program_file("stablehlo", name)
             path.write_bytes(exported.serialize())
-        np.savez(new / "weights.npz", **weights)
+        (new / "weights.npz").write_bytes(npz_content(weights))
         (new / "run.py").write_text(_stand_alone(inspect.getsource(translator)), "utf-8")
         (new / "runner.py").write_text(inspect.getsource(runner), "utf-8")
         write_manifest_of(new, manifest, ("jax", "jaxlib"))

@@ -23,6 +23,7 @@ import os
 import pathlib
 import re
 import sys
+import zipfile
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
@@ -392,8 +393,10 @@ def write_arrays(path: pathlib.Path, outputs: dict[str, Any]) -> None:
     part = path.with_name(f".{os.getpid()}.part")
     try:
         try:
-            with part.open("wb") as file:
-                np.savez(file, **outputs)
+            with zipfile.ZipFile(part, "w") as file:
+                for name, array in outputs.items():  # np.savez rejects the name "file"
+                    with file.open(f"{name}.npy", "w", force_zip64=True) as member:
+                        np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)

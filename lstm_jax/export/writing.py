@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from lstm_jax._files import write_content
+from lstm_jax._files import npz_content, write_content
 from lstm_jax.cells.base import Params, like
 from lstm_jax.errors import UserError
 from lstm_jax.export import runner
@@ -234,7 +234,7 @@ def export_stablehlo(
             )
             path = new / runner.program_file("stablehlo", name)
             path.write_bytes(exported.serialize())
-        np.savez(new / "weights.npz", **weights)
+        (new / "weights.npz").write_bytes(npz_content(weights))
         write_rest(new, parts, metadata, ("jax", "jaxlib"))
     return runner.Model(folder)
 
@@ -392,9 +392,12 @@ def symbolic(inputs: dict[str, tuple[str, str]], first: Any) -> tuple[Any, dict[
 def replaced(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yields a temporary folder, whose files move into ``folder`` once all of them are written.
 
+    After an error, ``folder`` is removed if it was created here.
+
     Raises:
       UserError: ``folder`` cannot be written; its previous files stay.
     """
+    created = [each for each in (folder, *folder.parents) if not each.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for left in folder.glob(".part-*"):  # by a process that was killed
@@ -403,8 +406,13 @@ def replaced(folder: pathlib.Path) -> Iterator[pathlib.Path]:
             yield pathlib.Path(name)
             for path in sorted(pathlib.Path(name).iterdir()):
                 path.replace(folder / path.name)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from error
+    except BaseException as error:
+        for each in created:
+            with contextlib.suppress(OSError):  # it is not empty
+                each.rmdir()
+        if isinstance(error, OSError):
+            raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from error
+        raise
 
 
 def write_rest(
@@ -417,7 +425,7 @@ def write_rest(
         else np.asarray(array)
         for name, array in flat(parts.first).items()
     }
-    np.savez(folder / "carry.npz", **first)
+    (folder / "carry.npz").write_bytes(npz_content(first))
     (folder / "run.py").write_text(inspect.getsource(runner), "utf-8")
     manifest = {
         **metadata,

@@ -74,7 +74,7 @@ class HandwritingConfig(RecurrentConfig):
         2, "points per step of the LSTM layers; 1: no convolution", at_least=1, at_most=8
     )
     conv_features: int = option(
-        64, "features of the convolution that reads the points", at_least=1, at_most=10**6
+        64, "features of the convolution that reads the points", at_least=1, at_most=10**4
     )
     kernel_size: int = option(
         5, "kernel size of the convolution, in points", at_least=1, at_most=100

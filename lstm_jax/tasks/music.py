@@ -40,6 +40,7 @@ class PianoRollConfig(RecurrentConfig):
         0,
         "features computed from the intervals of chords to each pitch; 0: a linear readout",
         at_least=0,
+        at_most=10**4,
     )
     input_dropout: float = option(0.0, "dropout on the input frames", at_least=0, below=1)
 
@@ -116,6 +117,13 @@ class Music(Task):
     def batches(self, seed: int) -> grain.MapDataset:
         data = self.data
         return roll_windows(self._rolls("train"), data.lanes, data.window, data.transpose, seed)
+
+    def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        rows = (self.data.lanes, self.data.window)
+        return {
+            "frames": jax.ShapeDtypeStruct((*rows, PITCHES), np.float32),
+            "start": jax.ShapeDtypeStruct(rows, np.bool),
+        }
 
     # ---- model and loss ----
 

@@ -112,7 +112,7 @@ class SpeechConfig(RecurrentConfig):
     )
     convolutions: int = option(2, "convolutions before the layers", at_least=0, at_most=8)
     stride: int = option(2, "stride of each convolution in time", at_least=1, at_most=8)
-    conv_features: int = option(256, "features of each convolution", at_least=1, at_most=10**6)
+    conv_features: int = option(256, "features of each convolution", at_least=1, at_most=10**4)
     kernel_size: int = option(
         5, "kernel size of a convolution in time; at least its stride", at_least=1, at_most=100
     )

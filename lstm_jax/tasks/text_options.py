@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 
-from lstm_jax.config import RecurrentConfig, Section, option
+from lstm_jax.config import LARGEST_SIZE, RecurrentConfig, Section, option
 from lstm_jax.data import fetch
 from lstm_jax.data.labelled_text import (
     LabelledText,
@@ -153,7 +153,9 @@ class LabelledTextData(Section):
 class TextClassifierConfig(RecurrentConfig):
     """Section ``[model]`` of task ``text_classification``."""
 
-    embedding_size: int = option(128, "features of a token's embedding", at_least=1)
+    embedding_size: int = option(
+        128, "features of a token's embedding", at_least=1, at_most=LARGEST_SIZE
+    )
     bidirectional: bool = option(True, "whether layers read a text from both ends")
     pooling: str = option("max", "how the outputs of all steps are combined", choices=POOLINGS)
     word_dropout: float = option(

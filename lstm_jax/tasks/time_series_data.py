@@ -170,7 +170,7 @@ class TimeSeriesModel(RecurrentConfig):
     )  # fmt: skip
     samples: int = option(
         100, "number of sampled trajectories, with decoding autoregressive", at_least=2,
-        at_most=10**5,
+        at_most=10**4,
     )  # fmt: skip
 
     @property

@@ -113,9 +113,12 @@ class TranslationConfig(RecurrentConfig):
 
     kind: str = option("lstm", "layers of both sides", choices=("lstm", "transformer"))
     hidden_size: int = option(
-        256, "hidden features of each decoder layer and encoder direction", at_least=1
+        256, "hidden features of each decoder layer and encoder direction",
+        at_least=1, at_most=LARGEST_SIZE,
+    )  # fmt: skip
+    embedding_size: int = option(
+        256, "features of a subword's embedding", at_least=1, at_most=LARGEST_SIZE
     )
-    embedding_size: int = option(256, "features of a subword's embedding", at_least=1)
     attention: str = option(
         "multiplicative", "lstm: scores of the attention", choices=("multiplicative", "additive")
     )
@@ -131,7 +134,9 @@ class TranslationConfig(RecurrentConfig):
         at_least=0,
         below=1,
     )
-    beam_size: int = option(5, "number of hypotheses in the beam search; 1: greedy", at_least=1)
+    beam_size: int = option(
+        5, "number of hypotheses in the beam search; 1: greedy", at_least=1, at_most=1000
+    )
     length_penalty: float = option(1.0, "alpha of Wu et al. 2016; 0: none", at_least=0)
     coverage_penalty: float = option(0.0, "beta of Wu et al. 2016; 0: none", at_least=0)
 

@@ -74,6 +74,10 @@ class VideoForecasting(Task):
 
         return grain.MapDataset.range(10**9).map(example).batch(self.data.batch_size)
 
+    def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        frames = (self.data.batch_size, self.data.num_frames, *self.known["frame_shape"])
+        return {"frames": jax.ShapeDtypeStruct(frames, np.uint8)}
+
     # ---- model and loss ----
 
     def build(self, rngs: nnx.Rngs) -> ConvForecaster | FullyConnectedForecaster:

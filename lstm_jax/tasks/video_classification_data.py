@@ -71,7 +71,9 @@ class VideoClassifierConfig(RecurrentConfig):
     channels: str = option(
         "16,32", "channels of the convolutions; each one halves height and width", check=sizes
     )
-    frame_features: int = option(64, "features of a frame, which the LSTM reads", at_least=1)
+    frame_features: int = option(
+        64, "features of a frame, which the LSTM reads", at_least=1, at_most=10**4
+    )
     hidden_size: int = option(
         64, "hidden features of each recurrent layer", at_least=1, at_most=10**6
     )

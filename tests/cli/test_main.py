@@ -673,7 +673,7 @@ def test_output_to_a_full_disk_gives_one_line():
             timeout=60,
         )
     assert done.returncode == 1
-    assert done.stderr == "lstm-jax: error: No space left on device\n"
+    assert done.stderr == "lstm-jax: error: standard output: No space left on device\n"
 
 
 def test_a_custom_module_that_ends_the_program_is_an_error(tmp_path, monkeypatch, capfd):

@@ -97,6 +97,11 @@ def test_headers_that_announce_too_much_are_reported(tmp_path):
 
     wav, flac = written("wav"), bytearray(written("flac"))
     assert "expected 8000 bytes of samples as in the header, got 3956" in message("a", wav[:4000])
+    sphere = written("nist", subtype="PCM_16")
+    assert "expected 8000 bytes of samples as in the header, got 2976" in message(
+        "s", sphere[:4000]
+    )
+    np.testing.assert_array_equal(read_samples(sphere, 8000, "s"), read_samples(wav, 8000, "a"))
     piped = wav[:40] + b"\xff\xff\xff\xff" + wav[44:]  # its size was not known when it began
     np.testing.assert_array_equal(read_samples(piped, 8000, "a"), read_samples(wav, 8000, "a"))
     flac[21] |= 0x0F  # 2^36 samples

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from unittest.mock import Mock
 
 import jax.numpy as jnp
 import numpy as np
@@ -333,6 +334,12 @@ def test_closed_or_full_standard_output(folders):
     assert closed.stderr == "run.py: error: generate: the standard output is closed\n"
 
 
+def test_an_output_can_have_any_name(tmp_path):
+    runner.write_arrays(tmp_path / "out.npz", {"file": [1.5], "x": jnp.ones(2)})
+    with np.load(tmp_path / "out.npz") as found:
+        assert found["file"].tolist() == [1.5] and found["x"].tolist() == [1, 1]
+
+
 # ---- writing an export ----
 
 
@@ -352,6 +359,12 @@ def test_an_export_is_replaced_only_once_the_new_one_is_complete(folders, tmp_pa
                 export(MODELS["classifier"], folder)
         assert str(caught.value) == f"{folder}: cannot be written: No space left on device"
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    for failure in (OSError(28, "No space left on device"), ValueError("no translation")):
+        with monkeypatch.context() as patch:
+            patch.setattr(writing, "write_rest", Mock(side_effect=failure))
+            with pytest.raises((writing.UserError, ValueError)):
+                export(MODELS["classifier"], tmp_path / "new" / "export")
+        assert not (tmp_path / "new").exists()
     (folder / ".part-killed").mkdir()
     export(MODELS["classifier"], folder)
     assert list(ExportedModel(folder).metadata["inputs"]) == ["xs", "lengths"]

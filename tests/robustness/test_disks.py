@@ -274,6 +274,7 @@ def test_output_that_cannot_be_written_does_not_affect_a_run(output, source, tmp
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )  # fmt: skip
     assert done.returncode in (0, 1) and done.stderr.count("\n") == done.returncode, done.stderr
+    assert output == "closed" or "standard output" in done.stderr
     assert main(["train", str(tmp_path / "run")]) == 0
     results = [folder / "results.json" for folder in (tmp_path / "run", source / "run")]
     assert results[0].read_bytes() == results[1].read_bytes()

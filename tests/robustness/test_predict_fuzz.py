@@ -7,18 +7,30 @@ them, and prints how many.
 import csv
 import io
 import json
+import re
 
 import numpy as np
 import pytest
+import soundfile
 from flax import nnx
 
 from lstm_jax.config import config_from
 from lstm_jax.data import midi_bytes
+from lstm_jax.data.ink import read_inks
 from lstm_jax.models import Compiled
 from lstm_jax.train.predict import write_columns
-from tests.robustness import hostile, test_data_fuzz, test_music_fuzz, test_text_fuzz
+from tests.ink import WORDS, write_ink
+from tests.robustness import (
+    hostile,
+    test_data_fuzz,
+    test_motion_fuzz,
+    test_music_fuzz,
+    test_signals_fuzz,
+    test_text_fuzz,
+)
 from tests.robustness.hostile_text import encoded, mutated_lines
 from tests.robustness.readers import csv_records, text_of
+from tests.skeletons import write_skeletons
 
 SMALL = {"hidden_size": 3, "embedding_size": 2}
 REVIEWS = "text,label\n" + '"good, really",good\nbad film,bad\na fine one,good\nso dull,bad\n' * 4
@@ -45,6 +57,34 @@ def task_in(folder, name):
         ),
         "classification": ({"train": "a.ts", "test": "a.ts", "batch_size": 2}, {"hidden_size": 3}),
         "music": ({"pieces": "tunes", "frames_per_beat": 4}, {"hidden_size": 3}),
+        "speech": (
+            {"recordings": "speech.csv", "sample_rate": 8000, "mel_bands": 8, "speed_change": 0.0,
+             "batch_size": 2},
+            {"hidden_size": 3, "num_layers": 1, "conv_features": 3, "beam_size": 2},
+        ),
+        "time_series": (
+            {"table": "a.csv", "target_columns": "y", "window": 8, "horizon": 4, "season": 4,
+             "validation": "8", "test": "8", "batch_size": 2},
+            {"hidden_size": 3},
+        ),
+        "handwriting": ({"ink": "ink.csv", "batch_size": 2}, {"hidden_size": 3}),
+        "handwriting_synthesis": (
+            {"ink": "ink.csv", "batch_size": 2},
+            {"hidden_size": 3, "num_layers": 1, "window_components": 2, "mixture_components": 2},
+        ),
+        "video": (
+            {"videos": "a.npz", "observed": 1, "horizon": 2, "batch_size": 2},
+            {"hidden_size": 3, "num_layers": 1, "patch": 1},
+        ),
+        "video_classification": (
+            {"train": "a.npz", "test": "a.npz", "batch_size": 2, "validation_fraction": 0.4},
+            {"channels": "2", "frame_features": 3, "hidden_size": 3},
+        ),
+        "action": (
+            {"recordings": "skeletons", "train_subjects": "1,2", "batch_size": 2,
+             "max_frames": 8},
+            {"hidden_size": 3},
+        ),
     }  # fmt: skip
     files = {
         "next_character": {"a.txt": test_data_fuzz.TEXT},
@@ -52,13 +92,21 @@ def task_in(folder, name):
         "translation": {"a.en": "a dog\ntwo cats\n" * 4, "a.de": "ein Hund\nzwei Katzen\n" * 4},
         "forecasting": {"a.csv": test_data_fuzz.table_text()},
         "classification": {"a.ts": test_data_fuzz.ts_text()},
-        "music": {},
-    }[name]
+        "time_series": {"a.csv": test_signals_fuzz.table_text(np.random.default_rng(0))},
+        "speech": {"speech.csv": "path,text\n" + "".join(f"{n}.wav,ab b\n" for n in range(4))},
+    }.get(name, {})
     for file, text in files.items():
         (folder / file).write_text(text, "utf-8", newline="")
     (folder / "tunes").mkdir()
     for n in range(3):
         (folder / "tunes" / f"{n}.mid").write_bytes(midi_bytes(TUNE, 4, 90))
+    numbers = np.random.default_rng(0)
+    for n in range(4) if name == "speech" else ():
+        soundfile.write(folder / f"{n}.wav", numbers.uniform(-0.5, 0.5, 3000), 8000)
+    write_ink(folder / "ink.csv", pieces=36)
+    write_skeletons(folder / "skeletons")
+    frames = numbers.integers(0, 256, (6, 3, 2, 2, 1), np.uint8)
+    np.savez(folder / "a.npz", frames=frames, labels=np.arange(6) % 2)
     data, model = sections[name]
     config = config_from({"task": name, "data": data, "model": model}, "config", {}, folder)
     return config.build_task()
@@ -143,9 +191,50 @@ def forecast(path, columns):
 
 
 def one_class_each(path, columns):
-    probabilities = np.stack([columns["probability a"], columns["probability b"]])
+    names = [name.removeprefix("probability ") for name in columns if "probability" in name]
+    probabilities = np.stack([columns[f"probability {name}"] for name in names])
     np.testing.assert_allclose(probabilities.sum(0), 1, rtol=1e-5)
-    assert columns["class"] == ["ab"[n] for n in probabilities.argmax(0)]
+    assert columns["class"] == [names[n] for n in probabilities.argmax(0)]
+
+
+def transcribed(path, columns):
+    assert columns["file"] == [str(path)]
+    assert {*columns["transcript"][0], *columns["greedy"][0]} <= {*"ab "}
+
+
+def future(path, columns):
+    days = np.array(columns["ds"], "datetime64[D]")
+    assert len(days) == 4 and (np.diff(days) == np.timedelta64(1, "D")).all()
+    text = path.read_bytes().decode("utf-8-sig")
+    known = np.array(re.findall(r"\d{4}-\d\d-\d\d", text), "datetime64[D]")
+    assert days[0] - 1 in known
+    spreads = np.diff([columns[name] for name in columns if name.startswith("q")], axis=0)
+    assert len(spreads) and (spreads >= 0).all()
+
+
+def ink(folder, rng):
+    kinds = [test_signals_fuzz.ink_csv, test_signals_fuzz.inkml, test_signals_fuzz.unipen]
+    return rng.choice(kinds)(folder, rng)
+
+
+def readings(path, columns):
+    held = {".csv": test_signals_fuzz.held_by_csv, ".inkml": test_signals_fuzz.held_by_inkml}
+    inks = read_inks(path)
+    held.get(path.suffix, test_signals_fuzz.held_by_unipen)(path, inks)
+    assert columns["ink"] == [each.name for each in inks]
+    assert {*columns["word"]} <= {*WORDS} and {*"".join(columns["reading"])} <= {*"".join(WORDS)}
+    assert ((columns["probability"] >= 0) & (columns["probability"] <= 1)).all()
+
+
+def moves(path, columns):
+    inks = read_inks(path)
+    assert columns["ink"] == [each.name for each in inks]
+    assert (columns["moves"] > 0).all()
+
+
+def next_frames(path, columns):
+    with np.load(path) as file:
+        assert columns["frames"].shape == (len(file["frames.npy"]), 2, 2, 2, 1)
 
 
 KINDS = {
@@ -155,6 +244,13 @@ KINDS = {
     "forecasting": (test_data_fuzz.of_text("a.csv", ",;"), forecast),
     "classification": (test_data_fuzz.of_text("c.ts", ",:"), one_class_each),
     "music": (tunes, every_piece),
+    "speech": (test_signals_fuzz.audio, transcribed),
+    "time_series": (test_signals_fuzz.table, future),
+    "handwriting": (ink, readings),
+    "handwriting_synthesis": (test_signals_fuzz.ink_csv, moves),
+    "video": (test_motion_fuzz.video_file, next_frames),
+    "video_classification": (test_motion_fuzz.video_file, one_class_each),
+    "action": (test_motion_fuzz.archive, one_class_each),
 }
 
 
@@ -190,7 +286,8 @@ def test_predictions_on_damaged_files(name, tmp_path, fuzz_budget):
                     found = [np.nan if row[key] is None else row[key] for row in rows]
                     np.testing.assert_allclose(found, column, rtol=1e-6)
                 else:
-                    assert [row[key] for row in rows] == list(column)
+                    plain = [x.tolist() if isinstance(x, np.ndarray) else x for x in column]
+                    assert [row[key] for row in rows] == plain
 
     outcomes = hostile.tried(
         f"predict, {name}", max(1, fuzz_budget // 4), lambda rng: make(tmp_path, rng), predict,

@@ -114,8 +114,8 @@ def held_by_unipen(path, inks):
 
 
 def audio(folder, rng):
-    kind = rng.choice(["wav", "flac"])
-    path, content = folder / f"a.{kind}", io.BytesIO()
+    kind = rng.choice(["wav", "flac", "nist"])
+    path, content = folder / f"a.{'sph' if kind == 'nist' else kind}", io.BytesIO()
     samples = np.random.default_rng(rng.randrange(2**32)).uniform(-1, 1, (400, rng.choice([1, 2])))
     soundfile.write(content, samples, rng.choice([8000, 16000]), "PCM_16", format=kind)
     path.write_bytes(rng.choice([hostile.mutated_bytes(rng, content.getvalue())] * 9 + [b""]))
@@ -130,13 +130,17 @@ def held_by_audio(path, samples):
 # ---- time series ----
 
 
-def table(folder, rng):
-    numbers = np.random.default_rng(rng.randrange(2**32))
+def table_text(numbers):
     days = np.arange("2024-01-01", "2024-02-10", dtype="datetime64[D]")
     values = numbers.uniform(1, 9, len(days)).round(2)
     lines = ["ds,y"] + [f"{day},{value}" for day, value in zip(days, values, strict=True)]
+    return "\n".join(lines) + "\n"
+
+
+def table(folder, rng):
+    text = table_text(np.random.default_rng(rng.randrange(2**32)))
     path = folder / "sales.csv"
-    path.write_bytes(damaged(rng, "\n".join(lines) + "\n", ","))
+    path.write_bytes(damaged(rng, text, ","))
     return path
 
 

@@ -1,5 +1,6 @@
 """The memory estimate: at most what XLA reports, and a one-line error if memory is too small."""
 
+import json
 import pathlib
 import re
 import resource
@@ -185,6 +186,54 @@ def test_too_large_batch_gives_one_line(files):
     accumulated = need_of(config(files, "characters", **{"train.accumulate": 10_000}))
     # Inputs and targets of int32, and one flag per row.
     assert accumulated.batch == 10_000 * (2 * 4 * 8 * 64 + 8)
+
+
+def test_shapes_of_generated_and_repeated_batches(tmp_path):
+    """Videos are cut from a file, and lanes repeat pieces: any number of rows is possible."""
+    frames = np.random.default_rng(0).integers(0, 255, (6, 5, 8, 8, 1), np.uint8)
+    np.savez(tmp_path / "videos.npz", frames=frames)
+    (tmp_path / "rolls.json").write_text(
+        json.dumps({name: [[[60], [62, 64]]] * 2 for name in ("train", "valid", "test")})
+    )
+    cases = {
+        "video": (
+            {"data.videos": tmp_path / "videos.npz", "data.observed": 2, "data.horizon": 2},
+            "batch_size",
+        ),
+        "music": ({"data.pieces": tmp_path / "rolls.json", "data.window": 4}, "lanes"),
+    }
+    for task, (values, rows) in cases.items():
+
+        def made(count, task=task, values=values, rows=rows):
+            values = {key: str(value) for key, value in values.items()}
+            values |= {f"data.{rows}": str(count), "model.hidden_size": "3"}
+            return config_from({"task": task}, "test", values, tmp_path)
+
+        few = made(4).build_task()
+        batch = {key: (np.shape(a), a.dtype) for key, a in few.batches(0)[0].items()}
+        assert {key: (a.shape, a.dtype) for key, a in few.batch_shapes().items()} == batch
+        with pytest.raises(UserError, match=rf"out of memory.*lower data.{rows} \(1000000000\)"):
+            train(made(10**9), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+
+SENSELESS = {
+    "speech": ("conv_features", 10**6),
+    "handwriting": ("conv_features", 10**6),
+    "video_classification": ("frame_features", 10**6),
+    "music": ("interval_features", 10**6),
+    "translation": ("beam_size", 10**6),
+    "text_classification": ("embedding_size", 10**7),
+    "time_series": ("samples", 10**6),
+}
+"""Sizes whose values outside loops, or in a search, are not part of the estimate."""
+
+
+@pytest.mark.parametrize("task", SENSELESS)
+def test_sizes_that_make_no_sense_are_rejected(task):
+    key, size = SENSELESS[task]
+    with pytest.raises(UserError, match=f"{key.replace('_', '-')}: expected .*at most"):
+        config_from({"task": task}, "test", {f"model.{key}": str(size)})
 
 
 def test_every_device_has_its_own_state(files):
