@@ -32,12 +32,8 @@ def check_levels(text: str) -> tuple[float, ...]:
     expect(all(map(is_number, names_of(text))), "levels", "numbers separated by commas", text)
     levels = tuple(map(float, names_of(text)))
     rising = list(levels) == sorted(set(levels)) and all(0 < level < 1 for level in levels)
-    expect(
-        rising and 0.5 in levels,
-        "levels",
-        "increasing numbers between 0 and 1, including 0.5",
-        text,
-    )
+    words = "increasing numbers between 0 and 1, including 0.5"
+    expect(rising and 0.5 in levels, "levels", words, text)
     return levels
 
 
@@ -49,23 +45,17 @@ class TimeSeriesData(Section):
         "tourism", f"{', '.join(NAMED)}, or the path of a CSV or Parquet file", path_or=NAMED
     )
     time_column: str = option("", "time stamps, or whole numbers (ds, date, ... or the first)")
-    id_columns: str = option(
-        "", "columns that together identify a series (unique_id, if it exists)"
-    )
+    id_columns: str = option("", "columns that identify a series (unique_id, if it exists)")
     target_columns: str = option("", "columns to forecast (y, or the only column of numbers)")
     past_columns: str = option("*", "covariates known up to the present; *: all other columns")
     known_columns: str = option("", "covariates known in advance, such as promotions")
     static_columns: str = option("", "columns that are constant within a series")
     frequency: str = option(
-        "",
-        "frequency of the time stamps: h, D, B, W-SUN, MS, ... as in pandas",
-        check=check_frequency,
+        "", "of the time stamps: h, D, B, W-SUN, MS, ... as in pandas", check=check_frequency
     )
     time_zone: str = option("", "time zone of the time stamps, such as Europe/Berlin")
     calendar: bool = option(True, "whether hour, weekday and day of the year are inputs")
-    holidays: str = option(
-        "", "country of public holidays, such as DE or DE-BY; needs the package holidays"
-    )
+    holidays: str = option("", "country of holidays, as DE or DE-BY; needs the package holidays")
     season: int = option(0, "rows per season; 1: none", at_least=0, at_most=10**6)
     horizon: int = option(0, "F, rows of the future to forecast", at_least=0, at_most=10**6)
     window: int = option(0, "W, rows of the past that a forecast reads", at_least=0, at_most=10**6)
