@@ -350,7 +350,7 @@ class TestStack:
         assert stack.both.backward.w_hh.shape == (2, 6)
 
     def test_its_own_directions(self):
-        with pytest.raises(ValueError, match="both is Bidirectional, which has directions"):
+        with pytest.raises(ValueError, match="both is Bidirectional, which has its own directions"):
             Stack(D, self.layer, rngs=nnx.Rngs(0))(XS, reverse=True)
         both = Stack(D, sequence.Bidirectional(cells.RNNCell(2)), rngs=nnx.Rngs(0))
         with pytest.raises(ValueError, match="reverse is for stacks of cells, got Bidirectional"):

@@ -62,6 +62,7 @@ def export_encoder_decoder(
 
     Example:
       >>> import tempfile
+      >>> import numpy as np
       >>> from lstm_jax.models import Seq2Seq
       >>> model = Seq2Seq(10, 4, 8, rngs=nnx.Rngs(0))
       >>> folder = pathlib.Path(tempfile.mkdtemp())

@@ -396,7 +396,7 @@ def write_arrays(path: pathlib.Path, outputs: dict[str, Any]) -> None:
             with zipfile.ZipFile(part, "w") as file:
                 for name, array in outputs.items():  # np.savez rejects the name "file"
                     with file.open(f"{name}.npy", "w", force_zip64=True) as member:
-                        np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
+                        np.lib.format.write_array(member, np.asarray(array))
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)

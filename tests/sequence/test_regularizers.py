@@ -215,7 +215,7 @@ def test_every_cell_can_be_regularised(name):
     if not cell.is_linear:
         regularised = DropConnect(regularised)
     elif name in ("min_lstm", "min_gru"):
-        with pytest.raises(ValueError, match="DropConnect needs params"):
+        with pytest.raises(ValueError, match="DropConnect needs a cell with recurrent weights"):
             unroll(DropConnect(cell), params, xs, key=KEY)
     _, noisy = unroll(regularised, params, xs, key=KEY)
     assert noisy.shape == plain.shape
