@@ -16,7 +16,6 @@ import jax
 import jax.export
 from flax import nnx
 
-from lstm_jax._files import npz_content
 from lstm_jax.export import runner, translator
 from lstm_jax.export.writing import (
     PLATFORMS,
@@ -118,7 +117,7 @@ def export_encoder_decoder(
             exported = jax.export.export(jax.jit(function), platforms=platforms)(*arguments)
             path = new / runner.program_file("stablehlo", name)
             path.write_bytes(exported.serialize())
-        (new / "weights.npz").write_bytes(npz_content(weights))
+        runner.write_npz(new / "weights.npz", weights)
         (new / "run.py").write_text(_stand_alone(inspect.getsource(translator)), "utf-8")
         (new / "runner.py").write_text(inspect.getsource(runner), "utf-8")
         write_manifest_of(new, manifest, ("jax", "jaxlib"))

@@ -382,6 +382,14 @@ def arrays(path: pathlib.Path) -> Iterator[tuple[str, np.ndarray]]:
         yield name, array
 
 
+def write_npz(path: pathlib.Path, arrays: dict[str, Any]) -> None:
+    """Writes a .npz file. Any name is allowed; :func:`numpy.savez` rejects ``"file"``."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asarray(array))
+
+
 def write_arrays(path: pathlib.Path, outputs: dict[str, Any]) -> None:
     """Writes a .npz file; an existing file is replaced once the new one is complete.
 
@@ -393,10 +401,7 @@ def write_arrays(path: pathlib.Path, outputs: dict[str, Any]) -> None:
     part = path.with_name(f".{os.getpid()}.part")
     try:
         try:
-            with zipfile.ZipFile(part, "w") as file:
-                for name, array in outputs.items():  # np.savez rejects the name "file"
-                    with file.open(f"{name}.npy", "w", force_zip64=True) as member:
-                        np.lib.format.write_array(member, np.asarray(array))
+            write_npz(part, outputs)
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from lstm_jax._files import npz_content, write_content
+from lstm_jax._files import write_content
 from lstm_jax.cells.base import Params, like
 from lstm_jax.errors import UserError
 from lstm_jax.export import runner
@@ -234,7 +234,7 @@ def export_stablehlo(
             )
             path = new / runner.program_file("stablehlo", name)
             path.write_bytes(exported.serialize())
-        (new / "weights.npz").write_bytes(npz_content(weights))
+        runner.write_npz(new / "weights.npz", weights)
         write_rest(new, parts, metadata, ("jax", "jaxlib"))
     return runner.Model(folder)
 
@@ -425,7 +425,7 @@ def write_rest(
         else np.asarray(array)
         for name, array in flat(parts.first).items()
     }
-    (folder / "carry.npz").write_bytes(npz_content(first))
+    runner.write_npz(folder / "carry.npz", first)
     (folder / "run.py").write_text(inspect.getsource(runner), "utf-8")
     manifest = {
         **metadata,
