@@ -20,9 +20,8 @@ jax.devices()
 
 
 def pytest_sessionstart(session):
-    if not hasattr(
-        session.config, "workerinput"
-    ):  # only once, before pytest-xdist starts its workers
+    # Only once, before pytest-xdist starts its workers.
+    if not hasattr(session.config, "workerinput"):
         compiled.limit()
 
 

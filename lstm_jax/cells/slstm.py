@@ -118,7 +118,7 @@ class SLSTMCell(GatedCell):
     ``(4H,)`` with gates in the order i, f, g, o.  Options are those of :class:`GatedCell`
     (``gate_fn`` applies to the output gate) and the following.  The zero state has ``m`` = -1e30:
     it is empty, and the first step determines the scale.  With ``learn_initial_state`` there are
-    ``h_0``, ``c_0`` and ``m_0``, initialised to zeros.  The initial n is then 1.  This is no
+    ``h_0``, ``c_0`` and ``m_0``, initialised to zeros.  The initial n is then 1.  This is not a
     restriction: n must be positive, and m_0 determines its scale exp(m).
 
     Attributes:

@@ -138,7 +138,7 @@ class Handwriting(Task):
         return readings(model, inks, self.data.spacing, alphabet, (words, self._lexicon), labels)
 
     def evaluate(self, model: Any, split: str) -> Metrics:
-        """``loss``, and in percent ``CER`` and the accuracies of whole texts.
+        """``loss``, and in percent ``CER`` and the accuracies of whole labels.
 
         ``CER`` and ``accuracy`` refer to the most likely letters, and ``lexicon accuracy`` to the
         most likely word of the lexicon.
@@ -187,5 +187,5 @@ class Handwriting(Task):
 
 
 def _share_right(texts: list[str], found: list[str]) -> float:
-    """The percentage of texts that were recognised correctly."""
+    """The percentage of labels that were recognised correctly."""
     return 100.0 * float(np.mean([a == b for a, b in zip(texts, found, strict=True)]))

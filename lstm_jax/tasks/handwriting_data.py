@@ -29,7 +29,7 @@ class HandwritingData(Section):
     )
     lexicon: str = option(
         "",
-        "a text file with one word per line; empty: the texts of the training data",
+        "a text file with one word per line; empty: the labels of the training data",
         path_or=("",),
     )
     batch_size: int = option(64, "pieces of handwriting per training step", at_least=1)

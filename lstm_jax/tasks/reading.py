@@ -1,4 +1,4 @@
-"""The transcriptions of a handwriting model: texts, words of a lexicon, plots."""
+"""The transcriptions of a handwriting model: strings, words of a lexicon, plots."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Class scores: computing them for many texts, their metrics, and predictions as columns."""
+"""Class scores: computing them in batches, their metrics, and predictions as columns."""
 
 from collections.abc import Sequence
 from typing import Any
