@@ -1,8 +1,11 @@
-"""Parameters of Flax modules as pure dicts, for tests that compute with them."""
+"""Comparisons of arrays, and parameters of Flax modules as pure dicts for computing with them."""
 
+import chex
 import jax
 import numpy as np
 from flax import nnx
+
+from tests import compiled
 
 
 def params_of(module) -> dict:
@@ -30,3 +33,14 @@ def doubled(module, scale: float = 2.0, biases: dict | None = None):
 
 def in_float64(params):
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+
+
+def assert_same(got, expected, atol: float) -> None:
+    """Checks that trees are equal: bit for bit as users compile, else within ``atol``.
+
+    A test that calls this has the mark ``exact``.
+    """
+    if compiled.is_quick():
+        chex.assert_trees_all_close(got, expected, atol=atol, rtol=0)
+    else:
+        chex.assert_trees_all_equal(got, expected)

@@ -11,10 +11,10 @@ from pathlib import Path
 from lstm_jax._program_cache import processor_and_version, remove_oldest
 
 LIMIT = 2_000_000_000  # bytes; one run of the tests stores about a tenth
-QUICK = (
-    "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false "
-    "--xla_cpu_parallel_codegen_split_count=1"
-)
+LEVEL = "--xla_backend_optimization_level"
+PARTS = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+QUICK = f"{LEVEL}=0 {PARTS}"
+FOR_LOOPS = f"{LEVEL}=1 {PARTS}"
 
 
 def root() -> Path:
@@ -44,16 +44,25 @@ def share() -> None:
 def compile_quickly() -> None:
     """Compiles with fewer optimisations, unless ``XLA_FLAGS`` sets the level.
 
-    The tests spend most of their time compiling small programs.  LLVM's level 1 and XLA's older
-    code for fusions take half of the default's time; level 0 takes less, but its loops are many
-    times slower.  The workers use all cores, so that compiling a program in parallel parts only
-    adds a seventh to the time.  XLA's own passes (fusion, layouts, buffers) are the default's.
-    With ``XLA_FLAGS=--xla_backend_optimization_level=3`` in the environment, the tests compile
-    what users run.
+    The tests spend most of their time compiling small programs.  LLVM's level 0 and XLA's older
+    code for fusions take less than half of the default's time.  The workers use all cores, so
+    compiling a program in parallel parts would only add a seventh to the time.  XLA's own passes
+    (fusion, layouts, buffers) are the default's.  With
+    ``XLA_FLAGS=--xla_backend_optimization_level=3`` in the environment, the tests compile what
+    users run.
     """
     flags = os.environ.get("XLA_FLAGS", "")
-    if "xla_backend_optimization_level" not in flags:
+    if LEVEL not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {QUICK}".strip()
+
+
+def flags_for_loops() -> str:
+    """``XLA_FLAGS`` for a child process that computes for longer than it compiles.
+
+    At level 0 a loop takes twice as long as at level 1.  Programs of different levels round
+    differently, so a test that compares processes bit for bit uses the same level for both.
+    """
+    return os.environ["XLA_FLAGS"].replace(QUICK, FOR_LOOPS)
 
 
 def is_quick() -> bool:

@@ -7,6 +7,8 @@ import re
 
 import pytest
 
+from tests import compiled
+
 jupytext = pytest.importorskip("jupytext")
 nbformat = pytest.importorskip("nbformat")
 pytest.importorskip("nbclient")
@@ -116,10 +118,11 @@ def marks(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param(name, marks=marks(name)) for name in PAIRED])
-def test_a_notebook_runs_from_start_to_end(name, public_data):
+def test_a_notebook_runs_from_start_to_end(name, public_data, monkeypatch):
     public_data(*DATA.get(name, []))
     if name in PEERS:
         pytest.importorskip(PEERS[name])
+    monkeypatch.setenv("XLA_FLAGS", compiled.flags_for_loops())
     notebook = build.executed(with_cpu_seconds(build.source(name)))
     check_outputs(notebook)
     assert 1 < float(notebook.cells[-1].outputs[0].text) < CPU_SECONDS

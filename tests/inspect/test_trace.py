@@ -16,7 +16,8 @@ from lstm_jax.inspect import trace
 from lstm_jax.inspect.models import cells_by_path
 from lstm_jax.sequence import Zoneout, engines
 from lstm_jax.sequence.rows import valid_steps
-from tests import compiled, oracle
+from tests import oracle
+from tests.arrays import assert_same
 
 T, B, D, H = 7, 2, 3, 4
 SPACE = {"conv_lstm": (3, 2)}
@@ -79,27 +80,21 @@ def test_names_are_those_of_the_equations_in_the_order_of_computation(name):
     assert list(values)[-1] == "h"
 
 
-def assert_same(got, expected):
-    """Equal bit for bit with default compiler options; XLA's older fusions round differently."""
-    if compiled.is_quick():
-        chex.assert_trees_all_close(got, expected, atol=ROUNDING, rtol=0)
-    else:
-        chex.assert_trees_all_equal(got, expected)
-
-
 def assert_as_unroll(name, traced, state, ys):
     got, expected = (traced.values["cell"]["h"], traced.state), (ys, state)
     if name in ("nig", "mgu"):
         chex.assert_trees_all_close(got, expected, atol=ROUNDING, rtol=0)
     else:
-        assert_same(got, expected)
+        assert_same(got, expected, ROUNDING)
 
 
+@pytest.mark.exact
 @over_cells
 def test_outputs_and_last_states_are_those_of_unroll(name):
     assert_as_unroll(name, traced_forwards(name), *unroll(*made(name)))
 
 
+@pytest.mark.exact
 @pytest.mark.parametrize("name", ["lstm", "lstm_1997", "fgr", "slstm", "min_gru", "conv_lstm"])
 def test_backwards_with_lengths_and_resets(name):
     options = {"reverse": True, "lengths": LENGTHS, "resets": RESETS}
@@ -197,6 +192,7 @@ def test_values_past_the_end_of_a_row_are_zero():
         assert (array[:3] != 0).all()
 
 
+@pytest.mark.exact
 def test_cell_states_are_wide_in_narrow_types():
     values = trace(*made("lstm", dtype="bfloat16", param_dtype="bfloat16")).values["cell"]
     assert (values["h"].dtype, values["c"].dtype, values["f"].dtype) == (
@@ -213,11 +209,12 @@ def assert_like_apply(model, params, xs, **rows):
     """States and outputs of the top layer equal those of the model."""
     state, ys = model.apply(params, xs, **rows)
     traced = trace(model, params, xs, **rows)
-    assert_same(traced.state, state)
+    assert_same(traced.state, state, ROUNDING)
     assert list(traced.values) == list(cells_by_path(model))
     return traced.values, ys
 
 
+@pytest.mark.exact
 @pytest.mark.parametrize("rows", [{}, {"lengths": LENGTHS, "resets": RESETS}], ids=["all", "rows"])
 @pytest.mark.parametrize("reverse", [False, True])
 def test_layers_of_a_stack(rows, reverse):
@@ -225,7 +222,7 @@ def test_layers_of_a_stack(rows, reverse):
     params = lstm.init(jax.random.key(0), D)
     xs = jax.random.normal(jax.random.key(1), (T, B, D))
     values, ys = assert_like_apply(lstm, params, xs, **rows)
-    assert_same(values["layer_1"]["h"], ys)
+    assert_same(values["layer_1"]["h"], ys, ROUNDING)
     below = trace(LSTMCell(H), params["layer_0"], xs, reverse=reverse, **rows)
     chex.assert_trees_all_equal(dict(values["layer_0"]), dict(below.values["cell"]))
 
@@ -258,6 +255,7 @@ def test_both_directions_and_stacks_in_stacks(merge):
         chex.assert_trees_all_equal(jnp.concatenate(directions, -1), zs)
 
 
+@pytest.mark.exact
 def test_flax_modules():
     from flax import linen, nnx
 
@@ -269,7 +267,7 @@ def test_flax_modules():
     module = lstm_jax.nnx.LSTM(D, H, num_layers=2, rngs=nnx.Rngs(0))
     ys = module(xs, seq_lengths=LENGTHS, resets=resets)
     traced = trace(module, None, xs, lengths=LENGTHS, resets=resets)
-    assert_same(traced.values["layer_1"]["h"], ys.swapaxes(0, 1))
+    assert_same(traced.values["layer_1"]["h"], ys.swapaxes(0, 1), ROUNDING)
     cell = lstm_jax.nnx.PeepholeLSTMCell(D, H, rngs=nnx.Rngs(0))
     outputs = trace(cell, None, xs).values["cell"]["h"]
     chex.assert_trees_all_close(outputs, nnx.RNN(cell)(xs).swapaxes(0, 1), atol=ROUNDING, rtol=0)
@@ -279,7 +277,7 @@ def test_flax_modules():
     ys, variables = module.init_with_output(jax.random.key(0), xs)
     traced = trace(module, variables, xs).values
     both = [traced[f"layer_0.{way}"]["h"] for way in ("forward", "backward")]
-    assert_same(jnp.concatenate(both, -1), ys)
+    assert_same(jnp.concatenate(both, -1), ys, ROUNDING)
     bound = trace(module.bind(variables), None, xs).values
     chex.assert_trees_all_equal(jax.tree.leaves(bound), jax.tree.leaves(traced))
     named_cell = lstm_jax.linen.LSTMCell(H)
