@@ -21,13 +21,13 @@ from tests.ink import write_ink
 from tests.skeletons import write_skeletons
 
 
-def value_and_grad(task, model, params, carry, batch, seed):
-    """The loss in training mode and the new carry; the gradient."""
+def differentiated(task, model):
+    """A compiled function of ``params, carry, batch, key``: ``((loss, new carry), gradient)``."""
 
-    def loss(params):
-        return task.loss(with_params(model, params), carry, batch, nnx.Rngs(seed))
+    def loss(params, carry, batch, key):
+        return task.loss(with_params(model, params), carry, batch, nnx.Rngs(key))
 
-    return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))
 
 
 @pytest.fixture(scope="module", params=TASKS)
@@ -204,9 +204,9 @@ def test_the_loss_is_a_scalar_with_finite_gradients_that_reach_every_parameter(t
     model = task.build(nnx.Rngs(0))
     params, carry = params_of(model), model.initial_carry(task.batch_size)
     total = jax.tree.map(np.zeros_like, params)
-    batches = iter(task.batches(seed=0).to_iter_dataset())
+    batches, run = iter(task.batches(seed=0).to_iter_dataset()), differentiated(task, model)
     for k, batch in enumerate(itertools.islice(batches, 4)):
-        (loss, new_carry), grads = value_and_grad(task, model, params, carry, batch, k)
+        (loss, new_carry), grads = run(params, carry, batch, jax.random.key(k))
         assert loss.shape == () and np.isfinite(loss)
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
         # The loop passes the carry on: same structure, shapes and types.
@@ -220,11 +220,12 @@ def test_a_gradient_is_the_slope_of_the_loss(task):
     model, rng = task.build(nnx.Rngs(0)), np.random.default_rng(2)
     params = params_of(model)
     direction = jax.tree.map(lambda a: rng.normal(size=a.shape).astype(np.float32), params)
-    rest = (model.initial_carry(task.batch_size), task.batches(seed=0)[0], 1)
+    rest = (model.initial_carry(task.batch_size), task.batches(seed=0)[0], jax.random.key(1))
+    run = differentiated(task, model)
 
     def along(step: float):
         moved = jax.tree.map(lambda a, d: a + np.float32(step) * d, params, direction)
-        (loss, _), grads = value_and_grad(task, model, moved, *rest)
+        (loss, _), grads = run(moved, *rest)
         products = jax.tree.map(lambda g, d: float((g * d).sum()), grads, direction)
         return float(loss), sum(jax.tree.leaves(products))
 
