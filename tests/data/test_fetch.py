@@ -62,7 +62,7 @@ def server(monkeypatch):
         yield f"http://127.0.0.1:{running.server_port}", asked
         running.shutdown()
         thread.join()
-    gc.collect()
+    gc.collect(1)  # objects of this test
 
 
 def test_every_entry_can_be_fetched_and_checked():
