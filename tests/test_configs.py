@@ -195,8 +195,8 @@ def test_a_shrunk_config_runs_to_its_end(path, tmp_path, capsys, public_data, sl
         word for key, x in overrides.items() for word in (f"--{key}".replace("_", "-"), str(x))
     ]
     assert main(["train", str(path), "--workdir", str(workdir), *flags]) == 0
-    told = capsys.readouterr()
-    assert told.err == ""
+    printed = capsys.readouterr()
+    assert printed.err == ""
 
     assert load_config(workdir / "config.toml").train.num_steps == 4
     lines = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text("utf-8").splitlines()]
@@ -226,4 +226,4 @@ def test_a_shrunk_config_runs_to_its_end(path, tmp_path, capsys, public_data, sl
     assert {*results} - {"notes"} == {"step", *splits}
     assert all("loss" in results[split] for split in splits)
     for plot in plots.values():
-        assert str(plot) in told.out
+        assert str(plot) in printed.out

@@ -87,10 +87,10 @@ class TestCells:
         normal = jax.nn.initializers.normal(1.0)
         drawn = LSTMCell(H, carry_init=normal).initialize_carry(KEY, (B, D))
         assert not np.array_equal(drawn.h, drawn.c)
-        told = nn.RNN(LSTMCell(H, carry_init=jax.nn.initializers.ones))
+        module = nn.RNN(LSTMCell(H, carry_init=jax.nn.initializers.ones))
         ones = jax.tree.map(jnp.ones_like, LSTMCell(H).cell.zero_state((B,)))
         np.testing.assert_allclose(
-            told.apply(self.variables, XS),
+            module.apply(self.variables, XS),
             self.rnn.apply(self.variables, XS, initial_carry=ones),
             atol=1e-6,
         )
@@ -206,16 +206,16 @@ class TestLSTM:
     @pytest.mark.parametrize("keep_order", [False, True])
     @pytest.mark.parametrize("lengths", [LENGTHS, None])
     def test_backwards_as_in_flax(self, lengths, keep_order):
-        told = {"reverse": True, "keep_order": keep_order, "return_carry": True}
+        options = {"reverse": True, "keep_order": keep_order, "return_carry": True}
         variables = TestCells.variables
-        expected, zs = nn.RNN(LSTMCell(H), **told).apply(variables, XS, seq_lengths=lengths)
+        expected, zs = nn.RNN(LSTMCell(H), **options).apply(variables, XS, seq_lengths=lengths)
         variables = {"params": {"layer_0": variables["params"]["cell"]}}
-        carry, ys = LSTM(H, **told).apply(variables, XS, seq_lengths=lengths)
+        carry, ys = LSTM(H, **options).apply(variables, XS, seq_lengths=lengths)
         valid = VALID if lengths is not None else slice(None)
         np.testing.assert_allclose(ys[valid], zs[valid], atol=1e-6)
         chex.assert_trees_all_close(carry["layer_0"], expected, atol=1e-6)
         np.testing.assert_array_equal(
-            LSTM(H).apply(variables, XS, seq_lengths=lengths, **told)[1], ys
+            LSTM(H).apply(variables, XS, seq_lengths=lengths, **options)[1], ys
         )
 
     def test_both_directions_as_in_flax(self):
@@ -246,9 +246,9 @@ class TestLSTM:
         assert variables["params"]["layer_1"]["b"][3] == 3.0
 
     def test_activations_by_their_names_in_flax(self):
-        told = {"gate_fn": "hard_sigmoid", "activation_fn": jax.nn.relu}
-        expected = LSTM(H, 2, cell=functools.partial(lstm_jax.LSTMCell, **told))
-        ys = LSTM(H, 2, **told).apply(self.variables, XS)
+        functions = {"gate_fn": "hard_sigmoid", "activation_fn": jax.nn.relu}
+        expected = LSTM(H, 2, cell=functools.partial(lstm_jax.LSTMCell, **functions))
+        ys = LSTM(H, 2, **functions).apply(self.variables, XS)
         np.testing.assert_array_equal(ys, expected.apply(self.variables, XS))
         assert not np.allclose(ys, self.lstm.apply(self.variables, XS))
 
@@ -283,8 +283,8 @@ class TestCarries:
             (LSTM(H), rnns[0], pair, ("cell",)),
             (LSTM(H, bidirectional=True), nn.Bidirectional(*rnns), (pair, pair), None),
         ):
-            told = {"initial_carry": carry, "seq_lengths": LENGTHS, "return_carry": True}
-            (expected, zs), variables = other.init_with_output(KEY, XS, **told)
+            options = {"initial_carry": carry, "seq_lengths": LENGTHS, "return_carry": True}
+            (expected, zs), variables = other.init_with_output(KEY, XS, **options)
             theirs = variables["params"]
             params = (
                 from_flax(theirs["cell"])[1]
@@ -294,7 +294,7 @@ class TestCarries:
                     for way in ("forward", "backward")
                 }
             )
-            found, ys = ours.apply({"params": {"layer_0": params}}, XS, **told)
+            found, ys = ours.apply({"params": {"layer_0": params}}, XS, **options)
             assert jax.tree.structure(found) == jax.tree.structure(expected)
             chex.assert_trees_all_close(found, expected, atol=1e-6)
             np.testing.assert_allclose(ys[VALID], zs[VALID], atol=1e-6)

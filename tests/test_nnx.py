@@ -99,10 +99,10 @@ class TestCells:
         with pytest.raises(ValueError, match="rngs must be given if carry_init is given"):
             cell.initialize_carry((B, D), None, normal)
 
-        told = LSTMCell(D, H, carry_init=jax.nn.initializers.ones, rngs=nnx.Rngs(0))
-        ones = jax.tree.map(jnp.ones_like, told.cell.zero_state((B,)))
+        stored = LSTMCell(D, H, carry_init=jax.nn.initializers.ones, rngs=nnx.Rngs(0))
+        ones = jax.tree.map(jnp.ones_like, stored.cell.zero_state((B,)))
         expected = nnx.RNN(cell)(XS, initial_carry=ones)
-        np.testing.assert_allclose(nnx.RNN(told)(XS), expected, atol=1e-6)
+        np.testing.assert_allclose(nnx.RNN(stored)(XS), expected, atol=1e-6)
 
     @pytest.mark.parametrize("name", ["lstm", "slstm"])
     def test_a_learned_first_carry_is_the_one_that_flax_uses(self, name):
@@ -248,10 +248,10 @@ class TestLSTM:
         valid = VALID if lengths is not None else slice(None)
         np.testing.assert_allclose(ys[valid], zs[valid], atol=1e-6)
         chex.assert_trees_all_close(carry["layer_0"], expected, atol=1e-6)
-        told = LSTM(D, H, rngs=nnx.Rngs(0))(
+        chosen = LSTM(D, H, rngs=nnx.Rngs(0))(
             XS, seq_lengths=lengths, reverse=True, keep_order=keep_order
         )
-        np.testing.assert_array_equal(told, ys)
+        np.testing.assert_array_equal(chosen, ys)
 
     def test_both_directions_as_in_flax(self):
         ours = LSTM(D, H, bidirectional=True, merge="sum", dropout=0.5, rngs=nnx.Rngs(0))
@@ -276,9 +276,9 @@ class TestLSTM:
         assert lstm.layer_1.b[3] == 2.0
 
     def test_activations_by_their_names_in_flax(self):
-        told = {"gate_fn": "hard_sigmoid", "activation_fn": jax.nn.relu}
-        lstm = LSTM(D, H, bidirectional=True, **told, rngs=nnx.Rngs(0))
-        cell = functools.partial(lstm_jax.LSTMCell, **told)
+        functions = {"gate_fn": "hard_sigmoid", "activation_fn": jax.nn.relu}
+        lstm = LSTM(D, H, bidirectional=True, **functions, rngs=nnx.Rngs(0))
+        cell = functools.partial(lstm_jax.LSTMCell, **functions)
         expected = LSTM(D, H, bidirectional=True, cell=cell, rngs=nnx.Rngs(0))
         np.testing.assert_array_equal(lstm(XS), expected(XS))
         assert not np.allclose(lstm(XS), LSTM(D, H, bidirectional=True, rngs=nnx.Rngs(0))(XS))

@@ -171,8 +171,8 @@ WRONG = [
 @pytest.mark.parametrize(("flags", "message"), WRONG)
 def test_mistakes_give_one_line(flags, message, source, tmp_path, capsys):
     assert main(["convert", str(source), str(tmp_path / "b.npz"), *flags]) == 1
-    told = capsys.readouterr().err
-    assert message in told and told.count("\n") == 1, told
+    printed = capsys.readouterr().err
+    assert message in printed and printed.count("\n") == 1, printed
 
 
 def test_pickles_and_unknown_libraries_are_rejected(tmp_path, capsys):

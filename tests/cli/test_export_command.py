@@ -11,10 +11,10 @@ def test_metrics_sizes_and_times_are_printed(workdir, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     capsys.readouterr()
     assert main(["export", str(workdir), "--dtype", "int8"]) == 0
-    told = capsys.readouterr()
-    assert told.err == ""
+    printed = capsys.readouterr()
+    assert printed.err == ""
     number = r" +-?\d[\d,]*\.\d+ │"
-    rows = re.findall(rf"^│ (.*?) +│{number}{number}.*│$", told.out, re.MULTILINE)
+    rows = re.findall(rf"^│ (.*?) +│{number}{number}.*│$", printed.out, re.MULTILINE)
     assert rows == [
         "this run, step 1",
         "exported, stablehlo int8",
@@ -23,13 +23,14 @@ def test_metrics_sizes_and_times_are_printed(workdir, capsys, monkeypatch):
     folder = workdir / "export" / "stablehlo-int8"
     names = ["carry.npz", "manifest.json", "run.py", "sequence.jaxexport", "step.jaxexport"]
     assert sorted(path.name for path in folder.iterdir()) == [*names, "weights.npz"]
-    (sizes,) = re.findall(rf"^{re.escape(str(folder))}: [\d.,]+ kB: (.*)$", told.out, re.MULTILINE)
+    summary = rf"^{re.escape(str(folder))}: [\d.,]+ kB: (.*)$"
+    (sizes,) = re.findall(summary, printed.out, re.MULTILINE)
     assert re.findall(r"(\S+) [\d.,]+ kB", sizes) == [*names, "weights.npz"]
     seconds = r"\(the first \d+\.\d\d s\)"
     assert re.search(
         rf"^loaded in \d+\.\d{{3}} s; a step of one row \d+\.\d{{3}} ms {seconds}, "
         rf"64 steps at once \d+\.\d{{3}} ms {seconds}$",
-        told.out,
+        printed.out,
         re.MULTILINE,
     )
 
@@ -39,8 +40,8 @@ def test_onnx_with_dynamic_int8_quantisation(workdir, capsys):
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     assert main(["export", str(workdir), "--format", "onnx", "--dtype", "dynamic-int8"]) == 0
-    told = capsys.readouterr()
-    assert told.err == "" and "exported, onnx dynamic-int8" in told.out
+    printed = capsys.readouterr()
+    assert printed.err == "" and "exported, onnx dynamic-int8" in printed.out
     files = {path.name for path in (workdir / "export" / "onnx-dynamic-int8").iterdir()}
     assert files == {
         "manifest.json", "run.py", "sequence.onnx", "carry.npz", "step.onnx", "weights.bin",

@@ -149,14 +149,14 @@ def test_train_prints_plain_lines(run):
 
 def test_evaluate_prints_metrics_next_to_the_ngram_model(run, capsys):
     assert call("evaluate", run.workdir) == 0
-    told = capsys.readouterr()
-    assert told.err == ""
+    printed = capsys.readouterr()
+    assert printed.err == ""
     results = json.loads(pathlib.Path(run.workdir, "results.json").read_text("utf-8"))
-    (own,) = [line for line in told.out.splitlines() if "this run, step" in line]
+    (own,) = [line for line in printed.out.splitlines() if "this run, step" in line]
     assert f"{results['validation']['loss']:.4f}" in own
     assert f"{results['validation']['bits']:.4f}" in own
     assert f"step {results['step']}" in own
-    (ngram,) = [line for line in told.out.splitlines() if "5-gram" in line]
+    (ngram,) = [line for line in printed.out.splitlines() if "5-gram" in line]
     assert re.search(r"\d\.\d{4}", ngram)
 
 
@@ -179,9 +179,9 @@ def test_quickstart_accepts_text_in_any_alphabet(tmp_path, capsys):
 
 def generate(run, capsys, *args) -> str:
     assert call("generate", run.workdir, *args) == 0
-    told = capsys.readouterr()
-    assert told.err == ""
-    return told.out.removesuffix("\n")
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    return printed.out.removesuffix("\n")
 
 
 def test_generate_depends_on_seed_and_temperature(run, capsys):
@@ -259,16 +259,16 @@ def words_of(out: str) -> str:
 
 def test_help_lists_the_commands(capsys):
     assert call("--help") == 0
-    told = capsys.readouterr()
-    assert told.err == ""
+    printed = capsys.readouterr()
+    assert printed.err == ""
     for command, does in COMMANDS.items():
-        assert f"{command} {does}" in words_of(told.out)
+        assert f"{command} {does}" in words_of(printed.out)
 
 
 def test_version(capsys):
     assert call("--version") == 0
-    told = capsys.readouterr()
-    assert (told.out, told.err) == (f"lstm-jax {lstm_jax.__version__}\n", "")
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == (f"lstm-jax {lstm_jax.__version__}\n", "")
 
 
 @pytest.mark.parametrize(
@@ -284,10 +284,10 @@ def test_version(capsys):
 )
 def test_help_of_each_command(command, words, capsys):
     assert call(command, "--help") == 0
-    told = capsys.readouterr()
-    assert told.err == ""
+    printed = capsys.readouterr()
+    assert printed.err == ""
     for word in words:
-        assert word in words_of(told.out)
+        assert word in words_of(printed.out)
 
 
 def test_help_shows_the_largest_seed_as_an_integer(capsys):
@@ -582,13 +582,13 @@ def test_mistake_gives_one_line(name, folder, capsys):
     if change is not None:
         change(folder)
     code = call(*args)
-    told = capsys.readouterr()
+    printed = capsys.readouterr()
     assert code in (1, 2)
-    assert told.err.count("\n") == 1 and told.err.endswith("\n")
-    assert told.err.startswith("lstm-jax: error: ")
-    assert "Traceback" not in told.err + told.out
+    assert printed.err.count("\n") == 1 and printed.err.endswith("\n")
+    assert printed.err.startswith("lstm-jax: error: ")
+    assert "Traceback" not in printed.err + printed.out
     for word in words:
-        assert word in told.err
+        assert word in printed.err
 
 
 @pytest.mark.parametrize(
@@ -611,18 +611,18 @@ def test_mistake_gives_one_line(name, folder, capsys):
 )
 def test_mistake_in_generate_gives_one_line(args, words, run, capsys):
     code = call("generate", run.workdir, *args)
-    told = capsys.readouterr()
+    printed = capsys.readouterr()
     assert code in (1, 2)
-    assert told.out == ""
-    assert told.err.count("\n") == 1 and told.err.startswith("lstm-jax: error: ")
+    assert printed.out == ""
+    assert printed.err.count("\n") == 1 and printed.err.startswith("lstm-jax: error: ")
     for word in words:
-        assert word in told.err
+        assert word in printed.err
 
 
 def test_resuming_with_other_values_is_rejected(run, capsys):
     assert call("train", run.workdir, "--train.seed", 5) == 1
-    told = capsys.readouterr().err
-    assert "train.seed (0 in the folder, 5 requested)" in told and told.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert "train.seed (0 in the folder, 5 requested)" in printed and printed.count("\n") == 1
     assert call("train", run.workdir, "--workdir", "elsewhere") == 1
     assert "--workdir" in capsys.readouterr().err
 

@@ -46,7 +46,7 @@ class Even(lstm_jax.LSTMCell):
         super().__init__(hidden_size, **rest)
 class Grid(lstm_jax.cells.ConvLSTMCell):
     pass
-told = functools.partial(lstm_jax.LSTMCell, forget_bias=2.0)
+given = functools.partial(lstm_jax.LSTMCell, forget_bias=2.0)
 number = 3
 """
 
@@ -71,7 +71,7 @@ def task(cell, hidden_size=6, embedding_size=4):
 def test_custom_class_by_its_module(module):
     own = module(OWN, "my_own_cells")
     assert type(cell_factory(f"{own}.Mine")(hidden_size=4)).__name__ == "Mine"
-    assert cell_factory(f"{own}.told")(hidden_size=4).forget_bias == 2.0
+    assert cell_factory(f"{own}.given")(hidden_size=4).forget_bias == 2.0
     assert cell_factory(f"zoneout({own}.Even(forget_bias=3.0))")(hidden_size=6).forget_bias == 3.0
     for text in ("number", "functools"):
         said = rf"my_own_cells.*{text} is not a cell: expected a class"

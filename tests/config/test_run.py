@@ -222,19 +222,19 @@ def test_integer_given_for_a_float_becomes_a_float(toml):
 )
 def test_mistakes_in_a_file(text, words, toml):
     path = toml(text)
-    told = message(path)
-    assert told.startswith(f"{path}: ")
+    error = message(path)
+    assert error.startswith(f"{path}: ")
     for word in words:
-        assert word in told
+        assert word in error
 
 
 def test_missing_and_unknown_task(toml):
     path = toml("[train]\nseed = 1\n", task="")
     assert message(path).startswith(f"{path}: task: expected one of next_character, ")
     path = toml("", task="next_charcter")
-    told = message(path)
-    assert told.startswith(f"{path}: task: expected one of ")
-    assert "got 'next_charcter'; did you mean next_character?" in told
+    error = message(path)
+    assert error.startswith(f"{path}: task: expected one of ")
+    assert "got 'next_charcter'; did you mean next_character?" in error
     path = toml("task = 3\n", task="")
     assert "task: expected one of" in message(path) and "got 3" in message(path)
 
@@ -288,10 +288,10 @@ def test_overrides_are_read_by_the_type_of_their_key(toml):
     ],
 )
 def test_mistakes_in_overrides(key, value, words, toml):
-    told = message(toml(""), {key: value})
-    assert told.startswith(f"{words[0]}: ")
+    error = message(toml(""), {key: value})
+    assert error.startswith(f"{words[0]}: ")
     for word in words[1:]:
-        assert word in told
+        assert word in error
 
 
 @pytest.mark.parametrize(

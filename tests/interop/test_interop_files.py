@@ -130,15 +130,15 @@ def test_a_keras_model_stores_order_and_options(keras, tmp_path):
     arrays = read_arrays(path)
     recurrent = {name: array for name, array in arrays.items() if "dense" not in name}
     assert set(arrays) - set(recurrent) == {"layers/dense/vars/0", "layers/dense/vars/1"}
-    told = {
+    given = {
         "activation": "softsign",
         "recurrent_activation": "hard_sigmoid",
         "merge_mode": "ave",
         "reset_after": True,
     }
-    assert keras_options(path) == told
-    assert keras_options(path, "layers/lstm") == {n: told[n] for n in list(told)[:2]}
-    layer, params = from_keras(recurrent, **told)
+    assert keras_options(path) == given
+    assert keras_options(path, "layers/lstm") == {n: given[n] for n in list(given)[:2]}
+    layer, params = from_keras(recurrent, **given)
     xs = np.random.default_rng(0).normal(size=(4, 2, 3)).astype("float32")
     _, ys = layer.apply(params, xs)
     features = keras.Model(model.inputs, model.layers[-2].output)

@@ -33,14 +33,14 @@ def test_values_and_gradients_agree_with_linen(seed):
     rng = np.random.default_rng(seed)
     D, H = sizes(rng)
     kind = rng.choice(LINEN)
-    options, told, space = {}, {}, ()
+    options, given, space = {}, {}, ()
     if kind == "ConvLSTMCell":
         options = {"kernel_size": (3, 1), "use_bias": bool(rng.random() < 0.5)}
         space = (4, 3)
         D, H = 3, 2
     elif rng.random() < 0.5:
-        told = {"activation_fn": "relu"}
-    functions = {name: jax.nn.relu for name in told}
+        given = {"activation_fn": "relu"}
+    functions = {name: jax.nn.relu for name in given}
     module = getattr(linen, kind)(H, **options, **functions, param_dtype="float64")
     with jax.enable_x64(True):
         xs = draw(rng, T, B, *space, D, dtype="float64")
@@ -54,11 +54,11 @@ def test_values_and_gradients_agree_with_linen(seed):
             return module.apply({"params": arrays}, carry, x)
 
         def convert(arrays):
-            return from_flax(arrays, **told)
+            return from_flax(arrays, **given)
 
         assert_cells_agree(convert, arrays, step, carry, as_state, xs, rng)
         if kind != "ConvLSTMCell":  # whose forget bias is rounded
-            again = to_flax(*convert(arrays), **told)
+            again = to_flax(*convert(arrays), **given)
             jax.tree.map(np.testing.assert_array_equal, again, arrays)
 
 
@@ -67,17 +67,17 @@ def test_values_and_gradients_agree_with_nnx(seed):
     rng = np.random.default_rng(seed)
     D, H = sizes(rng)
     kind = rng.choice(LINEN[:4])
-    told = {"activation_fn": "relu"} if rng.random() < 0.5 else {}
+    given = {"activation_fn": "relu"} if rng.random() < 0.5 else {}
     if kind in ("LSTMCell", "GRUCell") and rng.random() < 0.3:
-        told["gate_fn"] = "hard_sigmoid"
-    functions = {name: getattr(jax.nn, function) for name, function in told.items()}
+        given["gate_fn"] = "hard_sigmoid"
+    functions = {name: getattr(jax.nn, function) for name, function in given.items()}
     with jax.enable_x64(True):
         types = {"dtype": "float64", "param_dtype": "float64"}
         module = getattr(nnx, kind)(D, H, **functions, **types, rngs=nnx.Rngs(seed))
         xs = draw(rng, T, B, D, dtype="float64")
         h, c = draw(rng, 2, B, H, dtype="float64")
         state = nnx.state(module, nnx.Param)
-        from_flax(state, **told)  # accepts it unchanged
+        from_flax(state, **given)  # accepts it unchanged
         arrays = draw_like(rng, nnx.to_pure_dict(state))
 
         graph, state = nnx.split(module)
@@ -88,12 +88,12 @@ def test_values_and_gradients_agree_with_nnx(seed):
             return filled(carry, x)
 
         def convert(arrays):
-            return from_flax(arrays, **told)
+            return from_flax(arrays, **given)
 
         carry = (c, h) if "LSTM" in kind else h
         assert_cells_agree(convert, arrays, step, carry, as_state, xs, rng)
         optimized = kind.startswith("Optimized")
-        again = to_flax(*convert(arrays), api="nnx", optimized=optimized, **told)
+        again = to_flax(*convert(arrays), api="nnx", optimized=optimized, **given)
         jax.tree.map(np.testing.assert_array_equal, again, arrays)
 
 

@@ -37,18 +37,18 @@ def random_layer(keras, rng, H):
     """A Keras layer, and the options that its arrays do not contain."""
     kind = rng.choice(["LSTM", "GRU", "SimpleRNN", "ConvLSTM2D"])
     use_bias = bool(rng.random() < 0.7)
-    told = {}
+    given = {}
     if rng.random() < 0.4:
-        told["activation"] = str(rng.choice(["relu", "softsign"]))
+        given["activation"] = str(rng.choice(["relu", "softsign"]))
     if kind != "SimpleRNN" and rng.random() < 0.4:
-        told["recurrent_activation"] = "hard_sigmoid"
-    options = {**told, "return_sequences": True, "return_state": True}
+        given["recurrent_activation"] = "hard_sigmoid"
+    options = {**given, "return_sequences": True, "return_state": True}
     if kind == "GRU":
         options["reset_after"] = bool(rng.random() < 0.6)
         if not use_bias:
-            told["reset_after"] = options["reset_after"]
+            given["reset_after"] = options["reset_after"]
     if kind == "ConvLSTM2D":
-        told["padding"] = options["padding"] = "same"
+        given["padding"] = options["padding"] = "same"
         options["kernel_size"] = (3, 1)
         H = 2
     else:
@@ -57,9 +57,9 @@ def random_layer(keras, rng, H):
             options.pop("use_cudnn")
     layer = getattr(keras.layers, kind)(H, use_bias=use_bias, **options)
     if rng.random() < 0.4 and kind != "ConvLSTM2D":
-        told["merge_mode"] = str(rng.choice(["concat", "sum", "ave", "mul"]))
-        layer = keras.layers.Bidirectional(layer, merge_mode=told["merge_mode"])
-    return layer, told
+        given["merge_mode"] = str(rng.choice(["concat", "sum", "ave", "mul"]))
+        layer = keras.layers.Bidirectional(layer, merge_mode=given["merge_mode"])
+    return layer, given
 
 
 def is_state(leaf):
@@ -71,8 +71,8 @@ def is_state(leaf):
 def test_values_and_gradients_agree_with_keras(seed, keras):
     rng = np.random.default_rng(seed)
     D, H = sizes(rng)
-    layer, told = random_layer(keras, rng, H)
-    space = SPACE if "padding" in told else ()
+    layer, given = random_layer(keras, rng, H)
+    space = SPACE if "padding" in given else ()
     D = 3 if space else D
     xs = draw(rng, B, T, *space, D)
     mask = None
@@ -81,7 +81,7 @@ def test_values_and_gradients_agree_with_keras(seed, keras):
         mask = np.arange(T) < lengths[:, None]
     layer.build(xs.shape)
     arrays = {w.path: draw(rng, *w.shape) for w in layer.weights}
-    ours, _ = from_keras(arrays, **told)
+    ours, _ = from_keras(arrays, **given)
     zeros = zero_state(ours, (B, *space), "float32")
     state = draw_like(rng, zeros)
 
@@ -117,7 +117,7 @@ def test_values_and_gradients_agree_with_keras(seed, keras):
         return sum((w * r).sum() for w, r in zip(weigh_by, mine, strict=True))
 
     (ys, last), (by_arrays, by_xs, by_state) = value_and_gradients(
-        lambda arrays: from_keras(arrays, **told),
+        lambda arrays: from_keras(arrays, **given),
         arrays,
         np.swapaxes(xs, 0, 1),
         state,

@@ -31,9 +31,9 @@ def random_module(torch, seed):
     options = {"bias": bool(rng.random() < 0.7), "dtype": torch.float64}
     if kind == "RNN" and rng.random() < 0.5:
         options["nonlinearity"] = "relu"
-    told = {key: value for key, value in options.items() if key == "nonlinearity"}
+    given = {key: value for key, value in options.items() if key == "nonlinearity"}
     if rng.random() < 0.2:
-        return getattr(torch.nn, f"{kind}Cell")(D, H, **options), told
+        return getattr(torch.nn, f"{kind}Cell")(D, H, **options), given
     if kind == "LSTM" and rng.random() < 0.4:
         options["proj_size"] = H // 2
     options |= {
@@ -41,7 +41,7 @@ def random_module(torch, seed):
         "bidirectional": bool(rng.random() < 0.4),
         "batch_first": bool(rng.random() < 0.5),
     }
-    return getattr(torch.nn, kind)(D, H, **options), told
+    return getattr(torch.nn, kind)(D, H, **options), given
 
 
 def theirs_of_layer(torch, module, xs, h_0, c_0, lengths):
@@ -96,10 +96,10 @@ def test_values_and_gradients_agree_with_torch(seed):
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     with jax.enable_x64(True):
-        module, told = random_module(torch, seed)
+        module, given = random_module(torch, seed)
         cell = not hasattr(module, "batch_first")
         arrays = {name: np.asarray(array) for name, array in module.state_dict().items()}
-        layer, _ = from_torch(module.state_dict(), **told)
+        layer, _ = from_torch(module.state_dict(), **given)
         zeros = zero_state(layer, (B,), "float64")
         xs = draw(rng, T, B, module.input_size, dtype="float64")
         lengths = None if cell or seed % 2 else rng.integers(1, T + 1, B)
@@ -134,7 +134,7 @@ def test_values_and_gradients_agree_with_torch(seed):
             return sum((weight * one).sum() for weight, one in pairs if one is not None)
 
         (ys, last), (by_arrays, by_xs, by_state) = value_and_gradients(
-            lambda arrays: from_torch(arrays, **told),
+            lambda arrays: from_torch(arrays, **given),
             arrays,
             xs,
             as_state(zeros, first["h"], first["c"]),

@@ -126,10 +126,10 @@ def lines_of(workdir: pathlib.Path) -> list[Any]:
 def resumed_to_the_same_end(runs):
     expected, lines = state_of(runs.finished, 6), lines_of(runs.finished)
 
-    def check(folder, told):
+    def check(folder, printed):
         assert state_of(folder, 6) == expected, "other parameters"
         found = lines_of(folder)
-        assert found == lines or "warning: " in told, "other metrics without a warning"
+        assert found == lines or "warning: " in printed, "other metrics without a warning"
         assert all(line in lines for line in found[-2:]), "other last metrics"
 
     return check

@@ -142,8 +142,8 @@ def test_predict_reads_files_and_folders_and_animates_one(run, folder, tmp_path,
 
     file, plot = folder / "a02_s04_e02_skeleton.txt", tmp_path / "a.gif"
     assert main(["predict", str(run), str(file), "--plot", str(plot)]) == 0
-    told = capsys.readouterr()
-    assert f"plotted {plot}" in told.out and told.err == ""
+    printed = capsys.readouterr()
+    assert f"plotted {plot}" in printed.out and printed.err == ""
     columns = load_run(run).predict(file)
     assert columns["recording"] == ["a02_s04_e02"] and columns["class"] == [CLASSES[1]]
     with Image.open(io.BytesIO(plot.read_bytes())) as image:
@@ -183,8 +183,8 @@ def test_mistakes_give_one_line(run, tmp_path, capsys):
         (["--plot", "a.gif"], "--plot: expected a file to predict on, got None"),
     ):
         assert main([*words, *more]) == 1
-        told = capsys.readouterr().err
-        assert message in told and told.count("\n") == 1
+        printed = capsys.readouterr().err
+        assert message in printed and printed.count("\n") == 1
 
 
 def test_a_file_of_one_frame_is_read(run, tmp_path):

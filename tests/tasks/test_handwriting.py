@@ -207,6 +207,6 @@ def test_mistakes_give_one_line(run, ink, tmp_path, capsys, monkeypatch, words, 
     pathlib.Path("new.csv").write_text("x,y,pen\n")
     pathlib.Path("words.csv").write_text(ink.read_text())
     assert main(["predict", str(run), *words]) == 1
-    told = capsys.readouterr().err
-    assert message in told and told.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert message in printed and printed.count("\n") == 1
     assert read_inks("words.csv")

@@ -147,8 +147,8 @@ def test_generate_writes_a_text_word_by_word(run, ink, tmp_path, capsys, monkeyp
     monkeypatch.chdir(tmp_path)
     words = ["--text", "oil viol", "--bias", "0.7", "--length", "40", "--output", "page.svg"]
     assert main(["generate", str(run), *words]) == 0
-    told = capsys.readouterr()
-    assert told.err == "" and told.out == "oil viol\nwrote page.svg\n"
+    printed = capsys.readouterr()
+    assert printed.err == "" and printed.out == "oil viol\nwrote page.svg\n"
     one = (tmp_path / "page.svg").read_text()
     ET.fromstring(one)
     assert main(["generate", str(run), *words]) == 0
@@ -221,8 +221,8 @@ def test_mistakes_give_one_line(run, tmp_path, capsys, monkeypatch, words, messa
     monkeypatch.chdir(tmp_path)
     (tmp_path / "plain.csv").write_text("x,y,pen\n1,2,1\n3,4,1\n")
     assert main(["generate", str(run), *words]) == 1
-    told = capsys.readouterr().err
-    assert message in told and told.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert message in printed and printed.count("\n") == 1
 
 
 def test_impossible_data_give_one_line(ink, tmp_path):

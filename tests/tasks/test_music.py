@@ -225,8 +225,8 @@ def run(folder, tmp_path_factory):
 
 def test_a_run_learns_and_writes_a_tune(run, capsys):
     assert main(["evaluate", str(run)]) == 0
-    told = capsys.readouterr()
-    assert "each pitch a Markov chain" in told.out and "a sample of 4 frames" in told.out
+    printed = capsys.readouterr()
+    assert "each pitch a Markov chain" in printed.out and "a sample of 4 frames" in printed.out
     assert (run / "plots" / "piano_roll.png").read_bytes().startswith(b"\x89PNG")
     assert {path.name for path in (run / "samples").iterdir()} == {
         "tune.mid",
@@ -240,16 +240,17 @@ def test_generate_harmonises_a_soprano_and_writes_files(run, folder, tmp_path, c
     soprano = folder / "03.mid"
     words = ["--soprano", str(soprano), "--length", "6", "--output", "mine", "--seed", "2"]
     assert main(["generate", str(run), *words]) == 0
-    told = capsys.readouterr()
-    assert told.err == "" and told.out.endswith("wrote mine.mid\nwrote mine.wav\nwrote mine.png\n")
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert printed.out.endswith("wrote mine.mid\nwrote mine.wav\nwrote mine.png\n")
     roll, melody = read_midi("mine.mid", 2), read_midi(soprano, 2)[:6]
     assert len(roll) == 6
     for frame, given in zip(roll, melody, strict=True):
         assert np.flatnonzero(frame).max() == np.flatnonzero(given).max()
     assert main(["generate", str(run), *words]) == 0
-    assert capsys.readouterr().out == told.out
+    assert capsys.readouterr().out == printed.out
     tops = [
-        line.split()[0] for line in told.out.split("\nwrote")[0].replace(" | ", "\n").split("\n")
+        line.split()[0] for line in printed.out.split("\nwrote")[0].replace(" | ", "\n").split("\n")
     ]
     assert tops == ["F#4", "F#4", "G#4", "G#4", "A#4", "A#4"]
 
@@ -309,5 +310,5 @@ def test_mistakes_give_one_line(run, tmp_path, capsys, monkeypatch, words, messa
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.mid").write_text("la la la")
     assert main([words[0], str(run), *words[1:]]) == 1
-    told = capsys.readouterr().err
-    assert message in told and told.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert message in printed and printed.count("\n") == 1

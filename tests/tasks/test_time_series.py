@@ -237,8 +237,8 @@ def test_a_run_forecasts_the_rows_after_its_table(sales, tmp_path, capsys):
     )
     run = tmp_path / "run"
     assert main(["train", str(config), "--workdir", str(run)]) == 0
-    told = capsys.readouterr().out
-    assert "frequency W-SUN" in told and "gaps" not in told  # they are rows of the file
+    printed = capsys.readouterr().out
+    assert "frequency W-SUN" in printed and "gaps" not in printed  # they are rows of the file
     stored = (run / "config.toml").read_text()
     assert 'frequency = "W-SUN"' in stored and "window = 0" not in stored
     assert main(["train", str(run)]) == 0

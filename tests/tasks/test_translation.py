@@ -305,8 +305,8 @@ def test_a_short_training(run, capsys):
 
 def test_predict(run, tmp_path, capsys):
     assert main(["predict", str(run), "--text", "two one.", "--text", "six."]) == 0
-    told = capsys.readouterr().out
-    assert "eins zwei." in told and "sechs." in told
+    printed = capsys.readouterr().out
+    assert "eins zwei." in printed and "sechs." in printed
     loaded = load_run(run)
     columns = loaded.predict(["two one."])
     assert columns["rank"] == [1, 2] and columns["translation"][0] == "eins zwei."

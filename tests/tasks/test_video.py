@@ -167,8 +167,8 @@ def test_mistakes_give_one_line(run, tmp_path, capsys):
         ("short.npz", "video 1: expected at least data.observed = 3 frames, got 2"),
     ):
         assert main(["predict", str(run), str(tmp_path / name)]) == 1
-        told = capsys.readouterr().err
-        assert message in told and told.count("\n") == 1
+        printed = capsys.readouterr().err
+        assert message in printed and printed.count("\n") == 1
 
 
 def test_examples_of_moving_digits_are_new_ones(monkeypatch):

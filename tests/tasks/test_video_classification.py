@@ -103,9 +103,10 @@ def test_predict_reads_files_without_labels(run, tmp_path, capsys):
     np.testing.assert_allclose(columns["probability left"] + columns["probability right"], 1, 1e-5)
     np.savez(tmp_path / "new.npz", frames=new["frames"][..., [0, 0]])
     assert main(["predict", str(run), str(tmp_path / "new.npz")]) == 1
-    told = capsys.readouterr().err
-    assert "expected frames of 6 x 10 pixels and 1 channel(s), as in training, got 6 x 10 a" in told
-    assert told.count("\n") == 1
+    printed = capsys.readouterr().err
+    expected = "expected frames of 6 x 10 pixels and 1 channel(s), as in training, got 6 x 10 a"
+    assert expected in printed
+    assert printed.count("\n") == 1
 
 
 @pytest.mark.parametrize("format", ["stablehlo", "onnx"])

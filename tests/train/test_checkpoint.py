@@ -267,9 +267,9 @@ def no_traceback(capfd):
     """No library may print an error, neither immediately nor during garbage collection."""
     yield
     gc.collect()
-    told = capfd.readouterr()
-    assert "Traceback" not in told.err + told.out
-    assert "Exception ignored" not in told.err
+    printed = capfd.readouterr()
+    assert "Traceback" not in printed.err + printed.out
+    assert "Exception ignored" not in printed.err
 
 
 @pytest.mark.usefixtures("no_traceback")
@@ -423,7 +423,7 @@ def test_two_damaged_checkpoints_are_skipped(folder):
     with opened(folder) as checkpoints:
         restored, _ = checkpoints.restore_latest(make_state(0), warnings.append)
     assert bits(restored) == bits(make_state(1))
-    assert [str(folder / n) in told for n, told in zip("32", warnings, strict=True)] == [True] * 2
+    assert all(str(folder / n) in text for n, text in zip("32", warnings, strict=True))
 
 
 @pytest.mark.usefixtures("no_traceback")

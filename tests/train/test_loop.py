@@ -354,7 +354,7 @@ def test_folder_is_locked_during_training(whole, tmp_path):
             refused.append(str(error))
 
     train(config, tmp_path / "run", Listener(at_step))
-    assert len(refused) == 2 and all("another process" in told for told in refused)
+    assert len(refused) == 2 and all("another process" in message for message in refused)
     assert train(config, tmp_path / "run", Listener())  # the lock was released
 
 
@@ -363,11 +363,11 @@ def test_different_config_is_rejected(whole):
     other = write_config(workdir.parent, train__num_steps=30, optimizer__name="adam")
     with pytest.raises(UserError) as caught:
         train(other, workdir, Listener())
-    told = str(caught.value)
-    assert told.startswith(f"{workdir}: ") and "\n" not in told
-    assert "train.num_steps (24 in the folder, 30 requested)" in told
-    assert "optimizer.name ('adamw' in the folder, 'adam' requested)" in told
-    assert "train.seed" not in told
+    message = str(caught.value)
+    assert message.startswith(f"{workdir}: ") and "\n" not in message
+    assert "train.num_steps (24 in the folder, 30 requested)" in message
+    assert "optimizer.name ('adamw' in the folder, 'adam' requested)" in message
+    assert "train.seed" not in message
 
 
 @pytest.mark.parametrize("gone", ["checkpoints", "what is in them"])
@@ -494,11 +494,11 @@ def test_nonfinite_loss_stops_the_run(tmp_path, monkeypatch):
         report = Listener()
         with pytest.raises(UserError) as caught:
             train(config, tmp_path / "run", report)
-        told = str(caught.value)
-        assert "step 12" in told and "not finite" in told and "\n" not in told
+        message = str(caught.value)
+        assert "step 12" in message and "not finite" in message and "\n" not in message
         assert report.steps[-1] == 11
         if attempt == 0:  # step 8: the first evaluation is the best so far
-            assert "that of step 8" in told
+            assert "that of step 8" in message
     assert {"7", "8"} == {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
     model, step = best_model(config, config.build_task(), tmp_path / "run")
     assert step == 8
