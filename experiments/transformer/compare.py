@@ -36,7 +36,7 @@ KINDS = {
 SHARES = (0.01, 0.1, 1.0)
 STEPS = {  # for each fraction of the data; the best checkpoint is used
     "translation": {0.01: 200, 0.1: 900, 1.0: 9000},
-    "characters": {0.01: 200, 0.1: 420, 1.0: 4200},
+    "characters": {0.01: 60, 0.1: 245, 1.0: 4900},
 }
 EVALUATIONS = {"translation": 2, "characters": 6}
 RATES = {"translation": 2e-3, "characters": 3e-3}  # those of the configs

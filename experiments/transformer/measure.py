@@ -50,12 +50,8 @@ def seconds(function: Callable[[], Any], count: int) -> float:
 
 
 def steps(task_name: str, kind: str, config_of: ConfigOf) -> dict[str, float]:
-    """Number of parameters, and time and memory of an epoch's training steps, shape by shape.
-
-    Sentence pairs are padded to two shapes instead of six, to compile faster.
-    """
-    buckets: dict[str, object] = {"data.buckets": 2} if task_name == "translation" else {}
-    config = config_of(task_name, kind, buckets)
+    """Number of parameters, and time and memory of an epoch's training steps, shape by shape."""
+    config = config_of(task_name, kind, {})
     task = config.build_task()
     programs = own_programs(config, task)
     state = programs.new_state()
