@@ -56,10 +56,8 @@ test-oldest test-newest: test-%:
 # Tests of the LSTM cell and of bitwise equality, compiled with the default optimisations of users;
 # other tests are compiled with fewer optimisations (tests/compiled.py).
 test-optimized: setup
-	XLA_FLAGS=--xla_backend_optimization_level=3 $(BIN)/python -m pytest \
-	  tests/cells/test_lstm.py
-	XLA_FLAGS=--xla_backend_optimization_level=3 $(BIN)/python -m pytest -m exact \
-	  tests/inspect/test_trace.py tests/sequence/test_truncated.py
+	XLA_FLAGS=--xla_backend_optimization_level=3 $(BIN)/python -m pytest -m optimized \
+	  tests/cells/test_lstm.py tests/inspect/test_trace.py tests/sequence/test_truncated.py
 
 # Builds an sdist and a wheel, and runs the quickstart from the wheel in a separate environment.
 test-wheel: setup

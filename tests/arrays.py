@@ -38,7 +38,7 @@ def in_float64(params):
 def assert_same(got, expected, atol: float) -> None:
     """Checks that trees are equal: bit for bit as users compile, else within ``atol``.
 
-    A test that calls this has the mark ``exact``.
+    A test that calls this has the mark ``optimized``.
     """
     if compiled.is_quick():
         chex.assert_trees_all_close(got, expected, atol=atol, rtol=0)

@@ -11,6 +11,8 @@ import scipy.stats
 from lstm_jax import CELLS, LSTMCell, LSTMState, lstm_cell
 from tests import oracle
 
+pytestmark = pytest.mark.optimized
+
 D, H, B = 5, 7, 3
 
 

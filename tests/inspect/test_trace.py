@@ -88,13 +88,13 @@ def assert_as_unroll(name, traced, state, ys):
         assert_same(got, expected, ROUNDING)
 
 
-@pytest.mark.exact
+@pytest.mark.optimized
 @over_cells
 def test_outputs_and_last_states_are_those_of_unroll(name):
     assert_as_unroll(name, traced_forwards(name), *unroll(*made(name)))
 
 
-@pytest.mark.exact
+@pytest.mark.optimized
 @pytest.mark.parametrize("name", ["lstm", "lstm_1997", "fgr", "slstm", "min_gru", "conv_lstm"])
 def test_backwards_with_lengths_and_resets(name):
     options = {"reverse": True, "lengths": LENGTHS, "resets": RESETS}
@@ -192,7 +192,7 @@ def test_values_past_the_end_of_a_row_are_zero():
         assert (array[:3] != 0).all()
 
 
-@pytest.mark.exact
+@pytest.mark.optimized
 def test_cell_states_are_wide_in_narrow_types():
     values = trace(*made("lstm", dtype="bfloat16", param_dtype="bfloat16")).values["cell"]
     assert (values["h"].dtype, values["c"].dtype, values["f"].dtype) == (
@@ -214,7 +214,7 @@ def assert_like_apply(model, params, xs, **rows):
     return traced.values, ys
 
 
-@pytest.mark.exact
+@pytest.mark.optimized
 @pytest.mark.parametrize("rows", [{}, {"lengths": LENGTHS, "resets": RESETS}], ids=["all", "rows"])
 @pytest.mark.parametrize("reverse", [False, True])
 def test_layers_of_a_stack(rows, reverse):
@@ -255,7 +255,7 @@ def test_both_directions_and_stacks_in_stacks(merge):
         chex.assert_trees_all_equal(jnp.concatenate(directions, -1), zs)
 
 
-@pytest.mark.exact
+@pytest.mark.optimized
 def test_flax_modules():
     from flax import linen, nnx
 
