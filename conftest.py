@@ -14,6 +14,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import jax  # noqa: E402
 
+compiled.share_context()
 # The setting of the command line on a machine with two cores.
 jax.config.update("jax_num_cpu_devices", 2)
 jax.devices()
