@@ -21,7 +21,9 @@ from nbclient import NotebookClient
 FOLDER = pathlib.Path(__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("[0-9][0-9]_*.py"))
 SHARP = "--InlineBackend.figure_formats={'retina'}"  # twice the pixels, in the same size
-CELL_SECONDS = 600  # generous, since a machine may be busy; the tests limit the CPU time
+CELL_SECONDS = 600  # generous, since a machine may be busy; the CPU time is limited
+CPU_SECONDS = 120
+"""The most that a notebook's processes may use: on an idle machine, a notebook takes no longer."""
 IMAGES = FOLDER.parent / "docs" / "images"
 EXAMPLES = FOLDER.parent / "examples"
 IMAGE_OF = {
@@ -56,7 +58,13 @@ def source(name: str) -> nbformat.NotebookNode:
 
 
 def executed(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """The notebook, run from start to end by a new kernel in an empty folder."""
+    """The notebook, run from start to end by a new kernel in an empty folder.
+
+    Raises:
+      RuntimeError: it took more than ``CPU_SECONDS``.
+    """
+    measure = "import os\n\nprint(sum(os.times()[:4]))"  # of the kernel and its child processes
+    notebook.cells.append(nbformat.v4.new_code_cell(measure))
     with tempfile.TemporaryDirectory() as folder:
         client = NotebookClient(
             notebook,
@@ -70,9 +78,11 @@ def executed(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         examples = os.pathsep.join([str(EXAMPLES), *filter(None, [os.environ.get("PYTHONPATH")])])
         environment = {"IPYTHONDIR": folder, "MPLBACKEND": "", "PYTHONPATH": examples}
         client.execute(env={**os.environ, **environment})
-    notebook.metadata = nbformat.from_dict(
-        METADATA
-    )  # without the version that the kernel has added
+    seconds = float(notebook.cells.pop().outputs[0].text)
+    if seconds > CPU_SECONDS:
+        raise RuntimeError(f"expected at most {CPU_SECONDS} seconds of CPU time, got {seconds:.0f}")
+    # Without the version that the kernel has added.
+    notebook.metadata = nbformat.from_dict(METADATA)
     return notebook
 
 

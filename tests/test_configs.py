@@ -42,6 +42,7 @@ SMALL = {
         "model.hidden_size": 8,
     },
     "action": {
+        "data.train_subjects": "1",  # all others are for the test
         "data.batch_size": 4,
         "data.max_frames": 8,
         "data.copies": 1,
