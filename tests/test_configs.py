@@ -11,6 +11,7 @@ import pytest
 
 from lstm_jax.cli import main
 from lstm_jax.data import NAMED_MUSIC, cache_folder, fetch, public_series, registry
+from lstm_jax.tasks import backtest
 from lstm_jax.train import load_config, sections_for
 from tests.ink import write_ink
 
@@ -130,7 +131,10 @@ def recorded(path: pathlib.Path) -> str:
 
 @pytest.fixture
 def sliced(tmp_path, monkeypatch):
-    """Cuts public text files to their first lines, and the air of Beijing to two stations."""
+    """Cuts public text files to their first lines, and the air of Beijing to two stations.
+
+    Forecasts are computed in small batches, since a batch is filled up with copies.
+    """
 
     def first_lines(name):
         path, copy = fetch(name), tmp_path / "public" / name
@@ -146,6 +150,7 @@ def sliced(tmp_path, monkeypatch):
         if getattr(module, "fetch", None) is fetch and module.__name__.startswith("lstm_jax"):
             monkeypatch.setattr(module, "fetch", first_lines)
     monkeypatch.setattr(public_series, "STATIONS", public_series.STATIONS[:2])
+    monkeypatch.setattr(backtest, "EVALUATION_BATCH", 32)
 
 
 def cases():

@@ -13,6 +13,7 @@ from lstm_jax.cli import main
 from lstm_jax.errors import UserError
 from lstm_jax.export import ExportedModel
 from lstm_jax.models import Compiled
+from lstm_jax.tasks import backtest
 from lstm_jax.tasks.forecast_metrics import metrics_of
 from lstm_jax.tasks.quantile_forecasts import LEVELS, Forecasts, Origins
 from lstm_jax.tasks.quantile_regression import quantile_regression
@@ -50,6 +51,14 @@ def task_of(path, model=SMALL, **options):
         "test": "12", "batch_size": 4,
     } | options  # fmt: skip
     return TimeSeries(TimeSeriesData(table=str(path), **options), model)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_batches():
+    """Several batches of forecasts, the last one incomplete, where there would be one of 256."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backtest, "EVALUATION_BATCH", 16)
+        yield
 
 
 @pytest.fixture(scope="module")
