@@ -4,8 +4,8 @@ BIN := $(VENV)/bin
 EXTRAS := train,parquet,plot,tensorboard,interop,notebooks,dev
 RUN := runs/quickstart
 
-# Python stores a module when it compiles it, also where the environment forbids this: most tests of
-# commands and notebooks start processes, each of which would compile two thousand modules.
+# Python stores the modules that it compiles, even if the environment forbids it. The tests start
+# many processes, each of which would otherwise compile two thousand modules.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-oldest test-newest test-optimized test-wheel test-extras bench notebooks docs lint types setup peers clean

@@ -11,7 +11,6 @@ import pytest
 
 from lstm_jax.cli import main
 from lstm_jax.data import NAMED_MUSIC, cache_folder, fetch, public_series, registry
-from lstm_jax.tasks import backtest
 from lstm_jax.train import load_config, sections_for
 from tests.ink import write_ink
 
@@ -150,7 +149,7 @@ def sliced(tmp_path, monkeypatch):
         if getattr(module, "fetch", None) is fetch and module.__name__.startswith("lstm_jax"):
             monkeypatch.setattr(module, "fetch", first_lines)
     monkeypatch.setattr(public_series, "STATIONS", public_series.STATIONS[:2])
-    monkeypatch.setattr(backtest, "EVALUATION_BATCH", 32)
+    monkeypatch.setattr("lstm_jax.tasks.backtest.EVALUATION_BATCH", 32)
 
 
 def cases():

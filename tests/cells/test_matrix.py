@@ -227,12 +227,7 @@ def test_derivatives_equal_finite_differences(case):
         rng = np.random.default_rng(1)
         how = {"lengths": LENGTHS, "resets": RESETS[:, ::-1]}
         derivative = jax.value_and_grad(functools.partial(loss, cell, **how), argnums=(0, 1, 2))
-        # Forward over reverse, in one program: values and gradients, and their tangents along v.
-        products = quick_jit(lambda a, v: jax.jvp(lambda a: derivative(*a), (a,), (v,)))
-        none = jax.tree.map(np.zeros_like, args)
-        # The slowest program is compiled once for each cell.
-        second = case in FIRST
-        value_and_grad = (lambda *a: products(a, none)[0]) if second else quick_jit(derivative)
+        value_and_grad = quick_jit(derivative)
         _, grads = value_and_grad(*args)
         assert dtypes(grads) == {"float64"}
         step = 1e-5
@@ -244,16 +239,18 @@ def test_derivatives_equal_finite_differences(case):
         # Central differences along directions of length one err by the third derivative times
         # step**2 = 1e-10 and by rounding errors of 1e-15 / step = 1e-10, each times order 1 to 100.
         close = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-7)
+        none = jax.tree.map(np.zeros_like, args)
         for n, what in enumerate(("parameters", "inputs", "initial state")):
             tangent = tuple(direction(rng, args[m]) if m == n else none[m] for m in range(3))
             (up, _), (down, _) = around(tangent)
             close(inner(grads, tangent), (up - down) / (2 * step), err_msg=f"gradient for {what}")
 
-        if not second:
+        if case not in FIRST:
             return
         tangent = direction(rng, args)
         (_, up), (_, down) = around(tangent)
-        # The first output's tangent is J v, the second's is H v.
+        # Forward over reverse: the first output's tangent is J v, the second's is H v.
+        products = quick_jit(lambda a, v: jax.jvp(lambda a: derivative(*a), (a,), (v,)))
         _, (jv, hv) = products(args, tangent)
         np.testing.assert_allclose(
             jv, inner(grads, tangent), rtol=1e-10, atol=1e-12, err_msg="forward and reverse mode"

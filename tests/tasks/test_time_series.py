@@ -13,7 +13,6 @@ from lstm_jax.cli import main
 from lstm_jax.errors import UserError
 from lstm_jax.export import ExportedModel
 from lstm_jax.models import Compiled
-from lstm_jax.tasks import backtest
 from lstm_jax.tasks.forecast_metrics import metrics_of
 from lstm_jax.tasks.quantile_forecasts import LEVELS, Forecasts, Origins
 from lstm_jax.tasks.quantile_regression import quantile_regression
@@ -53,12 +52,10 @@ def task_of(path, model=SMALL, **options):
     return TimeSeries(TimeSeriesData(table=str(path), **options), model)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def small_batches():
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch):
     """Several batches of forecasts, the last one incomplete, where there would be one of 256."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backtest, "EVALUATION_BATCH", 16)
-        yield
+    monkeypatch.setattr("lstm_jax.tasks.backtest.EVALUATION_BATCH", 16)
 
 
 @pytest.fixture(scope="module")
