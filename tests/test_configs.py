@@ -203,12 +203,13 @@ def test_a_shrunk_config_runs_to_its_end(path, tmp_path, capsys, public_data, sl
     printed = capsys.readouterr()
     assert printed.err == ""
 
-    assert load_config(workdir / "config.toml").train.num_steps == 4
+    trained = load_config(workdir / "config.toml")
+    assert trained.train.num_steps == 4
     lines = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text("utf-8").splitlines()]
     assert [line["step"] for line in lines if "train/loss" in line] == [1, 2, 3, 4]
     assert all(isinstance(line["step"], int) for line in lines)
     assert all(isinstance(x, int | float) for line in lines for x in line.values())
-    splits = config.build_task().splits
+    splits = trained.build_task().splits
     evaluated = [2, 4] if "validation" in splits else []
     assert [line["step"] for line in lines if "validation/loss" in line] == evaluated
     assert "4" in {path.name for path in (workdir / "checkpoints").iterdir()}
