@@ -10,7 +10,11 @@ import tomllib
 import pytest
 
 from lstm_jax.cli import main
+from lstm_jax.config.run import Config
 from lstm_jax.data import NAMED_MUSIC, cache_folder, fetch, public_series, registry
+from lstm_jax.data.skeletons import read_recordings as read_movements
+from lstm_jax.data.transcripts import read_recordings as read_speech
+from lstm_jax.tasks import action_data, speech_data
 from lstm_jax.train import load_config, sections_for
 from tests.ink import write_ink
 
@@ -84,7 +88,7 @@ SMALL = {
     },
     "time_series": {"data.batch_size": 4, "data.stride": 500, "model.hidden_size": 8},
     "translation": {
-        "data.vocabulary_size": 2000,
+        "data.vocabulary_size": 1000,
         "data.max_tokens": 120,
         "data.batch_size": 4,
         "data.buckets": 1,
@@ -96,11 +100,15 @@ SMALL = {
 HEADS = {"model.hidden_size": 12, "model.embedding_size": 12, "model.context": 8}
 # Sizes that the heads can share.
 OF_ONE = {
-    "tiny_shakespeare_transformer": HEADS,
+    "tiny_shakespeare_transformer": {**HEADS, "model.num_layers": 1},
     "multi30k_transformer": {"model.embedding_size": 8, "model.num_layers": 1},
 }
-LINES = {"m4": 21, "multi30k": 300, "rt_polarity": 300, "sst_trees": 300}
+LINES = {"m4": 21, "multi30k": 64, "rt_polarity": 300, "sst_trees": 300}
 """Of these public files, only the first lines are read: a tree, a sentence or a series each."""
+RECORDINGS = 100
+"""About as many recordings of speech are used in each split, so that every character occurs."""
+MOVEMENTS = 4
+"""Of the recordings of actions, only each fourth is used."""
 SHORT = {
     "train.num_steps": 4,
     "train.log_every": 1,
@@ -130,7 +138,7 @@ def recorded(path: pathlib.Path) -> str:
 
 @pytest.fixture
 def sliced(tmp_path, monkeypatch):
-    """Cuts public text files to their first lines, and the air of Beijing to two stations.
+    """Cuts public text files to their first lines, and takes a part of the recordings and stations.
 
     Forecasts are computed in small batches, since a batch is filled up with copies.
     """
@@ -148,8 +156,28 @@ def sliced(tmp_path, monkeypatch):
     for module in [*sys.modules.values()]:
         if getattr(module, "fetch", None) is fetch and module.__name__.startswith("lstm_jax"):
             monkeypatch.setattr(module, "fetch", first_lines)
+
+    def some_of_each_split(*how):
+        splits = read_speech(*how)
+        return {name: rows[:: len(rows) // RECORDINGS or 1] for name, rows in splits.items()}
+
+    monkeypatch.setattr(speech_data, "read_recordings", some_of_each_split)
+    monkeypatch.setattr(
+        action_data, "read_recordings", lambda path: read_movements(path)[::MOVEMENTS]
+    )
     monkeypatch.setattr(public_series, "STATIONS", public_series.STATIONS[:2])
     monkeypatch.setattr("lstm_jax.tasks.backtest.EVALUATION_BATCH", 32)
+
+
+@pytest.fixture
+def built(monkeypatch):
+    """The tasks that a command has built."""
+    tasks = []
+    build = Config.build_task
+    monkeypatch.setattr(
+        Config, "build_task", lambda *given: tasks.append(build(*given)) or tasks[-1]
+    )
+    return tasks
 
 
 def cases():
@@ -187,7 +215,7 @@ def test_sizes_fit(path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", cases())
-def test_a_shrunk_config_runs_to_its_end(path, tmp_path, capsys, public_data, sliced):
+def test_a_shrunk_config_runs_to_its_end(path, tmp_path, capsys, public_data, sliced, built):
     public_data(*needed(path))
     if recorded(path) and not (cache_folder() / recorded(path)).is_dir():
         pytest.skip(f"needs public data: {recorded(path)}")
@@ -203,13 +231,13 @@ def test_a_shrunk_config_runs_to_its_end(path, tmp_path, capsys, public_data, sl
     printed = capsys.readouterr()
     assert printed.err == ""
 
-    trained = load_config(workdir / "config.toml")
-    assert trained.train.num_steps == 4
+    assert load_config(workdir / "config.toml").train.num_steps == 4
     lines = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text("utf-8").splitlines()]
     assert [line["step"] for line in lines if "train/loss" in line] == [1, 2, 3, 4]
     assert all(isinstance(line["step"], int) for line in lines)
     assert all(isinstance(x, int | float) for line in lines for x in line.values())
-    splits = trained.build_task().splits
+    (task,) = built
+    splits = task.splits
     evaluated = [2, 4] if "validation" in splits else []
     assert [line["step"] for line in lines if "validation/loss" in line] == evaluated
     assert "4" in {path.name for path in (workdir / "checkpoints").iterdir()}
