@@ -174,12 +174,19 @@ class ReachedError(Exception):
         self.config = config
 
 
+traced = set()
+"""What determined the states whose shapes are known; many damaged configs differ only elsewhere."""
+
+
 def up_to_the_first_step(config, task, *_):
     """Instead of compiling, computes the shapes of the state and of a batch in the first step."""
     schedule = build_schedule(config.optimizer, config.train.num_steps)
     optimizer = build_optimizer(config.optimizer, schedule)
     assert math.isfinite(float(schedule(0)))
-    abstract_state(task, optimizer, config.optimizer.ema_decay > 0)
+    determining = repr((config.task, config.data, config.model, config.optimizer))
+    if determining not in traced:
+        abstract_state(task, optimizer, config.optimizer.ema_decay > 0)
+        traced.add(determining)
     batch = task.batches(config.train.seed)[0]
     assert all(np.isfinite(array).all() for array in jax.tree.leaves(batch))
     raise ReachedError(config)
