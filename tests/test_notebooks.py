@@ -28,9 +28,9 @@ SHORTER = {
     "02_inside_the_gates": {"num_steps = 600": "num_steps = 60", "_every = 600": "_every = 60"},
     "04_your_own_cell": {"num_steps = 300": "num_steps = 30", "_every = 300": "_every = 30"},
     "07_from_torch_and_back": {"range(200)": "range(20)", "STEPS = 200": "STEPS = 20"},
-    "11_reinforcement_learning": {"num_updates=80": "num_updates=8"},
     "09_handwriting": {"WRITER_STEPS, MOVES = 1000": "WRITER_STEPS, MOVES = 500"},
     "10_music": {"WINDOW, STEPS = 128, 24, 16, 48, 300": "WINDOW, STEPS = 128, 24, 16, 48, 150"},
+    "11_reinforcement_learning": {"num_updates=80": "num_updates=8"},
 }
 """Trainings of a tenth in notebooks that check no result of the training, of half in 09 and 10.
 
