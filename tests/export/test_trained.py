@@ -15,7 +15,7 @@ from rich.console import Console
 
 from lstm_jax.errors import UserError
 from lstm_jax.export.trained import export_run
-from lstm_jax.export.writing import export_stablehlo, restored, stored
+from lstm_jax.export.writing import export_onnx, export_stablehlo, restored, stored
 from lstm_jax.models import Compiled
 from lstm_jax.train import Report, load_config, load_run, load_workdir, train
 from tests.arrays import params_of, with_params
@@ -322,6 +322,21 @@ def test_a_model_of_bfloat16_writes_the_same_text_bit_for_bit(run, tmp_path):
     for seed in range(3):
         how = ("the ", 200, 0.1, seed)
         assert "".join(exported.generate(*how)) == generated(task, model, *how)
+
+
+@pytest.mark.peers
+def test_a_model_of_bfloat16_runs_in_onnxruntime(run, tmp_path):
+    """Its readout is a product whose result is also in bfloat16."""
+    _, model, _ = with_model(run("next_character"), tmp_path / "stablehlo", dtype="bfloat16")
+    exported = export_onnx(model, tmp_path / "onnx")
+    tokens = np.random.default_rng(0).integers(0, 5, (3, 4))
+    ours, theirs = (
+        np.asarray(each(each.initial_carry(3), tokens=tokens)[1]["logits"], np.float32)
+        for each in (model, exported)
+    )
+    # One unit of bfloat16, in case a float32 sum is close to a tie.
+    np.testing.assert_allclose(ours, theirs, rtol=2**-7, atol=2**-7)
+    assert (ours == theirs).mean() > 0.95
 
 
 @pytest.mark.parametrize("format", FORMATS)

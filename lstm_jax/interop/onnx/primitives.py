@@ -417,10 +417,10 @@ def cumsum(g: Builder, eqn: Any, x: Value) -> str:
 def dot_general(g: Builder, eqn: Any, a: Value, b: Value) -> str:
     ((left, right), (left_batch, right_batch)) = eqn.params["dimension_numbers"]
     ndims = [len(v.aval.shape) for v in eqn.invars]
-    wide = dtype_of(eqn.outvars[0])
+    wide = computing_dtype(eqn.outvars[0])
     # Products of narrow numbers are exact in the type that the sum has.
     a, b = (
-        x if dtype_of(v) == wide else widened(g, x, wide)
+        x if computing_dtype(v) == wide else widened(g, x, wide)
         for x, v in zip((a, b), eqn.invars, strict=True)
     )
     if not left_batch and ndims[1] == 2 and left == (ndims[0] - 1,) and len(right) == 1:
@@ -464,6 +464,11 @@ def convolution(g: Builder, eqn: Any, x: Value, w: Value) -> Value:
 def dtype_of(v: Any) -> np.dtype:
     """The type of a variable or literal of an equation."""
     return np.dtype(v.aval.dtype)
+
+
+def computing_dtype(v: Any) -> np.dtype:
+    """The type in which operators compute a variable: float32 if its own is narrow."""
+    return np.dtype(np.float32) if is_narrow(dtype_of(v)) else dtype_of(v)
 
 
 def is_bool(v: Any) -> bool:

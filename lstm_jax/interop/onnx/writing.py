@@ -271,7 +271,7 @@ def _results(g: Builder, eqn: Any, inputs: list[Value]) -> list[Value]:
     # On a CPU, ONNX Runtime has few operators for narrow types.  The operators therefore compute in
     # float32, and the result is rounded once, as in XLA.
     narrow = any(is_narrow(dtype_of(v)) for v in (*eqn.invars, *eqn.outvars))
-    narrow = narrow and name not in ("convert_element_type", "dot_general")
+    narrow = narrow and name != "convert_element_type"
     if narrow:
         inputs = [
             widened(g, x, np.float32) if is_narrow(dtype_of(v)) else x
